@@ -1,0 +1,48 @@
+# Everything from a machine that has Python 3.11 and make. `make help` lists the targets.
+PYTHON ?= python3.11
+ORCHESTRATOR ?= local
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.lockstep-setup
+
+# one compute thread per worker, in every mode: the same numbers everywhere
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help setup train test check format bench
+
+help:
+	@echo "make train [ORCHESTRATOR=ray]  two simultaneous PPO agents on 64 CartPole-v1 environments, then their evaluation"
+	@echo "make test                      all tests"
+	@echo "make check                     lint, format, types, import directions"
+	@echo "make bench                     time per step against skrl, in one run"
+	@echo "make format                    format the code"
+	@echo "make setup                     the environment in .venv, with every extra (the others do it by themselves)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $(STAMP)
+
+train: $(STAMP)
+	$(BIN)/python examples/train_cartpole.py --orchestrator $(ORCHESTRATOR)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step_time.py

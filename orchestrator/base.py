@@ -1,0 +1,77 @@
+"""What a trainer asks of an orchestrator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from workers.frameworks import Framework
+from workers.service import Description
+from workers.types import Outcome, Scope, Tick
+
+__all__ = ["Orchestrator", "Plan", "Session"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a trainer wants to be run.
+
+    Attributes:
+        env: The environment or `EnvFactory` that the user handed over.
+        agents: The agents or factories that the user handed over, one per scope.
+        scopes: The scopes.
+        cfg: The trainer's configuration.
+        framework: The trainer's framework.
+        seed: The trainer's seed.
+    """
+
+    env: Any
+    agents: Sequence[Any]
+    scopes: Sequence[Scope]
+    cfg: Any
+    framework: Framework
+    seed: int | None
+
+
+class Session(Protocol):
+    """The workers of one trainer, started.
+
+    Attributes:
+        env: The live environments if they are in this process, else what the user handed over.
+        workers: Where and how the worker of each scope lives.
+    """
+
+    env: Any
+    workers: Sequence[Description]
+
+    def step(self, tick: Tick) -> Outcome:
+        """Do one iteration in all scopes.
+
+        Raises:
+            WorkerError: Scopes failed; all of them are reported.
+        """
+
+    def restart(self) -> None:
+        """Make the next iteration reset the environments."""
+
+    def agents(self) -> list[Any]:
+        """The trained agent of each scope.
+
+        Raises:
+            AgentError: One cannot be brought back from where it lives.
+        """
+
+    def close(self, *, close_environment: bool) -> None:
+        """Release all that was built: workers, actors, environments, and Ray if it was started for them.
+
+        Args:
+            close_environment: Whether to close also an environment that the user handed over.
+        """
+
+
+class Orchestrator(Protocol):
+    """How a trainer's scopes are run."""
+
+    def start(self, plan: Plan) -> Session:
+        """Build all workers. If one cannot be built, everything built before is released."""

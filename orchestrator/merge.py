@@ -1,0 +1,38 @@
+"""Outcomes of the scopes, in scope order, into the outcome of the full batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workers.frameworks import Framework
+from workers.infos import merge_infos, take_rows
+from workers.types import Outcome, Scope
+
+__all__ = ["infos_by_scope", "merge_outcomes"]
+
+
+def merge_outcomes(outcomes: Sequence[Outcome], scopes: Sequence[Scope], framework: Framework) -> Outcome:
+    """Concatenate the rows of all outcomes, and merge their infos (see `workers.infos.merge_infos`).
+
+    Args:
+        outcomes: The outcome of each scope, in scope order; every array has ``scope.num_envs`` rows.
+        scopes: The scopes.
+        framework: Whose arrays they are.
+
+    Returns:
+        An outcome whose row i belongs to environment i.
+    """
+    if len(outcomes) == 1:
+        return outcomes[0]
+    *arrays, infos = zip(*outcomes, strict=True)
+    rows = [framework.concatenate(parts) for parts in arrays]
+    return Outcome._make([*rows, merge_infos(infos, [scope.num_envs for scope in scopes], framework)])
+
+
+def infos_by_scope(outcome: Outcome, scopes: Sequence[Scope], framework: Framework) -> Outcome:
+    """An outcome of environments that are shared by several scopes, as if each had had its own."""
+    if len(scopes) == 1 or not outcome.infos:
+        return outcome
+    num_envs = scopes[-1].stop
+    parts = [take_rows(outcome.infos, scope.start, scope.stop, num_envs, framework) for scope in scopes]
+    return outcome._replace(infos=merge_infos(parts, [scope.num_envs for scope in scopes], framework))

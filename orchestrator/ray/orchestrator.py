@@ -1,0 +1,184 @@
+"""RayOrchestrator: how a trainer's scopes are started in Ray actors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.base import Plan
+from orchestrator.ray.cluster import connect
+from orchestrator.ray.placement import release, reserve
+from orchestrator.ray.session import RaySession
+from orchestrator.ray.transport import ActorCalls
+from workers.actor import WorkerActor
+from workers.env_slice import EnvSlice
+from workers.envs import EnvFactory
+from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError
+from workers.service import WorkerSpec
+from workers.types import Scope
+
+__all__ = ["RayOrchestrator"]
+
+_logger = logging.getLogger("lockstep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOrchestrator:
+    """Runs each simultaneous agent in a Ray actor.
+
+    Attributes:
+        address: Address of the cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None takes the Ray that
+            this process is connected to, else the one of ``RAY_ADDRESS``, else starts one on this machine.
+        num_cpus: CPUs of each worker.
+        num_gpus: GPUs of each worker.
+        start_timeout: Time to connect and to build all workers, in seconds; 2 s are added for every worker.
+        step_timeout: Time for one iteration of all workers, updates included, in seconds.
+    """
+
+    address: str | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+    start_timeout: float = 60
+    step_timeout: float = 300
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("start_timeout", "step_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)} s; expected more than 0")
+
+    def start(self, plan: Plan) -> RaySession:
+        """Connect, reserve a place for every worker, and build them all; on a failure all is released again.
+
+        Raises:
+            ClusterError: Ray cannot be reached, or has not what was asked of it.
+            AgentError: An agent cannot be pickled.
+            EnvError: The environment factory cannot be pickled, or builds something else than was asked.
+            WorkerError: A worker could not be built.
+        """
+        deadline = monotonic() + self.start_timeout + 2 * len(plan.scopes)
+        recipe = _recipe(plan.env)
+        agents = [_pickled_agent(agent, scope) for agent, scope in zip(plan.agents, plan.scopes, strict=True)]
+        env = None if recipe is None else _pickled_env(recipe)
+        with ExitStack() as cleanup:
+            shared = None
+            if recipe is None:
+                shared = EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
+            cluster = connect(self.address, timeout=deadline - monotonic())
+            cleanup.callback(cluster.disconnect)
+            group = reserve(
+                cluster,
+                workers=len(plan.scopes),
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                timeout=max(0.0, deadline - monotonic()),
+            )
+            cleanup.callback(release, group)
+            actors = [
+                WorkerActor.options(  # type: ignore[attr-defined]
+                    num_cpus=self.num_cpus,
+                    num_gpus=self.num_gpus,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+                ).remote()
+                for index in range(len(plan.scopes))
+            ]
+            cleanup.callback(_kill, actors)
+            calls = ActorCalls(actors, plan.scopes)
+            space = None if shared is None else cloudpickle.dumps(shared.env.observation_space)
+            specs = [
+                WorkerSpec(
+                    scope=scope,
+                    framework=plan.framework.name,
+                    agent=agent,
+                    env=env,
+                    observation_space=space,
+                    cfg=cloudpickle.dumps(plan.cfg),
+                    seed=plan.seed,
+                    modules=tuple(name for name in ("skrl",) if name in sys.modules),
+                )
+                for scope, agent in zip(plan.scopes, agents, strict=True)
+            ]
+            try:
+                workers = calls.request(
+                    "build", [(spec,) for spec in specs], timeout=max(0.1, deadline - monotonic()), phase="build"
+                )
+            except WorkerError as error:
+                raise _named(error) from error
+            calls.nodes = [worker.node for worker in workers]
+            _warn_of_threads(plan, [worker.num_threads for worker in workers])
+            return RaySession(
+                plan, shared, calls, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
+            )
+        raise AssertionError("unreachable")
+
+
+def _recipe(env: Any) -> EnvFactory | None:
+    """How to build the environments of one scope, None if they can only be shared."""
+    recipe: EnvFactory | None = env if isinstance(env, EnvFactory) else getattr(env, "recipe", None)
+    if recipe is None:
+        _logger.warning(
+            "the environments stay on the driver and are shared by all workers, because %s cannot be rebuilt per "
+            "scope; use make_env(…) or EnvFactory(build, num_envs=…) to have them stepped in the workers",
+            type(env).__qualname__,
+        )
+    return recipe
+
+
+def _pickled_agent(agent: Any, scope: Scope) -> bytes:
+    return _pickled(
+        agent,
+        lambda reason: AgentError(
+            f"the agent of scope {scope.index}, {type(agent).__qualname__}, cannot be pickled to be sent to its worker "
+            f"({reason}); hand over a factory instead, which is called in the worker: agents=[lambda scope: "
+            f"{type(agent).__qualname__}(…), …]"
+        ),
+    )
+
+
+def _pickled_env(recipe: EnvFactory) -> bytes:
+    return _pickled(recipe, lambda reason: EnvError(f"the environment factory cannot be pickled ({reason})"))
+
+
+def _pickled(value: Any, error_of: Callable[[str], LockstepError]) -> bytes:
+    try:
+        data: bytes = cloudpickle.dumps(value)
+    except Exception as error:
+        raise error_of(f"{type(error).__name__}: {error}") from error
+    return data
+
+
+def _kill(actors: list[Any]) -> None:
+    if ray.is_initialized():
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _named(error: WorkerError) -> LockstepError:
+    """The error of the kind that local mode would have raised, if all workers failed with one of ours."""
+    ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
+    kinds = {failure.kind for failure in error.failures}
+    if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
+        return kind("; ".join(f"{failure.message} [on {failure.node}]" for failure in error.failures))
+    return error
+
+
+def _warn_of_threads(plan: Plan, num_threads: list[int]) -> None:
+    mine = plan.framework.num_threads()
+    if set(num_threads) != {mine}:
+        warnings.warn(
+            f"{plan.framework.name} uses {mine} compute threads in this process, but {num_threads} in the workers, so "
+            "that local mode may give other numbers; set OMP_NUM_THREADS before the framework is imported",
+            stacklevel=5,
+        )

@@ -1,0 +1,52 @@
+"""Reserving a place for every worker before any is started."""
+
+from __future__ import annotations
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from orchestrator.ray.cluster import Cluster
+from workers.errors import ClusterError
+
+__all__ = ["release", "reserve"]
+
+
+def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float, timeout: float) -> PlacementGroup:
+    """Reserve one bundle per worker, on as few nodes as possible.
+
+    Args:
+        cluster: The connected cluster.
+        workers: Number of workers.
+        num_cpus: CPUs of each.
+        num_gpus: GPUs of each.
+        timeout: Time to get them, in seconds; a cluster may have to start nodes for it.
+
+    Raises:
+        ClusterError: The cluster cannot give them within `timeout`.
+    """
+    asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    total = cluster.resources
+    fits = all(total.get(name, 0) >= amount * workers for name, amount in asked.items())
+    # a Ray that was started here does not grow
+    group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK") if fits or not cluster.owned else None
+    if group is not None and group.wait(timeout_seconds=timeout):
+        return group
+    available = cluster.available
+    if group is not None:
+        remove_placement_group(group)
+    each = _text(asked)
+    raise ClusterError(
+        f"{workers} workers with {each} each were asked for, but Ray has {_text(total)}, of which {_text(available)} "
+        f"are free{'' if group is None else f' (waited {timeout:g} s)'}; use fewer simultaneous agents, "
+        "RayOrchestrator(num_cpus=…) with less for each, or a larger cluster"
+    )
+
+
+def release(group: PlacementGroup) -> None:
+    """Give a reservation back."""
+    if ray.is_initialized():
+        remove_placement_group(group)
+
+
+def _text(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in sorted({"CPU", *resources}))

@@ -1,0 +1,170 @@
+"""RaySession: the workers of one trainer in Ray actors, with environments of their own or sharing the driver's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from orchestrator.base import Plan
+from orchestrator.merge import infos_by_scope, merge_outcomes
+from orchestrator.ray.transport import ActorCalls
+from workers.agent_export import ExportedAgent, copy_state, import_agent
+from workers.agent_runner import is_factory
+from workers.env_slice import EnvSlice
+from workers.errors import LifecycleError, WorkerError
+from workers.infos import take_rows
+from workers.seeding import RandomStream, skrl_key
+from workers.service import Description
+from workers.types import Array, Outcome, Phase, Scope, Tick, Transition
+from workers.wire import from_wire, to_wire
+from workers.worker import ScopeWorker
+
+__all__ = ["RaySession"]
+
+_logger = logging.getLogger("lockstep")
+
+_CLOSE_TIMEOUT = 10.0
+
+
+class RaySession:
+    """See `orchestrator.base.Session`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        shared: EnvSlice | None,
+        calls: ActorCalls,
+        workers: Sequence[Description],
+        *,
+        step_timeout: float,
+        release: Callable[[], None],
+    ) -> None:
+        self.env = plan.env if shared is None else shared.env
+        self.workers = workers
+        self._plan = plan
+        self._shared = shared
+        self._calls = calls
+        self._step_timeout = step_timeout
+        self._release = release
+        self._healthy = True
+        self._closed = False
+        self._worker: ScopeWorker | None = None
+        if shared is not None:
+            agents = _RemoteAgents(calls, plan, step_timeout)
+            scope = 0 if len(plan.scopes) == 1 else None
+            self._worker = ScopeWorker(shared, agents, plan.framework, scope=scope)
+
+    def step(self, tick: Tick) -> Outcome:
+        """Do one iteration in all scopes."""
+        self._healthy = False  # until all workers have replied
+        framework, scopes = self._plan.framework, self._plan.scopes
+        if self._worker is not None:
+            outcome = infos_by_scope(self._worker.tick(tick), scopes, framework)
+        else:
+            payloads = self._request("tick", [(tick,)] * len(scopes), timestep=tick.timestep)
+            outcome = merge_outcomes([from_wire(payload, framework) for payload in payloads], scopes, framework)
+        self._healthy = True
+        return outcome
+
+    def restart(self) -> None:
+        """Make the next iteration reset the environments."""
+        if self._worker is not None:
+            self._worker.restart()
+        else:
+            self._request("restart", [()] * len(self._plan.scopes))
+
+    def agents(self) -> list[Any]:
+        """Bring the trained agents back; what the user handed over as an instance gets the trained state."""
+        plan = self._plan
+        if self._closed:
+            if any(is_factory(agent) for agent in plan.agents):
+                raise LifecycleError("agents after close(): the workers that held them are gone; read agents before it")
+            return list(plan.agents)
+        timeout = self._step_timeout if self._healthy else _CLOSE_TIMEOUT
+        exported = self._calls.request("export", [()] * len(plan.scopes), timeout=timeout, phase="export")
+        return [
+            self._bring_back(given, scope, part)
+            for given, scope, part in zip(plan.agents, plan.scopes, exported, strict=True)
+        ]
+
+    def close(self, *, close_environment: bool) -> None:
+        """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
+        try:
+            if not all(is_factory(agent) for agent in self._plan.agents):
+                self.agents()
+            self._calls.request("close", [()] * len(self._plan.scopes), timeout=_CLOSE_TIMEOUT, phase="close")
+        except WorkerError as error:
+            _logger.warning("while closing, not all workers could be asked for their agents and to close: %s", error)
+        finally:
+            self._closed = True
+            self._release()
+            if close_environment and hasattr(self.env, "close"):
+                self.env.close()
+
+    def _bring_back(self, given: Any, scope: Scope, exported: ExportedAgent) -> Any:
+        if not is_factory(given):
+            copy_state(import_agent(exported, lambda: given), given)
+            return given
+        framework = self._plan.framework
+
+        def make() -> Any:
+            # a factory draws random numbers: none of the user's
+            with RandomStream(scope.seed or 0, framework), skrl_key(framework.name, scope.seed):
+                agent = given(scope)
+                agent.init(trainer_cfg=self._plan.cfg)
+            return agent
+
+        return import_agent(exported, make)
+
+    def _request(self, method: str, args: Sequence[tuple[Any, ...]], *, timestep: int | None = None) -> list[Any]:
+        return self._calls.request(method, args, timeout=self._step_timeout, phase=method, timestep=timestep)
+
+
+class _RemoteAgents:
+    """The agents of shared environments, each in an actor; see `workers.worker.Agents`."""
+
+    def __init__(self, calls: ActorCalls, plan: Plan, step_timeout: float) -> None:
+        self._calls = calls
+        self._framework = plan.framework
+        self._scopes = plan.scopes
+        self._num_envs = plan.scopes[-1].stop
+        self._timeout = step_timeout
+
+    def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
+        rows = zip(self._split(observations), self._split(states), strict=True)
+        payloads = self._calls.request(
+            "act",
+            [(tick, *parts) for parts in rows],
+            timeout=self._timeout,
+            phase=Phase.ACT.value,
+            timestep=tick.timestep,
+        )
+        return [from_wire(payload, self._framework) for payload in payloads]
+
+    def learn(self, tick: Tick, transition: Transition) -> None:
+        arrays = [self._split(array) for array in transition[:5]]
+        infos = [
+            to_wire(take_rows(transition.infos, *scope.rows, self._num_envs, self._framework), self._framework)
+            for scope in self._scopes
+        ]
+        self._calls.request(
+            "learn",
+            [
+                (tick, Transition._make([*rows, part, transition.step_time]))
+                for part, *rows in zip(infos, *arrays, strict=True)
+            ],
+            timeout=self._timeout,
+            phase=Phase.RECORD.value,
+            timestep=tick.timestep,
+        )
+
+    def restart(self) -> None:
+        """Nothing is remembered here."""
+
+    def _split(self, array: Array | None) -> list[Any]:
+        """The rows of each scope, ready for the wire."""
+        if array is None:
+            return [None] * len(self._scopes)
+        whole = to_wire(array, self._framework)
+        return [type(whole)(whole.values[scope.start : scope.stop]) for scope in self._scopes]

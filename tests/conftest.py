@@ -1,0 +1,40 @@
+"""One compute thread and no telemetry for every test; one small Ray for all that need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# before any framework is imported: the same thread count here and in Ray's workers
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+)
+os.environ.pop("RAY_ADDRESS", None)
+
+import psutil
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray with four CPUs, to which trainers with ``orchestrator="ray"`` attach."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """Fail if the tests leave a process behind."""
+    yield
+    children = psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, f"processes left behind: {[process.cmdline() for process in alive]}"
+    assert sys.modules.get("ray") is None or not sys.modules["ray"].is_initialized()

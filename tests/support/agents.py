@@ -1,0 +1,101 @@
+"""Agents that take note of everything that they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from workers.types import Scope
+
+
+class NullAgent:
+    """Has all members, and acts on zeros."""
+
+    def __init__(self, scope: Scope | None = None) -> None:
+        self.training = False
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        self.trainer_cfg = trainer_cfg
+
+    def enable_training_mode(self, enabled: bool = True) -> None:
+        self.training = enabled
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        pass
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        return torch.zeros(len(observations), 1), {}
+
+    def record_transition(self, **arguments: Any) -> None:
+        pass
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        pass
+
+    def track_data(self, tag: str, value: float) -> None:
+        pass
+
+
+class RecordingAgent(NullAgent):
+    """Acts on ``100 row + timestep`` and keeps copies of every argument of every call, in order."""
+
+    def __init__(self, scope: Scope | None = None) -> None:
+        super().__init__(scope)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.tracked: list[tuple[str, float]] = []
+
+    def _note(self, name: str, **arguments: Any) -> None:
+        self.calls.append((name, {key: copied(value) for key, value in arguments.items()}))
+
+    def records(self) -> list[dict[str, Any]]:
+        return [arguments for name, arguments in self.calls if name == "record"]
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        self._note("init")
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self._note("pre", training=self.training, timestep=timestep, timesteps=timesteps)
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        actions = 100 * observations[:, :1] + timestep
+        self._note("act", observations=observations, states=states, timestep=timestep, timesteps=timesteps)
+        return actions, {"mean_actions": -actions}
+
+    def record_transition(self, **arguments: Any) -> None:
+        self._note("record", **arguments)
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self._note("post", training=self.training, timestep=timestep, timesteps=timesteps)
+
+    def track_data(self, tag: str, value: float) -> None:
+        self.tracked.append((tag, value))
+
+
+class NoisyAgent(NullAgent):
+    """Draws its weights and its actions from the global generators of torch and NumPy."""
+
+    def __init__(self, scope: Scope | None = None) -> None:
+        super().__init__(scope)
+        self.weights = torch.randn(4) + float(np.random.standard_normal())
+        self.drawn: list[float] = []
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        noise = torch.randn(len(observations), 2) + float(np.random.standard_normal())
+        self.drawn.append(float(noise.sum()))
+        return noise, {}
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self.weights += torch.rand(4)
+
+
+def copied(value: Any) -> Any:
+    """A deep copy with tensors as NumPy arrays."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().numpy()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,296 @@
+"""StepTrainer, whatever the framework."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from operator import index
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import tqdm
+
+from orchestrator.base import Orchestrator, Plan
+from orchestrator.scopes import resolve_scopes
+from trainer.config import StepTrainerCfg, resolve_cfg
+from workers.agent_runner import check_agent, is_factory
+from workers.envs import EnvFactory
+from workers.envs.factory import check_env
+from workers.errors import AgentError, ConfigError, EnvError, LifecycleError
+from workers.frameworks import Framework, load_framework
+from workers.types import Array, Mode, Scope, Tick
+
+if TYPE_CHECKING:
+    from orchestrator.base import Session
+
+__all__ = ["StepTrainer"]
+
+
+class State(Enum):
+    """Where a trainer is in its life."""
+
+    READY = "ready"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class StepTrainer:
+    """Trains simultaneous agents one step at a time, in one process or in Ray actors, with the same numbers.
+
+    The loop is the caller's::
+
+        trainer = StepTrainer(env=env, agents=agents, scopes=[32, 32], cfg={"timesteps": 50_000, "headless": True})
+        for timestep in range(50_000):
+            observations, rewards, terminated, truncated, infos = trainer.train(timestep=timestep)
+
+    Attributes:
+        env: The environments; with Ray and environments that the workers own, what was handed over.
+        scopes: Rows ``(start, stop)`` of each simultaneous agent.
+        cfg: The configuration.
+        num_simultaneous_agents: Number of simultaneous agents.
+    """
+
+    framework: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        env: Any,
+        agents: Any,
+        scopes: Sequence[int] | None = None,
+        cfg: StepTrainerCfg | Mapping[str, Any] = {},  # noqa: B006 - read, never written
+        orchestrator: Literal["local", "ray"] | Orchestrator = "local",
+        seed: int | None = None,
+    ) -> None:
+        """Check everything, and build the workers.
+
+        Args:
+            env: An environment with the members of `workers.types.Env`, or an `EnvFactory`.
+            agents: An agent or a factory, or a list with one for each simultaneous agent. A factory is a class, or a
+                callable without ``act``; it is called once with its `Scope`, where the agent is going to live.
+            scopes: Number of environments of each simultaneous agent; None shares them out as equally as possible.
+            cfg: The configuration, or a dictionary with its fields.
+            orchestrator: ``"local"`` (this process), ``"ray"`` (an actor for each agent), or a `RayOrchestrator`.
+            seed: Seed of environments and agents, 0 or more; with None no random generator of anyone is touched.
+
+        Raises:
+            ConfigError: `cfg`, `orchestrator` or `seed` is wrong.
+            ScopeError: The scopes do not fit.
+            EnvError: The environment lacks a member, or the factory builds something else than was asked.
+            AgentError: An agent lacks a member, is in two scopes, or cannot be sent to its worker.
+            ClusterError: Ray cannot be reached, or has not what was asked of it.
+        """
+        self.cfg = resolve_cfg(cfg)
+        framework = load_framework(self.framework)
+        seed = _checked_seed(seed)
+        num_envs = _checked_num_envs(env, framework)
+        given = list(agents) if isinstance(agents, (list, tuple)) else [agents]
+        _scopes = resolve_scopes(
+            scopes, num_envs=num_envs, num_simultaneous_agents=len(given) or _no_agents(), seed=seed
+        )
+        _check_agents(given, _scopes)
+        self.scopes = [scope.rows for scope in _scopes]
+        self.num_simultaneous_agents = len(given)
+        self._num_envs = num_envs
+        self._timestep = 0
+        self._progress: tqdm.tqdm[Any] | None = None
+        self._state = State.READY
+        plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
+        self._session: Session = _resolve_orchestrator(orchestrator).start(plan)
+        self.env = self._session.env
+        atexit.register(self.close)
+
+    def train(
+        self, timestep: int | None = None, timesteps: int | None = None
+    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Do one training iteration.
+
+        Phases, in order: pre-interaction, compute actions, interact with the environments, render, record transitions,
+        post-interaction (where agents learn), reset environments.
+
+        Args:
+            timestep: Current timestep. None: an internal counter is carried, incremented first, so that the first call
+                sees 1. An explicit timestep leaves the counter alone.
+            timesteps: Total number of timesteps, given to every phase; the configuration's if None.
+
+        Returns:
+            Observations ``(num_envs, size)`` as ``env.step`` returned them, rewards ``(num_envs, 1)``, terminated and
+            truncated ``(num_envs, 1)``, and infos. Row i belongs to environment i.
+
+        Raises:
+            WorkerError: The environments or agents of some scopes failed; the trainer can only be closed then.
+            LifecycleError: The trainer is closed, or has failed before.
+        """
+        return self._iterate(Mode.TRAIN, timestep, timesteps)
+
+    def eval(
+        self, timestep: int | None = None, timesteps: int | None = None
+    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Do one evaluation iteration.
+
+        As `train`, but with the agents' training mode off, so that nothing is learnt, and on mean actions (unless
+        ``stochastic_evaluation``).
+
+        Args:
+            timestep: As for `train`.
+            timesteps: As for `train`.
+
+        Returns:
+            As `train`.
+
+        Raises:
+            WorkerError: As for `train`.
+            LifecycleError: As for `train`.
+        """
+        return self._iterate(Mode.EVAL, timestep, timesteps)
+
+    def reset(self) -> None:
+        """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.
+
+        Agents, random generators and seeds stay as they are.
+        """
+        self._require_ready("reset()")
+        self._timestep = 0
+        self._drop_progress()
+        self._session.restart()
+
+    @property
+    def agents(self) -> list[Any]:
+        """The trained agent of each scope.
+
+        In Ray they are brought back from the workers at every access; instances that were handed over get the trained
+        state.
+
+        Raises:
+            AgentError: An agent cannot be brought back.
+            WorkerError: A worker is gone, and its agent with it.
+            LifecycleError: The trainer is closed, and agents that factories made in Ray are gone with its workers.
+        """
+        return self._session.agents()
+
+    def close(self) -> None:
+        """Release everything that was built; a user's environment only if ``close_environment_at_exit``.
+
+        The state of remote agents is copied into the instances that were handed over. A second call does nothing.
+        Without a call it happens on normal program termination.
+        """
+        if self._state is State.CLOSED:
+            return
+        self._state = State.CLOSED
+        atexit.unregister(self.close)
+        self._drop_progress()
+        self._session.close(close_environment=self.cfg.close_environment_at_exit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        lines = [
+            f"Trainer: {type(self).__module__}.{type(self).__name__} ({self._state.value})",
+            f"  |-- Number of parallelizable environments: {self._num_envs}",
+            f"  |-- Number of simultaneous agents: {self.num_simultaneous_agents}",
+            "  |-- Agents and scopes:",
+        ]
+        for (start, stop), worker in zip(self.scopes, self._session.workers, strict=True):
+            lines += [
+                f"  |     |-- agent: {worker.agent}",
+                f"  |     |     |-- scope: {stop - start} environments ({start}:{stop})",
+                f"  |     |     |-- lives on: {worker.node}, compute threads: {worker.num_threads}",
+            ]
+        return "\n".join(lines)
+
+    def _iterate(self, mode: Mode, timestep: int | None, timesteps: int | None) -> Any:
+        if self._state is not State.READY:
+            self._require_ready(f"{mode.value}()")
+        if timestep is None:
+            timestep = self._timestep = self._timestep + 1
+        if timesteps is None:
+            timesteps = self.cfg.timesteps
+        if timestep < 0 or timesteps < 0:
+            raise ConfigError(f"timestep is {timestep} and timesteps {timesteps}; expected 0 or more")
+        if self._progress is None:
+            self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
+        try:
+            outcome = self._session.step(Tick(mode, timestep, timesteps))
+        except BaseException:
+            # also after an interrupt: an iteration that was done by half cannot be gone on from
+            self._state = State.FAILED
+            raise
+        self._progress.update()
+        return tuple(outcome)
+
+    def _require_ready(self, call: str) -> None:
+        if self._state is State.CLOSED:
+            raise LifecycleError(f"{call} after close(); build a new StepTrainer")
+        if self._state is State.FAILED:
+            raise LifecycleError(
+                f"{call} after an iteration that failed or was interrupted: its scopes may stand at different "
+                "timesteps; close() this trainer and build a new one"
+            )
+
+    def _drop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+
+def _resolve_orchestrator(orchestrator: Any) -> Orchestrator:
+    if orchestrator == "local":
+        from orchestrator.local import LocalOrchestrator
+
+        return LocalOrchestrator()
+    if orchestrator == "ray":
+        from orchestrator.ray import RayOrchestrator
+
+        return RayOrchestrator()
+    if not hasattr(orchestrator, "start"):
+        raise ConfigError(f"orchestrator is {orchestrator!r}; expected 'local', 'ray' or a RayOrchestrator")
+    started: Orchestrator = orchestrator
+    return started
+
+
+def _checked_seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    try:
+        value = index(seed)
+    except TypeError as error:
+        raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0, or None") from error
+    if value < 0:
+        raise ConfigError(f"seed is {value}; expected an integer of at least 0, or None")
+    return value
+
+
+def _checked_num_envs(env: Any, framework: Framework) -> int:
+    """Number of environments of an environment or a factory, which is checked as far as it can be before building."""
+    if not isinstance(env, EnvFactory):
+        check_env(env, framework.name)
+        return int(env.num_envs)
+    if env.framework not in (None, framework.name):
+        raise EnvError(f"the environment factory is for {env.framework!r}, but the trainer is for {framework.name!r}")
+    if not isinstance(env.num_envs, int) or env.num_envs < 1:
+        raise EnvError(f"the environment factory has num_envs {env.num_envs!r}; expected an integer of at least 1")
+    return env.num_envs
+
+
+def _no_agents() -> int:
+    raise AgentError("agents is an empty list; expected an agent or a factory, or one for each scope")
+
+
+def _check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
+    instances = [agent for agent in agents if not is_factory(agent)]
+    for agent, scope in zip(agents, scopes, strict=True):
+        if not is_factory(agent):
+            check_agent(agent, scope)
+            if sum(agent is other for other in instances) > 1:
+                raise AgentError(
+                    f"one {type(agent).__qualname__} instance is in several scopes; "
+                    "build an agent for each simultaneous agent, or hand over a factory for each"
+                )

@@ -1,0 +1,112 @@
+"""How a trained agent comes back from where it was trained: whole if it can be pickled, else its state."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from workers.errors import AgentError
+
+__all__ = ["ExportedAgent", "copy_state", "export_agent", "import_agent"]
+
+
+class ExportedAgent(NamedTuple):
+    """A trained agent as plain data.
+
+    Attributes:
+        kind: ``"pickle"``: the whole agent. ``"modules"``: the states of its ``checkpoint_modules``, pickled.
+            ``"file"``: what its ``save`` wrote. ``"none"``: nothing of it can travel; `data` says why.
+        data: The bytes.
+    """
+
+    kind: Literal["pickle", "modules", "file", "none"]
+    data: bytes
+
+
+def export_agent(agent: Any, dumps: Callable[[Any], bytes]) -> ExportedAgent:
+    """Turn a trained agent into plain data, by the first way that works; `dumps` pickles it."""
+    ways: tuple[tuple[Literal["pickle", "modules", "file"], Callable[[Any], bytes]], ...]
+    ways = (("pickle", dumps), ("modules", _dump_modules), ("file", _dump_file))
+    reasons = []
+    for kind, dump in ways:
+        try:
+            return ExportedAgent(kind, dump(agent))
+        except Exception as error:
+            reasons.append(f"{kind}: {type(error).__name__}: {error}")
+    return ExportedAgent("none", "; ".join(reasons).encode())
+
+
+def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
+    """The trained agent.
+
+    Args:
+        exported: What `export_agent` gave.
+        make: Makes an agent of the same kind; called only if the agent did not come back whole.
+
+    Raises:
+        AgentError: It could not be exported.
+    """
+    if exported.kind == "pickle":
+        return pickle.loads(exported.data)
+    if exported.kind == "none":
+        raise AgentError(
+            "the trained agent cannot be brought back: it cannot be pickled, and has neither checkpoint_modules nor "
+            f"save() and load() that work ({exported.data.decode()})"
+        )
+    agent = make()
+    if exported.kind == "modules":
+        _load_modules(agent, pickle.loads(exported.data))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "agent")
+            with open(path, "wb") as file:
+                file.write(exported.data)
+            agent.load(path)
+    return agent
+
+
+def copy_state(trained: Any, agent: Any) -> None:
+    """Give `agent` all that `trained` has learnt. Modules are loaded in place, so that references to them stay good."""
+    modules = getattr(agent, "checkpoint_modules", {})
+    _load_modules(agent, _module_states(trained) if modules else {})
+    in_place = {id(module) for module in modules.values()}
+    for name, value in vars(trained).items():
+        mine = vars(agent).get(name)
+        if id(mine) not in in_place and mine is not modules:
+            setattr(agent, name, value)
+
+
+def _module_states(agent: Any) -> dict[str, Any]:
+    return {
+        name: module.state_dict() if hasattr(module, "state_dict") else module
+        for name, module in agent.checkpoint_modules.items()
+        if module is not None
+    }
+
+
+def _load_modules(agent: Any, states: dict[str, Any]) -> None:
+    for name, state in states.items():
+        if hasattr(agent.checkpoint_modules[name], "load_state_dict"):
+            agent.checkpoint_modules[name].load_state_dict(state)
+        else:
+            agent.checkpoint_modules[name] = state
+
+
+def _dump_modules(agent: Any) -> bytes:
+    if not agent.checkpoint_modules:
+        raise ValueError("checkpoint_modules is empty")
+    buffer = io.BytesIO()
+    pickle.dump(_module_states(agent), buffer)
+    return buffer.getvalue()
+
+
+def _dump_file(agent: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "agent")
+        agent.save(path)
+        with open(path, "rb") as file:
+            return file.read()

@@ -1,0 +1,228 @@
+"""AgentRunner: one simultaneous agent on its scope, and AgentGroup: the agents of several scopes in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
+from time import perf_counter
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces.utils import flatdim
+
+from workers.errors import AgentError, Failure, WorkerError
+from workers.frameworks import Framework
+from workers.infos import scalars, take_rows
+from workers.node import node_name
+from workers.seeding import RandomStream, skrl_key
+from workers.types import Agent, Array, Mode, Phase, Scope, Tick, Transition, required_members
+
+__all__ = ["AgentGroup", "AgentRunner", "check_agent", "is_factory"]
+
+
+def is_factory(agent: Any) -> bool:
+    """Whether `agent` makes an agent rather than being one: a class, or a callable without ``act``."""
+    return isinstance(agent, type) or (callable(agent) and not hasattr(agent, "act"))
+
+
+def check_agent(agent: Any, scope: Scope) -> None:
+    """Check that `agent` has all members that an agent must have.
+
+    Raises:
+        AgentError: It lacks some; the message names them.
+    """
+    if missing := [name for name in required_members(Agent) if not hasattr(agent, name)]:
+        raise AgentError(
+            f"the agent of scope {scope.index}, {type(agent).__qualname__}, lacks {', '.join(missing)}; "
+            "an agent needs these with skrl's signatures"
+        )
+
+
+class AgentRunner:
+    """One simultaneous agent on its scope.
+
+    Attributes:
+        agent: The agent.
+        scope: Its rows of the full batch.
+        phase: What it does at the moment, or did when it failed.
+    """
+
+    def __init__(self, agent: Any, scope: Scope, framework: Framework, *, cfg: Any, observation_space: Any) -> None:
+        """Take over an agent, or make it, and initialise it.
+
+        Args:
+            agent: The agent, or the factory that makes it.
+            scope: Its rows of the full batch, and its seed.
+            framework: The trainer's framework.
+            cfg: The trainer's configuration, given to ``agent.init``.
+            observation_space: Observation space of one environment, to be compared with the agent's.
+
+        Raises:
+            AgentError: It lacks a member, or is made for observations of another width.
+        """
+        self.phase = Phase.BUILD
+        self.scope = scope
+        self._framework = framework
+        self._no_grad = framework.no_grad()
+        self._stream: AbstractContextManager[Any] = nullcontext()
+        if scope.seed is not None:
+            self._stream = RandomStream(scope.seed, framework)
+        self._environment_info = cfg.environment_info
+        self._stochastic_evaluation = cfg.stochastic_evaluation
+        self._training: bool | None = None
+        self._acted: tuple[Array, Array | None, Array] | None = None
+        with self._stream, skrl_key(framework.name, scope.seed):
+            self.agent = agent(scope) if is_factory(agent) else agent
+            check_agent(self.agent, scope)
+            _check_width(self.agent, scope, observation_space)
+            self.agent.init(trainer_cfg=cfg)
+
+    def act(self, tick: Tick, observations: Array, states: Array | None) -> Array:
+        """Pre-interaction, then the actions that the environments are to take, ``(scope.num_envs, size)``."""
+        agent, training = self.agent, tick.mode is Mode.TRAIN
+        timestep, timesteps = tick.timestep, tick.timesteps
+        self.phase = Phase.PRE_INTERACTION
+        with self._stream:
+            agent.enable_training_mode(training)
+            agent.pre_interaction(timestep=timestep, timesteps=timesteps)
+            self.phase = Phase.ACT
+            with self._no_grad:
+                start = perf_counter()
+                actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
+                agent.track_data("Stats / Inference time (ms)", (perf_counter() - start) * 1e3)
+        if not training and not self._stochastic_evaluation:
+            actions = outputs.get("mean_actions", actions)
+        if actions.shape[0] != self.scope.num_envs:
+            raise AgentError(
+                f"act() returned actions of shape {tuple(actions.shape)}; expected {self.scope.num_envs} rows"
+            )
+        self._acted = observations, states, actions
+        return actions
+
+    def learn(
+        self,
+        tick: Tick,
+        rewards: Array,
+        next_observations: Array,
+        next_states: Array | None,
+        terminated: Array,
+        truncated: Array,
+        infos: dict[str, Any],
+        step_time: float,
+    ) -> None:
+        """Let the agent record what its last actions led to (a `Transition`, spread out), then post-interaction."""
+        assert self._acted is not None, "learn() follows act()"
+        (observations, states, actions), self._acted = self._acted, None
+        agent, timestep, timesteps = self.agent, tick.timestep, tick.timesteps
+        self.phase = Phase.RECORD
+        with self._stream:
+            with self._no_grad:
+                agent.track_data("Stats / Env stepping time (ms)", step_time)
+                agent.record_transition(
+                    observations=observations,
+                    states=states,
+                    actions=actions,
+                    rewards=rewards,
+                    next_observations=next_observations,
+                    next_states=next_states,
+                    terminated=terminated,
+                    truncated=truncated,
+                    infos=infos,
+                    timestep=timestep,
+                    timesteps=timesteps,
+                )
+                if self._environment_info in infos:
+                    self._log(infos[self._environment_info])
+            self.phase = Phase.POST_INTERACTION
+            agent.post_interaction(timestep=timestep, timesteps=timesteps)
+
+    def _log(self, infos: Any) -> None:
+        if isinstance(infos, dict):
+            for name, value in scalars(infos, self.scope.num_envs, self._framework):
+                self.agent.track_data(name if "/" in name else f"Info / {name}", value)
+
+
+class AgentGroup:
+    """The agents of all rows of one `EnvSlice`, in this process."""
+
+    def __init__(self, runners: Sequence[AgentRunner], framework: Framework) -> None:
+        self.runners = runners
+        self._framework = framework
+        self._sizes = [runner.scope.num_envs for runner in runners]
+        self._num_envs = sum(self._sizes)
+        self._first_env = runners[0].scope.start
+        self._last_split: tuple[Array | None, Sequence[Any]] = (None, ())
+
+    def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
+        """Actions of every agent, in scope order."""
+        split, rows = self._last_split
+        if split is not observations:
+            rows = self._split(observations)
+        return self._each(AgentRunner.act, tick, rows, self._split(states))
+
+    def learn(self, tick: Tick, transition: Transition) -> None:
+        """Hand every agent its rows of the transition."""
+        if len(self.runners) == 1:  # else they are copied by splitting; the outputs are the environment's
+            transition = transition._replace(rewards=self._framework.copy(transition.rewards))
+        columns = [self._split(array) for array in transition[:5]]
+        # mostly the next iteration acts on just these observations
+        self._last_split = (transition.next_observations, columns[1])
+        self._each(AgentRunner.learn, tick, *columns, self._split_infos(transition.infos), repeat(transition.step_time))
+
+    def restart(self) -> None:
+        """The next iteration acts on other observations than those that the last one led to."""
+        self._last_split = (None, ())
+
+    def _split(self, array: Array | None) -> Sequence[Array | None]:
+        """Rows by scope. With several agents fresh copies: a view would give other bits than a remote agent sees."""
+        if array is None:
+            return [None] * len(self._sizes)
+        return (array,) if len(self._sizes) == 1 else self._framework.split(array, self._sizes)
+
+    def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        if not infos:
+            return [{} for _ in self.runners]
+        first, scopes = self._first_env, (runner.scope for runner in self.runners)
+        return [
+            take_rows(infos, scope.start - first, scope.stop - first, self._num_envs, self._framework)
+            for scope in scopes
+        ]
+
+    def _each(self, method: Callable[..., Any], tick: Tick, *columns: Iterable[Any]) -> list[Any]:
+        """Call `method` of every runner, also when one fails, so that every failed scope is reported."""
+        results, failures, cause = [], [], None
+        for runner, *args in zip(self.runners, *columns):  # noqa: B905 - a column may be repeat()
+            try:
+                results.append(method(runner, tick, *args))
+            except Exception as error:
+                cause = error
+                failures.append(runner_failure(runner, error, tick.timestep))
+        if failures:
+            raise WorkerError(failures) from cause
+        return results
+
+
+def runner_failure(runner: AgentRunner, error: Exception, timestep: int | None) -> Failure:
+    """Describe an error that came out of `runner`."""
+    return Failure.of(
+        error,
+        scope=runner.scope.index,
+        rows=runner.scope.rows,
+        phase=runner.phase.value,
+        timestep=timestep,
+        node=node_name(),
+    )
+
+
+def _check_width(agent: Any, scope: Scope, observation_space: Any) -> None:
+    expected, given = (_width(space) for space in (getattr(agent, "observation_space", None), observation_space))
+    if expected is not None and given is not None and expected != given:
+        raise AgentError(
+            f"the agent of scope {scope.index} is made for observations of width {expected} "
+            f"({agent.observation_space}), but the environments give {given} ({observation_space})"
+        )
+
+
+def _width(space: Any) -> int | None:
+    return flatdim(space) if isinstance(space, gymnasium.Space) and space.is_np_flattenable else None

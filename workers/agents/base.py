@@ -1,0 +1,213 @@
+"""What every agent of ours shares: spaces, training mode and tracked scalars. No array framework is imported here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces.utils import flatdim
+
+from workers.errors import AgentError
+
+__all__ = ["Agent", "TrackedScalar", "space_width"]
+
+
+@dataclass
+class TrackedScalar:
+    """Running sum of the values tracked under one tag: bounded memory however many values come.
+
+    Attributes:
+        total: Sum of the values.
+        count: Number of values.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values; NaN if there are none."""
+        return self.total / self.count if self.count else float("nan")
+
+
+def space_width(space: gymnasium.Space[Any], name: str) -> int:
+    """Number of columns that one flattened sample of `space` takes.
+
+    Args:
+        space: Space of a single environment.
+        name: What the space is for, used in the error.
+
+    Returns:
+        The width: the number of elements of a Box, the number of categories of a Discrete (one-hot).
+
+    Raises:
+        AgentError: `space` is no Gymnasium space, or none of a fixed, positive width.
+    """
+    if not isinstance(space, gymnasium.Space):
+        raise AgentError(f"{name} must be a gymnasium.Space of a single environment, got {space!r}")
+    try:
+        width = flatdim(space)
+    except (ValueError, NotImplementedError) as error:
+        raise AgentError(f"{name} {space} cannot be flattened to a fixed width: {error}") from error
+    if width < 1:
+        raise AgentError(f"{name} {space} must have at least one element, got {width}")
+    return int(width)
+
+
+class Agent(ABC):
+    """A learner on one scope, as the trainer sees it.
+
+    The loop that it lives in::
+
+        agent.init(trainer_cfg=cfg)
+        agent.enable_training_mode(True)
+        for timestep in range(timesteps):
+            agent.pre_interaction(timestep=timestep, timesteps=timesteps)
+            actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
+            ...  # env.step(actions)
+            agent.record_transition(observations=observations, ..., timestep=timestep, timesteps=timesteps)
+            agent.post_interaction(timestep=timestep, timesteps=timesteps)
+
+    Attributes:
+        observation_space: Space of one environment's observations.
+        action_space: Space of one environment's actions.
+        state_space: Space of one environment's privileged states, or None.
+        num_envs: Number of environments, the rows of every array exchanged.
+        training: Whether transitions are learnt from.
+        tracked_data: What `track_data` gathered since it was last cleared, by tag.
+    """
+
+    def __init__(
+        self,
+        *,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        state_space: gymnasium.Space[Any] | None = None,
+        num_envs: int,
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise AgentError(f"num_envs must be a positive integer, got {num_envs!r}")
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.state_space = state_space
+        self.num_envs = num_envs
+        self.training = False
+        self.tracked_data: dict[str, TrackedScalar] = {}
+
+    def init(self, *, trainer_cfg: Any = None) -> None:  # noqa: B027 - nothing to do is a valid default
+        """Make ready for a trainer. May be called again by the next trainer; nothing learnt is lost.
+
+        Args:
+            trainer_cfg: The trainer's configuration.
+        """
+
+    def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
+        """Switch between training and evaluation.
+
+        Args:
+            enabled: True to learn from what is recorded, False to evaluate.
+            apply_to_models: Accepted for compatibility; our networks act alike in both modes.
+        """
+        self.training = enabled
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:  # noqa: B027 - a hook
+        """Called before the interaction with the environments.
+
+        Args:
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+        """
+
+    @abstractmethod
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
+        """Choose actions.
+
+        Args:
+            observations: ``(num_envs, size)``.
+            states: ``(num_envs, size)``, or None.
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+
+        Returns:
+            Sampled actions ``(num_envs, size)``, and outputs with the deterministic ``mean_actions`` of that shape.
+        """
+
+    @abstractmethod
+    def record_transition(
+        self,
+        *,
+        observations: Any,
+        states: Any,
+        actions: Any,
+        rewards: Any,
+        next_observations: Any,
+        next_states: Any,
+        terminated: Any,
+        truncated: Any,
+        infos: Any,
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        """Record a transition; no array is changed or kept.
+
+        Args:
+            observations: ``(num_envs, size)``.
+            states: ``(num_envs, size)``, or None.
+            actions: ``(num_envs, size)``.
+            rewards: ``(num_envs, 1)``, float32.
+            next_observations: ``(num_envs, size)``, what the actions led to: the final ones where an episode ended.
+            next_states: ``(num_envs, size)``, or None.
+            terminated: ``(num_envs, 1)``, bool.
+            truncated: ``(num_envs, 1)``, bool.
+            infos: Additional information.
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+        """
+
+    @abstractmethod
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Called after the interaction with the environments: where the agent learns.
+
+        Args:
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+        """
+
+    def track_data(self, tag: str, value: float) -> None:
+        """Add a scalar to the running mean of its tag.
+
+        Args:
+            tag: Name of the scalar, such as ``"Loss / Policy loss"``.
+            value: The value.
+        """
+        scalar = self.tracked_data.setdefault(tag, TrackedScalar())
+        scalar.total += float(value)
+        scalar.count += 1
+
+    def pop_tracked_data(self) -> dict[str, float]:
+        """Mean of each tag since the last call; clears them."""
+        means = {tag: scalar.mean for tag, scalar in self.tracked_data.items()}
+        self.tracked_data.clear()
+        return means
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of everything learnt (not of the rollout in progress)."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            AgentError: `state` is of an agent of another shape.
+        """
+
+    @abstractmethod
+    def save(self, path: Any) -> None:
+        """Write `state_dict` to a file."""
+
+    @abstractmethod
+    def load(self, path: Any) -> None:
+        """Restore from a file that `save` wrote."""

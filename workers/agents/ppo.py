@@ -1,0 +1,386 @@
+"""Proximal Policy Optimization without the arrays: configuration, rollout logic and learning-rate rule.
+
+A framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
+
+Sources: PPO, https://arxiv.org/abs/1707.06347; GAE, https://arxiv.org/abs/1506.02438.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import gymnasium
+
+from workers.agents.base import Agent, space_width
+from workers.errors import AgentError, ConfigError
+
+__all__ = ["PPO", "PPOCfg", "adapt_learning_rate"]
+
+ACTIVATIONS = ("tanh", "relu", "elu")
+MIN_LEARNING_RATE = 1e-6
+MAX_LEARNING_RATE = 1e-2
+
+
+@dataclass(kw_only=True)
+class PPOCfg:
+    """Configuration of `PPO`. Names are skrl's where the meaning is equal.
+
+    Attributes:
+        rollouts: Timesteps gathered between two updates.
+        learning_epochs: Passes over the rollout in one update.
+        mini_batches: Mini-batches in one pass; their sizes differ by at most one sample.
+        discount_factor: Weight of future rewards, 0 to 1.
+        gae_lambda: Lambda of Generalized Advantage Estimation, 0 to 1.
+        learning_rate: Adam's learning rate, the initial one where `kl_threshold` adapts it.
+        grad_norm_clip: Largest norm of the gradient of all parameters together; 0 for no limit.
+        ratio_clip: How far the probability ratio may move from 1 before its gradient is cut.
+        value_clip: How far the critic's output may move from that at the rollout before its gradient is cut, as in
+            OpenAI Baselines (the larger of the clipped and the unclipped loss counts); 0 for no limit. It is in the
+            units of the critic's output: of normalised returns where `normalize_values`. Off by default: it tends to
+            slow learning (Andrychowicz et al., https://arxiv.org/abs/2006.05990).
+        entropy_loss_scale: Weight of the policy's entropy.
+        value_loss_scale: Weight of the critic's mean squared error.
+        kl_threshold: Target of the KL divergence per epoch, to which the learning rate adapts (see
+            `adapt_learning_rate`); 0 or None keeps the learning rate.
+        hidden_sizes: Units of each hidden layer, the same for policy and critic.
+        activation: ``"tanh"``, ``"relu"`` or ``"elu"``.
+        initial_log_std: Initial logarithm of a Gaussian policy's standard deviation.
+        normalize_observations: Whether observations and states are normalised by their running mean and variance.
+        normalize_values: Whether the critic predicts returns normalised by their running mean and variance.
+    """
+
+    rollouts: int = 32
+    learning_epochs: int = 4
+    mini_batches: int = 4
+    discount_factor: float = 0.99
+    gae_lambda: float = 0.95
+    learning_rate: float = 3e-4
+    grad_norm_clip: float = 0.5
+    ratio_clip: float = 0.2
+    value_clip: float = 0.0
+    entropy_loss_scale: float = 0.0
+    value_loss_scale: float = 1.0
+    kl_threshold: float | None = 0.0
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    initial_log_std: float = 0.0
+    normalize_observations: bool = True
+    normalize_values: bool = True
+
+    def validate(self) -> bool:
+        """Check every value.
+
+        Returns:
+            True.
+
+        Raises:
+            ConfigError: A value is wrong; the message names it, what was given and what is expected.
+        """
+        for name in ("rollouts", "learning_epochs", "mini_batches"):
+            _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "an integer >= 1")
+        for name in ("discount_factor", "gae_lambda"):
+            _check(_is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, self, name, "a number in [0, 1]")
+        for name in ("learning_rate", "ratio_clip"):
+            _check(_is_number(getattr(self, name)) and getattr(self, name) > 0, self, name, "a number > 0")
+        for name in ("grad_norm_clip", "value_clip", "entropy_loss_scale", "value_loss_scale"):
+            _check(_is_number(getattr(self, name)) and getattr(self, name) >= 0, self, name, "a number >= 0")
+        threshold = self.kl_threshold
+        _check(threshold is None or (_is_number(threshold) and threshold >= 0), self, "kl_threshold", "None or >= 0")
+        _check(_is_number(self.initial_log_std), self, "initial_log_std", "a finite number")
+        _check(self.activation in ACTIVATIONS, self, "activation", f"one of {', '.join(map(repr, ACTIVATIONS))}")
+        sizes = self.hidden_sizes
+        valid = isinstance(sizes, tuple | list) and all(_is_int(size) and size >= 1 for size in sizes)
+        _check(valid, self, "hidden_sizes", "a tuple of integers >= 1")
+        for name in ("normalize_observations", "normalize_values"):
+            _check(isinstance(getattr(self, name), bool), self, name, "True or False")
+        return True
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(valid: bool, cfg: PPOCfg, name: str, expected: str) -> None:
+    if not valid:
+        raise ConfigError(f"PPOCfg.{name} must be {expected}, got {getattr(cfg, name)!r}")
+
+
+def _resolve_cfg(cfg: PPOCfg | Mapping[str, Any] | None) -> PPOCfg:
+    """A validated copy of `cfg`, so that the caller's is never shared."""
+    if isinstance(cfg, Mapping):
+        names = [field.name for field in fields(PPOCfg)]
+        unknown = [str(key) for key in cfg if key not in names]
+        if unknown:
+            raise ConfigError(f"unknown PPO options {', '.join(unknown)}; valid options are {', '.join(names)}")
+        cfg = PPOCfg(**cfg)
+    elif cfg is None:
+        cfg = PPOCfg()
+    elif not isinstance(cfg, PPOCfg):
+        raise ConfigError(f"cfg must be a PPOCfg or a dict, got {type(cfg).__name__}")
+    cfg.validate()
+    return replace(cfg, hidden_sizes=tuple(cfg.hidden_sizes))
+
+
+def adapt_learning_rate(learning_rate: float, kl: float, target: float) -> float:
+    """KL-adaptive learning rate (Heess et al., https://arxiv.org/abs/1707.02286, in the form of rl_games and skrl).
+
+    Args:
+        learning_rate: Current learning rate.
+        kl: Mean KL divergence of the last epoch.
+        target: KL divergence aimed at.
+
+    Returns:
+        The learning rate divided by 1.5 if `kl` > 2 `target`, times 1.5 if `kl` < `target` / 2, bounded by 1e-6 and
+        1e-2; otherwise unchanged.
+    """
+    if kl > 2.0 * target:
+        return max(learning_rate / 1.5, MIN_LEARNING_RATE)
+    if kl < 0.5 * target:
+        return min(learning_rate * 1.5, MAX_LEARNING_RATE)
+    return learning_rate
+
+
+class PPO(Agent):
+    """Proximal Policy Optimization (https://arxiv.org/abs/1707.06347), the part that needs no arrays.
+
+    Actions of a Box space are Gaussian with a log standard deviation that does not depend on the observation, and
+    are not clipped to the space's bounds; those of a Discrete space are categorical. The policy sees observations, the
+    critic sees states where there is a state space, else observations. Episodes that are truncated are bootstrapped
+    from the value of their true final observation.
+
+    Args:
+        observation_space: Space of one environment's observations.
+        action_space: Space of one environment's actions: a Box of floats, or Discrete.
+        state_space: Space of one environment's privileged states, or None.
+        num_envs: Number of environments.
+        cfg: Configuration; a copy is kept.
+        device: Where the arrays live; None for the framework's default.
+
+    Raises:
+        AgentError: A space or `num_envs` is unsuitable.
+        ConfigError: A value of `cfg` is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        state_space: gymnasium.Space[Any] | None = None,
+        num_envs: int,
+        cfg: PPOCfg | Mapping[str, Any] | None = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__(
+            observation_space=observation_space,
+            action_space=action_space,
+            state_space=state_space,
+            num_envs=num_envs,
+        )
+        self.cfg = _resolve_cfg(cfg)
+        samples = self.cfg.rollouts * num_envs
+        if self.cfg.mini_batches > samples:
+            raise ConfigError(
+                f"PPOCfg.mini_batches must be at most rollouts x num_envs = {self.cfg.rollouts} x {num_envs} = "
+                f"{samples}, got {self.cfg.mini_batches}"
+            )
+        self.device = device
+        self.learning_rate = float(self.cfg.learning_rate)
+        self._recorded = 0  # transitions in the rollout in progress
+        self._contiguous = True  # whether the next transition recorded follows the last one
+        self._set_widths()
+        self._build()
+        self._initialize_parameters()
+
+    def _set_widths(self) -> None:
+        self._observation_width = space_width(self.observation_space, "observation_space")
+        self._state_width = None if self.state_space is None else space_width(self.state_space, "state_space")
+        space = self.action_space
+        self._discrete = isinstance(space, gymnasium.spaces.Discrete)
+        self._action_start = int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
+        if not self._discrete and not (isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f"):
+            raise AgentError(f"action_space must be a Discrete or a Box of floats, got {space!r}")
+        self._head_width = space_width(space, "action_space")  # what the policy's network returns
+        self._action_width = 1 if self._discrete else self._head_width
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        """Make ready for a trainer; weights, and transitions recorded so far, are kept.
+
+        Args:
+            trainer_cfg: The trainer's configuration.
+        """
+        self._interrupt_rollout()
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
+        """Sample actions from the policy, with one draw from the framework's global generator.
+
+        Args:
+            observations: ``(num_envs, size)``, any dtype.
+            states: ``(num_envs, size)``, or None; the policy does not use them.
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+
+        Returns:
+            Actions, ``(num_envs, size)`` float32 or ``(num_envs, 1)`` int64, and outputs with ``mean_actions`` of
+            the same shape and dtype: the Gaussian mean or the most probable category. Both are fresh arrays.
+
+        Raises:
+            AgentError: `observations` has the wrong shape.
+        """
+        self._check_shape("observations", observations, self._observation_width)
+        return self._sample_actions(observations)
+
+    def record_transition(
+        self,
+        *,
+        observations: Any,
+        states: Any,
+        actions: Any,
+        rewards: Any,
+        next_observations: Any,
+        next_states: Any,
+        terminated: Any,
+        truncated: Any,
+        infos: Any,
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        """Copy a transition into the rollout; in evaluation nothing is recorded.
+
+        A row that is truncated but not terminated has ``discount_factor`` times the value of its next observation
+        added to the recorded reward; every ended row cuts the advantage estimation.
+
+        Args:
+            observations: ``(num_envs, size)``.
+            states: ``(num_envs, size)``; None where there is no state space.
+            actions: ``(num_envs, size)``.
+            rewards: ``(num_envs, 1)``, float32.
+            next_observations: ``(num_envs, size)``, what the actions led to: the final ones where an episode ended.
+            next_states: ``(num_envs, size)``; None where there is no state space.
+            terminated: ``(num_envs, 1)``, bool.
+            truncated: ``(num_envs, 1)``, bool.
+            infos: Not used.
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+
+        Raises:
+            AgentError: An array has the wrong shape, or the rollout is full because `post_interaction` was not called.
+        """
+        if not self.training:
+            self._interrupt_rollout()
+            return
+        if self._recorded >= self.cfg.rollouts:
+            raise AgentError(
+                f"the rollout of {self.cfg.rollouts} timesteps is full: call post_interaction after record_transition"
+            )
+        transition = {
+            "observations": (observations, self._observation_width),
+            "next_observations": (next_observations, self._observation_width),
+            "actions": (actions, self._action_width),
+            "rewards": (rewards, 1),
+            "terminated": (terminated, 1),
+            "truncated": (truncated, 1),
+        }
+        if self._state_width is not None:
+            transition["states"] = (states, self._state_width)
+            transition["next_states"] = (next_states, self._state_width)
+        for name, (array, width) in transition.items():
+            self._check_shape(name, array, width)
+        row = self._recorded
+        if self._store_transition(row, **{name: array for name, (array, _) in transition.items()}):
+            self._bootstrap_truncated(row)
+        self._recorded += 1
+        self._contiguous = True
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Learn when ``cfg.rollouts`` transitions have been recorded; in evaluation do nothing.
+
+        Args:
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+        """
+        if self.training and self._recorded == self.cfg.rollouts:
+            self._learn()
+            self._recorded = 0
+
+    def _learn(self) -> None:
+        """One update from a full rollout."""
+        self._prepare_update()
+        target = self.cfg.kl_threshold
+        for _ in range(self.cfg.learning_epochs):
+            kl = self._run_epoch(self.learning_rate)
+            if target:
+                self.learning_rate = adapt_learning_rate(self.learning_rate, float(kl), target)
+        for tag, value in self._finish_update().items():
+            self.track_data(tag, value)
+        self.track_data("Learning / Learning rate", self.learning_rate)
+
+    def _interrupt_rollout(self) -> None:
+        """What is recorded next will not follow the last transition: treat its rows as truncated there."""
+        if self._recorded and self._contiguous:
+            self._bootstrap_rollout_end(self._recorded - 1)
+            self._contiguous = False
+
+    def _check_shape(self, name: str, array: Any, width: int) -> None:
+        shape = getattr(array, "shape", None)
+        if shape is None or tuple(shape) != (self.num_envs, width):
+            given = f"{type(array).__name__}" if shape is None else f"shape {tuple(shape)}"
+            raise AgentError(f"{name} must be an array of shape {(self.num_envs, width)}, got {given}")
+
+    # What a framework implements.
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Allocate networks, optimiser, normalisers and rollout; no random draw."""
+
+    @abstractmethod
+    def _initialize_parameters(self) -> None:
+        """Draw the initial parameters: orthogonal, gain sqrt(2), 0.01 for the policy's head, 1 for the value's."""
+
+    @abstractmethod
+    def _sample_actions(self, observations: Any) -> tuple[Any, dict[str, Any]]:
+        """What `act` returns."""
+
+    @abstractmethod
+    def _store_transition(
+        self,
+        row: int,
+        *,
+        observations: Any,
+        next_observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminated: Any,
+        truncated: Any,
+        states: Any = None,
+        next_states: Any = None,
+    ) -> bool:
+        """Copy a transition to `row` of the rollout; whether any of its rows is truncated but not terminated."""
+
+    @abstractmethod
+    def _bootstrap_truncated(self, row: int) -> None:
+        """Add the discounted value of the next observation to the truncated, not terminated rewards of `row`."""
+
+    @abstractmethod
+    def _bootstrap_rollout_end(self, row: int) -> None:
+        """The same for all rewards of `row` that were not cut, and cut them."""
+
+    @abstractmethod
+    def _prepare_update(self) -> None:
+        """Compute old log-probabilities, values, advantages and returns of the rollout."""
+
+    @abstractmethod
+    def _run_epoch(self, learning_rate: float) -> Any:
+        """One pass over all mini-batches; the mean KL divergence, ``mean((exp(r) - 1) - r)`` with r the log ratio."""
+
+    @abstractmethod
+    def _finish_update(self) -> dict[str, float]:
+        """Update the statistics of the observations; the scalars to track."""

@@ -1,0 +1,6 @@
+"""Agents for PyTorch."""
+
+from workers.agents.ppo import PPOCfg
+from workers.agents.torch.ppo import PPO
+
+__all__ = ["PPO", "PPOCfg"]

@@ -1,0 +1,131 @@
+"""EnvSlice: some rows of the vectorised environments, and what their agents see at the moment."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from workers.envs import EnvFactory, Wrapper
+from workers.envs.factory import check_env
+from workers.frameworks import Framework
+from workers.seeding import skrl_key
+from workers.types import Array, Outcome, Phase, Transition
+
+__all__ = ["EnvSlice"]
+
+
+class EnvSlice:
+    """Environments ``first_env`` to ``first_env + num_envs`` of the full batch.
+
+    The loop it lives in::
+
+        observations, states = env_slice.begin()
+        outcome, transition = env_slice.step(actions)
+        env_slice.render(timestep)
+        env_slice.advance(outcome)
+
+    Attributes:
+        env: The environments.
+        num_envs: Number of rows.
+        phase: What it does at the moment, or did when it failed.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        framework: Framework,
+        *,
+        cfg: Any,
+        seed: int | None = None,
+        num_envs: int | None = None,
+        first_env: int = 0,
+    ) -> None:
+        """Take over an environment, or build it.
+
+        Args:
+            env: The environment of these rows, or the factory that builds it.
+            framework: The trainer's framework.
+            cfg: The trainer's configuration.
+            seed: The trainer's seed.
+            num_envs: Number of rows to build; all of the factory's if None. Not needed for an environment.
+            first_env: First row in the full batch.
+        """
+        self.phase = Phase.BUILD
+        built = isinstance(env, EnvFactory)
+        if built:
+            rows = env.num_envs if num_envs is None else num_envs
+            env = env.make(rows, first_env, framework=framework.name, seed=seed)
+        check_env(env, framework.name)
+        self.env = env
+        self.built = built
+        self.num_envs: int = env.num_envs
+        self._framework = framework
+        self._no_grad = framework.no_grad()
+        self._first_env = first_env
+        self._seed = seed
+        self._render_interval = 0 if cfg.headless else cfg.render_interval
+        self._ours = isinstance(env, Wrapper)
+        # the trainer resets only a foreign object with one environment: everything else resets itself in step
+        self._resets_explicitly = self.num_envs == 1 and not self._ours and not built
+        self._observations: Array | None = None
+        self._states: Array | None = None
+        self._next_states: Array | None = None
+
+    def begin(self) -> tuple[Array, Array | None]:
+        """Observations and states to act on; the environments are started if they have not been."""
+        if self._observations is None:
+            self._reset()
+        return self._observations, self._states
+
+    def step(self, actions: Array) -> tuple[Outcome, Transition]:
+        """Step the environments: what comes out of the iteration, and what the agents are to record."""
+        self.phase = Phase.STEP
+        with self._no_grad:
+            start = perf_counter()
+            observations, rewards, terminated, truncated, infos = self.env.step(actions)
+            states = self.env.state()
+            step_time = (perf_counter() - start) * 1e3
+            outcome = Outcome(observations, rewards, terminated, truncated, infos)
+            self._next_states = states
+            if self._ours and infos:
+                observations = self._final(infos, "final_obs", observations)
+                states = self._final(infos, "final_state", states)
+        return outcome, Transition(rewards, observations, states, terminated, truncated, infos, step_time)
+
+    def render(self, timestep: int) -> None:
+        """Render, if the configuration asks for it at this timestep."""
+        if self._render_interval and not timestep % self._render_interval:
+            self.phase = Phase.RENDER
+            with self._no_grad:
+                self.env.render()
+
+    def advance(self, outcome: Outcome) -> None:
+        """Make the outcome's observations the current ones; start a foreign single environment anew if it has ended."""
+        if self._resets_explicitly and bool(outcome.terminated.any() or outcome.truncated.any()):
+            self._reset()
+        else:
+            self._observations, self._states = outcome.observations, self._next_states
+
+    def restart(self) -> None:
+        """Forget the current observations: the next iteration resets the environments."""
+        self._observations = self._states = None
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+    def _reset(self) -> None:
+        self.phase = Phase.RESET
+        with self._no_grad:
+            if self._ours and self._seed is not None:
+                observations, _ = self.env.reset(seed=self._seed + self._first_env)
+            else:
+                with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
+                    observations, _ = self.env.reset()
+            self._seed = None  # only the first reset seeds: the generators go on from there
+            self._observations, self._states = observations, self.env.state()
+
+    def _final(self, infos: dict[str, Any], key: str, array: Array | None) -> Array | None:
+        """`array` with the true final rows of `infos` in the place of those after a reset."""
+        mask = infos.get(f"_{key}")
+        return array if mask is None or array is None else self._framework.select(mask, infos[key], array)

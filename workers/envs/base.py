@@ -1,0 +1,132 @@
+"""The two base classes of environments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.envs.factory import EnvFactory
+    from workers.types import Array
+
+__all__ = ["MultiAgentEnvWrapper", "Wrapper"]
+
+
+class _EnvWrapper(ABC):
+    """What both base classes share.
+
+    Attributes:
+        framework: Name of the framework whose arrays the environment takes and gives.
+        recipe: How to build the same environments for any range of rows; None if they cannot be rebuilt.
+    """
+
+    framework: str
+    recipe: EnvFactory | None = None
+
+    @property
+    @abstractmethod
+    def num_envs(self) -> int:
+        """Number of environments."""
+
+    @abstractmethod
+    def render(self) -> Any:
+        """Render the environments."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the environments hold."""
+
+
+class Wrapper(_EnvWrapper):
+    """Vectorised single-agent environments, stepped as one batch.
+
+    Who implements it promises: an environment that ends is reset in the same ``step``, whatever the batch size. The
+    observations returned are then those after the reset; the true final ones are in ``infos["final_obs"]``,
+    ``(num_envs, size)``, valid in the rows where the NumPy array ``infos["_final_obs"]`` is True, and likewise the
+    final states, if there are states, in ``infos["final_state"]``.
+    """
+
+    @property
+    @abstractmethod
+    def observation_space(self) -> Any:
+        """Observation space of one environment."""
+
+    @property
+    @abstractmethod
+    def action_space(self) -> Any:
+        """Action space of one environment."""
+
+    @property
+    def state_space(self) -> Any | None:
+        """State space of one environment, None if there are no states."""
+        return None
+
+    @abstractmethod
+    def reset(self, *, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start all environments.
+
+        Args:
+            seed: Environment ``i`` of this batch is seeded with ``seed + i``; None leaves its generator as it is.
+
+        Returns:
+            Observations ``(num_envs, size)`` and infos.
+        """
+
+    @abstractmethod
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Step all environments.
+
+        Args:
+            actions: ``(num_envs, size)``.
+
+        Returns:
+            Observations ``(num_envs, size)``, rewards ``(num_envs, 1)`` float32, terminated and truncated
+            ``(num_envs, 1)`` bool, and infos.
+        """
+
+    def state(self) -> Array | None:
+        """Privileged global states ``(num_envs, size)``, or None."""
+        return None
+
+
+class MultiAgentEnvWrapper(_EnvWrapper):
+    """Vectorised multi-agent environments: as `Wrapper`, with a dictionary by agent name in the place of each array."""
+
+    @property
+    @abstractmethod
+    def possible_agents(self) -> list[str]:
+        """Names of all agents that can ever appear, in a fixed order."""
+
+    @property
+    @abstractmethod
+    def agents(self) -> list[str]:
+        """Names of the agents that are alive in any environment."""
+
+    @property
+    @abstractmethod
+    def observation_spaces(self) -> dict[str, Any]:
+        """Observation space of each agent in one environment."""
+
+    @property
+    @abstractmethod
+    def action_spaces(self) -> dict[str, Any]:
+        """Action space of each agent in one environment."""
+
+    @property
+    def state_spaces(self) -> dict[str, Any | None]:
+        """State space of each agent in one environment, None where there are no states."""
+        return dict.fromkeys(self.possible_agents)
+
+    @abstractmethod
+    def reset(self, *, seed: int | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Start all environments: observations by agent, and infos. For `seed` see `Wrapper.reset`."""
+
+    @abstractmethod
+    def step(
+        self, actions: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Any]]:
+        """Step all environments: observations, rewards, terminated and truncated by agent, and infos."""
+
+    def state(self) -> dict[str, Array | None]:
+        """Privileged global states by agent, None where there are none."""
+        return dict.fromkeys(self.possible_agents)

@@ -1,0 +1,72 @@
+"""What Lockstep asks of a framework: a few operations on arrays of rows, and the framework's global random state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Framework"]
+
+
+class Framework(ABC):
+    """Array operations of one framework.
+
+    What is called *fresh* below is a contiguous array in memory that the framework itself allocated: kernels may give
+    other bits for other alignments, so an agent must get arrays of one kind in every mode.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def is_array(self, value: object) -> bool:
+        """Whether `value` is an array of this framework."""
+
+    @abstractmethod
+    def from_numpy(self, array: npt.NDArray[Any]) -> Any:
+        """A fresh array with the values and the dtype of `array`, on the framework's default device."""
+
+    @abstractmethod
+    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        """The values of `array`; may share its memory."""
+
+    @abstractmethod
+    def copy(self, array: Any) -> Any:
+        """A fresh copy."""
+
+    @abstractmethod
+    def split(self, array: Any, sizes: Sequence[int]) -> Sequence[Any]:
+        """Fresh copies of consecutive groups of rows: ``sizes[i]`` rows in the i-th."""
+
+    @abstractmethod
+    def concatenate(self, arrays: Sequence[Any]) -> Any:
+        """The rows of all arrays, one after the other, as a fresh array."""
+
+    @abstractmethod
+    def select(self, mask: npt.NDArray[np.bool_], chosen: Any, other: Any) -> Any:
+        """Row i of `chosen` where ``mask[i]``, else of `other`."""
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        """A context without gradients, entered many times but never within itself."""
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def seeded_rng_state(self, seed: int) -> Any:
+        """State of the framework's global random generator right after seeding; the generator itself is not touched."""
+        return None
+
+    def rng_state(self) -> Any:
+        """State of the framework's global random generator; None for a framework without one."""
+        return None
+
+    def set_rng_state(self, state: Any) -> None:  # noqa: B027 - nothing to do without a generator
+        """Put the framework's global random generator into `state`."""
+
+    def num_threads(self) -> int:
+        """Number of compute threads that the framework uses for one operation in this process."""
+        return 1

@@ -1,0 +1,45 @@
+"""NumPy: the oracle of the other frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.frameworks.base import Framework
+
+__all__ = ["FRAMEWORK"]
+
+
+class NumpyFramework(Framework):
+    """NumPy arrays. The global generator of NumPy itself is the business of `workers.seeding`."""
+
+    name = "numpy"
+
+    def is_array(self, value: object) -> bool:
+        return isinstance(value, np.ndarray)
+
+    def from_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.array(array, order="C")
+
+    def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array
+
+    def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.array(array, order="C")
+
+    def split(self, array: npt.NDArray[Any], sizes: Sequence[int]) -> list[npt.NDArray[Any]]:
+        return [np.array(part, order="C") for part in np.split(array, np.cumsum(sizes)[:-1])]
+
+    def concatenate(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate(arrays)
+
+    def select(
+        self, mask: npt.NDArray[np.bool_], chosen: npt.NDArray[Any], other: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
+        return np.where(mask.reshape(-1, *[1] * (other.ndim - 1)), chosen, other)
+
+
+FRAMEWORK = NumpyFramework()

@@ -1,0 +1,73 @@
+"""PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.frameworks.base import Framework
+
+__all__ = ["FRAMEWORK"]
+
+
+class TorchFramework(Framework):
+    """Tensors on torch's default device; its global generator is the CPU's."""
+
+    name = "torch"
+
+    def is_array(self, value: object) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def from_numpy(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        # not torch.from_numpy: it keeps NumPy's memory, which is aligned otherwise, and may be read-only
+        return torch.tensor(array)
+
+    def to_numpy(self, array: torch.Tensor) -> npt.NDArray[Any]:
+        return array.detach().cpu().numpy()
+
+    def copy(self, array: torch.Tensor) -> torch.Tensor:
+        return array.clone(memory_format=torch.contiguous_format)
+
+    def split(self, array: torch.Tensor, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
+        return torch.split_with_sizes_copy(array, sizes)  # type: ignore[func-returns-value, return-value]
+
+    def concatenate(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(list(arrays))
+
+    def select(self, mask: npt.NDArray[np.bool_], chosen: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        rows = torch.tensor(mask, device=other.device)
+        return torch.where(rows.reshape(-1, *[1] * (other.dim() - 1)), chosen, other)
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        return _NoGrad()
+
+    def seeded_rng_state(self, seed: int) -> torch.Tensor:
+        return torch.Generator().manual_seed(seed).get_state()
+
+    def rng_state(self) -> torch.Tensor:
+        return torch.default_generator.get_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        torch.default_generator.set_state(state)
+
+    def num_threads(self) -> int:
+        return torch.get_num_threads()
+
+
+class _NoGrad(AbstractContextManager[None]):
+    """``torch.no_grad()`` in a third of its time, which counts at three times a step and agent."""
+
+    def __enter__(self) -> None:
+        self._previous = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_grad_enabled(self._previous)
+
+
+FRAMEWORK = TorchFramework()

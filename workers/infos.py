@@ -1,0 +1,164 @@
+"""Infos of vectorised environments: rows taken and merged as Gymnasium does, scalars for the log.
+
+An entry is *by row* if it is an array with one row per environment; the boolean array ``_key`` beside it says which
+rows of ``key`` are valid. Dictionaries are treated likewise, key by key. Everything else belongs to all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.frameworks import Framework
+
+__all__ = ["mask_rows", "merge_infos", "overlay", "scalars", "take_rows"]
+
+Infos = dict[str, Any]
+
+
+def _is_by_row(value: Any, rows: int, framework: Framework) -> bool:
+    if isinstance(value, np.ndarray) or framework.is_array(value):
+        return value.ndim > 0 and value.shape[0] == rows
+    return False
+
+
+def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], Any]) -> Infos:
+    """New dictionaries, with `take` done on every array by row; keys of which no row is left valid are dropped."""
+    taken: Infos = {}
+    for key, value in infos.items():
+        if isinstance(value, dict):
+            taken[key] = _map(value, rows, framework, take)
+        elif _is_by_row(value, rows, framework):
+            taken[key] = take(value)
+        else:
+            taken[key] = value
+    for mask in [key for key in taken if key.startswith("_") and key[1:] in taken]:
+        if isinstance(taken[mask], np.ndarray) and not taken[mask].any():
+            del taken[mask], taken[mask[1:]]
+    return taken
+
+
+def take_rows(infos: Infos, start: int, stop: int, rows: int, framework: Framework) -> Infos:
+    """The infos of the environments ``[start, stop)`` out of `rows`, as new dictionaries and arrays."""
+    return _map(infos, rows, framework, lambda array: framework_copy(array[start:stop], framework))
+
+
+def framework_copy(array: Any, framework: Framework) -> Any:
+    """A fresh copy of a NumPy array or an array of the framework."""
+    return array.copy() if isinstance(array, np.ndarray) else framework.copy(array)
+
+
+def mask_rows(infos: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
+    """NumPy infos in which only the rows of `mask` are left: the others are empty, and their masks False."""
+
+    def take(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        kept = _empty(array, len(mask))
+        kept[mask] = array[mask]
+        return kept
+
+    from workers.frameworks import load_framework
+
+    return _map(infos, len(mask), load_framework("numpy"), take)
+
+
+def overlay(under: Infos, over: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
+    """NumPy infos with the rows `mask` of `over` and the other rows of `under`, both cut by `mask_rows` before."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = under.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = overlay(below, value, mask)
+        elif isinstance(value, np.ndarray) and isinstance(below, np.ndarray) and len(value) == len(mask) == len(below):
+            kept = below.astype(np.result_type(below, value), copy=True)
+            kept[mask] = value[mask]
+            merged[key] = kept
+        else:
+            merged[key] = value
+    return merged
+
+
+def _empty(like: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """Gymnasium's filler: None for objects, zero for the rest."""
+    shape = (rows, *like.shape[1:])
+    return np.full(shape, None, dtype=object) if like.dtype == object else np.zeros(shape, dtype=like.dtype)
+
+
+def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framework) -> Infos:
+    """Infos of the full batch from those of its scopes, in scope order.
+
+    Arrays by row are concatenated; where a scope lacks the key its rows are empty and the mask ``_key`` says so.
+    Dictionaries merge likewise. Floats of no dimension become their mean, weighted by environments. Integers,
+    booleans, strings and anything else become a list by scope, None where a scope lacks the key. The infos of a single
+    scope are returned as they are.
+
+    Args:
+        parts: Infos of each scope.
+        sizes: Number of environments of each scope.
+        framework: Whose arrays occur besides NumPy's.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    merged: Infos = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part.get(key) for part in parts]
+        present = [key in part for part in parts]
+        known = [value for value in values if value is not None]
+        if known and all(isinstance(value, dict) for value in known):
+            merged[key] = merge_infos([value or {} for value in values], sizes, framework)
+        elif known and all(
+            value is None or _is_by_row(value, size, framework) for value, size in zip(values, sizes, strict=True)
+        ):
+            merged[key] = _concatenate(values, known[0], sizes, framework)
+            if not all(present) and not key.startswith("_"):
+                merged[f"_{key}"] = np.repeat(present, sizes)
+        elif known and all(_is_float(value, framework) for value in known):
+            weights = [size for value, size in zip(values, sizes, strict=True) if value is not None]
+            merged[key] = float(np.average([float(value) for value in known], weights=weights))
+        else:
+            merged[key] = values
+    for key in [key for key in merged if f"_{key}" in merged]:
+        masks = [part.get(f"_{key}", np.full(size, key in part)) for part, size in zip(parts, sizes, strict=True)]
+        if all(isinstance(mask, np.ndarray) and mask.ndim for mask in masks):
+            merged[f"_{key}"] = np.concatenate(masks)
+    return merged
+
+
+def _concatenate(values: Sequence[Any], like: Any, sizes: Sequence[int], framework: Framework) -> Any:
+    if isinstance(like, np.ndarray):
+        arrays = (_empty(like, size) if value is None else value for value, size in zip(values, sizes, strict=True))
+        return np.concatenate(list(arrays))
+    filler = framework.to_numpy(like)
+    return framework.concatenate(
+        [
+            framework.from_numpy(_empty(filler, size)) if value is None else value
+            for value, size in zip(values, sizes, strict=True)
+        ]
+    )
+
+
+def _is_float(value: Any, framework: Framework) -> bool:
+    if framework.is_array(value) and value.ndim == 0:
+        value = framework.to_numpy(value)
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and bool(np.issubdtype(value.dtype, np.floating))
+    return isinstance(value, (float, np.floating))
+
+
+def scalars(infos: Infos, rows: int, framework: Framework) -> Iterator[tuple[str, float]]:
+    """Names and values of what can be logged: scalars, and the means of arrays by row over their valid rows."""
+    for key, value in infos.items():
+        if key.startswith("_") and key[1:] in infos:
+            continue
+        array = framework.to_numpy(value) if framework.is_array(value) else np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            continue
+        if array.size == 1:
+            yield key, float(array.reshape(()))
+        elif array.ndim and array.shape[0] == rows:
+            mask = infos.get(f"_{key}")
+            valid = array if mask is None else array[np.asarray(mask)]
+            if valid.size:
+                yield key, float(valid.mean())

@@ -1,0 +1,13 @@
+"""The name of the process that something runs in."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+__all__ = ["node_name"]
+
+
+def node_name() -> str:
+    """Host name and process id, such as ``"node-3 (pid 4711)"``."""
+    return f"{socket.gethostname()} (pid {os.getpid()})"

@@ -1,0 +1,101 @@
+"""One seed for a run: what each environment and each agent makes of it.
+
+Environment ``i`` is seeded with ``seed + i``, by its index in the full batch. The agent of scope ``k`` has the seed
+``SeedSequence(seed, spawn_key=(1, k))`` and a random stream of its own, a `RandomStream`, which the global generators
+of NumPy and of the framework hold while the agent runs. Without a seed nothing here is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.random import MT19937, BitGenerator, SeedSequence
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
+
+from workers.frameworks import Framework
+
+__all__ = ["RandomStream", "agent_seed", "skrl_key"]
+
+
+def agent_seed(seed: int, index: int) -> int:
+    """Seed of the agent of scope `index`, in ``[0, 2**32)``."""
+    return int(SeedSequence(seed, spawn_key=(1, index)).generate_state(1)[0])
+
+
+@contextmanager
+def skrl_key(framework: str, key: int | None) -> Iterator[None]:
+    """Set skrl's ``config.<framework>.key`` while something of skrl's is built, if skrl has been imported.
+
+    skrl's wrappers seed their environments with this key, and its JAX and Warp agents their weights and noise. It is 0
+    unless it is set: slices of one batch would be identical. With `key` None nothing is touched.
+    """
+    config = getattr(getattr(sys.modules.get("skrl"), "config", None), framework, None)
+    if config is None or key is None:
+        yield
+        return
+    previous = config.key
+    config.key = key
+    try:
+        yield
+    finally:
+        config.key = previous
+
+
+class RandomStream:
+    """The random stream of one agent, held by the global generators inside ``with stream:``.
+
+    The global generators of NumPy's legacy interface and of the framework continue the agent's stream inside, and are
+    given back as they were. Python's ``random`` and CUDA's generators are left alone.
+    """
+
+    def __init__(self, seed: int, framework: Framework) -> None:
+        self._framework = framework
+        self._bits: BitGenerator = MT19937(seed)
+        self._state = framework.seeded_rng_state(seed)
+        self._lent: tuple[Any, Any, dict[str, Any] | None] | None = None
+
+    def __enter__(self) -> None:
+        framework = self._framework
+        outer = framework.rng_state()
+        framework.set_rng_state(self._state)
+        outer_bits = get_bit_generator()
+        outer_numpy = _state_if_gaussian_cached(outer_bits)
+        set_bit_generator(self._bits)
+        self._lent = (outer, outer_bits, outer_numpy)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lent is not None
+        outer, outer_bits, outer_numpy = self._lent
+        framework = self._framework
+        self._state = framework.rng_state()
+        framework.set_rng_state(outer)
+        self._bits = get_bit_generator()
+        set_bit_generator(outer_bits)
+        if outer_numpy is not None:
+            np.random.set_state(outer_numpy)
+
+
+_MT19937_BYTES = 4 * 624 + 4  # uint32 key[624]; int pos
+
+
+def _state_if_gaussian_cached(bits: Any) -> dict[str, Any] | None:
+    """The full state of NumPy's global generator if it holds a cached Gaussian, else None.
+
+    ``set_bit_generator`` takes 0.2 µs but forgets the second Gaussian of a pair, which the legacy generator keeps for
+    its next call; the full state takes 30 µs. Drawing a Gaussian tells which is needed: a cached one uses no bits.
+    """
+    if type(bits) is not MT19937:
+        state: dict[str, Any] = np.random.get_state(legacy=False)
+        return state if state["has_gauss"] else None
+    address = bits.ctypes.state_address
+    before = ctypes.string_at(address, _MT19937_BYTES)
+    gaussian = np.random.standard_normal()
+    if ctypes.string_at(address, _MT19937_BYTES) == before:
+        return {**np.random.get_state(legacy=False), "has_gauss": 1, "gauss": gaussian}
+    ctypes.memmove(address, before, _MT19937_BYTES)
+    return None

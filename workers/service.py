@@ -1,0 +1,201 @@
+"""Service: what a remote worker serves, whatever carries the requests.
+
+One ordered stream: a request is ``(seq, method, args)``, its reply ``("ok" | "error", seq, payload)``. Everything that
+touches the state of a worker goes through it, on one thread. The last reply is kept, and a request with the same
+number is answered from there, so that a request can be sent again without being done twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Literal, NamedTuple
+
+from workers.agent_export import export_agent
+from workers.agent_runner import AgentGroup, AgentRunner
+from workers.env_slice import EnvSlice
+from workers.errors import Failure, WorkerError
+from workers.frameworks import Framework, load_framework
+from workers.node import node_name
+from workers.types import Array, Phase, Scope, Tick, Transition
+from workers.wire import from_wire, to_wire
+from workers.worker import ScopeWorker
+
+__all__ = ["Busy", "Description", "Reply", "Service", "WorkerSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """All that a remote worker is built from. Users' objects travel pickled, so that a failure has its place.
+
+    Attributes:
+        scope: Its rows, and the seed of its agent.
+        framework: Name of the framework.
+        agent: The pickled agent or factory.
+        env: The pickled `EnvFactory` of a worker that owns its environments, None for one that shares the driver's.
+        observation_space: Observation space of shared environments, None for a worker that owns its own.
+        cfg: The pickled configuration of the trainer.
+        seed: The trainer's seed.
+        modules: Modules to import first, because what is built depends on whether they are there.
+    """
+
+    scope: Scope
+    framework: str
+    agent: bytes
+    env: bytes | None
+    observation_space: bytes | None
+    cfg: bytes
+    seed: int | None
+    modules: tuple[str, ...] = ()
+
+
+class Description(NamedTuple):
+    """Where a worker lives and how: kind of its agent, node, and compute threads of its framework."""
+
+    agent: str
+    node: str
+    num_threads: int
+
+
+class Reply(NamedTuple):
+    """The reply to request `seq`. The payload of an error is a tuple of `Failure`."""
+
+    status: Literal["ok", "error"]
+    seq: int
+    payload: Any
+
+
+class Busy(NamedTuple):
+    """The request that a worker is busy with, None if it waits for one, and for how long, in seconds."""
+
+    seq: int | None
+    seconds: float
+
+
+class Service:
+    """Serves the requests of one remote worker, in order."""
+
+    def __init__(self, dumps: Callable[[Any], bytes]) -> None:
+        """Wait for the first request.
+
+        Args:
+            dumps: Pickles a trained agent, also one whose class was sent here by value.
+        """
+        self._dumps = dumps
+        self._reply = Reply("ok", 0, None)
+        self._busy: int | None = None
+        self._since = monotonic()
+        self._scope: Scope | None = None
+        self._timestep: int | None = None
+        self._framework: Framework | None = None
+        self._runner: AgentRunner | None = None
+        self._worker: ScopeWorker | None = None
+
+    def handle(self, seq: int, method: str, args: tuple[Any, ...]) -> Reply:
+        """Do a request, or answer again the one that was done last.
+
+        Args:
+            seq: Number of the request, one higher than that of the last one.
+            method: ``build``, ``tick``, ``act``, ``learn``, ``restart``, ``export`` or ``close``.
+            args: Its arguments, as they come off the wire.
+        """
+        if seq == self._reply.seq:
+            return self._reply
+        self._busy, self._since = seq, monotonic()
+        try:
+            if seq != self._reply.seq + 1:
+                raise RuntimeError(f"request {seq} ({method}) came after {self._reply.seq}; requests are ordered")
+            self._reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
+        except WorkerError as error:
+            self._reply = Reply("error", seq, error.failures)
+        except Exception as error:
+            self._reply = Reply("error", seq, (self._failure(error, method),))
+        finally:
+            self._busy, self._since = None, monotonic()
+        return self._reply
+
+    def busy(self) -> Busy:
+        """What the worker is busy with. May be called from another thread than `handle`."""
+        return Busy(self._busy, monotonic() - self._since)
+
+    def _build(self, spec: WorkerSpec) -> Description:
+        self._scope = spec.scope
+        for name in spec.modules:
+            importlib.import_module(name)
+        framework = self._framework = load_framework(spec.framework)
+        cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
+        space = None if spec.observation_space is None else pickle.loads(spec.observation_space)
+        env_slice = None
+        if spec.env is not None:
+            env_slice = EnvSlice(
+                pickle.loads(spec.env),
+                framework,
+                cfg=cfg,
+                seed=spec.seed,
+                num_envs=spec.scope.num_envs,
+                first_env=spec.scope.start,
+            )
+            space = env_slice.env.observation_space
+        runner = self._runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
+        if env_slice is not None:
+            self._worker = ScopeWorker(
+                env_slice,
+                AgentGroup([runner], framework),
+                framework,
+                scope=spec.scope.index,
+                first_env=spec.scope.start,
+                pack=lambda outcome: to_wire(outcome, framework),
+            )
+        return Description(type(runner.agent).__qualname__, node_name(), framework.num_threads())
+
+    def _tick(self, tick: Tick) -> Any:
+        self._timestep = tick.timestep
+        return self._owned_worker.tick(tick)
+
+    def _act(self, tick: Tick, observations: Array, states: Array | None) -> Any:
+        self._timestep = tick.timestep
+        rows, state_rows = from_wire((observations, states), self._built_framework)
+        return to_wire(self._built_runner.act(tick, rows, state_rows), self._built_framework)
+
+    def _learn(self, tick: Tick, transition: Transition) -> None:
+        self._built_runner.learn(tick, *from_wire(transition, self._built_framework))
+
+    def _restart(self) -> None:
+        self._owned_worker.restart()
+
+    def _export(self) -> Any:
+        return export_agent(self._built_runner.agent, self._dumps)
+
+    def _close(self) -> None:
+        if self._worker is not None:
+            self._worker.env_slice.close()
+
+    @property
+    def _owned_worker(self) -> ScopeWorker:
+        assert self._worker is not None, "this worker was not built, or shares the driver's environments"
+        return self._worker
+
+    @property
+    def _built_runner(self) -> AgentRunner:
+        assert self._runner is not None, "this worker was not built"
+        return self._runner
+
+    @property
+    def _built_framework(self) -> Framework:
+        assert self._framework is not None, "this worker was not built"
+        return self._framework
+
+    def _failure(self, error: Exception, method: str) -> Failure:
+        iterating = method in ("act", "learn")
+        scope = self._scope
+        return Failure.of(
+            error,
+            scope=scope.index if scope else None,
+            rows=scope.rows if scope else (0, 0),
+            phase=self._built_runner.phase.value if iterating else Phase.BUILD.value if method == "build" else method,
+            timestep=self._timestep if iterating else None,
+            node=node_name(),
+        )

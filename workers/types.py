@@ -1,0 +1,198 @@
+"""The words that workers and orchestrators exchange, and the roles that users fill.
+
+The loop that these roles live in, for one scope::
+
+    observations = env.reset()
+    for timestep in range(timesteps):
+        agent.pre_interaction(timestep=timestep, timesteps=timesteps)
+        actions, outputs = agent.act(observations, env.state(), timestep=timestep, timesteps=timesteps)
+        next_observations, rewards, terminated, truncated, infos = env.step(actions)
+        agent.record_transition(observations=observations, ..., timestep=timestep, timesteps=timesteps)
+        agent.post_interaction(timestep=timestep, timesteps=timesteps)
+        observations = next_observations
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["Agent", "Array", "Env", "Mode", "Outcome", "Phase", "Scope", "Tick", "Transition"]
+
+Array = Any
+"""An array of the trainer's framework (``torch.Tensor``, ``jax.Array``, ``wp.array`` or ``numpy.ndarray``)."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The environments of one simultaneous agent: rows ``start`` to ``stop`` (half-open) of the full batch.
+
+    Attributes:
+        index: Index of the scope, and of its simultaneous agent.
+        start: First row.
+        stop: Row after the last one.
+        seed: Seed of this scope's agent, None if the run has no seed. It is derived from the trainer's seed and the
+            index, and is the same whatever the mode and the number of scopes.
+    """
+
+    index: int
+    start: int
+    stop: int
+    seed: int | None = None
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments in the scope."""
+        return self.stop - self.start
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """``(start, stop)``."""
+        return (self.start, self.stop)
+
+
+class Mode(Enum):
+    """What an iteration is for."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class Phase(Enum):
+    """Where in an iteration (or around it) something happens."""
+
+    BUILD = "build"
+    PRE_INTERACTION = "pre-interaction"
+    ACT = "act"
+    STEP = "step"
+    RENDER = "render"
+    RECORD = "record"
+    POST_INTERACTION = "post-interaction"
+    RESET = "reset"
+
+
+class Tick(NamedTuple):
+    """One iteration, as the driver orders it."""
+
+    mode: Mode
+    timestep: int
+    timesteps: int
+
+
+class Outcome(NamedTuple):
+    """What one iteration gives: the five outputs of `StepTrainer.train`, for the rows of one worker or for all.
+
+    Attributes:
+        observations: What ``env.step`` returned, ``(rows, size)``.
+        rewards: ``(rows, 1)``, float32.
+        terminated: ``(rows, 1)``, bool.
+        truncated: ``(rows, 1)``, bool.
+        infos: What ``env.step`` returned, merged over the scopes.
+    """
+
+    observations: Array
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    infos: dict[str, Any]
+
+
+class Transition(NamedTuple):
+    """What an agent is given to record, besides the observations, states and actions that it already knows.
+
+    Attributes:
+        rewards: ``(rows, 1)``.
+        next_observations: The observations that the actions led to, ``(rows, size)``: at the end of an episode the
+            true final one, not the one after the reset.
+        next_states: Likewise the states, or None.
+        terminated: ``(rows, 1)``, bool.
+        truncated: ``(rows, 1)``, bool.
+        infos: The infos of these rows.
+        step_time: Time that ``env.step`` took, in milliseconds.
+    """
+
+    rewards: Array
+    next_observations: Array
+    next_states: Array | None
+    terminated: Array
+    truncated: Array
+    infos: dict[str, Any]
+    step_time: float
+
+
+class Env(Protocol):
+    """Vectorised environments: what every environment must have. What it has besides is used where it is present."""
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments, stepped as one batch."""
+
+    @property
+    def observation_space(self) -> Any:
+        """Observation space of one environment."""
+
+    @property
+    def action_space(self) -> Any:
+        """Action space of one environment."""
+
+    def reset(self) -> tuple[Array, dict[str, Any]]:
+        """Start all environments: observations ``(num_envs, size)`` and infos."""
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Step all environments: observations, rewards, terminated, truncated ``(num_envs, ·)`` and infos."""
+
+    def state(self) -> Array | None:
+        """Privileged global states ``(num_envs, size)``, or None."""
+
+    def render(self) -> Any:
+        """Render the environments."""
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+
+
+class Agent(Protocol):
+    """A simultaneous agent: what every agent must have. What it has besides is used where it is present."""
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        """Make ready to be trained or evaluated under this trainer configuration."""
+
+    def enable_training_mode(self, enabled: bool = True) -> None:
+        """Switch between training and evaluation."""
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Called before the interaction with the environments."""
+
+    def act(
+        self, observations: Array, states: Array | None, *, timestep: int, timesteps: int
+    ) -> tuple[Array, dict[str, Any]]:
+        """Actions ``(rows, size)`` and outputs, among which ``mean_actions`` is what evaluation acts on."""
+
+    def record_transition(
+        self,
+        *,
+        observations: Array,
+        states: Array | None,
+        actions: Array,
+        rewards: Array,
+        next_observations: Array,
+        next_states: Array | None,
+        terminated: Array,
+        truncated: Array,
+        infos: dict[str, Any],
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        """Take note of a transition."""
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Called after the interaction with the environments: where agents learn."""
+
+    def track_data(self, tag: str, value: float) -> None:
+        """Take note of a scalar."""
+
+
+def required_members(role: type) -> tuple[str, ...]:
+    """Names of the members that a role (`Env` or `Agent`) requires, in the order of their definition."""
+    return tuple(name for name in vars(role) if not name.startswith("_"))

@@ -1,0 +1,107 @@
+"""ScopeWorker: environments and their agents; it does a whole iteration. The one body of every mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from workers.env_slice import EnvSlice
+from workers.errors import Failure, WorkerError
+from workers.frameworks import Framework
+from workers.node import node_name
+from workers.types import Array, Outcome, Tick, Transition
+
+__all__ = ["Agents", "ScopeWorker"]
+
+
+class Agents(Protocol):
+    """The agents of the rows of an `EnvSlice`, wherever they live: in this process or in Ray actors."""
+
+    def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
+        """Actions of every agent, in scope order.
+
+        Raises:
+            WorkerError: Some failed; all of them are reported.
+        """
+
+    def learn(self, tick: Tick, transition: Transition) -> None:
+        """Hand every agent its rows of the transition.
+
+        Raises:
+            WorkerError: Some failed; all of them are reported.
+        """
+
+    def restart(self) -> None:
+        """The next iteration acts on other observations than those that the last one led to."""
+
+
+class ScopeWorker:
+    """Environments and their agents.
+
+    In local mode there is one of them, with all environments and all agents; in sharded mode one per scope, in a Ray
+    actor; in shared mode one on the driver, whose agents are in Ray actors.
+    """
+
+    def __init__(
+        self,
+        env_slice: EnvSlice,
+        agents: Agents,
+        framework: Framework,
+        *,
+        scope: int | None,
+        first_env: int = 0,
+        pack: Callable[[Outcome], Any] = lambda outcome: outcome,
+    ) -> None:
+        """Put them together.
+
+        Args:
+            env_slice: The environments.
+            agents: The agents of all their rows.
+            framework: The trainer's framework.
+            scope: Index of the scope, None if there are several.
+            first_env: First row in the full batch.
+            pack: Makes of an outcome what `tick` returns, before the agents record the transition: what they do to
+                their arrays does not change it.
+        """
+        self.env_slice = env_slice
+        self.agents = agents
+        self._framework = framework
+        self._scope = scope
+        self._rows = (first_env, first_env + env_slice.num_envs)
+        self._pack = pack
+
+    def tick(self, tick: Tick) -> Any:
+        """Do one iteration.
+
+        Raises:
+            WorkerError: Something failed; says where.
+        """
+        env_slice = self.env_slice
+        try:
+            observations, states = env_slice.begin()
+            actions = self.agents.act(tick, observations, states)
+            outcome, transition = env_slice.step(self._framework.concatenate(actions))
+            packed = self._pack(outcome)
+            env_slice.render(tick.timestep)
+            self.agents.learn(tick, transition)
+            env_slice.advance(outcome)
+        except WorkerError:
+            raise
+        except Exception as error:
+            raise WorkerError([self._failure(error, tick.timestep)]) from error
+        return packed
+
+    def restart(self) -> None:
+        """Make the next iteration reset the environments."""
+        self.env_slice.restart()
+        self.agents.restart()
+
+    def _failure(self, error: Exception, timestep: int) -> Failure:
+        return Failure.of(
+            error,
+            scope=self._scope,
+            rows=self._rows,
+            phase=self.env_slice.phase.value,
+            timestep=timestep,
+            node=node_name(),
+        )
