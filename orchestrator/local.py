@@ -9,9 +9,10 @@ from orchestrator.base import Plan
 from orchestrator.merge import infos_by_scope
 from workers.agent_runner import AgentGroup, AgentRunner
 from workers.env_slice import EnvSlice
+from workers.errors import Failure, build_error
 from workers.node import node_name
 from workers.service import Description
-from workers.types import Outcome, Tick
+from workers.types import Outcome, Phase, Tick
 from workers.worker import ScopeWorker
 
 __all__ = ["LocalOrchestrator"]
@@ -31,26 +32,36 @@ class LocalSession:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         framework = plan.framework
-        self._env_slice = EnvSlice(plan.env, framework, cfg=plan.cfg, seed=plan.seed)
+        only_scope = 0 if len(plan.scopes) == 1 else None
+        try:
+            self._env_slice = EnvSlice(plan.env, framework, cfg=plan.cfg, seed=plan.seed)
+        except Exception as error:
+            raise build_error([_failure(error, only_scope, (0, plan.scopes[-1].stop))]) from error
         self.env = self._env_slice.env
         try:
-            self._runners = [
-                AgentRunner(agent, scope, framework, cfg=plan.cfg, observation_space=self.env.observation_space)
-                for agent, scope in zip(plan.agents, plan.scopes, strict=True)
-            ]
+            self._runners = self._build_runners()
         except BaseException:
             self.close(close_environment=False)
             raise
-        self._worker = ScopeWorker(
-            self._env_slice,
-            AgentGroup(self._runners, framework),
-            framework,
-            scope=0 if len(plan.scopes) == 1 else None,
-        )
+        agents = AgentGroup(self._runners, framework)
+        self._worker = ScopeWorker(self._env_slice, agents, framework, scope=only_scope)
         self.workers: Sequence[Description] = [
             Description(type(runner.agent).__qualname__, node_name(), framework.num_threads())
             for runner in self._runners
         ]
+
+    def _build_runners(self) -> list[AgentRunner]:
+        plan, runners, failures, cause = self._plan, [], [], None
+        for agent, scope in zip(plan.agents, plan.scopes, strict=True):
+            try:
+                space = self.env.observation_space
+                runners.append(AgentRunner(agent, scope, plan.framework, cfg=plan.cfg, observation_space=space))
+            except Exception as error:
+                cause = error
+                failures.append(_failure(error, scope.index, scope.rows))
+        if failures:
+            raise build_error(failures) from cause
+        return runners
 
     def step(self, tick: Tick) -> Outcome:
         """Do one iteration in all scopes."""
@@ -68,3 +79,7 @@ class LocalSession:
         """Close the environments that were built here; one that was handed over only if asked to."""
         if self._env_slice.built or close_environment:
             self._env_slice.close()
+
+
+def _failure(error: Exception, scope: int | None, rows: tuple[int, int]) -> Failure:
+    return Failure.of(error, scope=scope, rows=rows, phase=Phase.BUILD.value, timestep=None, node=node_name())

@@ -19,6 +19,8 @@ os.environ.pop("RAY_ADDRESS", None)
 import psutil
 import pytest
 
+from tests.support.processes import descendants
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
@@ -34,7 +36,9 @@ def ray_cluster() -> Iterator[None]:
 def _no_process_left() -> Iterator[None]:
     """Fail if the tests leave a process behind."""
     yield
-    children = psutil.Process().children(recursive=True)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive, f"processes left behind: {[process.cmdline() for process in alive]}"
+    # Python's own tracker of shared memory ends with this process
+    trackers = {process.pid for process in descendants("resource_tracker")}
+    psutil.wait_procs([process for process in descendants() if process.pid not in trackers], timeout=20)
+    alive = [process for process in descendants() if process.pid not in trackers]
+    assert not alive, f"processes left behind: {alive}"
     assert sys.modules.get("ray") is None or not sys.modules["ray"].is_initialized()

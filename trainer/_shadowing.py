@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 __all__ = ["check_packages"]
 
-_MARKERS = {"orchestrator": "orchestrator.scopes", "workers": "workers.env_slice"}
+_MARKERS = {"workers": "workers.env_slice", "orchestrator": "orchestrator.scopes"}
 
 
 def check_packages() -> None:
@@ -18,13 +19,16 @@ def check_packages() -> None:
     """
     for name, marker in _MARKERS.items():
         try:
-            importlib.import_module(marker)
+            package = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name not in (name, marker):
+            if error.name != name:
                 raise
-            other = getattr(importlib.import_module(name), "__file__", None) if error.name == marker else None
+            package = None
+        # looked for in the package's own folder: an editable install would find ours also below another's package
+        if PathFinder.find_spec(marker, getattr(package, "__path__", [])) is None:
+            found = "there is none" if package is None else getattr(package, "__file__", None) or package
             raise ImportError(
-                f"the package {name!r} that Python finds is not Lockstep's ({other or 'there is none'}); Lockstep's "
-                f"was installed next to {Path(__file__).parent}. Uninstall or rename the other one, or put Lockstep's "
-                "folder first in sys.path"
-            ) from error
+                f"the package {name!r} that Python finds is not Lockstep's ({found}); Lockstep's was installed next to "
+                f"{Path(__file__).parent}. Uninstall or rename the other one, or put Lockstep's folder first in "
+                "sys.path"
+            )

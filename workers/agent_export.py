@@ -7,6 +7,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 from workers.errors import AgentError
@@ -70,27 +71,41 @@ def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
 
 
 def copy_state(trained: Any, agent: Any) -> None:
-    """Give `agent` all that `trained` has learnt. Modules are loaded in place, so that references to them stay good."""
-    modules = getattr(agent, "checkpoint_modules", {})
-    _load_modules(agent, _module_states(trained) if modules else {})
-    in_place = {id(module) for module in modules.values()}
+    """Give `agent` all that `trained` has learnt.
+
+    The `checkpoint_modules` of `agent` are loaded in place, so that references to them stay good, and what else of
+    `trained` refers to its modules (a scheduler to the optimizer) then refers to those of `agent`.
+    """
+    if trained is agent:
+        return
+    mine, theirs = (getattr(one, "checkpoint_modules", {}) for one in (agent, trained))
+    memo = {id(trained): agent, id(theirs): mine}
+    loaded = [name for name, module in theirs.items() if module is not None and _is_module(mine.get(name))]
+    for name in loaded:
+        mine[name].load_state_dict(_state(theirs[name]))
+        memo[id(theirs[name])] = mine[name]
+    for name, module in theirs.items():
+        if name not in loaded:
+            mine[name] = deepcopy(module, memo)
     for name, value in vars(trained).items():
-        mine = vars(agent).get(name)
-        if id(mine) not in in_place and mine is not modules:
-            setattr(agent, name, value)
+        setattr(agent, name, deepcopy(value, memo))
+
+
+def _is_module(value: Any) -> bool:
+    return hasattr(value, "load_state_dict")
+
+
+def _state(module: Any) -> Any:
+    return module.state_dict() if hasattr(module, "state_dict") else module
 
 
 def _module_states(agent: Any) -> dict[str, Any]:
-    return {
-        name: module.state_dict() if hasattr(module, "state_dict") else module
-        for name, module in agent.checkpoint_modules.items()
-        if module is not None
-    }
+    return {name: _state(module) for name, module in agent.checkpoint_modules.items() if module is not None}
 
 
 def _load_modules(agent: Any, states: dict[str, Any]) -> None:
     for name, state in states.items():
-        if hasattr(agent.checkpoint_modules[name], "load_state_dict"):
+        if _is_module(agent.checkpoint_modules.get(name)):
             agent.checkpoint_modules[name].load_state_dict(state)
         else:
             agent.checkpoint_modules[name] = state

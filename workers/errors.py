@@ -31,6 +31,7 @@ __all__ = [
     "LockstepError",
     "ScopeError",
     "WorkerError",
+    "build_error",
 ]
 
 
@@ -135,3 +136,12 @@ class WorkerError(LockstepError, RuntimeError):
         return "\n".join(
             [f"{head} in the workers", *(f"[{i + 1}] {failure}" for i, failure in enumerate(self.failures))]
         )
+
+
+def build_error(failures: Sequence[Failure]) -> LockstepError:
+    """What to raise where workers could not be built: the error of ours that all failed with, else a `WorkerError`."""
+    ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
+    kinds = {failure.kind for failure in failures}
+    if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
+        return kind("; ".join(f"{failure.message} [on {failure.node}]" for failure in failures))
+    return WorkerError(failures)

@@ -36,8 +36,9 @@ def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], An
         else:
             taken[key] = value
     for mask in [key for key in taken if key.startswith("_") and key[1:] in taken]:
-        if isinstance(taken[mask], np.ndarray) and not taken[mask].any():
-            del taken[mask], taken[mask[1:]]
+        if isinstance(taken.get(mask), np.ndarray) and not taken[mask].any():
+            del taken[mask]
+            taken.pop(mask[1:], None)
     return taken
 
 
@@ -152,7 +153,12 @@ def scalars(infos: Infos, rows: int, framework: Framework) -> Iterator[tuple[str
     for key, value in infos.items():
         if key.startswith("_") and key[1:] in infos:
             continue
-        array = framework.to_numpy(value) if framework.is_array(value) else np.asarray(value)
+        if framework.is_array(value):
+            array = framework.to_numpy(value)
+        elif isinstance(value, (bool, int, float, np.generic, np.ndarray)):
+            array = np.asarray(value)
+        else:
+            continue
         if array.dtype.kind not in "fiub":
             continue
         if array.size == 1:

@@ -50,7 +50,8 @@ class RandomStream:
     """The random stream of one agent, held by the global generators inside ``with stream:``.
 
     The global generators of NumPy's legacy interface and of the framework continue the agent's stream inside, and are
-    given back as they were. Python's ``random`` and CUDA's generators are left alone.
+    given back as they were. Python's ``random`` and CUDA's generators are left alone. The second Gaussian of a pair,
+    which NumPy's legacy generator keeps for its next call, is kept for the user but not for the agent.
     """
 
     def __init__(self, seed: int, framework: Framework) -> None:

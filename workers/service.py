@@ -102,12 +102,14 @@ class Service:
             method: ``build``, ``tick``, ``act``, ``learn``, ``restart``, ``export`` or ``close``.
             args: Its arguments, as they come off the wire.
         """
-        if seq == self._reply.seq:
+        last = self._reply.seq
+        if seq == last:
             return self._reply
+        if seq != last + 1:  # not kept: the stream stands where it stood
+            error = RuntimeError(f"request {seq} ({method}) came after {last}; requests are ordered")
+            return Reply("error", seq, (self._failure(error, method),))
         self._busy, self._since = seq, monotonic()
         try:
-            if seq != self._reply.seq + 1:
-                raise RuntimeError(f"request {seq} ({method}) came after {self._reply.seq}; requests are ordered")
             self._reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
         except WorkerError as error:
             self._reply = Reply("error", seq, error.failures)
@@ -189,13 +191,13 @@ class Service:
         return self._framework
 
     def _failure(self, error: Exception, method: str) -> Failure:
-        iterating = method in ("act", "learn")
+        runner = self._runner if method in ("act", "learn") else None
         scope = self._scope
         return Failure.of(
             error,
             scope=scope.index if scope else None,
             rows=scope.rows if scope else (0, 0),
-            phase=self._built_runner.phase.value if iterating else Phase.BUILD.value if method == "build" else method,
-            timestep=self._timestep if iterating else None,
+            phase=Phase.BUILD.value if method == "build" else method if runner is None else runner.phase.value,
+            timestep=None if runner is None else self._timestep,
             node=node_name(),
         )

@@ -23,7 +23,7 @@ from orchestrator.ray.transport import ActorCalls
 from workers.actor import WorkerActor
 from workers.env_slice import EnvSlice
 from workers.envs import EnvFactory
-from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError
+from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError, build_error
 from workers.service import WorkerSpec
 from workers.types import Scope
 
@@ -115,7 +115,7 @@ class RayOrchestrator:
                     "build", [(spec,) for spec in specs], timeout=max(0.1, deadline - monotonic()), phase="build"
                 )
             except WorkerError as error:
-                raise _named(error) from error
+                raise build_error(error.failures) from None
             calls.nodes = [worker.node for worker in workers]
             _warn_of_threads(plan, [worker.num_threads for worker in workers])
             return RaySession(
@@ -163,15 +163,6 @@ def _kill(actors: list[Any]) -> None:
     if ray.is_initialized():
         for actor in actors:
             ray.kill(actor)
-
-
-def _named(error: WorkerError) -> LockstepError:
-    """The error of the kind that local mode would have raised, if all workers failed with one of ours."""
-    ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
-    kinds = {failure.kind for failure in error.failures}
-    if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
-        return kind("; ".join(f"{failure.message} [on {failure.node}]" for failure in error.failures))
-    return error
 
 
 def _warn_of_threads(plan: Plan, num_threads: list[int]) -> None:

@@ -34,11 +34,10 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
     available = cluster.available
     if group is not None:
         remove_placement_group(group)
-    each = _text(asked)
     raise ClusterError(
-        f"{workers} workers with {each} each were asked for, but Ray has {_text(total)}, of which {_text(available)} "
-        f"are free{'' if group is None else f' (waited {timeout:g} s)'}; use fewer simultaneous agents, "
-        "RayOrchestrator(num_cpus=…) with less for each, or a larger cluster"
+        f"{workers} workers with {_text(asked, asked)} each were asked for, but Ray has {_text(total, asked)}, of which "
+        f"{_text(available, asked)} are free{'' if group is None else f' (waited {timeout:.0f} s)'}; use fewer "
+        "simultaneous agents, RayOrchestrator(num_cpus=…) with less for each, or a larger cluster"
     )
 
 
@@ -48,5 +47,6 @@ def release(group: PlacementGroup) -> None:
         remove_placement_group(group)
 
 
-def _text(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in sorted({"CPU", *resources}))
+def _text(resources: dict[str, float], asked: dict[str, float]) -> str:
+    """The amounts of what was asked for."""
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in asked)

@@ -25,6 +25,7 @@ class ActorCalls:
         self._actors = actors
         self._scopes = scopes
         self._seq = 0
+        self._lost: dict[int, tuple[str, str]] = {}
         self.nodes = ["an unknown node"] * len(actors)
 
     def request(
@@ -50,39 +51,46 @@ class ActorCalls:
         """
         self._seq += 1
         deadline = monotonic() + timeout
-        refs = [
-            actor.handle.remote(self._seq, method, arguments)
-            for actor, arguments in zip(self._actors, args, strict=True)
-        ]
+        failures = [self._failure(index, phase, timestep, *reason) for index, reason in self._lost.items()]
+        refs = {
+            index: actor.handle.remote(self._seq, method, arguments)
+            for index, (actor, arguments) in enumerate(zip(self._actors, args, strict=True))
+            if index not in self._lost
+        }
+        replies: list[Reply | Failure]
         try:
-            replies: list[Reply | Failure] = ray.get(refs, timeout=timeout)
+            replies = ray.get(list(refs.values()), timeout=timeout)
         except RayError:
-            ray.wait(refs, num_returns=len(refs), timeout=max(0.0, deadline - monotonic()), fetch_local=False)
-            replies = [self._reply_or_failure(index, ref, timeout, phase, timestep) for index, ref in enumerate(refs)]
-        failures: list[Failure] = []
-        for index, reply in enumerate(replies):
+            remaining = max(0.0, deadline - monotonic())
+            ray.wait(list(refs.values()), num_returns=len(refs), timeout=remaining, fetch_local=False)
+            replies = [self._reply_or_failure(index, ref, timeout, phase, timestep) for index, ref in refs.items()]
+        for index, reply in zip(refs, replies, strict=True):
             if isinstance(reply, Failure):
                 failures.append(reply)
             elif reply.status == "error":
                 failures.extend(reply.payload)
             elif reply.seq != self._seq:
-                failures.append(
-                    self._failure(index, phase, timestep, "ProtocolError", f"reply {reply.seq} to request {self._seq}")
-                )
+                message = f"reply {reply.seq} to request {self._seq}"
+                failures.append(self._failure(index, phase, timestep, "ProtocolError", message))
         if failures:
-            raise WorkerError(failures)
+            raise WorkerError(sorted(failures, key=lambda failure: failure.rows))
         return [reply.payload for reply in replies if isinstance(reply, Reply)]
 
-    def _reply_or_failure(self, index: int, ref: Any, timeout: float, phase: str, timestep: int | None) -> Any:
+    def _reply_or_failure(
+        self, index: int, ref: Any, timeout: float, phase: str, timestep: int | None
+    ) -> Reply | Failure:
+        """The reply of a worker; one that does not reply is lost: it is not asked again."""
         try:
-            return ray.get(ref, timeout=0.1)
+            reply: Reply = ray.get(ref, timeout=0.1)
+            return reply
         except GetTimeoutError:
-            message = f"no reply within {timeout:g} s; {self._ping(index)}"
-            return self._failure(index, phase, timestep, "TimeoutError", message)
+            reason = ("TimeoutError", f"no reply within {timeout:g} s; {self._ping(index)}")
         except RayActorError as error:
-            return self._failure(index, phase, timestep, "WorkerDied", f"the worker's process died: {error}")
+            reason = ("WorkerDied", f"the worker's process died: {error}")
         except RayError as error:
-            return self._failure(index, phase, timestep, type(error).__name__, str(error))
+            reason = (type(error).__name__, str(error))
+        self._lost[index] = reason
+        return self._failure(index, phase, timestep, *reason)
 
     def _ping(self, index: int) -> str:
         try:

@@ -46,7 +46,13 @@ class CountingEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]
         if ended:
             infos["episode"] = {"l": self.step_count, "r": float(self.row)}
         reward = 1000.0 * self.row + 10.0 * self.episode + self.step_count / 10
-        return self.observation(float(action[0])), reward, ended and not self.row % 2, ended and bool(self.row % 2), infos
+        return (
+            self.observation(float(action[0])),
+            reward,
+            ended and not self.row % 2,
+            ended and bool(self.row % 2),
+            infos,
+        )
 
     def observation(self, action: float) -> npt.NDArray[np.float32]:
         return np.array([self.row, self.episode, self.step_count, action], dtype=np.float32)

@@ -37,7 +37,9 @@ def assert_same(given: Any, expected: Any, path: str = "") -> None:
     elif isinstance(expected, np.ndarray):
         assert given.dtype == expected.dtype, f"{path}: {given.dtype} is not {expected.dtype}"
         assert given.shape == expected.shape, f"{path}: {given.shape} is not {expected.shape}"
-        equal = given == expected if expected.dtype == object else given.tobytes() == expected.tobytes()
-        assert np.all(equal), f"{path}: {given} is not {expected}"
+        if expected.dtype == object:
+            assert_same(given.tolist(), expected.tolist(), path)
+        else:
+            assert given.tobytes() == expected.tobytes(), f"{path}: {given} is not {expected}"
     else:
         assert given == expected or (given != given and expected != expected), f"{path}: {given!r} is not {expected!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,7 +160,8 @@ class GymnasiumWrapper(Wrapper):
     def _refusal(self) -> str:
         return (
             f"{self._name} has autoreset mode {self._mode.name} and does not reset just the environments of "
-            "reset(options={'reset_mask': …}); build it with autoreset_mode=AutoresetMode.SAME_STEP"
+            "reset(options={'reset_mask': …}) and leaves the others as they are; build it with "
+            "autoreset_mode=AutoresetMode.SAME_STEP, and normalise observations in the agent rather than in a wrapper"
         )
 
     def _flatten(self, observations: NumpyArray) -> NumpyArray:
@@ -177,9 +179,13 @@ class GymnasiumWrapper(Wrapper):
 
     def _native_actions(self, actions: Array) -> NumpyArray:
         space, native = self._env.single_action_space, self._framework.to_numpy(actions)
-        if isinstance(space, Discrete):
-            return native.reshape(-1).astype(np.int64, copy=False)
-        return native.reshape(-1, *space.shape).astype(space.dtype, copy=False)  # type: ignore[misc]
+        shape, dtype = ((), np.int64) if isinstance(space, Discrete) else (space.shape, space.dtype)
+        try:
+            return native.reshape(self.num_envs, *shape).astype(dtype, copy=False)  # type: ignore[misc]
+        except ValueError as error:
+            raise EnvError(
+                f"{self._name}: actions have shape {native.shape}; expected ({self.num_envs}, {math.prod(shape)})"  # type: ignore[arg-type]
+            ) from error
 
     def _native_state(self) -> NumpyArray | None:
         if self._state_space is None:

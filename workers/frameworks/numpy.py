@@ -34,7 +34,7 @@ class NumpyFramework(Framework):
         return [np.array(part, order="C") for part in np.split(array, np.cumsum(sizes)[:-1])]
 
     def concatenate(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return np.concatenate(arrays)
+        return np.ascontiguousarray(np.concatenate(arrays))
 
     def select(
         self, mask: npt.NDArray[np.bool_], chosen: npt.NDArray[Any], other: npt.NDArray[Any]

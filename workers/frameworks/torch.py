@@ -25,7 +25,7 @@ class TorchFramework(Framework):
 
     def from_numpy(self, array: npt.NDArray[Any]) -> torch.Tensor:
         # not torch.from_numpy: it keeps NumPy's memory, which is aligned otherwise, and may be read-only
-        return torch.tensor(array)
+        return torch.tensor(array if array.flags.c_contiguous else array.copy())
 
     def to_numpy(self, array: torch.Tensor) -> npt.NDArray[Any]:
         return array.detach().cpu().numpy()

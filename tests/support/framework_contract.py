@@ -1,0 +1,209 @@
+"""What every `Framework` promises, as checks that run on any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.frameworks import Framework
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A framework, and what the checks must know of it.
+
+    Attributes:
+        framework: The framework.
+        dtypes: NumPy's names of the dtypes that it has.
+        is_contiguous: Whether rows of one of its arrays lie one after the other.
+        fill: Overwrites an array; None where arrays cannot be written.
+        draw: Numbers of its global generator; None where there is none.
+        seeded_draw: What `draw` gives right after the framework's own way of seeding.
+        grad_enabled: Reads and sets whether gradients are recorded; None where there are none.
+    """
+
+    framework: Framework
+    dtypes: tuple[str, ...]
+    is_contiguous: Callable[[Any], bool]
+    fill: Callable[[Any], object] | None
+    draw: Callable[[], list[float]] | None = None
+    seeded_draw: Callable[[int], list[float]] | None = None
+    grad_enabled: tuple[Callable[[], bool], Callable[[bool], object]] | None = None
+
+
+def table(rows: int = 6, columns: int = 3, dtype: str = "float32") -> npt.NDArray[Any]:
+    """Row i, column j is ``10 i + j + 1``; for booleans a pattern that no other row has."""
+    values = np.add.outer(10 * np.arange(rows), np.arange(columns) + 1)
+    return (values * 37 % 5 > 2 if dtype == "bool" else values).astype(dtype)
+
+
+def assert_array(case: Case, given: Any, expected: npt.NDArray[Any]) -> None:
+    assert case.framework.is_array(given)
+    values = case.framework.to_numpy(given)
+    assert isinstance(values, np.ndarray)
+    assert values.dtype == expected.dtype
+    assert values.shape == expected.shape
+    assert values.tolist() == expected.tolist()
+
+
+def assert_fresh(case: Case, fresh: Iterable[Any], source: Any, expected: npt.NDArray[Any]) -> None:
+    """Every array is contiguous, and writing into it changes neither its neighbours nor the source."""
+    arrays = list(fresh)
+    assert all(case.is_contiguous(array) for array in arrays)
+    if case.fill is None:
+        return
+    values = [case.framework.to_numpy(array).copy() for array in arrays]
+    for i, array in enumerate(arrays):
+        case.fill(array)
+        assert case.framework.to_numpy(array).tolist() != values[i].tolist()
+        for neighbour, value in zip(arrays[i + 1 :], values[i + 1 :], strict=True):
+            assert_array(case, neighbour, value)
+    assert_array(case, source, expected)
+
+
+def check_is_array(case: Case) -> None:
+    assert case.framework.is_array(case.framework.from_numpy(table()))
+    others: list[object] = [None, 1.0, [1.0], "a", {}, memoryview(b"a")]
+    assert not any(map(case.framework.is_array, others))
+
+
+def check_from_numpy(case: Case) -> None:
+    for dtype in case.dtypes:
+        whole = table(dtype=dtype)
+        read_only = whole.copy()
+        read_only.flags.writeable = False
+        layouts = [whole, np.asfortranarray(whole), whole[::-1], whole[:, ::2], whole[1:3], whole[0, 0:1].reshape(())]
+        for source in (*layouts, read_only, whole[:0]):
+            expected = source.copy()
+            array = case.framework.from_numpy(source)
+            assert_array(case, array, expected)
+            assert case.is_contiguous(array)
+            if source.flags.writeable:
+                source[...] = 0 if dtype != "bool" else ~source
+            assert_array(case, array, expected)
+            if source.flags.writeable:
+                source[...] = expected
+
+
+def check_copy(case: Case) -> None:
+    for values in (table(), table(dtype="int32"), table()[:1]):
+        source = case.framework.from_numpy(values)
+        copy = case.framework.copy(source)
+        assert_array(case, copy, values)
+        assert_fresh(case, [copy], source, values)
+    transposed = case.framework.from_numpy(table()).T
+    assert_array(case, case.framework.copy(transposed), table().T)
+    assert case.is_contiguous(case.framework.copy(transposed))
+
+
+def check_split(case: Case) -> None:
+    for sizes in ([6], [1, 5], [2, 1, 3], [1] * 6):
+        for dtype in ("float32", "bool"):
+            values = table(dtype=dtype)
+            source = case.framework.from_numpy(values)
+            parts = case.framework.split(source, sizes)
+            assert len(parts) == len(sizes)
+            stops = np.cumsum(sizes)
+            for part, size, stop in zip(parts, sizes, stops, strict=True):
+                assert_array(case, part, values[stop - size : stop])
+            if dtype != "bool":
+                assert_fresh(case, parts, source, values)
+    transposed = case.framework.from_numpy(table(3, 6)).T
+    assert all(case.is_contiguous(part) for part in case.framework.split(transposed, [2, 4]))
+
+
+def check_concatenate(case: Case) -> None:
+    for sizes in ([6], [1, 5], [2, 1, 3]):
+        values = table()
+        stops = np.cumsum(sizes)
+        parts = [case.framework.from_numpy(values[stop - size : stop]) for size, stop in zip(sizes, stops, strict=True)]
+        joined = case.framework.concatenate(parts)
+        assert_array(case, joined, values)
+        assert_fresh(case, [joined], parts[0], values[: sizes[0]])
+        assert_array(case, case.framework.concatenate(tuple(parts)), values)
+    transposed = case.framework.from_numpy(table(3, 6)).T
+    for count in (1, 2):
+        joined = case.framework.concatenate([transposed] * count)
+        assert_array(case, joined, np.vstack([table(3, 6).T] * count))
+        assert case.is_contiguous(joined)
+
+
+def check_select(case: Case) -> None:
+    mask = np.array([True, False, False, True, False, True])
+    for shape in ((6,), (6, 3), (6, 3, 2)):
+        chosen = table(6, int(np.prod(shape[1:]))).reshape(shape)
+        other = chosen + 1000
+        arrays = case.framework.from_numpy(chosen), case.framework.from_numpy(other)
+        expected = np.stack([(chosen if mask[i] else other)[i] for i in range(6)])
+        assert_array(case, case.framework.select(mask, *arrays), expected)
+        assert_array(case, arrays[0], chosen)
+        assert_array(case, arrays[1], other)
+
+
+def check_random_state(case: Case) -> None:
+    framework = case.framework
+    if case.draw is None or case.seeded_draw is None:
+        assert framework.rng_state() is None
+        assert framework.seeded_rng_state(5) is None
+        return
+    outer = framework.rng_state()
+    try:
+        drawn = case.draw()
+        assert case.draw() != drawn
+        framework.set_rng_state(outer)
+        assert case.draw() == drawn
+        framework.set_rng_state(outer)
+        seeded, other = framework.seeded_rng_state(5), framework.seeded_rng_state(6)
+        assert case.draw() == drawn, "seeded_rng_state() touched the global generator"
+        for _ in range(2):  # a state may be set more than once
+            framework.set_rng_state(seeded)
+            five = case.draw()
+            assert five == case.seeded_draw(5)
+        framework.set_rng_state(other)
+        assert case.draw() == case.seeded_draw(6) != five
+    finally:
+        framework.set_rng_state(outer)
+
+
+def check_no_grad(case: Case) -> None:
+    no_grad = case.framework.no_grad()
+    enabled, enable = case.grad_enabled or (lambda: False, lambda _: None)
+    before = enabled()
+    try:
+        for outside in (True, False, True):  # one context, entered many times
+            enable(outside)
+            with no_grad:
+                assert not enabled()
+            assert enabled() == (outside and case.grad_enabled is not None)
+            try:
+                with no_grad:
+                    raise KeyError("body")
+            except KeyError:
+                pass
+            else:
+                raise AssertionError("no_grad() swallowed an exception")
+            assert enabled() == (outside and case.grad_enabled is not None)
+    finally:
+        enable(before)
+
+
+def check_num_threads(case: Case) -> None:
+    assert isinstance(case.framework.num_threads(), int)
+    assert case.framework.num_threads() >= 1
+
+
+CONTRACT: tuple[Callable[[Case], None], ...] = (
+    check_is_array,
+    check_from_numpy,
+    check_copy,
+    check_split,
+    check_concatenate,
+    check_select,
+    check_random_state,
+    check_no_grad,
+    check_num_threads,
+)

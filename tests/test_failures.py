@@ -1,0 +1,250 @@
+"""A failure names its place: scope, phase, timestep, node and the original traceback; and the trainer can be closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.ray import RayOrchestrator
+from tests.support.agents import NullAgent
+from tests.support.envs import CountingEnv
+from tests.support.parity import CFG
+from tests.support.processes import descendants
+from trainer.torch import StepTrainer
+from workers.envs import EnvFactory, wrap_env
+from workers.errors import LifecycleError, WorkerError
+
+NUM_ENVS = 5
+SCOPES = [2, 3]
+
+
+class UsersError(Exception):
+    """Cannot be unpickled: its constructor takes two arguments."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+class FailingAgent(NullAgent):
+    """Fails at timestep 3 in one method."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def _fail_in(self, method: str, timestep: int) -> None:
+        if method == self.method and timestep == 3:
+            self.calls_the_function_that_fails()
+
+    def calls_the_function_that_fails(self) -> None:
+        raise UsersError("oh", "no")
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self._fail_in("pre-interaction", timestep)
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        self._fail_in("act", timestep)
+        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
+
+    def record_transition(self, **arguments: Any) -> None:
+        self._fail_in("record", arguments["timestep"])
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self._fail_in("post-interaction", timestep)
+
+
+class FailingEnv(CountingEnv):
+    def step(self, action: Any) -> Any:
+        if self.step_count == 2:
+            self.calls_the_function_that_fails()
+        return super().step(action)
+
+    def calls_the_function_that_fails(self) -> None:
+        raise UsersError("oh", "no")
+
+
+def environments(mode: str, env: type[CountingEnv] = CountingEnv, failing_rows: Any = ()) -> Any:
+    def build(num_envs: int, first_env: int) -> list[CountingEnv]:
+        rows = range(first_env, first_env + num_envs)
+        return [(env if row in failing_rows else CountingEnv)(row) for row in rows]
+
+    return wrap_env(build(NUM_ENVS, 0), framework="torch") if mode == "shared" else EnvFactory(build, num_envs=NUM_ENVS)
+
+
+@pytest.fixture(params=["local", "sharded", "shared"])
+def mode(request):
+    if request.param != "local":
+        request.getfixturevalue("ray_cluster")
+    return request.param
+
+
+def trainer_of(mode: str, env: Any, agents: Any, **options: Any) -> StepTrainer:
+    return StepTrainer(
+        env=env,
+        agents=agents,
+        scopes=SCOPES,
+        cfg={**CFG, "timesteps": 10},
+        orchestrator="local" if mode == "local" else RayOrchestrator(num_cpus=0.5, **options),
+    )
+
+
+def fail(trainer: StepTrainer) -> WorkerError:
+    """Run until the failure at timestep 3, check that the trainer can only be closed then, and close it."""
+    trainer.train()
+    trainer.train()
+    with pytest.raises(WorkerError) as caught:
+        trainer.train()
+    with pytest.raises(LifecycleError, match="failed or was interrupted"):
+        trainer.train()
+    assert "(failed)" in str(trainer)
+    trainer.close()
+    trainer.close()
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def _no_actor_is_left():
+    """Actors that were killed need a moment to go."""
+    yield
+    psutil.wait_procs(descendants("ray::WorkerActor"), timeout=20)
+    assert descendants("ray::WorkerActor") == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase"),
+    [
+        ("local", "pre-interaction"),
+        ("local", "act"),
+        ("local", "record"),
+        ("local", "post-interaction"),
+        ("sharded", "post-interaction"),
+        ("shared", "act"),
+        ("shared", "record"),
+    ],
+    indirect=["mode"],
+)
+def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase):
+    agents = [lambda scope: FailingAgent(phase)] * 2
+    error = fail(trainer_of(mode, environments(mode), agents))
+    assert [(failure.scope, failure.rows) for failure in error.failures] == [(0, (0, 2)), (1, (2, 5))]
+    for failure in error.failures:
+        assert (failure.phase, failure.timestep) == (phase, 3)
+        assert failure.kind == "tests.test_failures.UsersError"
+        assert failure.message == "oh no"
+        assert "calls_the_function_that_fails" in failure.traceback
+        assert ("pid" in failure.node) and (str(os.getpid()) in failure.node) == (mode == "local")
+    for part in ("2 failures", "scope 0", "scope 1", f"phase {phase}, timestep 3", "oh no", "Traceback"):
+        assert part in str(error)
+
+
+def test_only_the_failed_scope_is_reported(mode):
+    agents = [NullAgent, lambda scope: FailingAgent("act")]
+    error = fail(trainer_of(mode, environments(mode), agents))
+    assert [failure.scope for failure in error.failures] == [1]
+
+
+def test_environments_exception_names_its_place(mode):
+    error = fail(trainer_of(mode, environments(mode, FailingEnv, failing_rows=[1, 4]), [NullAgent] * 2))
+    # environments that are stepped as one batch fail as one
+    expected = [(0, (0, 2)), (1, (2, 5))] if mode == "sharded" else [(None, (0, 5))]
+    assert [(failure.scope, failure.rows) for failure in error.failures] == expected
+    for failure in error.failures:
+        assert (failure.phase, failure.timestep, failure.message) == ("step", 3, "oh no")
+        assert "calls_the_function_that_fails" in failure.traceback
+
+
+def test_exception_while_building_names_its_place_and_leaves_nothing(mode):
+    def broken(scope: Any) -> Any:
+        raise UsersError("cannot", "build")
+
+    closed = []
+    env = plain = environments(mode)
+    if mode == "local":
+        env = EnvFactory(lambda n, first: closing(plain.build(n, first), closed), num_envs=NUM_ENVS)
+    with pytest.raises(WorkerError, match=r"(?s)scope 0.*phase build.*cannot build.*scope 1.*phase build"):
+        trainer_of(mode, env, [broken, broken])
+    assert closed == ([True] if mode == "local" else [])
+
+
+def closing(envs: Any, closed: list[bool]) -> Any:
+    env = wrap_env(envs, framework="torch")
+    close = env.close
+    env.close = lambda: (closed.append(True), close())[1]
+    return env
+
+
+def test_user_can_catch_the_original_exception_in_local_mode():
+    with trainer_of("local", environments("local"), [lambda scope: FailingAgent("act")] * 2) as trainer:
+        trainer.train(timestep=1)
+        with pytest.raises(WorkerError) as caught:
+            trainer.train(timestep=3)
+    assert isinstance(caught.value.__cause__, UsersError)
+
+
+def test_agents_can_be_had_after_a_failure():
+    with trainer_of("local", environments("local"), [lambda scope: FailingAgent("act")] * 2) as trainer:
+        with pytest.raises(WorkerError):
+            trainer.train(timestep=3)
+        assert len(trainer.agents) == 2
+
+
+class DyingAgent(NullAgent):
+    """Ends or stops its own process at timestep 3."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        if timestep == 3:
+            os.kill(os.getpid(), self.signal_number)
+        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
+
+
+@pytest.mark.parametrize("mode", ["sharded", "shared"])
+def test_death_of_a_worker_names_its_place(ray_cluster, mode):
+    agents = [NullAgent, lambda scope: DyingAgent(signal.SIGKILL)]
+    error = fail(trainer_of(mode, environments(mode), agents))
+    (failure,) = error.failures
+    assert (failure.scope, failure.rows, failure.timestep, failure.kind) == (1, (2, 5), 3, "WorkerDied")
+    assert "pid" in failure.node
+
+
+def test_worker_that_is_stopped_runs_into_the_deadline(ray_cluster):
+    agents = [NullAgent, lambda scope: DyingAgent(signal.SIGSTOP)]
+    error = fail(trainer_of("sharded", environments("sharded"), agents, step_timeout=3))
+    (failure,) = error.failures
+    assert (failure.scope, failure.kind) == (1, "TimeoutError")
+    assert "no reply within 3 s; nor does it answer a ping" in failure.message
+
+
+class SlowAgent(NullAgent):
+    """Does not return from timestep 3 before its process is ended."""
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        if timestep == 3:
+            threading.Event().wait(60)
+        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
+
+
+def test_worker_that_is_slow_is_told_from_a_dead_one(ray_cluster):
+    error = fail(trainer_of("sharded", environments("sharded"), [NullAgent, SlowAgent], step_timeout=3))
+    (failure,) = error.failures
+    assert "it answers a ping, and has been busy for" in failure.message
+
+
+def test_interrupted_iteration_can_only_be_closed():
+    class Interrupting(NullAgent):
+        def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+            raise KeyboardInterrupt
+
+    with trainer_of("local", environments("local"), [NullAgent, lambda scope: Interrupting()]) as trainer:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        with pytest.raises(LifecycleError, match="interrupted"):
+            trainer.eval()

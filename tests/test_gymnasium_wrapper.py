@@ -1,0 +1,236 @@
+"""Gymnasium's environments behind our wrapper: one behaviour in the three autoreset modes, true transitions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
+
+from tests.support.agents import NullAgent, RecordingAgent, copied
+from tests.support.envs import CountingEnv, NoisyEnv
+from tests.support.parity import assert_same, copied_outputs, run
+from workers.envs import EnvFactory, make_env, wrap_env
+from workers.envs.gymnasium import GymnasiumWrapper
+from workers.errors import EnvError, WorkerError
+
+MODES = list(AutoresetMode)
+
+
+def counting(mode: AutoresetMode, *, kind: type[Any] = SyncVectorEnv, rows: int = 2) -> GymnasiumWrapper:
+    env = kind([lambda row=row: CountingEnv(row) for row in range(rows)], autoreset_mode=mode)
+    return GymnasiumWrapper(env, framework="torch")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_true_transitions_are_recorded(mode):
+    """Row 0 terminates after 3 steps, row 1 is truncated after 4. The trace is written out by hand.
+
+    Each entry: observation ``(row, episode, step, last action)``, the action taken, the observation that it led to,
+    and the flags.
+    """
+    _, agents = run(5, env=counting(mode), agents=RecordingAgent)
+    trace = [
+        (
+            record["observations"].tolist(),
+            record["actions"].ravel().tolist(),
+            record["next_observations"].tolist(),
+            record["terminated"].ravel().tolist(),
+            record["truncated"].ravel().tolist(),
+        )
+        for record in agents[0].records()
+    ]
+    no = [False, False]
+    assert trace == [
+        ([[0, 0, 0, -1], [1, 0, 0, -1]], [1, 101], [[0, 0, 1, 1], [1, 0, 1, 101]], no, no),
+        ([[0, 0, 1, 1], [1, 0, 1, 101]], [2, 102], [[0, 0, 2, 2], [1, 0, 2, 102]], no, no),
+        ([[0, 0, 2, 2], [1, 0, 2, 102]], [3, 103], [[0, 0, 3, 3], [1, 0, 3, 103]], [True, False], no),
+        ([[0, 1, 0, -1], [1, 0, 3, 103]], [4, 104], [[0, 1, 1, 4], [1, 0, 4, 104]], no, [False, True]),
+        ([[0, 1, 1, 4], [1, 1, 0, -1]], [5, 105], [[0, 1, 2, 5], [1, 1, 1, 105]], no, no),
+    ]
+
+
+def trace_of(env: GymnasiumWrapper, steps: int = 60) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    outputs = [copied_outputs(env.reset(seed=9))]
+    for _ in range(steps):
+        actions = torch.rand(env.num_envs, env.action_space.shape[0], generator=generator)
+        outputs.append(copied_outputs(env.step(actions)))
+    env.close()
+    return outputs
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize("env", [CountingEnv, NoisyEnv], ids=["counting", "noisy"])
+def test_every_mode_is_same_step(env, mode):
+    def trace(autoreset):
+        rows = [lambda i=i: CountingEnv(i) if env is CountingEnv else NoisyEnv(6) for i in range(3)]
+        return trace_of(GymnasiumWrapper(SyncVectorEnv(rows, autoreset_mode=autoreset), framework="torch"))
+
+    assert_same(trace(mode), trace(AutoresetMode.SAME_STEP))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_asynchronous_environments_are_as_synchronous_ones(mode):
+    """In a fresh context: forking a process that has run Ray or many threads may block."""
+    kind = lambda fns, **options: AsyncVectorEnv(fns, context="spawn", **options)  # noqa: E731
+    assert_same(trace_of(counting(mode, kind=kind), 12), trace_of(counting(mode), 12))
+
+
+def test_single_environments_are_seeded_by_their_index():
+    whole = wrap_env([NoisyEnv(5) for _ in range(4)], framework="torch").reset(seed=10)[0]
+    part = wrap_env([NoisyEnv(5) for _ in range(2)], framework="torch").reset(seed=12)[0]
+    assert torch.equal(whole[2:], part)
+    assert not torch.equal(whole[:2], part)
+
+
+class ForgetfulEnv(VectorEnv[Any, Any, Any]):
+    """Resets everything, whatever the mask says, or does not know the mask at all."""
+
+    num_envs = 2
+    single_observation_space = Box(-1e9, 1e9, (1,), np.float32)
+    single_action_space = Discrete(2)
+
+    def __init__(self, mode: AutoresetMode, knows_mask: bool) -> None:
+        self.metadata = {"autoreset_mode": mode}
+        self.knows_mask = knows_mask
+        self.observations = np.zeros((2, 1), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        if options and not self.knows_mask:
+            raise TypeError("unexpected options")
+        self.observations = np.zeros((2, 1), np.float32)
+        return self.observations.copy(), {}
+
+    def step(self, actions):
+        self.observations += 1
+        return self.observations.copy(), np.zeros(2), np.array([True, False]), np.zeros(2, bool), {}
+
+
+@pytest.mark.parametrize("knows_mask", [True, False])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_environment_that_refuses_the_mask_is_refused_by_name(mode, knows_mask):
+    env = wrap_env(ForgetfulEnv(mode, knows_mask), framework="torch")
+    with pytest.raises(WorkerError, match=r"ForgetfulEnv.*reset_mask.*SAME_STEP"):
+        run(1, env=env, agents=NullAgent)
+
+
+def test_environment_without_a_mode_is_refused():
+    env = ForgetfulEnv(AutoresetMode.DISABLED, True)
+    env.metadata = {}
+    with pytest.raises(EnvError, match="autoreset_mode"):
+        wrap_env(env, framework="torch")
+
+
+def test_normalising_wrapper_changes_running_rows_at_a_reset_and_is_refused():
+    env = NormalizeObservation(SyncVectorEnv([lambda: NoisyEnv(3)] * 4, autoreset_mode=AutoresetMode.NEXT_STEP))
+    with pytest.raises(EnvError, match=r"NormalizeObservation.*reset_mask"):
+        trace_of(GymnasiumWrapper(env, framework="torch"))
+
+
+def test_episode_statistics_pass_through():
+    env = RecordEpisodeStatistics(SyncVectorEnv([lambda: CountingEnv(0)] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    outputs, _ = run(3, env=wrap_env(env, framework="torch"), agents=RecordingAgent)
+    assert outputs[2][4]["episode"]["l"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("space", [Discrete(3), Discrete(3, start=5)])
+def test_discrete_actions_are_those_of_the_space(space):
+    class Echo(gymnasium.Env[Any, Any]):
+        observation_space = Discrete(4, start=2)
+        action_space = space
+
+        def reset(self, *, seed=None, options=None):
+            return 2, {}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return 2 + int(action - space.start), float(action), False, False, {}
+
+    env = wrap_env([Echo(), Echo()], framework="torch")
+    observations, rewards, *_ = (env.reset(), env.step(torch.tensor([[space.start], [space.start + 2]])))[1]
+    assert observations.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    assert rewards.tolist() == [[space.start], [space.start + 2]]
+
+
+def test_arrays_are_flat_and_of_the_right_types():
+    class Grid(gymnasium.Env[Any, Any]):
+        observation_space = Box(-1, 1, (2, 3), np.float64)
+        action_space = Box(-1, 1, (2, 2), np.float64)
+
+        def reset(self, *, seed=None, options=None):
+            return np.arange(6.0).reshape(2, 3), {}
+
+        def step(self, action):
+            assert action.dtype == np.float64
+            return np.full((2, 3), action[1, 0]), 1, True, False, {}
+
+    env = wrap_env([Grid(), Grid()], framework="torch")
+    assert env.reset()[0].tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    observations, rewards, terminated, truncated, infos = env.step(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
+    assert (observations.dtype, rewards.dtype, terminated.dtype) == (torch.float32, torch.float32, torch.bool)
+    assert (rewards.shape, terminated.shape, truncated.shape) == ((2, 1),) * 3
+    assert infos["final_obs"].tolist() == [[3.0] * 6, [7.0] * 6]
+
+
+class StatefulEnv(CountingEnv):
+    """Has privileged states: the observation's first three entries, negated."""
+
+    state_space = Box(-np.inf, np.inf, (3,), np.float32)
+
+    def state(self):
+        return -self.observation(0.0)[:3]
+
+
+def test_states_before_and_after_and_at_the_end():
+    env = wrap_env([StatefulEnv(0), StatefulEnv(1)], framework="torch")
+    assert env.state_space == StatefulEnv.state_space
+    _, agents = run(4, env=env, agents=RecordingAgent)
+    for record in agents[0].records():
+        np.testing.assert_array_equal(record["states"], -record["observations"][:, :3])
+        np.testing.assert_array_equal(record["next_states"], -record["next_observations"][:, :3])
+
+
+def test_states_in_same_step_mode_are_refused():
+    env = SyncVectorEnv([lambda: StatefulEnv(0)], autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(EnvError, match=r"states.*DISABLED"):
+        wrap_env(env, framework="torch")
+
+
+def test_make_env_and_wrap_env_refuse_what_they_cannot_take():
+    with pytest.raises(EnvError, match="NoSuchEnv-v0"):
+        make_env("NoSuchEnv-v0", num_envs=2, framework="torch")
+    with pytest.raises(EnvError, match="num_envs is 0"):
+        make_env("CartPole-v1", num_envs=0, framework="torch")
+    with pytest.raises(EnvError, match=r"builtins\.int cannot be wrapped"):
+        wrap_env(3, framework="torch")
+    with pytest.raises(EnvError, match=r"observation space Dict.*expected Box or Discrete"):
+        env = NoisyEnv()
+        env.observation_space = Dict(a=Discrete(2))  # type: ignore[assignment]
+        wrap_env(env, framework="torch")
+
+
+def test_make_env_passes_options_on_and_remembers_its_recipe():
+    env = make_env("CartPole-v1", num_envs=2, framework="torch", max_episode_steps=3)
+    env.reset(seed=0)
+    for _ in range(3):
+        *_, truncated, infos = env.step(torch.zeros(2, 1, dtype=torch.int64))
+    assert truncated.all()
+    assert infos["_final_obs"].all()
+    assert isinstance(env.recipe, EnvFactory)
+    part = env.recipe.make(1, 1, framework="torch", seed=None)
+    assert torch.equal(part.reset(seed=1)[0], env.recipe.make(2, 0, framework="torch", seed=None).reset(seed=0)[0][1:])
+
+
+def test_render_without_a_render_mode_does_nothing():
+    assert make_env("CartPole-v1", num_envs=1, framework="torch").render() is None
+
+
+def test_copied_keeps_values():
+    assert_same(copied({"a": torch.ones(2)}), {"a": np.ones(2, np.float32)})

@@ -1,0 +1,242 @@
+"""What is Ray's own: connecting, resources, what can travel, what comes back, and what is left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.ray import RayOrchestrator
+from tests.support.agents import NullAgent, RecordingAgent
+from tests.support.envs import CountingEnv, build_counting, counting_factory
+from tests.support.parity import CFG
+from trainer.torch import StepTrainer
+from workers.envs import EnvFactory, make_env, wrap_env
+from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LifecycleError
+
+ROOT = Path(__file__).parents[1]
+
+
+def trainer_of(env: Any = None, agents: Any = NullAgent, orchestrator: Any = None, **cfg: Any) -> StepTrainer:
+    return StepTrainer(
+        env=env or counting_factory(2),
+        agents=agents,
+        cfg={**CFG, "timesteps": 10, **cfg},
+        orchestrator=orchestrator or RayOrchestrator(),
+    )
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, which may start and stop Ray."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+OWN_RAY = """
+import psutil, ray, sys
+from tests.test_ray import *
+def run():
+    with trainer_of(orchestrator="ray") as trainer:
+        trainer.train()
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+run()
+run()
+children = psutil.Process().children(recursive=True)
+_, alive = psutil.wait_procs(children, timeout=20)
+assert not alive, alive
+try:
+    trainer_of(counting_factory(500), [NullAgent] * 500, RayOrchestrator(start_timeout=500))
+except ClusterError as error:
+    assert not ray.is_initialized()
+    print(error)
+"""
+
+
+def test_ray_that_was_started_here_is_shut_down_and_too_few_cpus_are_refused_at_once():
+    done = python(OWN_RAY)
+    assert done.returncode == 0, done.stderr
+    assert "500 workers with 1 CPU each were asked for, but Ray has" in done.stdout
+
+
+def test_ray_that_was_there_stays(ray_cluster):
+    import ray
+
+    trainer_of().close()
+    assert ray.is_initialized()
+
+
+def test_more_than_the_cluster_has_is_refused_within_the_deadline(ray_cluster):
+    with pytest.raises(ClusterError, match=r"2 workers with 3 CPU each were asked for, but Ray has 4 CPU, of which"):
+        trainer_of(agents=[NullAgent] * 2, orchestrator=RayOrchestrator(num_cpus=3, start_timeout=1))
+    with pytest.raises(ClusterError, match=r"1 CPU, 1 GPU each were asked for, but Ray has 4 CPU, 0 GPU"):
+        trainer_of(orchestrator=RayOrchestrator(num_gpus=1, start_timeout=1))
+    trainer_of().close()  # what was reserved is free again
+
+
+UNREACHABLE = """
+from tests.test_ray import *
+try:
+    trainer_of(orchestrator=RayOrchestrator(address={address!r}, start_timeout=5))
+except ClusterError as error:
+    print(error)
+"""
+
+
+def test_ray_that_cannot_be_reached_is_refused_within_the_deadline():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            done = python(UNREACHABLE.format(address=address))
+            assert f"Ray cannot be reached at '{address}'" in done.stdout, done.stderr
+    assert "expected 'auto', 'host:port'" in python(UNREACHABLE.format(address="somewhere")).stdout
+
+
+def test_agent_that_cannot_be_pickled_is_refused_with_a_remedy(ray_cluster):
+    agent = NullAgent()
+    agent.lock = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(AgentError, match=r"scope 0, NullAgent, cannot be pickled .*lock.*hand over a factory"):
+        trainer_of(agents=agent)
+    lock = threading.Lock()
+    with pytest.raises(EnvError, match=r"environment factory cannot be pickled .*lock"):
+        trainer_of(EnvFactory(lambda n, first: build_counting(n, first) if lock else [], num_envs=2))
+
+
+def test_errors_of_building_have_the_same_names_as_locally(ray_cluster):
+    with pytest.raises(EnvError, match="asked for 1 environments from row 1 on and built 2"):
+        trainer_of(EnvFactory(lambda n, first: build_counting(n + first, first), num_envs=2), [NullAgent] * 2)
+    with pytest.raises(AgentError, match="scope 0, object, lacks init"):
+        trainer_of(agents=lambda scope: object())
+
+
+def test_options_are_checked():
+    with pytest.raises(ConfigError, match="num_cpus is -1"):
+        RayOrchestrator(num_cpus=-1)
+    with pytest.raises(ConfigError, match="step_timeout is 0 s"):
+        RayOrchestrator(step_timeout=0)
+
+
+def test_instances_get_the_trained_state_by_agents_and_by_close(ray_cluster):
+    agents = [RecordingAgent(), RecordingAgent()]
+    trainer = trainer_of(agents=agents)
+    trainer.train()
+    assert [len(agent.records()) for agent in agents] == [0, 0]
+    assert all(one is other for one, other in zip(trainer.agents, agents, strict=True))
+    assert [len(agent.records()) for agent in agents] == [1, 1]
+    trainer.train()
+    trainer.close()
+    assert [len(agent.records()) for agent in agents] == [2, 2]
+    assert all(one is other for one, other in zip(trainer.agents, agents, strict=True))
+
+
+class ModuleAgent(NullAgent):
+    """Cannot be pickled, but has modules; draws its weights."""
+
+    def __init__(self, scope: Any = None) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.net = torch.nn.Linear(1, 1)
+        self.checkpoint_modules = {"net": self.net}
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        with torch.no_grad():
+            self.net.weight.fill_(timestep)
+
+
+class FileAgent(ModuleAgent):
+    """Cannot be pickled, has no modules, but saves and loads."""
+
+    def __init__(self, scope: Any = None) -> None:
+        super().__init__()
+        del self.checkpoint_modules
+
+    def save(self, path: str) -> None:
+        torch.save(self.net.state_dict(), path)
+
+    def load(self, path: str) -> None:
+        self.net.load_state_dict(torch.load(path))
+
+
+class LostAgent(FileAgent):
+    save = load = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [ModuleAgent, FileAgent])
+def test_factories_products_come_back_by_their_modules_or_by_a_file(ray_cluster, kind):
+    with trainer_of(agents=kind) as trainer:
+        trainer.train(timestep=7)
+        assert trainer.agents[0].net.weight.item() == 7
+    with pytest.raises(LifecycleError, match="read agents before"):
+        _ = trainer.agents
+
+
+def test_agent_that_cannot_come_back_is_named(ray_cluster):
+    with (
+        trainer_of(agents=LostAgent) as trainer,
+        pytest.raises(AgentError, match="cannot be brought back: it cannot be pickled, and has neither"),
+    ):
+        _ = trainer.agents
+
+
+def test_classes_of_main_may_be_handed_over():
+    program = """
+from tests.test_ray import *
+class Agent(NullAgent):
+    def __init__(self, scope): super().__init__(); self.count = 0
+    def post_interaction(self, *, timestep, timesteps): self.count += 1
+class Env(CountingEnv): pass
+with trainer_of(EnvFactory(lambda n, first: [Env(i) for i in range(n)], num_envs=2), Agent, "ray") as trainer:
+    trainer.train()
+    assert type(trainer.agents[0]) is Agent
+    print(trainer.agents[0].count)
+"""
+    done = python(program)
+    assert done.stdout == "1\n", done.stderr
+
+
+def test_sharing_says_why_and_the_drivers_environment_is_closed_only_if_asked(ray_cluster, caplog):
+    class Env(CountingEnv):
+        closed = 0
+
+        def close(self) -> None:
+            Env.closed += 1
+
+    for close in (False, True):
+        env = wrap_env([Env(0), Env(1)], framework="torch")
+        with caplog.at_level(logging.WARNING, "lockstep"):
+            trainer_of(env, close_environment_at_exit=close).close()
+        assert Env.closed == 2 * close
+    assert "cannot be rebuilt per scope; use make_env" in caplog.text
+
+
+def test_text_says_where_each_agent_lives(ray_cluster):
+    with trainer_of(make_env("CartPole-v1", num_envs=2, framework="torch"), NullAgent) as trainer:
+        text = str(trainer)
+    assert "NullAgent" in text
+    assert f"pid {os.getpid()}" not in text
+    assert "compute threads: 1" in text
+
+
+def test_other_numbers_of_threads_are_warned_of(ray_cluster):
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(UserWarning, match=r"torch uses 2 compute threads in this process, but \[1\] in the workers"):
+            trainer_of().close()
+    finally:
+        torch.set_num_threads(1)

@@ -1,0 +1,344 @@
+"""The public contract of StepTrainer, in local mode."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from tests.support.agents import NullAgent, RecordingAgent
+from tests.support.envs import CountingEnv, build_counting, counting_factory
+from tests.support.parity import CFG, run
+from trainer.torch import StepTrainer, StepTrainerCfg, generate_equally_spaced_scopes
+from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper, make_env, wrap_env
+from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, ScopeError
+
+
+class ForeignEnv:
+    """A wrapper of another library: has the members, and notes what is called."""
+
+    observation_space = Box(-1, 1, (4,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+    state_space = Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, num_envs: int = 2, infos: dict[str, Any] | None = None) -> None:
+        self.num_envs = num_envs
+        self.calls: list[str] = []
+        self.time = 0
+        self.infos = infos or {}
+
+    def _observe(self) -> torch.Tensor:
+        return torch.full((self.num_envs, 4), float(self.time))
+
+    def reset(self) -> Any:
+        self.calls.append("reset")
+        self.time = 0
+        return self._observe(), {}
+
+    def step(self, actions: Any) -> Any:
+        self.calls.append("step")
+        self.time += 1
+        flags = torch.zeros(self.num_envs, 1, dtype=torch.bool)
+        ended = flags.clone()
+        ended[0] = self.time == 3
+        return self._observe(), torch.ones(self.num_envs, 1), ended, flags, self.infos
+
+    def state(self) -> Any:
+        return torch.full((self.num_envs, 2), -float(self.time))
+
+    def render(self) -> Any:
+        self.calls.append("render")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def trainer_of(env: Any = None, agents: Any = NullAgent, **options: Any) -> StepTrainer:
+    cfg = {**CFG, "timesteps": 10, **options.pop("cfg", {})}
+    return StepTrainer(env=env or ForeignEnv(), agents=agents, cfg=cfg, **options)
+
+
+def test_counter_is_incremented_first_and_left_alone_by_an_explicit_timestep():
+    with trainer_of(agents=RecordingAgent) as trainer:
+        trainer.train()
+        trainer.train(timestep=7)
+        trainer.train(timesteps=99)
+        trainer.eval()
+        trainer.reset()
+        trainer.eval()
+        calls = trainer.agents[0].calls[1:]
+    assert [call["timestep"] for name, call in calls if name == "pre"] == [1, 7, 2, 3, 1]
+    for name in ("pre", "act", "record", "post"):
+        assert [call["timesteps"] for kind, call in calls if kind == name] == [10, 10, 99, 10, 10]
+
+
+def test_evaluation_acts_on_mean_actions_and_does_not_train():
+    _, (agent,) = run(3, env=counting_factory(2), agents=RecordingAgent, mode="eval")
+    for name, arguments in agent.calls[1:]:
+        if name in ("pre", "post"):
+            assert arguments["training"] is False
+    for timestep, record in enumerate(agent.records(), start=1):
+        np.testing.assert_array_equal(record["actions"], [[-timestep], [-100 - timestep]])
+        np.testing.assert_array_equal(record["next_observations"][:, 3], [-timestep, -100 - timestep])
+
+
+def test_stochastic_evaluation_acts_on_sampled_actions():
+    with trainer_of(agents=RecordingAgent, cfg={"stochastic_evaluation": True}) as trainer:
+        trainer.eval()
+        np.testing.assert_array_equal(trainer.agents[0].records()[0]["actions"], [[1], [1]])
+
+
+def test_foreign_single_environment_is_reset_explicitly_and_others_never():
+    for num_envs, expected in ((1, ["reset", "step", "step", "step", "reset", "step"]), (2, ["reset"] + ["step"] * 4)):
+        env = ForeignEnv(num_envs)
+        with trainer_of(env, RecordingAgent) as trainer:
+            observations = [trainer.train()[0][0, 0].item() for _ in range(4)]
+            acted = [call["observations"][0, 0] for name, call in trainer.agents[0].calls if name == "act"]
+            states = [call["states"][0, 0] for name, call in trainer.agents[0].calls if name == "act"]
+        assert env.calls == [*expected, "close"]
+        assert observations == ([1, 2, 3, 1] if num_envs == 1 else [1, 2, 3, 4])
+        assert acted == ([0, 1, 2, 0] if num_envs == 1 else [0, 1, 2, 3])
+        assert [-state for state in states] == acted
+
+
+def test_what_a_factory_builds_is_never_reset():
+    env = ForeignEnv(1)
+    with trainer_of(EnvFactory(lambda n, first: env, num_envs=1)) as trainer:
+        for _ in range(5):
+            trainer.train()
+    assert env.calls == ["reset"] + ["step"] * 5 + ["close"]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "renders"),
+    [({"headless": True}, 0), ({"headless": False}, 6), ({"headless": False, "render_interval": 4}, 1)],
+)
+def test_rendering(cfg, renders):
+    env = ForeignEnv()
+    with trainer_of(env, cfg=cfg) as trainer:
+        for _ in range(6):
+            trainer.train()
+    assert env.calls.count("render") == renders
+
+
+def test_reset_makes_the_next_iteration_reset_the_environments_even_those_that_reuse_their_arrays():
+    class Reusing(ForeignEnv):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.array = torch.zeros(4, 4)
+
+        def _observe(self) -> torch.Tensor:
+            return self.array.fill_(float(self.time))
+
+    env = Reusing()
+    with trainer_of(env, [RecordingAgent, RecordingAgent]) as trainer:
+        for _ in range(3):
+            trainer.train()
+        trainer.reset()
+        assert env.calls.count("reset") == 1
+        trainer.train()
+        acted = [call["observations"][0, 0] for name, call in trainer.agents[1].calls if name == "act"]
+    assert env.calls.count("reset") == 2
+    assert acted == [0, 1, 2, 0]
+
+
+def test_close_twice_and_environments_closed_only_if_asked_or_built_here():
+    for close_environment_at_exit in (True, False):
+        env, built = ForeignEnv(), ForeignEnv()
+        cfg = {"close_environment_at_exit": close_environment_at_exit}
+        for handed in (env, EnvFactory(lambda n, first, built=built: built, num_envs=2)):
+            trainer = trainer_of(handed, cfg=cfg)
+            trainer.close()
+            trainer.close()
+        assert env.calls.count("close") == int(close_environment_at_exit)
+        assert built.calls.count("close") == 1
+
+
+def test_calls_after_close_are_refused():
+    trainer = trainer_of()
+    trainer.close()
+    for call in (trainer.train, trainer.eval, trainer.reset):
+        with pytest.raises(LifecycleError, match=r"after close\(\); build a new StepTrainer"):
+            call()
+
+
+@pytest.mark.parametrize(("close", "expected"), [(True, "closed\n"), (False, "")])
+def test_environment_is_closed_on_normal_program_termination(close, expected):
+    program = f"""
+from tests.test_trainer import ForeignEnv, trainer_of
+class Env(ForeignEnv):
+    def close(self): print("closed")
+trainer_of(Env(), cfg={{"close_environment_at_exit": {close}}}).train()
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == (expected, 0), done.stderr
+
+
+def test_progress_bar_counts_and_ends(capsys):
+    with trainer_of(cfg={"disable_progressbar": False}) as trainer:
+        trainer.train(timesteps=4)
+        trainer.train()
+    assert "2/4" in capsys.readouterr().out
+    with trainer_of(cfg={"disable_progressbar": None}) as trainer:
+        trainer.train()
+    assert capsys.readouterr().out == ""
+
+
+def test_text_shows_agents_scopes_where_each_lives_and_threads():
+    with trainer_of(ForeignEnv(7), [NullAgent, NullAgent], scopes=[3, 4]) as trainer:
+        text = str(trainer)
+        assert trainer.scopes == [(0, 3), (3, 7)]
+        assert trainer.num_simultaneous_agents == 2
+    for part in (
+        "StepTrainer (ready)",
+        "NullAgent",
+        "3 environments (0:3)",
+        "4 environments (3:7)",
+        "pid",
+        "threads: 1",
+    ):
+        assert part in text
+
+
+def test_outputs_are_the_environments_and_agents_get_copies():
+    class Vandal(NullAgent):
+        def record_transition(self, **arguments: Any) -> None:
+            arguments["rewards"].fill_(-1)
+            arguments["infos"]["episode"]["r"] = None
+            arguments["infos"].clear()
+
+    for agents in (Vandal, [Vandal, Vandal]):
+        env = ForeignEnv(2, infos={"episode": {"r": np.ones(2)}})
+        with trainer_of(env, agents) as trainer:
+            _, rewards, _, _, infos = trainer.train()
+        assert rewards.tolist() == [[1], [1]]
+        assert infos["episode"]["r"].tolist() == [1, 1]
+
+
+def test_environment_info_is_tracked():
+    infos = {"episode": {"r": np.array([1.0, 5.0]), "_r": np.array([False, True]), "a/b": torch.tensor(2.5), "s": "x"}}
+    with trainer_of(ForeignEnv(infos=infos), RecordingAgent) as trainer:
+        trainer.train()
+        tracked = dict(trainer.agents[0].tracked)
+    assert {"Stats / Inference time (ms)", "Stats / Env stepping time (ms)"} < set(tracked)
+    assert tracked["Info / r"] == 5.0
+    assert tracked["a/b"] == 2.5
+    assert not any("s" in name.split(" / ")[-1] for name in tracked if name.startswith("Info"))
+
+
+def test_agents_are_initialised_with_the_configuration_before_anything_else():
+    with trainer_of() as trainer:
+        assert trainer.agents[0].trainer_cfg is trainer.cfg
+        assert isinstance(trainer.cfg, StepTrainerCfg)
+
+
+def test_factories_get_their_scope():
+    scopes = []
+
+    def factory(scope):
+        scopes.append(scope)
+        return NullAgent()
+
+    trainer_of(ForeignEnv(5), [factory, factory], scopes=[2, 3], seed=4).close()
+    assert [(scope.index, scope.start, scope.stop, scope.num_envs) for scope in scopes] == [(0, 0, 2, 2), (1, 2, 5, 3)]
+    assert scopes[0].seed != scopes[1].seed
+
+
+def test_exports():
+    assert generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
+    assert all((EnvFactory, MultiAgentEnvWrapper, Wrapper, make_env, wrap_env))
+
+
+class Lacking(NullAgent):
+    act = None  # type: ignore[assignment]
+
+
+class Incomplete:
+    act = init = enable_training_mode = None
+
+
+class Halved(ForeignEnv):
+    step = property()  # type: ignore[assignment]
+
+
+one = NullAgent()
+
+BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "zero scope": ({"scopes": [2, 0]}, ScopeError, r"\[2, 0\] contain 0"),
+    "negative scope": ({"scopes": [4, -2]}, ScopeError, r"\[4, -2\] contain -2"),
+    "wrong sum": ({"scopes": [2, 3]}, ScopeError, r"add up to 5, but there are 2 environments"),
+    "wrong count": ({"scopes": [1]}, ScopeError, r"are 1, but there are 2 simultaneous agents"),
+    "too many agents": (
+        {"agents": [NullAgent] * 3},
+        ScopeError,
+        r"more simultaneous agents \(3\) than environments \(2\)",
+    ),
+    "no agents": ({"agents": []}, AgentError, "empty list"),
+    "unknown key": ({"cfg": {"timestep": 3}}, ConfigError, r"unknown 'timestep'; expected any of timesteps"),
+    "negative timesteps": ({"cfg": {"timesteps": -1}}, ConfigError, "timesteps is -1; expected"),
+    "negative seed": ({"seed": -1}, ConfigError, "seed is -1"),
+    "seed of another type": ({"seed": "one"}, ConfigError, "seed is 'one'"),
+    "orchestrator": ({"orchestrator": "slurm"}, ConfigError, "orchestrator is 'slurm'; expected 'local', 'ray'"),
+    "agent lacks members": (
+        {"agents": [Incomplete(), NullAgent]},
+        AgentError,
+        "scope 0, Incomplete, lacks pre_interaction, record_transition, post_interaction, track_data",
+    ),
+    "factory's agent lacks members": (
+        {"agents": [lambda scope: Incomplete(), NullAgent]},
+        AgentError,
+        "lacks pre_interaction",
+    ),
+    "environment lacks a member": ({"env": Halved()}, EnvError, "Halved lacks step"),
+    "no environment": ({"env": object()}, EnvError, "object lacks num_envs, observation_space"),
+    "one instance in two scopes": ({"agents": [one, one]}, AgentError, "in several scopes"),
+    "framework": ({"env": EnvFactory(build_counting, num_envs=2, framework="jax")}, EnvError, "for 'jax'.*'torch'"),
+    "wrapped for another": (
+        {"env": wrap_env([CountingEnv(0), CountingEnv(1)], framework="numpy")},
+        EnvError,
+        "'numpy'",
+    ),
+    "rows built": (
+        {"env": EnvFactory(lambda n, first: build_counting(n + 1, first), num_envs=2)},
+        EnvError,
+        r"asked for 2 environments from row 0 on and built 3",
+    ),
+    "not built": ({"env": EnvFactory(lambda n, first: 3, num_envs=2)}, EnvError, "cannot be wrapped"),
+    "no rows": ({"env": EnvFactory(build_counting, num_envs=0)}, EnvError, "num_envs 0; expected"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_refused_by_name(name):
+    options, error, message = BAD_INPUT[name]
+    with pytest.raises(error, match=message):
+        trainer_of(**{"env": ForeignEnv(2), "agents": [NullAgent, NullAgent], **options})
+
+
+def test_observation_width_that_disagrees_with_the_agents():
+    agent = NullAgent()
+    agent.observation_space = Box(-1, 1, (5,))  # type: ignore[attr-defined]
+    with pytest.raises(AgentError, match=r"width 5 .*but the environments give 4"):
+        trainer_of(agents=agent)
+
+
+def test_negative_timestep_is_refused_and_loses_nothing():
+    with trainer_of() as trainer:
+        with pytest.raises(ConfigError, match="timestep is -3"):
+            trainer.train(timestep=-3)
+        trainer.train()
+
+
+def test_callers_scopes_and_agents_are_not_changed():
+    scopes, agents = [1, 1], [NullAgent(), NullAgent()]
+    kept = list(agents)
+    trainer_of(agents=agents, scopes=scopes).close()
+    assert scopes == [1, 1]
+    assert all(agent is other for agent, other in zip(agents, kept, strict=True))
