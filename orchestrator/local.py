@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.base import Plan
-from orchestrator.merge import infos_by_scope
+from orchestrator.merge import share_outcome
 from workers.agent_runner import AgentGroup, AgentRunner
 from workers.env_slice import EnvSlice
 from workers.errors import Failure, build_error
@@ -65,7 +65,7 @@ class LocalSession:
 
     def step(self, tick: Tick) -> Outcome:
         """Do one iteration in all scopes."""
-        return infos_by_scope(self._worker.tick(tick), self._plan.scopes, self._plan.framework)
+        return share_outcome(self._worker.tick(tick), self._plan.scopes, self._plan.framework)
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""

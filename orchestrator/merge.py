@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workers.frameworks import Framework
-from workers.infos import merge_infos, take_rows
+from workers.infos import infos_by_scope, merge_infos
 from workers.types import Outcome, Scope
 
-__all__ = ["infos_by_scope", "merge_outcomes"]
+__all__ = ["merge_outcomes", "share_outcome"]
 
 
 def merge_outcomes(outcomes: Sequence[Outcome], scopes: Sequence[Scope], framework: Framework) -> Outcome:
@@ -29,10 +29,8 @@ def merge_outcomes(outcomes: Sequence[Outcome], scopes: Sequence[Scope], framewo
     return Outcome._make([*rows, merge_infos(infos, [scope.num_envs for scope in scopes], framework)])
 
 
-def infos_by_scope(outcome: Outcome, scopes: Sequence[Scope], framework: Framework) -> Outcome:
-    """An outcome of environments that are shared by several scopes, as if each had had its own."""
+def share_outcome(outcome: Outcome, scopes: Sequence[Scope], framework: Framework) -> Outcome:
+    """The outcome of environments that several scopes share, as if each scope had had its own."""
     if len(scopes) == 1 or not outcome.infos:
         return outcome
-    num_envs = scopes[-1].stop
-    parts = [take_rows(outcome.infos, scope.start, scope.stop, num_envs, framework) for scope in scopes]
-    return outcome._replace(infos=merge_infos(parts, [scope.num_envs for scope in scopes], framework))
+    return outcome._replace(infos=infos_by_scope(outcome.infos, len(scopes), scopes[-1].stop, framework))

@@ -137,7 +137,8 @@ def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase):
         assert failure.kind == "tests.test_failures.UsersError"
         assert failure.message == "oh no"
         assert "calls_the_function_that_fails" in failure.traceback
-        assert ("pid" in failure.node) and (str(os.getpid()) in failure.node) == (mode == "local")
+        assert "pid" in failure.node
+        assert (str(os.getpid()) in failure.node) == (mode == "local")
     for part in ("2 failures", "scope 0", "scope 1", f"phase {phase}, timestep 3", "oh no", "Traceback"):
         assert part in str(error)
 
@@ -162,7 +163,7 @@ def test_exception_while_building_names_its_place_and_leaves_nothing(mode):
     def broken(scope: Any) -> Any:
         raise UsersError("cannot", "build")
 
-    closed = []
+    closed: list[bool] = []
     env = plain = environments(mode)
     if mode == "local":
         env = EnvFactory(lambda n, first: closing(plain.build(n, first), closed), num_envs=NUM_ENVS)
@@ -174,7 +175,12 @@ def test_exception_while_building_names_its_place_and_leaves_nothing(mode):
 def closing(envs: Any, closed: list[bool]) -> Any:
     env = wrap_env(envs, framework="torch")
     close = env.close
-    env.close = lambda: (closed.append(True), close())[1]
+
+    def note_and_close() -> None:
+        closed.append(True)
+        close()
+
+    env.close = note_and_close
     return env
 
 

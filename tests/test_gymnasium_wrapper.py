@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 
@@ -22,7 +23,7 @@ from workers.errors import EnvError, WorkerError
 MODES = list(AutoresetMode)
 
 
-def counting(mode: AutoresetMode, *, kind: type[Any] = SyncVectorEnv, rows: int = 2) -> GymnasiumWrapper:
+def counting(mode: AutoresetMode, *, kind: Any = SyncVectorEnv, rows: int = 2) -> GymnasiumWrapper:
     env = kind([lambda row=row: CountingEnv(row) for row in range(rows)], autoreset_mode=mode)
     return GymnasiumWrapper(env, framework="torch")
 
@@ -59,7 +60,7 @@ def trace_of(env: GymnasiumWrapper, steps: int = 60) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
     outputs = [copied_outputs(env.reset(seed=9))]
     for _ in range(steps):
-        actions = torch.rand(env.num_envs, env.action_space.shape[0], generator=generator)
+        actions = torch.rand(env.num_envs, flatdim(env.action_space), generator=generator)
         outputs.append(copied_outputs(env.step(actions)))
     env.close()
     return outputs
@@ -210,9 +211,9 @@ def test_make_env_and_wrap_env_refuse_what_they_cannot_take():
         make_env("CartPole-v1", num_envs=0, framework="torch")
     with pytest.raises(EnvError, match=r"builtins\.int cannot be wrapped"):
         wrap_env(3, framework="torch")
+    env = NoisyEnv()
+    env.observation_space = Dict(a=Discrete(2))  # type: ignore[assignment]
     with pytest.raises(EnvError, match=r"observation space Dict.*expected Box or Discrete"):
-        env = NoisyEnv()
-        env.observation_space = Dict(a=Discrete(2))  # type: ignore[assignment]
         wrap_env(env, framework="torch")
 
 

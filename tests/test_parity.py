@@ -15,7 +15,8 @@ from tests.support.agents import NoisyAgent, RecordingAgent, copied
 from tests.support.envs import NoisyEnv, counting_factory, noisy_factory
 from tests.support.parity import CFG, assert_same, copied_outputs, run
 from tests.support.skrl_agents import skrl_cartpole, skrl_ppo_factory, weights
-from trainer.torch import StepTrainer, StepTrainerCfg
+from trainer.config import resolve_cfg
+from trainer.torch import StepTrainer
 from workers.agents.torch import PPO
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.frameworks import load_framework
@@ -88,7 +89,7 @@ def test_registered_environments_and_instances(ray_cluster):
 @pytest.mark.parametrize("rebuildable", [True, False], ids=["sharded", "shared"])
 def test_skrl_agents_in_ray_through_factories(ray_cluster, rebuildable):
     def skrl_run(orchestrator):
-        env = EnvFactory(lambda num_envs, first_env: skrl_cartpole(num_envs), num_envs=5)
+        env: Any = EnvFactory(lambda num_envs, first_env: skrl_cartpole(num_envs), num_envs=5)
         if not rebuildable:
             env = make_env("CartPole-v1", num_envs=5, framework="torch")
             env.recipe = None
@@ -150,7 +151,7 @@ def slices_run(env: EnvFactory, agents: Any, sizes: Any) -> Any:
             agent=cloudpickle.dumps(agent),
             env=cloudpickle.dumps(env),
             observation_space=None,
-            cfg=cloudpickle.dumps(StepTrainerCfg(timesteps=STEPS, **CFG)),
+            cfg=cloudpickle.dumps(resolve_cfg({**CFG, "timesteps": STEPS})),
             seed=3,
         )
         assert service.handle(1, "build", (spec,)).status == "ok"

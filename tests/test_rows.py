@@ -49,7 +49,7 @@ def rows_of(name: str, rows: range, timestep: int, dtype: Any = np.float32) -> n
 
 
 def check_infos(infos: dict[str, Any], rows: range, timestep: int) -> None:
-    """The infos of `rows`: those of ended rows are in ``final_info``, and the row's own number stands in all of them."""
+    """The infos of `rows`: those of ended rows are in ``final_info``; the row's own number stands in all of them."""
     wanted = [expected(row, timestep) for row in rows]
     ended = np.array([want["ended"] for want in wanted])
     np.testing.assert_array_equal(infos["row"], list(rows))

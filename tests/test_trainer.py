@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,15 @@ def test_reset_makes_the_next_iteration_reset_the_environments_even_those_that_r
     assert acted == [0, 1, 2, 0]
 
 
+def given(env: Any, num_envs: int, first_env: int) -> Any:
+    return env
+
+
 def test_close_twice_and_environments_closed_only_if_asked_or_built_here():
     for close_environment_at_exit in (True, False):
         env, built = ForeignEnv(), ForeignEnv()
         cfg = {"close_environment_at_exit": close_environment_at_exit}
-        for handed in (env, EnvFactory(lambda n, first, built=built: built, num_envs=2)):
+        for handed in (env, EnvFactory(partial(given, built), num_envs=2)):
             trainer = trainer_of(handed, cfg=cfg)
             trainer.close()
             trainer.close()
@@ -265,7 +270,7 @@ class Incomplete:
 
 
 class Halved(ForeignEnv):
-    step = property()  # type: ignore[assignment]
+    step: Any = property()
 
 
 one = NullAgent()

@@ -224,7 +224,7 @@ class StepTrainer:
             self._state = State.FAILED
             raise
         self._progress.update()
-        return tuple(outcome)
+        return outcome
 
     def _require_ready(self, call: str) -> None:
         if self._state is State.CLOSED:

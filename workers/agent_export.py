@@ -49,15 +49,25 @@ def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
         make: Makes an agent of the same kind; called only if the agent did not come back whole.
 
     Raises:
-        AgentError: It could not be exported.
+        AgentError: It could not be exported, or cannot be loaded here.
     """
-    if exported.kind == "pickle":
-        return pickle.loads(exported.data)
     if exported.kind == "none":
         raise AgentError(
             "the trained agent cannot be brought back: it cannot be pickled, and has neither checkpoint_modules nor "
             f"save() and load() that work ({exported.data.decode()})"
         )
+    try:
+        return _loaded(exported, make)
+    except Exception as error:
+        raise AgentError(
+            f"the trained agent came back ({exported.kind}), but cannot be loaded in this process: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _loaded(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
+    if exported.kind == "pickle":
+        return pickle.loads(exported.data)
     agent = make()
     if exported.kind == "modules":
         _load_modules(agent, pickle.loads(exported.data))

@@ -63,6 +63,7 @@ class AgentRunner:
         """
         self.phase = Phase.BUILD
         self.scope = scope
+        self._num_envs = scope.num_envs
         self._framework = framework
         self._no_grad = framework.no_grad()
         self._stream: AbstractContextManager[Any] = nullcontext()
@@ -93,10 +94,8 @@ class AgentRunner:
                 agent.track_data("Stats / Inference time (ms)", (perf_counter() - start) * 1e3)
         if not training and not self._stochastic_evaluation:
             actions = outputs.get("mean_actions", actions)
-        if actions.shape[0] != self.scope.num_envs:
-            raise AgentError(
-                f"act() returned actions of shape {tuple(actions.shape)}; expected {self.scope.num_envs} rows"
-            )
+        if actions.shape[0] != self._num_envs:
+            raise AgentError(f"act() returned actions of shape {tuple(actions.shape)}; expected {self._num_envs} rows")
         self._acted = observations, states, actions
         return actions
 
@@ -139,7 +138,7 @@ class AgentRunner:
 
     def _log(self, infos: Any) -> None:
         if isinstance(infos, dict):
-            for name, value in scalars(infos, self.scope.num_envs, self._framework):
+            for name, value in scalars(infos, self._num_envs, self._framework):
                 self.agent.track_data(name if "/" in name else f"Info / {name}", value)
 
 
@@ -152,6 +151,7 @@ class AgentGroup:
         self._sizes = [runner.scope.num_envs for runner in runners]
         self._num_envs = sum(self._sizes)
         self._first_env = runners[0].scope.start
+        self._nothing = (None,) * len(runners)
         self._last_split: tuple[Array | None, Sequence[Any]] = (None, ())
 
     def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
@@ -159,25 +159,35 @@ class AgentGroup:
         split, rows = self._last_split
         if split is not observations:
             rows = self._split(observations)
-        return self._each(AgentRunner.act, tick, rows, self._split(states))
+        return self._each(AgentRunner.act, tick, rows, self._nothing if states is None else self._split(states))
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         """Hand every agent its rows of the transition."""
-        if len(self.runners) == 1:  # else they are copied by splitting; the outputs are the environment's
-            transition = transition._replace(rewards=self._framework.copy(transition.rewards))
-        columns = [self._split(array) for array in transition[:5]]
+        split = self._split
+        rewards, next_observations, next_states, terminated, truncated, infos, step_time = transition
+        if len(self._sizes) == 1:  # else they are copied by splitting; the outputs are the environment's
+            rewards = self._framework.copy(rewards)
+        rows = split(next_observations)
         # mostly the next iteration acts on just these observations
-        self._last_split = (transition.next_observations, columns[1])
-        self._each(AgentRunner.learn, tick, *columns, self._split_infos(transition.infos), repeat(transition.step_time))
+        self._last_split = (next_observations, rows)
+        self._each(
+            AgentRunner.learn,
+            tick,
+            split(rewards),
+            rows,
+            self._nothing if next_states is None else split(next_states),
+            split(terminated),
+            split(truncated),
+            self._split_infos(infos),
+            repeat(step_time),
+        )
 
     def restart(self) -> None:
         """The next iteration acts on other observations than those that the last one led to."""
         self._last_split = (None, ())
 
-    def _split(self, array: Array | None) -> Sequence[Array | None]:
+    def _split(self, array: Array) -> Sequence[Array]:
         """Rows by scope. With several agents fresh copies: a view would give other bits than a remote agent sees."""
-        if array is None:
-            return [None] * len(self._sizes)
         return (array,) if len(self._sizes) == 1 else self._framework.split(array, self._sizes)
 
     def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,9 +202,10 @@ class AgentGroup:
     def _each(self, method: Callable[..., Any], tick: Tick, *columns: Iterable[Any]) -> list[Any]:
         """Call `method` of every runner, also when one fails, so that every failed scope is reported."""
         results, failures, cause = [], [], None
-        for runner, *args in zip(self.runners, *columns):  # noqa: B905 - a column may be repeat()
+        calls = map(method, self.runners, repeat(tick), *columns)
+        for runner in self.runners:
             try:
-                results.append(method(runner, tick, *args))
+                results.append(next(calls))  # which goes on with the next runner after an error
             except Exception as error:
                 cause = error
                 failures.append(runner_failure(runner, error, tick.timestep))

@@ -107,7 +107,7 @@ class Failure:
             timestep=timestep,
             node=node,
             kind=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-            message=str(error),
+            message=_message(error),
             traceback="".join(traceback.format_exception(error)),
         )
 
@@ -117,6 +117,13 @@ class Failure:
         where = f"{scope} (environments {self.rows[0]}:{self.rows[1]}), phase {self.phase}{when}, on {self.node}"
         text = f"{where}: {self.kind}: {self.message}"
         return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:  # a user's exception may fail even in this
+        return f"(its text cannot be had: {type(another).__name__})"
 
 
 class WorkerError(LockstepError, RuntimeError):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from workers.frameworks import Framework
 
-__all__ = ["mask_rows", "merge_infos", "overlay", "scalars", "take_rows"]
+__all__ = ["infos_by_scope", "mask_rows", "merge_infos", "overlay", "scalars", "take_rows"]
 
 Infos = dict[str, Any]
 
@@ -117,7 +117,8 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
                 merged[f"_{key}"] = np.repeat(present, sizes)
         elif known and all(_is_float(value, framework) for value in known):
             weights = [size for value, size in zip(values, sizes, strict=True) if value is not None]
-            merged[key] = float(np.average([float(value) for value in known], weights=weights))
+            floats = [float(value) for value in known]
+            merged[key] = floats[0] if len(set(floats)) == 1 else float(np.average(floats, weights=weights))
         else:
             merged[key] = values
     for key in [key for key in merged if f"_{key}" in merged]:
@@ -125,6 +126,19 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
         if all(isinstance(mask, np.ndarray) and mask.ndim for mask in masks):
             merged[f"_{key}"] = np.concatenate(masks)
     return merged
+
+
+def infos_by_scope(infos: Infos, num_scopes: int, rows: int, framework: Framework) -> Infos:
+    """What `merge_infos` would give if `num_scopes` scopes each had these infos' entries that belong to all rows."""
+    by_scope: Infos = {}
+    for key, value in infos.items():
+        if isinstance(value, dict):
+            by_scope[key] = infos_by_scope(value, num_scopes, rows, framework)
+        elif _is_by_row(value, rows, framework):
+            by_scope[key] = value
+        else:
+            by_scope[key] = float(value) if _is_float(value, framework) else [value] * num_scopes
+    return by_scope
 
 
 def _concatenate(values: Sequence[Any], like: Any, sizes: Sequence[int], framework: Framework) -> Any:

@@ -141,7 +141,13 @@ class Service:
                 first_env=spec.scope.start,
             )
             space = env_slice.env.observation_space
-        runner = self._runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
+        try:
+            runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
+        except Exception:
+            if env_slice is not None:
+                env_slice.close()
+            raise
+        self._runner = runner
         if env_slice is not None:
             self._worker = ScopeWorker(
                 env_slice,

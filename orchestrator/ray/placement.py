@@ -35,8 +35,8 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
     if group is not None:
         remove_placement_group(group)
     raise ClusterError(
-        f"{workers} workers with {_text(asked, asked)} each were asked for, but Ray has {_text(total, asked)}, of which "
-        f"{_text(available, asked)} are free{'' if group is None else f' (waited {timeout:.0f} s)'}; use fewer "
+        f"{workers} workers with {_text(asked, asked)} each were asked for, but Ray has {_text(total, asked)}, of "
+        f"which {_text(available, asked)} are free{'' if group is None else f' (waited {timeout:.0f} s)'}; use fewer "
         "simultaneous agents, RayOrchestrator(num_cpus=…) with less for each, or a larger cluster"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.base import Plan
-from orchestrator.merge import infos_by_scope, merge_outcomes
+from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import ActorCalls
 from workers.agent_export import ExportedAgent, copy_state, import_agent
 from workers.agent_runner import is_factory
@@ -60,7 +60,7 @@ class RaySession:
         self._healthy = False  # until all workers have replied
         framework, scopes = self._plan.framework, self._plan.scopes
         if self._worker is not None:
-            outcome = infos_by_scope(self._worker.tick(tick), scopes, framework)
+            outcome = share_outcome(self._worker.tick(tick), scopes, framework)
         else:
             payloads = self._request("tick", [(tick,)] * len(scopes), timestep=tick.timestep)
             outcome = merge_outcomes([from_wire(payload, framework) for payload in payloads], scopes, framework)

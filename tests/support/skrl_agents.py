@@ -50,7 +50,7 @@ class FixedPolicy(Policy):
     """Always the same logits, so that an action draws nothing that a neighbour could shift."""
 
     def act(self, inputs: Any, *, role: str = "") -> Any:
-        actions, outputs = super().act(inputs, role=role)
+        _, outputs = super().act(inputs, role=role)
         fixed = (inputs["observations"].sum(1, keepdim=True) > 0).long()
         return fixed, outputs
 

@@ -172,7 +172,7 @@ class GymnasiumWrapper(Wrapper):
         return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat
 
     def _flatten_final(self, final: NumpyArray, ended: npt.NDArray[np.bool_]) -> NumpyArray:
-        rows = self._flatten(np.stack(list(final[ended])))
+        rows = self._flatten(np.array(list(final[ended])))
         flat = np.zeros((len(ended), flatdim(self._env.single_observation_space)), dtype=rows.dtype)
         flat[ended] = rows
         return flat

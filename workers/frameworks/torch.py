@@ -59,15 +59,20 @@ class TorchFramework(Framework):
         return torch.get_num_threads()
 
 
+_is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
+
+
 class _NoGrad(AbstractContextManager[None]):
     """``torch.no_grad()`` in a third of its time, which counts at three times a step and agent."""
 
+    __slots__ = ("_previous",)
+
     def __enter__(self) -> None:
-        self._previous = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        self._previous = _is_grad_enabled()
+        _set_grad_enabled(False)
 
     def __exit__(self, *_: object) -> None:
-        torch._C._set_grad_enabled(self._previous)
+        _set_grad_enabled(self._previous)
 
 
 FRAMEWORK = TorchFramework()

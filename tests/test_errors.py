@@ -1,0 +1,132 @@
+"""The tree of errors: kinds, pickling, and what a failure says."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from workers import errors
+from workers.errors import AgentError, EnvError, Failure, LockstepError, WorkerError, build_error
+
+KINDS: dict[str, type[Exception]] = {
+    "ConfigError": ValueError,
+    "ScopeError": ValueError,
+    "EnvError": ValueError,
+    "AgentError": ValueError,
+    "LifecycleError": RuntimeError,
+    "ClusterError": RuntimeError,
+    "WorkerError": RuntimeError,
+}
+
+
+def failure(scope: int | None = 1, **changes: Any) -> Failure:
+    values: dict[str, Any] = {
+        "rows": (4, 8),
+        "phase": "act",
+        "timestep": 17,
+        "node": "node-3 (pid 4711)",
+        "kind": "KeyError",
+        "message": "'policy'",
+        "traceback": "Traceback (most recent call last):\n  line\nKeyError: 'policy'\n",
+    }
+    return Failure(scope=scope, **{**values, **changes})
+
+
+def test_the_tree():
+    exported = {name: value for name in errors.__all__ if isinstance(value := getattr(errors, name), type)}
+    assert set(exported) == {*KINDS, "Failure", "LockstepError"}
+    for name, kind in KINDS.items():
+        assert exported[name].__bases__ == (LockstepError, kind)
+        assert f"── {name} " in (errors.__doc__ or "")
+        assert f"({kind.__name__})" in (errors.__doc__ or "")
+    assert LockstepError.__bases__ == (Exception,)
+
+
+@pytest.mark.parametrize(
+    "carry", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy, lambda e: cloudpickle.loads(cloudpickle.dumps(e))]
+)
+@pytest.mark.parametrize("name", [*KINDS, "LockstepError"])
+def test_every_error_survives_pickling(name: str, carry: Any):
+    kind = getattr(errors, name)
+    error = kind([failure(0), failure(1)]) if name == "WorkerError" else kind("scopes [1, 2] add up to 3")
+    carried = carry(error)
+    assert type(carried) is kind
+    assert str(carried) == str(error)
+    assert carried.args == error.args
+    if name == "WorkerError":
+        assert carried.failures == (failure(0), failure(1))
+
+
+def test_text_of_a_failure():
+    assert str(failure(traceback="")) == (
+        "scope 1 (environments 4:8), phase act, timestep 17, on node-3 (pid 4711): KeyError: 'policy'"
+    )
+    assert str(failure()) == (
+        "scope 1 (environments 4:8), phase act, timestep 17, on node-3 (pid 4711): KeyError: 'policy'\n"
+        "Traceback (most recent call last):\n  line\nKeyError: 'policy'"
+    )
+    assert str(failure(None, timestep=None, phase="build", traceback="")).startswith(
+        "all scopes (environments 4:8), phase build, on node-3"
+    )
+    assert "scope 0 " in str(failure(0))
+    assert "timestep 0," in str(failure(timestep=0))
+
+
+def test_text_of_a_worker_error():
+    one, other = failure(0), failure(2, phase="step", message="other")
+    text = str(WorkerError([one, other]))
+    assert text.splitlines()[0] == "2 failures in the workers"
+    assert f"\n[1] {one}\n[2] {other}" in text
+    assert str(WorkerError([one])).startswith("1 failure in the workers\n[1] scope 0 ")
+
+
+class UnpicklableError(Exception):
+    """What users raise: with a constructor that pickle cannot call, and data that it cannot carry."""
+
+    def __init__(self, first: str, second: Any) -> None:
+        super().__init__(f"{first} and more")
+        self.second = second
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise error from cause
+    except Exception as caught:
+        return caught
+
+
+def test_failure_of_an_exception():
+    described = Failure.of(
+        raised(UnpicklableError("unlucky", lambda: None)), scope=3, rows=(6, 9), phase="record", timestep=5, node="here"
+    )
+    assert described.kind == "tests.test_errors.UnpicklableError"
+    assert described.message == "unlucky and more"
+    assert "KeyError: 'the cause'" in described.traceback
+    assert "in raised\n    raise error from cause" in described.traceback
+    assert (described.scope, described.rows, described.phase, described.timestep, described.node) == (
+        3, (6, 9), "record", 5, "here",
+    )  # fmt: skip
+    assert pickle.loads(pickle.dumps(described)) == described
+    assert (
+        Failure.of(raised(KeyError("x")), scope=None, rows=(0, 1), phase="act", timestep=None, node="").kind
+        == "KeyError"
+    )
+
+
+def test_errors_of_building():
+    ours = [failure(i, kind="workers.errors.EnvError", message=f"row {i}", node=f"node {i}") for i in range(2)]
+    error = build_error(ours)
+    assert type(error) is EnvError
+    assert str(error) == "row 0 [on node 0]; row 1 [on node 1]"
+    assert type(build_error([failure(kind="workers.errors.AgentError")])) is AgentError
+    for mixed in ([ours[0], failure(1)], [failure(1)], [failure(1, kind="elsewhere.EnvError")]):
+        error = build_error(mixed)
+        assert isinstance(error, WorkerError)
+        assert list(error.failures) == mixed

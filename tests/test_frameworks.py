@@ -1,0 +1,177 @@
+"""The contract of frameworks on each of them, and that it rejects broken ones."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import framework_contract as contract
+from tests.support.framework_contract import CONTRACT, Case
+from workers.errors import ConfigError
+from workers.frameworks import Framework, available_frameworks, load_framework
+
+DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
+
+
+def torch_draw() -> list[float]:
+    return torch.randn(5).tolist()
+
+
+def torch_seeded_draw(seed: int) -> list[float]:
+    torch.manual_seed(seed)
+    return torch_draw()
+
+
+CASES = {
+    "numpy": Case(
+        framework=load_framework("numpy"),
+        dtypes=DTYPES,
+        is_contiguous=lambda array: array.flags.c_contiguous,
+        fill=lambda array: array.fill(99),
+    ),
+    "torch": Case(
+        framework=load_framework("torch"),
+        dtypes=DTYPES,
+        is_contiguous=torch.Tensor.is_contiguous,
+        fill=lambda array: array.fill_(99),
+        draw=torch_draw,
+        seeded_draw=torch_seeded_draw,
+        grad_enabled=(torch.is_grad_enabled, torch.set_grad_enabled),
+    ),
+}
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", CASES)
+def test_contract(name: str, check: Any):
+    check(CASES[name])
+
+
+def test_every_framework_is_named():
+    for name in available_frameworks():
+        framework = load_framework(name)
+        assert isinstance(framework, Framework)
+        assert framework.name == name
+        assert load_framework(name) is framework
+
+
+class SwitchesOnAfterwards(nullcontext[None]):
+    def __enter__(self) -> None:
+        torch.set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(True)
+
+
+class RestoresOnlyWithoutException(nullcontext[None]):
+    def __enter__(self) -> None:
+        self.previous = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+
+    def __exit__(self, kind: Any = None, *_: object) -> None:
+        if kind is None:
+            torch.set_grad_enabled(self.previous)
+
+
+class SwallowsExceptions(torch.no_grad):
+    def __exit__(self, *arguments: Any) -> Any:
+        super().__exit__(*arguments)
+        return True
+
+
+def touches_the_generator(seed: int) -> torch.Tensor:
+    return torch.manual_seed(seed).get_state()
+
+
+def writes_in_place(mask: Any, chosen: Any, other: Any) -> Any:
+    other[mask] = chosen[mask]
+    return other
+
+
+def selects_the_others(mask: Any, chosen: Any, other: Any) -> Any:
+    return CASES["numpy"].framework.select(~mask, chosen, other)
+
+
+def plain(array: Any) -> Any:
+    """What torch takes without complaint."""
+    return array if array.flags.c_contiguous and array.flags.writeable else array.copy()
+
+
+# what is wrong, in which framework, what takes the place of its method, which check must notice
+BROKEN: list[tuple[str, str, str, Any, Any]] = [
+    ("takes lists for arrays", "numpy", "is_array", lambda x: isinstance(x, (np.ndarray, list)), "is_array"),
+    ("knows no array", "torch", "is_array", lambda x: isinstance(x, np.ndarray), "is_array"),
+    ("aliases NumPy's memory", "numpy", "from_numpy", np.ascontiguousarray, "from_numpy"),
+    ("aliases NumPy's memory", "torch", "from_numpy", lambda x: torch.from_numpy(plain(x)), "from_numpy"),
+    ("keeps the layout", "numpy", "from_numpy", lambda x: x.copy("K"), "from_numpy"),
+    ("keeps the layout", "torch", "from_numpy", lambda x: torch.from_numpy(x.copy("K")), "from_numpy"),
+    ("makes everything float32", "numpy", "from_numpy", lambda x: x.astype(np.float32), "from_numpy"),
+    ("halves float64", "torch", "from_numpy", lambda x: torch.Tensor(plain(x).tolist()), "from_numpy"),
+    ("adds a dimension", "numpy", "from_numpy", lambda x: np.array(x, order="C", ndmin=1), "from_numpy"),
+    ("gives the same array", "numpy", "copy", lambda x: x, "copy"),
+    ("gives a view", "torch", "copy", lambda x: x.contiguous().detach(), "copy"),
+    ("keeps the layout", "torch", "copy", torch.clone, "copy"),
+    ("splits into views", "numpy", "split", lambda x, n: np.split(x, np.cumsum(n)[:-1]), "split"),
+    ("splits into views", "torch", "split", lambda x, n: x.split(n), "split"),
+    ("splits a copy into views", "torch", "split", lambda x, n: x.T.clone().T.split(n), "split"),
+    ("splits into equal parts", "torch", "split", lambda x, n: [y.clone() for y in x.chunk(len(n))], "split"),
+    ("gives the parts in reverse", "torch", "split", lambda x, n: [y.clone() for y in x.split(n)][::-1], "split"),
+    ("drops a dimension", "torch", "split", lambda x, n: [y.clone().squeeze(0) for y in x.split(n)], "split"),
+    ("joins in reverse", "torch", "concatenate", lambda xs: torch.cat(list(xs)[::-1]), "concatenate"),
+    ("joins by size", "numpy", "concatenate", lambda xs: np.concatenate(sorted(xs, key=len)), "concatenate"),
+    ("gives the only array back", "torch", "concatenate", lambda x: torch.cat(x) if x[1:] else x[0], "concatenate"),
+    ("keeps the layout", "numpy", "concatenate", np.concatenate, "concatenate"),
+    ("selects the others", "numpy", "select", selects_the_others, "select"),
+    ("selects one for all", "torch", "select", lambda m, x, y: x if m.any() else y, "select"),
+    ("writes into the other", "numpy", "select", writes_in_place, "select"),
+    ("has the state of no one", "torch", "rng_state", lambda: torch.Generator().get_state(), "random_state"),
+    ("restores nothing", "torch", "set_rng_state", lambda state: None, "random_state"),
+    ("seeds the global generator", "torch", "seeded_rng_state", touches_the_generator, "random_state"),
+    ("ignores the seed", "torch", "seeded_rng_state", lambda seed: torch.Generator().get_state(), "random_state"),
+    ("has a state out of nowhere", "numpy", "rng_state", lambda: np.random.get_state(), "random_state"),
+    ("records gradients", "torch", "no_grad", nullcontext, "no_grad"),
+    ("records always afterwards", "torch", "no_grad", SwitchesOnAfterwards, "no_grad"),
+    ("forgets after an exception", "torch", "no_grad", RestoresOnlyWithoutException, "no_grad"),
+    ("swallows exceptions", "torch", "no_grad", SwallowsExceptions, "no_grad"),
+    ("has no threads", "numpy", "num_threads", lambda: 0, "num_threads"),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "method", "broken", "check"), BROKEN, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_contract_rejects(what: str, name: str, method: str, broken: Any, check: str):
+    case = CASES[name]
+    kind = type(case.framework)
+    adapter = type("Broken", (kind,), {method: staticmethod(broken)})()
+    with pytest.raises(AssertionError):
+        getattr(contract, f"check_{check}")(replace(case, framework=adapter))
+    getattr(contract, f"check_{check}")(case)
+
+
+def test_number_of_threads():
+    assert load_framework("torch").num_threads() == torch.get_num_threads()
+
+
+def test_unknown_framework():
+    with pytest.raises(ConfigError) as caught:
+        load_framework("tensorflow")
+    assert "'tensorflow' is not known" in str(caught.value)
+    assert ", ".join(available_frameworks()) in str(caught.value)
+    assert {"numpy", "torch"} <= set(available_frameworks())
+
+
+def test_framework_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "workers.frameworks.torch")
+    with pytest.raises(ConfigError) as caught:
+        load_framework("torch")
+    assert "needs the package 'torch'" in str(caught.value)
+    assert "pip install 'lockstep-rl[torch]'" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)

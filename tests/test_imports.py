@@ -1,0 +1,134 @@
+"""Imports go down only, and nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.imports import PACKAGES, modules, violations
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_directions():
+    found = dict(modules(ROOT))
+    assert {"trainer.step", "orchestrator.ray.session", "workers.frameworks", "workers.agents.torch.ppo"} <= set(found)
+    wrong = [
+        violation
+        for name, path in found.items()
+        for violation in violations(path.read_text(encoding="utf-8"), name, is_package=path.name == "__init__.py")
+    ]
+    assert wrong == []
+
+
+ALLOWED = [
+    ("trainer.step", "from orchestrator.base import Plan\nfrom workers.errors import AgentError\nimport tqdm"),
+    ("trainer.torch", "import torch"),
+    ("workers.frameworks.jax", "import jax.numpy as jnp\nimport jaxlib"),
+    ("workers.agents.jax.networks", "from flax import nnx\nimport optax"),
+    ("workers.agents.warp", "import warp as wp\nimport warp_nn"),
+    ("workers.actor", "import ray\nfrom ray import cloudpickle"),
+    ("orchestrator.ray.session", "import ray"),
+    ("orchestrator.scopes", "from workers.seeding import agent_seed\nfrom . import merge"),
+    ("workers.envs.base", "from ..types import Array\nimport numpy as np"),
+]
+
+FORBIDDEN = [
+    ("workers.service", "import orchestrator.base", "orchestrator.base"),
+    ("workers.service", "from trainer import config", "trainer.config"),
+    ("orchestrator.local", "from trainer.config import StepTrainerCfg", "trainer.config.StepTrainerCfg"),
+    ("workers.infos", "import torch", "torch"),
+    ("workers.infos", "def f():\n    from torch import nn", "torch.nn"),
+    ("workers.infos", "if TYPE_CHECKING:\n    import jax.numpy as jnp", "jax.numpy"),
+    ("workers.infos", "importlib.import_module('warp')", "warp"),
+    ("workers.agents.ppo", "import torch", "torch"),
+    ("workers.agents.torch.ppo", "import jax", "jax"),
+    ("workers.frameworks.base", "import torch", "torch"),
+    ("workers.frameworks.jax", "import torch", "torch"),
+    ("trainer.step", "import torch", "torch"),
+    ("trainer.jax", "import warp", "warp"),
+    ("workers.service", "import ray", "ray"),
+    ("workers.worker", "from ray import cloudpickle", "ray.cloudpickle"),
+    ("orchestrator.base", "import ray", "ray"),
+    ("orchestrator.rayon", "import ray", "ray"),
+    ("trainer.step", "import ray", "ray"),
+    ("workers.seeding", "try:\n    import skrl\nexcept ImportError:\n    pass", "skrl"),
+    ("orchestrator.ray.session", "from skrl.agents.torch import Agent", "skrl.agents.torch.Agent"),
+    ("trainer.step", "from tests.support import envs", "tests.support.envs"),
+]
+
+
+@pytest.mark.parametrize(("module", "source"), ALLOWED)
+def test_checker_accepts(module: str, source: str):
+    assert violations(source, module) == []
+
+
+@pytest.mark.parametrize(("module", "source", "name"), FORBIDDEN)
+def test_checker_rejects(module: str, source: str, name: str):
+    assert violations(f"import os\n{source}\n", module) == [f"{module} imports {name}"]
+
+
+def run(code: str, *, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh process."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+RUN = """
+import sys
+from tests.support.agents import RecordingAgent
+from tests.support.envs import counting_factory
+from trainer.torch import StepTrainer
+
+cfg = {"disable_progressbar": True}
+with StepTrainer(env=counting_factory(3), agents=[RecordingAgent] * 2, cfg=cfg, seed=1) as trainer:
+    rows = [trainer.train()[0][:, 0].tolist() for _ in range(5)]
+    trainer.eval()
+print(rows[-1], sorted({"jax", "ray", "skrl", "torch", "warp"} & set(sys.modules)))
+"""
+
+
+def test_a_local_run_imports_torch_only(tmp_path: Path):
+    done = run(RUN, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[0.0, 1.0, 2.0] ['torch']\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "frameworks"),
+    [("trainer", []), ("orchestrator.local", []), ("workers.service", []), ("workers.agents.ppo", []),
+     ("trainer.torch", []), ("workers.frameworks.torch", ["torch"])],
+)  # fmt: skip
+def test_an_import_brings_no_framework_but_its_own(module: str, frameworks: list[str], tmp_path: Path):
+    code = f"import sys, {module}\nprint(sorted({{'jax', 'ray', 'skrl', 'torch', 'warp'}} & set(sys.modules)))"
+    done = run(code, cwd=tmp_path)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{frameworks}\n")
+
+
+@pytest.mark.parametrize("name", ["workers", "orchestrator"])
+@pytest.mark.parametrize("file", ["{}/__init__.py", "{}.py"])
+def test_a_foreign_package_of_the_same_name(name: str, file: str, tmp_path: Path):
+    foreign = tmp_path / file.format(name)
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("VERSION = 3\n")
+    done = run("import trainer.torch", cwd=tmp_path, path=(tmp_path, ROOT))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: the package {name!r} that Python finds is not Lockstep's ({foreign});")
+    assert f"installed next to {ROOT / 'trainer'}" in last
+    assert "first in sys.path" in last
+
+
+def test_a_foreign_package_that_comes_later_does_no_harm(tmp_path: Path):
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise AssertionError\n")
+    code = "import sys; sys.path.remove(''); import trainer.torch; print(trainer.__file__)"
+    done = run(code, cwd=tmp_path, path=(ROOT, tmp_path))
+    assert (done.returncode, done.stdout.strip()) == (0, str(ROOT / "trainer" / "__init__.py"))

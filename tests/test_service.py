@@ -1,0 +1,241 @@
+"""Service: one ordered stream of requests, each done once, errors as plain data."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.envs import CountingEnv, build_counting
+from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgent, build_failing, spec, tick
+from workers.agent_export import ExportedAgent
+from workers.envs import EnvFactory
+from workers.frameworks import load_framework
+from workers.node import node_name
+from workers.service import Busy, Description, Reply, WorkerSpec
+from workers.types import Mode, Outcome, Transition
+from workers.wire import from_wire, to_wire
+
+TORCH = load_framework("torch")
+ROWS = [5.0, 6.0, 7.0]
+
+
+def refuse(*_: Any) -> Any:
+    raise LookupError("no licence")
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    LiveRecordingAgent.made.clear()
+
+
+def test_a_worker_with_its_own_environments():
+    client = Client()
+    description = client.ok("build", spec())
+    assert description == Description("LiveRecordingAgent", node_name(), torch.get_num_threads())
+    (agent,) = LiveRecordingAgent.made
+    assert agent.scope == SCOPE
+    for timestep in (1, 2, 3):
+        outcome = from_wire(client.ok("tick", tick(timestep)), TORCH)
+        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome.observations, torch.Tensor)
+        rewards = np.array([1000 * row + timestep / 10 for row in ROWS], dtype=np.float32)
+        assert outcome.rewards[:, 0].tolist() == rewards.tolist()
+        assert outcome.infos["row"].tolist() == ROWS
+        assert outcome.observations[:, 0].tolist() == ROWS
+    assert [record["timestep"] for record in agent.records()] == [1, 2, 3]
+    evaluated = from_wire(client.ok("tick", tick(4, Mode.EVAL)), TORCH)
+    # row 5 ends after 4 steps and row 7 after 6; row 6 (5 steps) shows the mean action, which is the negative one
+    assert evaluated.truncated[:, 0].tolist() == [True, False, False]
+    assert evaluated.observations.tolist() == [[5, 1, 0, -1], [6, 0, 4, -604], [7, 0, 4, -704]]
+    assert agent.calls[-1] == ("post", {"training": False, "timestep": 4, "timesteps": 10})
+    client.ok("restart")
+    assert client.ok("tick", tick(5)).infos["nested"]["step"].tolist() == [1, 1, 1]
+
+
+def test_a_worker_that_shares_the_drivers_environments():
+    client = Client(spec(env=None))
+    (agent,) = LiveRecordingAgent.made
+    observations = torch.tensor([[row, 0.0, 0.0, -1.0] for row in ROWS])
+    states = observations[:, :2] + 500
+    actions = from_wire(client.ok("act", tick(7), *to_wire((observations, states), TORCH)), TORCH)
+    assert actions.tolist() == [[507], [607], [707]]
+    flags = torch.tensor([[True], [False], [False]])
+    transition = Transition(observations[:, :1], observations + 1, None, flags, ~flags, {"row": np.array(ROWS)}, 2.5)
+    assert client.ok("learn", tick(7), to_wire(transition, TORCH)) is None
+    (record,) = agent.records()
+    assert record["observations"].tolist() == observations.tolist()
+    assert record["states"].tolist() == states.tolist()
+    assert record["next_observations"].tolist() == (observations + 1).tolist()
+    assert record["next_states"] is None
+    assert record["terminated"].tolist() == [[True], [False], [False]]
+    assert record["truncated"].tolist() == [[False], [True], [True]]
+    assert record["infos"]["row"].tolist() == ROWS
+    assert (record["timestep"], record["timesteps"]) == (7, 10)
+    assert ("Stats / Env stepping time (ms)", 2.5) in agent.tracked
+
+
+def test_a_request_sent_again_is_answered_from_the_cache():
+    client = Client(spec())
+    first = client.send("tick", tick(1))
+    (agent,) = LiveRecordingAgent.made
+    calls = len(agent.calls)
+    again = client.send("tick", tick(1), seq=first.seq)
+    assert again.payload.infos["nested"]["step"].tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(again.payload.observations.values, first.payload.observations.values)
+    assert len(agent.calls) == calls
+    assert client.ok("tick", tick(2)).infos["nested"]["step"].tolist() == [2, 2, 2]
+
+
+def test_an_error_is_answered_from_the_cache_too():
+    client = Client(spec(FailingAgent, env=None))
+    failed = client.send("act", tick(3), None, None)
+    assert client.send("act", tick(3), None, None, seq=failed.seq) == failed
+
+
+@pytest.mark.parametrize("distance", [2, 3, -1])
+def test_a_gap_is_an_error_and_does_nothing(distance: int):
+    client = Client(spec())
+    client.ok("tick", tick(1))
+    failure = client.failure("tick", tick(2), seq=client.seq + distance)
+    assert failure.kind == "RuntimeError"
+    assert failure.message == f"request {client.seq + distance} (tick) came after {client.seq}; requests are ordered"
+    # nothing was done, and the stream stands where it stood: neither a later nor an older request is done by mistake
+    assert client.send("tick", tick(1), seq=client.seq).payload.infos["nested"]["step"].tolist() == [1, 1, 1]
+    assert client.ok("tick", tick(2)).infos["nested"]["step"].tolist() == [2, 2, 2]
+
+
+def test_failures_of_an_iteration_say_where():
+    client = Client(spec(FailingAgent))
+    client.ok("tick", tick(1))
+    update = client.failure("tick", tick(2))
+    assert (update.scope, update.rows, update.phase, update.timestep) == (2, (5, 8), "post-interaction", 2)
+    assert (update.kind, update.message) == ("ZeroDivisionError", "update")
+    assert "in post_interaction\n" in update.traceback
+    act = client.failure("tick", tick(3))
+    assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
+
+    client = Client(spec(env=EnvFactory(build_failing, num_envs=9)))
+    client.ok("tick", tick(1))
+    step = client.failure("tick", tick(2))
+    assert (step.scope, step.rows, step.phase, step.timestep) == (2, (5, 8), "step", 2)
+    assert (step.kind, step.message) == ("ValueError", "row 6 broke")
+
+
+def test_failures_of_a_shared_workers_agent_say_where():
+    client = Client(spec(FailingAgent, env=None))
+    observations = to_wire(torch.zeros(3, 4), TORCH)
+    act = client.failure("act", tick(3), observations, None)
+    assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
+    client.ok("act", tick(2), observations, None)
+    rows = torch.zeros(3, 1)
+    transition = to_wire(Transition(rows, rows, None, rows, rows, {}, 0.0), TORCH)
+    learn = client.failure("learn", tick(2), transition)
+    assert (learn.scope, learn.phase, learn.timestep, learn.message) == (2, "post-interaction", 2, "update")
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind", "message"),
+    [
+        (spec(refuse), "LookupError", "no licence"),
+        (spec(env=EnvFactory(refuse, num_envs=9)), "LookupError", "no licence"),
+        (spec(SimpleNamespace(act=len)), "workers.errors.AgentError", "SimpleNamespace, lacks init"),
+        (spec(env=EnvFactory(build_counting, num_envs=9), framework="none"),
+         "workers.errors.ConfigError", "'none' is not known"),
+        (spec(modules=("no_such_module",)), "ModuleNotFoundError", "no_such_module"),
+        (spec(cfg=b"garbage"), "_pickle.UnpicklingError", ""),
+    ],
+)  # fmt: skip
+def test_failures_of_building_say_where(broken: WorkerSpec, kind: str, message: str):
+    client = Client()
+    failure = client.failure("build", broken)
+    assert (failure.scope, failure.rows, failure.phase, failure.timestep) == (2, (5, 8), "build", None)
+    assert failure.kind == kind
+    assert message in failure.message
+    assert failure.traceback.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [
+        ("tick", (tick(1),)),
+        ("act", (tick(1), None, None)),
+        ("learn", (tick(1), None)),
+        ("restart", ()),
+        ("export", ()),
+        ("nonsense", ()),
+    ],
+)
+def test_requests_before_build_are_errors(method: str, args: tuple[Any, ...]):
+    client = Client()
+    failure = client.failure(method, *args)
+    assert (failure.scope, failure.phase, failure.timestep) == (None, method, None)
+    assert client.ok("build", spec()).agent == "LiveRecordingAgent"
+
+
+def test_a_shared_worker_has_no_environments_to_tick():
+    client = Client(spec(env=None))
+    assert "shares the driver's environments" in client.failure("tick", tick(1)).message
+    assert "shares the driver's environments" in client.failure("restart").message
+    assert client.ok("close") is None
+
+
+def test_modules_are_imported_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "module_of_the_worker.py").write_text(
+        "from tests.support import service\nassert not service.LiveRecordingAgent.made\nseen = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    client = Client(spec(modules=("module_of_the_worker",)))
+    import module_of_the_worker  # type: ignore[import-not-found]
+
+    assert module_of_the_worker.seen
+    assert client.seq == 1
+
+
+def test_export_and_close(monkeypatch: pytest.MonkeyPatch):
+    closed: list[int] = []
+    monkeypatch.setattr(CountingEnv, "close", lambda env: closed.append(env.row))
+    client = Client(spec())
+    client.ok("tick", tick(1))
+    exported = client.ok("export")
+    assert isinstance(exported, ExportedAgent)
+    assert exported.kind == "pickle"
+    trained = pickle.loads(exported.data)
+    assert [name for name, _ in trained.calls] == ["init", "pre", "act", "record", "post"]
+    assert closed == []
+    assert client.ok("close") is None
+    assert closed == [5, 6, 7]
+
+
+def test_busy_while_a_request_is_done():
+    entered, leave = threading.Event(), threading.Event()
+    client = Client(spec())
+    (agent,) = LiveRecordingAgent.made
+    idle = client.service.busy()
+    assert isinstance(idle, Busy)
+    assert idle.seq is None
+
+    def wait(**_: Any) -> None:
+        entered.set()
+        assert leave.wait(30)
+
+    agent.post_interaction = wait  # type: ignore[method-assign]
+    replies: list[Reply] = []
+    thread = threading.Thread(target=lambda: replies.append(client.service.handle(2, "tick", (tick(1),))))
+    thread.start()
+    try:
+        assert entered.wait(30)
+        first, second = client.service.busy(), client.service.busy()
+        assert first.seq == second.seq == 2
+        assert 0 < first.seconds <= second.seconds < 60
+    finally:
+        leave.set()
+        thread.join(30)
+    assert [reply.status for reply in replies] == ["ok"]
+    assert client.service.busy().seq is None
