@@ -46,7 +46,7 @@ class LocalSession:
         agents = AgentGroup(self._runners, framework)
         self._worker = ScopeWorker(self._env_slice, agents, framework, scope=only_scope)
         self.workers: Sequence[Description] = [
-            Description(type(runner.agent).__qualname__, node_name(), framework.num_threads())
+            Description(type(runner.agent).__qualname__, node_name(), framework.num_threads(), self._env_slice.notes)
             for runner in self._runners
         ]
 

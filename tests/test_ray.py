@@ -99,10 +99,11 @@ except ClusterError as error:
 
 
 def test_ray_that_cannot_be_reached_is_refused_within_the_deadline():
-    with socket.socket() as unused:
+    with socket.socket() as unused, socket.socket() as mute:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        for address in (f"127.0.0.1:{unused.getsockname()[1]}", f"ray://127.0.0.1:{mute.getsockname()[1]}"):
             done = python(UNREACHABLE.format(address=address))
             assert f"Ray cannot be reached at '{address}'" in done.stdout, done.stderr
     assert "expected 'auto', 'host:port'" in python(UNREACHABLE.format(address="somewhere")).stdout

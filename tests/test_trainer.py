@@ -256,6 +256,14 @@ def test_factories_get_their_scope():
     assert scopes[0].seed != scopes[1].seed
 
 
+def test_foreign_environment_that_is_not_seeded_is_said_once(caplog):
+    trainer_of(seed=None).close()
+    assert caplog.text == ""
+    with trainer_of(ForeignEnv(4), [NullAgent, NullAgent], seed=1) as trainer:
+        trainer.train()
+    assert caplog.text.count("ForeignEnv is another library's wrapper") == 1
+
+
 def test_exports():
     assert generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
     assert all((EnvFactory, MultiAgentEnvWrapper, Wrapper, make_env, wrap_env))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.base import Session
 
 __all__ = ["StepTrainer"]
+
+_logger = logging.getLogger("lockstep")
 
 
 class State(Enum):
@@ -100,6 +103,8 @@ class StepTrainer:
         plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
         self._session: Session = _resolve_orchestrator(orchestrator).start(plan)
         self.env = self._session.env
+        for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
+            _logger.warning(note)
         atexit.register(self.close)
 
     def train(

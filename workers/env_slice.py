@@ -28,6 +28,7 @@ class EnvSlice:
         env: The environments.
         num_envs: Number of rows.
         phase: What it does at the moment, or did when it failed.
+        notes: What the run should say about it, once.
     """
 
     def __init__(
@@ -65,11 +66,21 @@ class EnvSlice:
         self._seed = seed
         self._render_interval = 0 if cfg.headless else cfg.render_interval
         self._ours = isinstance(env, Wrapper)
+        self.notes = self._notes()
         # the trainer resets only a foreign object with one environment: everything else resets itself in step
         self._resets_explicitly = self.num_envs == 1 and not self._ours and not built
         self._observations: Array | None = None
         self._states: Array | None = None
         self._next_states: Array | None = None
+
+    def _notes(self) -> tuple[str, ...]:
+        kind = type(self.env)
+        if self._ours or self._seed is None or kind.__module__.startswith("skrl."):
+            return ()
+        return (
+            f"{kind.__qualname__} is another library's wrapper: its reset() is called without a seed, so its numbers "
+            "follow the trainer's seed only if its factory seeds it from first_env",
+        )
 
     def begin(self) -> tuple[Array, Array | None]:
         """Observations and states to act on; the environments are started if they have not been."""

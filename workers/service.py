@@ -53,11 +53,12 @@ class WorkerSpec:
 
 
 class Description(NamedTuple):
-    """Where a worker lives and how: kind of its agent, node, and compute threads of its framework."""
+    """Where a worker lives and how: kind of its agent, node, compute threads of its framework, and what to say once."""
 
     agent: str
     node: str
     num_threads: int
+    notes: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
@@ -157,7 +158,8 @@ class Service:
                 first_env=spec.scope.start,
                 pack=lambda outcome: to_wire(outcome, framework),
             )
-        return Description(type(runner.agent).__qualname__, node_name(), framework.num_threads())
+        notes = () if env_slice is None else env_slice.notes
+        return Description(type(runner.agent).__qualname__, node_name(), framework.num_threads(), notes)
 
     def _tick(self, tick: Tick) -> Any:
         self._timestep = tick.timestep

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
 import ray
 
 from workers.errors import ClusterError
@@ -66,7 +67,7 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
 
 
 def _check_reachable(address: str, timeout: float) -> None:
-    """Ray itself may wait for a minute, or end the process, where nobody listens."""
+    """Ray itself may wait without an end, or end the process, where nobody listens, or something else than Ray."""
     if address in ("auto", "local"):
         return
     parts = urlsplit(address if "://" in address else f"//{address}")
@@ -74,7 +75,10 @@ def _check_reachable(address: str, timeout: float) -> None:
         if parts.hostname is None or parts.port is None:
             raise ClusterError(f"Ray's address is {address!r}; expected 'auto', 'host:port' or 'ray://host:port'")
         socket.create_connection((parts.hostname, parts.port), timeout=timeout).close()
-    except (OSError, ValueError) as error:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
+            with grpc.insecure_channel(f"{parts.hostname}:{parts.port}") as channel:
+                grpc.channel_ready_future(channel).result(timeout=timeout)
+    except (OSError, ValueError, grpc.FutureTimeoutError) as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
 
 

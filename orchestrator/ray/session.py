@@ -41,7 +41,7 @@ class RaySession:
         release: Callable[[], None],
     ) -> None:
         self.env = plan.env if shared is None else shared.env
-        self.workers = workers
+        self.workers = workers if shared is None else [worker._replace(notes=shared.notes) for worker in workers]
         self._plan = plan
         self._shared = shared
         self._calls = calls

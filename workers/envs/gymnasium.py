@@ -60,7 +60,8 @@ class GymnasiumWrapper(Wrapper):
                 f"{self._name}: metadata['autoreset_mode'] is {env.metadata.get('autoreset_mode')!r}; "
                 f"expected a gymnasium.vector.AutoresetMode"
             ) from error
-        first = env.envs[0].unwrapped if isinstance(env.unwrapped, SyncVectorEnv) and hasattr(env, "envs") else env
+        base = env.unwrapped
+        first = base.envs[0].unwrapped if isinstance(base, SyncVectorEnv) else env
         self._state_space = getattr(first, "state_space", None) if callable(getattr(first, "state", None)) else None
         if self._state_space is not None and self._mode is AutoresetMode.SAME_STEP:
             raise EnvError(
@@ -190,8 +191,8 @@ class GymnasiumWrapper(Wrapper):
     def _native_state(self) -> NumpyArray | None:
         if self._state_space is None:
             return None
-        if isinstance(self._env.unwrapped, SyncVectorEnv):
-            states = np.stack(self._env.call("state"))  # type: ignore[attr-defined]
+        if isinstance(base := self._env.unwrapped, SyncVectorEnv):
+            states = np.stack(base.call("state"))
         else:
             states = np.asarray(self._env.state())  # type: ignore[attr-defined]
         return states.reshape(len(states), -1).astype(np.float32, copy=False)
