@@ -11,7 +11,7 @@ from ray import cloudpickle
 from orchestrator.merge import merge_outcomes
 from orchestrator.ray import RayOrchestrator
 from orchestrator.scopes import resolve_scopes
-from tests.support.agents import NoisyAgent, RecordingAgent, copied
+from tests.support.agents import LinearAgent, NoisyAgent, RecordingAgent, copied
 from tests.support.envs import NoisyEnv, counting_factory, noisy_factory
 from tests.support.parity import CFG, assert_same, copied_outputs, run
 from tests.support.skrl_agents import skrl_cartpole, skrl_ppo_factory, weights
@@ -132,9 +132,18 @@ def test_reset_and_explicit_timesteps_in_ray(ray_cluster):
     assert [call["timestep"] for name, call in local[1][0] if name == "act"] == [1, 2, 3, 4, 5, 40, 40, 40, 1]
 
 
+def test_memory_layout_of_rows_makes_no_difference(ray_cluster):
+    agents = [LinearAgent] * 2
+    local = ppo_run(noisy_factory(5), agents, (2, 3))
+    assert_same(ppo_run(noisy_factory(5), agents, (2, 3), RayOrchestrator()), local)
+    envs = wrap_env([NoisyEnv(17) for _ in range(5)], framework="torch")
+    assert_same(ppo_run(envs, agents, (2, 3), RayOrchestrator()), local)
+
+
+@pytest.mark.parametrize("agent", [partial(ppo, False), LinearAgent], ids=["ppo", "linear"])
 @pytest.mark.parametrize("scopes", [(2, 3), (1, 4), (3, 1, 3)])
-def test_full_batch_is_its_slices(scopes):
-    agents = [partial(ppo, False)] * len(scopes)
+def test_full_batch_is_its_slices(scopes, agent):
+    agents = [agent] * len(scopes)
     full = ppo_run(noisy_factory(sum(scopes)), agents, scopes)
     assert_same(slices_run(noisy_factory(sum(scopes)), agents, scopes), full)
 
