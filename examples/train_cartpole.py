@@ -1,7 +1,7 @@
 """The main job: two simultaneous PPO agents learn CartPole-v1, in one process or in Ray actors, with the same numbers.
 
-Trains both on 64 environments (32 each), then evaluates them deterministically on environments with fresh seeds, and
-prints one line per agent: its mean return over 100 episodes, and the SHA-256 of its weights.
+Trains both on 64 environments (32 each), then evaluates them deterministically in this process on environments with
+fresh seeds, and prints one line per agent: its mean return over 100 episodes, and the SHA-256 of its weights.
 """
 
 import argparse
@@ -54,12 +54,12 @@ def main() -> None:
         for timestep in range(options.timesteps):
             trainer.train(timestep=timestep)
         agents = trainer.agents
-    returns = evaluate(agents, orchestrator=options.orchestrator)
+    returns = evaluate(agents)
     for index, (trained, mean_return) in enumerate(zip(agents, returns, strict=True)):
         print(f"agent {index} return {mean_return:.2f} weights {digest(trained)}")
 
 
-def evaluate(agents: list[PPO], orchestrator: str) -> list[float]:
+def evaluate(agents: list[PPO]) -> list[float]:
     """Mean return of each agent over its first episode in each of `EPISODES` environments of its own."""
     num_envs = EPISODES * len(agents)
     returns, running = torch.zeros(num_envs, 1), torch.ones(num_envs, 1, dtype=torch.bool)
@@ -68,7 +68,6 @@ def evaluate(agents: list[PPO], orchestrator: str) -> list[float]:
         agents=agents,
         scopes=[EPISODES] * len(agents),
         cfg={"timesteps": EPISODE_LENGTH, "headless": True, "disable_progressbar": True},
-        orchestrator=orchestrator,
         seed=EVALUATION_SEED,
     )
     with trainer:

@@ -60,7 +60,7 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     _check_reachable(address, timeout)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
+        ray.init(address=address, logging_level=logging.WARNING, **options)
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     return Cluster(owned=True)
