@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -11,25 +10,7 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 
-__all__ = ["Agent", "TrackedScalar", "space_width"]
-
-
-@dataclass
-class TrackedScalar:
-    """Running sum of the values tracked under one tag: bounded memory however many values come.
-
-    Attributes:
-        total: Sum of the values.
-        count: Number of values.
-    """
-
-    total: float = 0.0
-    count: int = 0
-
-    @property
-    def mean(self) -> float:
-        """Mean of the values; NaN if there are none."""
-        return self.total / self.count if self.count else float("nan")
+__all__ = ["Agent", "space_width"]
 
 
 def space_width(space: gymnasium.Space[Any], name: str) -> int:
@@ -76,7 +57,7 @@ class Agent(ABC):
         state_space: Space of one environment's privileged states, or None.
         num_envs: Number of environments, the rows of every array exchanged.
         training: Whether transitions are learnt from.
-        tracked_data: What `track_data` gathered since it was last cleared, by tag.
+        tracked_data: Sum and number of the values given to `track_data`, by tag; to be cleared by who reads it.
     """
 
     def __init__(
@@ -94,7 +75,7 @@ class Agent(ABC):
         self.state_space = state_space
         self.num_envs = num_envs
         self.training = False
-        self.tracked_data: dict[str, TrackedScalar] = {}
+        self.tracked_data: dict[str, tuple[float, int]] = {}
 
     def init(self, *, trainer_cfg: Any = None) -> None:  # noqa: B027 - nothing to do is a valid default
         """Make ready for a trainer. May be called again by the next trainer; nothing learnt is lost.
@@ -176,21 +157,14 @@ class Agent(ABC):
         """
 
     def track_data(self, tag: str, value: float) -> None:
-        """Add a scalar to the running mean of its tag.
+        """Take note of a scalar: bounded memory, however many values come.
 
         Args:
             tag: Name of the scalar, such as ``"Loss / Policy loss"``.
             value: The value.
         """
-        scalar = self.tracked_data.setdefault(tag, TrackedScalar())
-        scalar.total += float(value)
-        scalar.count += 1
-
-    def pop_tracked_data(self) -> dict[str, float]:
-        """Mean of each tag since the last call; clears them."""
-        means = {tag: scalar.mean for tag, scalar in self.tracked_data.items()}
-        self.tracked_data.clear()
-        return means
+        total, count = self.tracked_data.get(tag, (0.0, 0))
+        self.tracked_data[tag] = (total + float(value), count + 1)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -195,14 +195,14 @@ class PPO(Agent):
         self.device = device
         self.learning_rate = float(self.cfg.learning_rate)
         self._recorded = 0  # transitions in the rollout in progress
-        self._contiguous = True  # whether the next transition recorded follows the last one
         self._set_widths()
         self._build()
-        self._initialize_parameters()
 
     def _set_widths(self) -> None:
-        self._observation_width = space_width(self.observation_space, "observation_space")
-        self._state_width = None if self.state_space is None else space_width(self.state_space, "state_space")
+        self._input_widths = {"observations": space_width(self.observation_space, "observation_space")}
+        if self.state_space is not None:
+            self._input_widths["states"] = space_width(self.state_space, "state_space")
+        self._critic_input = "observations" if self.state_space is None else "states"
         space = self.action_space
         self._discrete = isinstance(space, gymnasium.spaces.Discrete)
         self._action_start = int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
@@ -219,11 +219,17 @@ class PPO(Agent):
         """
         self._interrupt_rollout()
 
+    def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
+        """Switch between training and evaluation, which cuts the rollout in progress; see `Agent`."""
+        if self.training and not enabled:
+            self._interrupt_rollout()
+        super().enable_training_mode(enabled, apply_to_models=apply_to_models)
+
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
         """Sample actions from the policy, with one draw from the framework's global generator.
 
         Args:
-            observations: ``(num_envs, size)``, any dtype.
+            observations: ``(num_envs, size)``, any dtype; in evaluation any number of rows.
             states: ``(num_envs, size)``, or None; the policy does not use them.
             timestep: Current timestep.
             timesteps: Total number of timesteps.
@@ -235,7 +241,8 @@ class PPO(Agent):
         Raises:
             AgentError: `observations` has the wrong shape.
         """
-        self._check_shape("observations", observations, self._observation_width)
+        rows = self.num_envs if self.training else None
+        self._check_shape("observations", observations, self._input_widths["observations"], rows)
         return self._sample_actions(observations)
 
     def record_transition(
@@ -275,30 +282,29 @@ class PPO(Agent):
             AgentError: An array has the wrong shape, or the rollout is full because `post_interaction` was not called.
         """
         if not self.training:
-            self._interrupt_rollout()
             return
         if self._recorded >= self.cfg.rollouts:
             raise AgentError(
                 f"the rollout of {self.cfg.rollouts} timesteps is full: call post_interaction after record_transition"
             )
-        transition = {
-            "observations": (observations, self._observation_width),
-            "next_observations": (next_observations, self._observation_width),
-            "actions": (actions, self._action_width),
-            "rewards": (rewards, 1),
-            "terminated": (terminated, 1),
-            "truncated": (truncated, 1),
-        }
-        if self._state_width is not None:
-            transition["states"] = (states, self._state_width)
-            transition["next_states"] = (next_states, self._state_width)
-        for name, (array, width) in transition.items():
-            self._check_shape(name, array, width)
-        row = self._recorded
-        if self._store_transition(row, **{name: array for name, (array, _) in transition.items()}):
-            self._bootstrap_truncated(row)
+        arrays = {"observations": observations, "states": states}
+        next_arrays = {"observations": next_observations, "states": next_states}
+        for name, width in self._input_widths.items():
+            self._check_shape(name, arrays[name], width, self.num_envs)
+            self._check_shape(f"next_{name}", next_arrays[name], width, self.num_envs)
+        self._check_shape("actions", actions, self._action_width, self.num_envs)
+        for name, array in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
+            self._check_shape(name, array, 1, self.num_envs)
+        self._store_transition(
+            self._recorded,
+            inputs={name: arrays[name] for name in self._input_widths},
+            next_critic_input=next_arrays[self._critic_input],
+            actions=actions,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+        )
         self._recorded += 1
-        self._contiguous = True
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Learn when ``cfg.rollouts`` transitions have been recorded; in evaluation do nothing.
@@ -313,10 +319,10 @@ class PPO(Agent):
 
     def _learn(self) -> None:
         """One update from a full rollout."""
-        self._prepare_update()
+        samples = self._prepare_update()
         target = self.cfg.kl_threshold
         for _ in range(self.cfg.learning_epochs):
-            kl = self._run_epoch(self.learning_rate)
+            kl = self._run_epoch(samples, self.learning_rate)
             if target:
                 self.learning_rate = adapt_learning_rate(self.learning_rate, float(kl), target)
         for tag, value in self._finish_update().items():
@@ -325,25 +331,23 @@ class PPO(Agent):
 
     def _interrupt_rollout(self) -> None:
         """What is recorded next will not follow the last transition: treat its rows as truncated there."""
-        if self._recorded and self._contiguous:
-            self._bootstrap_rollout_end(self._recorded - 1)
-            self._contiguous = False
+        if self._recorded:
+            self._cut_rollout(self._recorded - 1)
 
-    def _check_shape(self, name: str, array: Any, width: int) -> None:
+    @staticmethod
+    def _check_shape(name: str, array: Any, width: int, rows: int | None) -> None:
         shape = getattr(array, "shape", None)
-        if shape is None or tuple(shape) != (self.num_envs, width):
+        if shape is None or len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
             given = f"{type(array).__name__}" if shape is None else f"shape {tuple(shape)}"
-            raise AgentError(f"{name} must be an array of shape {(self.num_envs, width)}, got {given}")
-
-    # What a framework implements.
+            expected = f"({'rows' if rows is None else rows}, {width})"
+            raise AgentError(f"{name} must be an array of shape {expected}, got {given}")
 
     @abstractmethod
     def _build(self) -> None:
-        """Allocate networks, optimiser, normalisers and rollout; no random draw."""
+        """Make networks, optimiser, normalisers and rollout.
 
-    @abstractmethod
-    def _initialize_parameters(self) -> None:
-        """Draw the initial parameters: orthogonal, gain sqrt(2), 0.01 for the policy's head, 1 for the value's."""
+        Weights are orthogonal, of gain sqrt(2) in hidden layers, 0.01 in the policy's head and 1 in the value's.
+        """
 
     @abstractmethod
     def _sample_actions(self, observations: Any) -> tuple[Any, dict[str, Any]]:
@@ -354,31 +358,35 @@ class PPO(Agent):
         self,
         row: int,
         *,
-        observations: Any,
-        next_observations: Any,
+        inputs: dict[str, Any],
+        next_critic_input: Any,
         actions: Any,
         rewards: Any,
         terminated: Any,
         truncated: Any,
-        states: Any = None,
-        next_states: Any = None,
-    ) -> bool:
-        """Copy a transition to `row` of the rollout; whether any of its rows is truncated but not terminated."""
+    ) -> None:
+        """Copy a transition to `row` of the rollout, with the discounted next values added to truncated rewards.
+
+        Args:
+            row: Timestep in the rollout.
+            inputs: Observations, and states where there are any.
+            next_critic_input: What the critic sees after the actions; it is kept until the next transition.
+            actions: ``(num_envs, size)``.
+            rewards: ``(num_envs, 1)``.
+            terminated: ``(num_envs, 1)``.
+            truncated: ``(num_envs, 1)``.
+        """
 
     @abstractmethod
-    def _bootstrap_truncated(self, row: int) -> None:
-        """Add the discounted value of the next observation to the truncated, not terminated rewards of `row`."""
+    def _cut_rollout(self, row: int) -> None:
+        """End the episodes that go on after `row`, the last one recorded, as by truncation; again, change nothing."""
 
     @abstractmethod
-    def _bootstrap_rollout_end(self, row: int) -> None:
-        """The same for all rewards of `row` that were not cut, and cut them."""
+    def _prepare_update(self) -> Any:
+        """The rollout's samples, with old log-probabilities, values, advantages and returns."""
 
     @abstractmethod
-    def _prepare_update(self) -> None:
-        """Compute old log-probabilities, values, advantages and returns of the rollout."""
-
-    @abstractmethod
-    def _run_epoch(self, learning_rate: float) -> Any:
+    def _run_epoch(self, samples: Any, learning_rate: float) -> Any:
         """One pass over all mini-batches; the mean KL divergence, ``mean((exp(r) - 1) - r)`` with r the log ratio."""
 
     @abstractmethod
