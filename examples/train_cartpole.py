@@ -22,7 +22,7 @@ TIMESTEPS = 10_000
 EPISODES = 100
 EPISODE_LENGTH = 500
 EVALUATION_SEED = 1_000_000  # far from the seeds of training: environment i has seed + i
-CFG = PPOCfg(rollouts=128, learning_rate=1e-3, kl_threshold=0.008)
+CFG = PPOCfg(rollouts=256, mini_batches=8, learning_rate=1e-3, kl_threshold=0.008, normalize_observations=False)
 
 
 def main() -> None:

@@ -50,10 +50,10 @@ def resolve_scopes(
     Raises:
         ScopeError: The sizes are not positive integers, are not one per agent, or do not add up.
     """
-    if not sizes:
+    if sizes is None or (isinstance(sizes, (list, tuple)) and not sizes):
         sizes = generate_equally_spaced_scopes(num_envs=num_envs, num_simultaneous_agents=num_simultaneous_agents)
     try:
-        sizes = [index(size) for size in sizes]
+        sizes = [index(size) for size in sizes]  # a single number is no list
     except TypeError as error:
         raise ScopeError(f"scopes are {sizes!r}; expected numbers of environments, such as [32, 32]") from error
     if len(sizes) != num_simultaneous_agents:

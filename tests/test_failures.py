@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from orchestrator.ray import RayOrchestrator
-from tests.support.agents import NullAgent
+from tests.support.agents import DyingAgent, NullAgent
 from tests.support.envs import CountingEnv
 from tests.support.parity import CFG
 from tests.support.processes import descendants
@@ -199,19 +199,6 @@ def test_agents_can_be_had_after_a_failure():
         assert len(trainer.agents) == 2
 
 
-class DyingAgent(NullAgent):
-    """Ends or stops its own process at timestep 3."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__()
-        self.signal_number = signal_number
-
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        if timestep == 3:
-            os.kill(os.getpid(), self.signal_number)
-        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
-
-
 @pytest.mark.parametrize("mode", ["sharded", "shared"])
 def test_death_of_a_worker_names_its_place(ray_cluster, mode):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGKILL)]
@@ -223,10 +210,10 @@ def test_death_of_a_worker_names_its_place(ray_cluster, mode):
 
 def test_worker_that_is_stopped_runs_into_the_deadline(ray_cluster):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGSTOP)]
-    error = fail(trainer_of("sharded", environments("sharded"), agents, step_timeout=3))
+    error = fail(trainer_of("sharded", environments("sharded"), agents, step_timeout=6))
     (failure,) = error.failures
     assert (failure.scope, failure.kind) == (1, "TimeoutError")
-    assert "no reply within 3 s; nor does it answer a ping" in failure.message
+    assert "no reply within 6 s; nor does it answer a ping" in failure.message
 
 
 class SlowAgent(NullAgent):
@@ -239,7 +226,7 @@ class SlowAgent(NullAgent):
 
 
 def test_worker_that_is_slow_is_told_from_a_dead_one(ray_cluster):
-    error = fail(trainer_of("sharded", environments("sharded"), [NullAgent, SlowAgent], step_timeout=3))
+    error = fail(trainer_of("sharded", environments("sharded"), [NullAgent, SlowAgent], step_timeout=6))
     (failure,) = error.failures
     assert "it answers a ping, and has been busy for" in failure.message
 

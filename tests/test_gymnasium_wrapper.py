@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 
 from tests.support.agents import NullAgent, RecordingAgent, copied
-from tests.support.envs import CountingEnv, NoisyEnv
+from tests.support.envs import CountingEnv, NoisyEnv, SilentEnv
 from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
@@ -135,10 +136,22 @@ def test_normalising_wrapper_changes_running_rows_at_a_reset_and_is_refused():
         trace_of(GymnasiumWrapper(env, framework="torch"))
 
 
-def test_episode_statistics_pass_through():
-    env = RecordEpisodeStatistics(SyncVectorEnv([lambda: CountingEnv(0)] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
-    outputs, _ = run(3, env=wrap_env(env, framework="torch"), agents=RecordingAgent)
-    assert outputs[2][4]["episode"]["l"].tolist() == [3, 3]
+@pytest.mark.parametrize("mode", MODES)
+def test_episode_statistics_of_a_vector_wrapper(mode):
+    """Row 0 ends after 3 steps, row 1 after 4: neither end may touch the other's statistics."""
+    rows = [partial(SilentEnv, row) for row in range(2)]
+    env = RecordEpisodeStatistics(SyncVectorEnv(rows, autoreset_mode=mode))
+    outputs, (agent,) = run(4, env=wrap_env(env, framework="torch"), agents=RecordingAgent)
+    ends = []
+    for *_, infos in outputs:
+        # where the mode is not SAME_STEP, what was said in the last step of an episode is in final_info
+        place = infos if mode is AutoresetMode.SAME_STEP else infos.get("final_info", {})
+        if "_episode" in place:
+            ends.append((place["_episode"].tolist(), place["episode"]["l"].tolist(), place["episode"]["r"].tolist()))
+    rewards = [sum(step / 10 for step in (1, 2, 3)), sum(1000 + step / 10 for step in (1, 2, 3, 4))]
+    assert [(mask, lengths) for mask, lengths, _ in ends] == [([True, False], [3, 0]), ([False, True], [0, 4])]
+    assert [sum(returns) for *_, returns in ends] == pytest.approx(rewards)
+    assert [value for name, value in agent.tracked if name == "Info / l"] == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Discrete(3, start=5)])
@@ -207,7 +220,7 @@ def test_states_in_same_step_mode_are_refused():
 def test_make_env_and_wrap_env_refuse_what_they_cannot_take():
     with pytest.raises(EnvError, match="NoSuchEnv-v0"):
         make_env("NoSuchEnv-v0", num_envs=2, framework="torch")
-    with pytest.raises(EnvError, match="num_envs is 0"):
+    with pytest.raises(EnvError, match="has num_envs 0; expected"):
         make_env("CartPole-v1", num_envs=0, framework="torch")
     with pytest.raises(EnvError, match=r"builtins\.int cannot be wrapped"):
         wrap_env(3, framework="torch")

@@ -155,8 +155,13 @@ def test_where_a_scope_lacks_the_key():
     assert merged["s"] == ["a", None, None]
     assert isinstance(merged["t"], torch.Tensor)
     assert merged["t"].tolist() == [5, 0, 0, 0, 0, 6, 7]
-    assert merged["_t"].tolist() == [True, False, False, False, False, True, True]
+    assert "_t" not in merged
     assert "_f" not in merged
+    parts = [{"a": np.array([1]), "_a": np.array([True])}, {}]
+    assert {key: value.tolist() for key, value in merge_infos(parts, [1, 2], TORCH).items()} == {
+        "a": [1, 0, 0],
+        "_a": [True, False, False],
+    }
 
 
 def test_a_single_scope_is_unchanged():

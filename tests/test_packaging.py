@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def test_every_host_gets_the_token_and_the_code():
     assert cluster()["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token", "~/lockstep": "."}
     installed = [command for command in cluster()["setup_commands"] if "constraints.txt" in command]
     assert len(installed) == 2
-    assert installed[-1].endswith("'~/lockstep[torch]'")
+    expanded = subprocess.run(["bash", "-c", f"echo {installed[-1]}"], capture_output=True, text=True, timeout=10)
+    assert expanded.stdout.split()[-1] == f"{Path.home()}/lockstep[torch]"
 
 
 def test_the_makefile_has_its_targets():

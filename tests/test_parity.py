@@ -6,13 +6,15 @@ from functools import partial
 from typing import Any
 
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from ray import cloudpickle
 
 from orchestrator.merge import merge_outcomes
 from orchestrator.ray import RayOrchestrator
 from orchestrator.scopes import resolve_scopes
-from tests.support.agents import LinearAgent, NoisyAgent, RecordingAgent, copied
-from tests.support.envs import NoisyEnv, counting_factory, noisy_factory
+from tests.support.agents import LinearAgent, NoisyAgent, NullAgent, RecordingAgent, copied
+from tests.support.envs import NoisyEnv, SilentEnv, counting_factory, noisy_factory
 from tests.support.parity import CFG, assert_same, copied_outputs, run
 from tests.support.skrl_agents import skrl_cartpole, skrl_ppo_factory, weights
 from trainer.config import resolve_cfg
@@ -45,6 +47,11 @@ def cartpole_ppo(env: Any, scope: Scope) -> PPO:
 def ppo_run(env: Any, agents: Any, scopes: Any, orchestrator: Any = "local") -> Any:
     outputs, trained = run(STEPS, env=env, agents=agents, scopes=list(scopes), orchestrator=orchestrator, seed=3)
     return outputs, [copied(agent.state_dict()) for agent in trained]
+
+
+class NullStateAgent(NullAgent):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 def count_ends(outputs: Any) -> int:
@@ -146,6 +153,22 @@ def test_full_batch_is_its_slices(scopes, agent):
     agents = [agent] * len(scopes)
     full = ppo_run(noisy_factory(sum(scopes)), agents, scopes)
     assert_same(slices_run(noisy_factory(sum(scopes)), agents, scopes), full)
+
+
+def test_infos_of_a_vector_wrapper_are_those_of_its_slices():
+    """RecordEpisodeStatistics keeps one mask for a whole dictionary, which only slices with an end have."""
+
+    def build(num_envs: int, first_env: int) -> Any:
+        rows = [partial(SilentEnv, first_env + i) for i in range(num_envs)]
+        return RecordEpisodeStatistics(SyncVectorEnv(rows, autoreset_mode=AutoresetMode.SAME_STEP))
+
+    env = EnvFactory(build, num_envs=5)
+    local, _ = run(STEPS, env=env, agents=[NullStateAgent] * 2, scopes=[2, 3], seed=3)
+    slices, _ = slices_run(env, [NullStateAgent] * 2, (2, 3))
+    assert any("episode" in output[4] for output in local)
+    for output in (*local, *slices):
+        output[4].get("episode", {}).pop("t", None)  # the time on the clock
+    assert_same(slices, local)
 
 
 def slices_run(env: EnvFactory, agents: Any, sizes: Any) -> Any:

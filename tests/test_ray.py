@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,12 +16,12 @@ import pytest
 import torch
 
 from orchestrator.ray import RayOrchestrator
-from tests.support.agents import NullAgent, RecordingAgent
+from tests.support.agents import DyingAgent, NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, build_counting, counting_factory
 from tests.support.parity import CFG
 from trainer.torch import StepTrainer
 from workers.envs import EnvFactory, make_env, wrap_env
-from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LifecycleError
+from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LifecycleError, WorkerError
 
 ROOT = Path(__file__).parents[1]
 
@@ -241,3 +242,123 @@ def test_other_numbers_of_threads_are_warned_of(ray_cluster):
             trainer_of().close()
     finally:
         torch.set_num_threads(1)
+
+
+TWO_TRAINERS = """
+import ray
+from tests.test_ray import *
+first, second = trainer_of(orchestrator="ray"), trainer_of(orchestrator="ray", agents=RecordingAgent())
+first.train()
+first.close()
+second.train()
+agent = second.agents[0]
+second.close()
+assert not ray.is_initialized()
+print(len(agent.records()))
+third = trainer_of(orchestrator="ray")
+ray.shutdown()
+try:
+    third.train()
+except ClusterError as error:
+    print(error)
+third.close()
+assert not ray.is_initialized()
+"""
+
+
+def test_the_last_trainer_shuts_ray_down_and_a_shutdown_in_between_is_named():
+    done = python(TWO_TRAINERS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1\nRay was shut down while a trainer used it"), done.stdout
+
+
+def test_nothing_stays_reserved(ray_cluster):
+    from ray.util import placement_group_table
+
+    trainer_of().close()
+    with pytest.raises(AgentError):
+        trainer_of(agents=lambda scope: object())
+    states = {group["state"] for group in placement_group_table().values()}
+    assert states <= {"REMOVED"}
+
+
+def test_survivors_of_a_death_bring_their_state_back_and_close(ray_cluster, caplog):
+    agents = [RecordingAgent(), DyingAgent(signal.SIGKILL)]
+    trainer = trainer_of(agents=agents)
+    trainer.train()
+    trainer.train()
+    with pytest.raises(WorkerError):
+        trainer.train()
+    trainer.close()
+    assert [record["timestep"] for record in agents[0].records()] == [1, 2, 3]  # type: ignore[attr-defined]
+    assert "the trained state of the agent of scope 1 is lost" in caplog.text
+    assert "scope 0" not in caplog.text
+
+
+class StepsAgent(NullAgent):
+    """Counts its steps."""
+
+    steps = 0
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self.steps += 1
+
+
+class LockedEnv(CountingEnv):
+    """Its infos cannot travel."""
+
+    def step(self, action: Any) -> Any:
+        *outputs, _ = super().step(action)
+        return *outputs, {"lock": threading.Lock()}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_infos_that_cannot_travel_lose_no_agent(ray_cluster, shared):
+    agents = [StepsAgent(), StepsAgent()]
+    env: Any = EnvFactory(lambda n, first: [LockedEnv(first + i) for i in range(n)], num_envs=2)
+    if shared:
+        env = wrap_env(env.build(2, 0), framework="torch")
+    trainer = trainer_of(env, agents)
+    with pytest.raises(WorkerError, match=r"lock"):
+        trainer.train()
+    trainer.close()
+    assert [agent.steps for agent in agents] == ([0, 0] if shared else [1, 1])
+
+
+def test_interrupted_run_brings_its_agents_back(ray_cluster):
+    """The interrupt comes after the request was sent to the first worker and before it is sent to the second."""
+    agents = [RecordingAgent(), RecordingAgent()]
+    trainer = trainer_of(agents=agents)
+    trainer.train()
+    calls = trainer._session._calls  # type: ignore[attr-defined]
+    second = calls._actors[1]
+    calls._actors[1] = InterruptingActor()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    calls._actors[1] = second
+    trainer.close()
+    assert [len(agent.records()) for agent in agents] == [2, 1]
+
+
+class InterruptingActor:
+    @property
+    def handle(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_cluster_that_was_connected_to_may_grow():
+    program = """
+import subprocess, sys, ray
+address = ray.init(address="local", num_cpus=1, include_dashboard=False).address_info["gcs_address"]
+inner = '''
+from tests.test_ray import *
+try:
+    trainer_of(agents=[NullAgent] * 2, orchestrator=RayOrchestrator(address="{}", start_timeout=8))
+except ClusterError as error:
+    print(error)
+'''.format(address)
+print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, timeout=60).stdout)
+"""
+    done = python(program)
+    assert "Ray has 1 CPU, of which" in done.stdout, done.stderr
+    assert "(waited" in done.stdout

@@ -99,14 +99,13 @@ def test_an_error_is_answered_from_the_cache_too():
     assert client.send("act", tick(3), None, None, seq=failed.seq) == failed
 
 
-@pytest.mark.parametrize("distance", [2, 3, -1])
-def test_a_gap_is_an_error_and_does_nothing(distance: int):
+def test_an_older_request_is_an_error_and_does_nothing():
     client = Client(spec())
     client.ok("tick", tick(1))
-    failure = client.failure("tick", tick(2), seq=client.seq + distance)
+    failure = client.failure("tick", tick(2), seq=client.seq - 1)
     assert failure.kind == "RuntimeError"
-    assert failure.message == f"request {client.seq + distance} (tick) came after {client.seq}; requests are ordered"
-    # nothing was done, and the stream stands where it stood: neither a later nor an older request is done by mistake
+    assert failure.message == f"request {client.seq - 1} (tick) came after {client.seq}; requests are ordered"
+    # nothing was done, and the stream stands where it stood
     assert client.send("tick", tick(1), seq=client.seq).payload.infos["nested"]["step"].tolist() == [1, 1, 1]
     assert client.ok("tick", tick(2)).infos["nested"]["step"].tolist() == [2, 2, 2]
 

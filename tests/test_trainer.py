@@ -13,11 +13,12 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
+import workers.envs
 from tests.support.agents import NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, build_counting, counting_factory
 from tests.support.parity import CFG, run
 from trainer.torch import StepTrainer, StepTrainerCfg, generate_equally_spaced_scopes
-from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper, make_env, wrap_env
+from workers.envs import EnvFactory, wrap_env
 from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, ScopeError
 
 
@@ -128,25 +129,32 @@ def test_rendering(cfg, renders):
     assert env.calls.count("render") == renders
 
 
-def test_reset_makes_the_next_iteration_reset_the_environments_even_those_that_reuse_their_arrays():
-    class Reusing(ForeignEnv):
-        def __init__(self) -> None:
-            super().__init__(4)
-            self.array = torch.zeros(4, 4)
+class Reusing(ForeignEnv):
+    """Gives the same array again and again."""
 
-        def _observe(self) -> torch.Tensor:
-            return self.array.fill_(float(self.time))
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.array = torch.zeros(4, 4)
 
+    def _observe(self) -> torch.Tensor:
+        return self.array.fill_(float(self.time))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_reset_makes_the_next_iteration_reset_the_environments_even_those_that_reuse_their_arrays(count):
     env = Reusing()
-    with trainer_of(env, [RecordingAgent, RecordingAgent]) as trainer:
+    with trainer_of(env, [RecordingAgent] * count) as trainer:
         for _ in range(3):
             trainer.train()
         trainer.reset()
         assert env.calls.count("reset") == 1
         trainer.train()
-        acted = [call["observations"][0, 0] for name, call in trainer.agents[1].calls if name == "act"]
+        agent = trainer.agents[-1]
+        acted = [call["observations"][0, 0] for name, call in agent.calls if name == "act"]
+        recorded = [(call["observations"][0, 0], call["next_observations"][0, 0]) for call in agent.records()]
     assert env.calls.count("reset") == 2
     assert acted == [0, 1, 2, 0]
+    assert recorded == [(0, 1), (1, 2), (2, 3), (0, 1)]
 
 
 def given(env: Any, num_envs: int, first_env: int) -> Any:
@@ -215,27 +223,39 @@ def test_text_shows_agents_scopes_where_each_lives_and_threads():
 def test_outputs_are_the_environments_and_agents_get_copies():
     class Vandal(NullAgent):
         def record_transition(self, **arguments: Any) -> None:
-            arguments["rewards"].fill_(-1)
+            for name in ("rewards", "next_observations", "terminated", "truncated"):
+                arguments[name].fill_(-1)
             arguments["infos"]["episode"]["r"] = None
             arguments["infos"].clear()
 
     for agents in (Vandal, [Vandal, Vandal]):
         env = ForeignEnv(2, infos={"episode": {"r": np.ones(2)}})
         with trainer_of(env, agents) as trainer:
-            _, rewards, _, _, infos = trainer.train()
+            observations, rewards, terminated, truncated, infos = trainer.train()
+        assert observations.tolist() == [[1] * 4] * 2
         assert rewards.tolist() == [[1], [1]]
+        assert not terminated.any()
+        assert not truncated.any()
         assert infos["episode"]["r"].tolist() == [1, 1]
 
 
 def test_environment_info_is_tracked():
-    infos = {"episode": {"r": np.array([1.0, 5.0]), "_r": np.array([False, True]), "a/b": torch.tensor(2.5), "s": "x"}}
+    episode = {
+        "r": np.array([1.0, 5.0]),
+        "_r": np.array([False, True]),
+        "l": np.array([7, 0]),
+        "a/b": torch.tensor(2.5),
+        "s": "x",
+    }
+    infos = {"episode": episode, "_episode": np.array([True, False])}
     with trainer_of(ForeignEnv(infos=infos), RecordingAgent) as trainer:
         trainer.train()
         tracked = dict(trainer.agents[0].tracked)
     assert {"Stats / Inference time (ms)", "Stats / Env stepping time (ms)"} < set(tracked)
     assert tracked["Info / r"] == 5.0
     assert tracked["a/b"] == 2.5
-    assert not any("s" in name.split(" / ")[-1] for name in tracked if name.startswith("Info"))
+    assert tracked["Info / l"] == 7.0
+    assert "Info / s" not in tracked
 
 
 def test_agents_are_initialised_with_the_configuration_before_anything_else():
@@ -266,11 +286,7 @@ def test_foreign_environment_that_is_not_seeded_is_said_once(caplog):
 
 def test_exports():
     assert generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
-    assert all((EnvFactory, MultiAgentEnvWrapper, Wrapper, make_env, wrap_env))
-
-
-class Lacking(NullAgent):
-    act = None  # type: ignore[assignment]
+    assert set(workers.envs.__all__) == {"EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "make_env", "wrap_env"}
 
 
 class Incomplete:
@@ -284,6 +300,12 @@ class Halved(ForeignEnv):
 one = NullAgent()
 
 BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "one environment several times": (
+        {"env": EnvFactory(lambda n, first: build_counting(1, 0) * n, num_envs=2)},
+        EnvError,
+        "in the list several times",
+    ),
+    "scopes of another type": ({"scopes": 2}, ScopeError, "expected numbers of environments"),
     "zero scope": ({"scopes": [2, 0]}, ScopeError, r"\[2, 0\] contain 0"),
     "negative scope": ({"scopes": [4, -2]}, ScopeError, r"\[4, -2\] contain -2"),
     "wrong sum": ({"scopes": [2, 3]}, ScopeError, r"add up to 5, but there are 2 environments"),
@@ -343,10 +365,24 @@ def test_observation_width_that_disagrees_with_the_agents():
 
 
 def test_negative_timestep_is_refused_and_loses_nothing():
-    with trainer_of() as trainer:
-        with pytest.raises(ConfigError, match="timestep is -3"):
-            trainer.train(timestep=-3)
+    with trainer_of(agents=RecordingAgent) as trainer:
+        for bad in ({"timestep": -3}, {"timesteps": -3}):
+            with pytest.raises(ConfigError, match="-3"):
+                trainer.train(**bad)
         trainer.train()
+        assert trainer.agents[0].records()[0]["timestep"] == 1
+
+
+def test_error_while_closing_does_not_hide_the_one_under_way(caplog):
+    class Sticky(ForeignEnv):
+        def close(self) -> None:
+            raise RuntimeError("does not close")
+
+    with pytest.raises(ZeroDivisionError), trainer_of(Sticky()):
+        _ = 1 / 0
+    assert "does not close" in caplog.text
+    with pytest.raises(RuntimeError, match="does not close"), trainer_of(Sticky()):
+        pass
 
 
 def test_callers_scopes_and_agents_are_not_changed():

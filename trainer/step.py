@@ -18,7 +18,7 @@ from orchestrator.scopes import resolve_scopes
 from trainer.config import StepTrainerCfg, resolve_cfg
 from workers.agent_runner import check_agent, is_factory
 from workers.envs import EnvFactory
-from workers.envs.factory import check_env
+from workers.envs.factory import check_env, check_num_envs
 from workers.errors import AgentError, ConfigError, EnvError, LifecycleError
 from workers.frameworks import Framework, load_framework
 from workers.types import Array, Mode, Scope, Tick
@@ -90,9 +90,9 @@ class StepTrainer:
         seed = _checked_seed(seed)
         num_envs = _checked_num_envs(env, framework)
         given = list(agents) if isinstance(agents, (list, tuple)) else [agents]
-        _scopes = resolve_scopes(
-            scopes, num_envs=num_envs, num_simultaneous_agents=len(given) or _no_agents(), seed=seed
-        )
+        if not given:
+            raise AgentError("agents is an empty list; expected an agent or a factory, or one for each scope")
+        _scopes = resolve_scopes(scopes, num_envs=num_envs, num_simultaneous_agents=len(given), seed=seed)
         _check_agents(given, _scopes)
         self.scopes = [scope.rows for scope in _scopes]
         self.num_simultaneous_agents = len(given)
@@ -194,7 +194,12 @@ class StepTrainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            _logger.exception("closing failed after the error that is under way")
 
     def __str__(self) -> str:
         lines = [
@@ -214,12 +219,12 @@ class StepTrainer:
     def _iterate(self, mode: Mode, timestep: int | None, timesteps: int | None) -> Any:
         if self._state is not State.READY:
             self._require_ready(f"{mode.value}()")
-        if timestep is None:
-            timestep = self._timestep = self._timestep + 1
         if timesteps is None:
             timesteps = self.cfg.timesteps
-        if timestep < 0 or timesteps < 0:
+        if timesteps < 0 or (timestep is not None and timestep < 0):
             raise ConfigError(f"timestep is {timestep} and timesteps {timesteps}; expected 0 or more")
+        if timestep is None:
+            timestep = self._timestep = self._timestep + 1
         if self._progress is None:
             self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
         try:
@@ -280,13 +285,8 @@ def _checked_num_envs(env: Any, framework: Framework) -> int:
         return int(env.num_envs)
     if env.framework not in (None, framework.name):
         raise EnvError(f"the environment factory is for {env.framework!r}, but the trainer is for {framework.name!r}")
-    if not isinstance(env.num_envs, int) or env.num_envs < 1:
-        raise EnvError(f"the environment factory has num_envs {env.num_envs!r}; expected an integer of at least 1")
+    check_num_envs(env.num_envs, "the environment factory")
     return env.num_envs
-
-
-def _no_agents() -> int:
-    raise AgentError("agents is an empty list; expected an agent or a factory, or one for each scope")
 
 
 def _check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:

@@ -71,7 +71,6 @@ class AgentRunner:
             self._stream = RandomStream(scope.seed, framework)
         self._environment_info = cfg.environment_info
         self._stochastic_evaluation = cfg.stochastic_evaluation
-        self._training: bool | None = None
         self._acted: tuple[Array, Array | None, Array] | None = None
         with self._stream, skrl_key(framework.name, scope.seed):
             self.agent = agent(scope) if is_factory(agent) else agent
@@ -131,15 +130,19 @@ class AgentRunner:
                     timestep=timestep,
                     timesteps=timesteps,
                 )
-                if self._environment_info in infos:
-                    self._log(infos[self._environment_info])
+                if infos:
+                    self._log(infos)
             self.phase = Phase.POST_INTERACTION
             agent.post_interaction(timestep=timestep, timesteps=timesteps)
 
-    def _log(self, infos: Any) -> None:
-        if isinstance(infos, dict):
-            for name, value in scalars(infos, self._num_envs, self._framework):
-                self.agent.track_data(name if "/" in name else f"Info / {name}", value)
+    def _log(self, infos: dict[str, Any]) -> None:
+        """Track the scalars under the configured key, also those that ended environments left in ``final_info``."""
+        key = self._environment_info
+        for place in (infos, infos.get("final_info")):
+            logged = place.get(key) if isinstance(place, dict) else None
+            if place is not None and isinstance(logged, dict):
+                for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
+                    self.agent.track_data(name if "/" in name else f"Info / {name}", value)
 
 
 class AgentGroup:
@@ -165,8 +168,6 @@ class AgentGroup:
         """Hand every agent its rows of the transition."""
         split = self._split
         rewards, next_observations, next_states, terminated, truncated, infos, step_time = transition
-        if len(self._sizes) == 1:  # else they are copied by splitting; the outputs are the environment's
-            rewards = self._framework.copy(rewards)
         rows = split(next_observations)
         # mostly the next iteration acts on just these observations
         self._last_split = (next_observations, rows)
@@ -187,8 +188,8 @@ class AgentGroup:
         self._last_split = (None, ())
 
     def _split(self, array: Array) -> Sequence[Array]:
-        """Rows by scope. With several agents fresh copies: a view would give other bits than a remote agent sees."""
-        return (array,) if len(self._sizes) == 1 else self._framework.split(array, self._sizes)
+        """Rows by scope, as fresh copies: a view may give other bits than a remote agent sees."""
+        return (self._framework.copy(array),) if len(self._sizes) == 1 else self._framework.split(array, self._sizes)
 
     def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         if not infos:

@@ -59,7 +59,7 @@ class EnvSlice:
         check_env(env, framework.name)
         self.env = env
         self.built = built
-        self.num_envs: int = env.num_envs
+        self.num_envs = int(env.num_envs)
         self._framework = framework
         self._no_grad = framework.no_grad()
         self._first_env = first_env

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.frameworks import Framework
+from workers.frameworks.numpy import FRAMEWORK as NUMPY
 
 __all__ = ["infos_by_scope", "mask_rows", "merge_infos", "overlay", "scalars", "take_rows"]
 
@@ -60,9 +61,7 @@ def mask_rows(infos: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
         kept[mask] = array[mask]
         return kept
 
-    from workers.frameworks import load_framework
-
-    return _map(infos, len(mask), load_framework("numpy"), take)
+    return _map(infos, len(mask), NUMPY, take)
 
 
 def overlay(under: Infos, over: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
@@ -72,7 +71,7 @@ def overlay(under: Infos, over: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
         below = under.get(key)
         if isinstance(value, dict) and isinstance(below, dict):
             merged[key] = overlay(below, value, mask)
-        elif isinstance(value, np.ndarray) and isinstance(below, np.ndarray) and len(value) == len(mask) == len(below):
+        elif below is not None and _is_by_row(value, len(mask), NUMPY) and _is_by_row(below, len(mask), NUMPY):
             kept = below.astype(np.result_type(below, value), copy=True)
             kept[mask] = value[mask]
             merged[key] = kept
@@ -90,7 +89,7 @@ def _empty(like: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
 def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framework) -> Infos:
     """Infos of the full batch from those of its scopes, in scope order.
 
-    Arrays by row are concatenated; where a scope lacks the key its rows are empty and the mask ``_key`` says so.
+    Arrays by row are concatenated, masks too; where a scope lacks the key its rows are empty, and False in the mask.
     Dictionaries merge likewise. Floats of no dimension become their mean, weighted by environments. Integers,
     booleans, strings and anything else become a list by scope, None where a scope lacks the key. The infos of a single
     scope are returned as they are.
@@ -105,7 +104,6 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
     merged: Infos = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         values = [part.get(key) for part in parts]
-        present = [key in part for part in parts]
         known = [value for value in values if value is not None]
         if known and all(isinstance(value, dict) for value in known):
             merged[key] = merge_infos([value or {} for value in values], sizes, framework)
@@ -113,18 +111,12 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
             value is None or _is_by_row(value, size, framework) for value, size in zip(values, sizes, strict=True)
         ):
             merged[key] = _concatenate(values, known[0], sizes, framework)
-            if not all(present) and not key.startswith("_"):
-                merged[f"_{key}"] = np.repeat(present, sizes)
         elif known and all(_is_float(value, framework) for value in known):
             weights = [size for value, size in zip(values, sizes, strict=True) if value is not None]
             floats = [float(value) for value in known]
             merged[key] = floats[0] if len(set(floats)) == 1 else float(np.average(floats, weights=weights))
         else:
             merged[key] = values
-    for key in [key for key in merged if f"_{key}" in merged]:
-        masks = [part.get(f"_{key}", np.full(size, key in part)) for part, size in zip(parts, sizes, strict=True)]
-        if all(isinstance(mask, np.ndarray) and mask.ndim for mask in masks):
-            merged[f"_{key}"] = np.concatenate(masks)
     return merged
 
 
@@ -162,8 +154,17 @@ def _is_float(value: Any, framework: Framework) -> bool:
     return isinstance(value, (float, np.floating))
 
 
-def scalars(infos: Infos, rows: int, framework: Framework) -> Iterator[tuple[str, float]]:
-    """Names and values of what can be logged: scalars, and the means of arrays by row over their valid rows."""
+def scalars(
+    infos: Infos, rows: int, framework: Framework, mask: npt.NDArray[np.bool_] | None = None
+) -> Iterator[tuple[str, float]]:
+    """Names and values of what can be logged: scalars, and the means of arrays by row over their valid rows.
+
+    Args:
+        infos: The infos under one key.
+        rows: Number of environments.
+        framework: Whose arrays occur besides NumPy's.
+        mask: Valid rows of what has no mask of its own; None for all.
+    """
     for key, value in infos.items():
         if key.startswith("_") and key[1:] in infos:
             continue
@@ -178,7 +179,7 @@ def scalars(infos: Infos, rows: int, framework: Framework) -> Iterator[tuple[str
         if array.size == 1:
             yield key, float(array.reshape(()))
         elif array.ndim and array.shape[0] == rows:
-            mask = infos.get(f"_{key}")
-            valid = array if mask is None else array[np.asarray(mask)]
+            own = infos.get(f"_{key}", mask)
+            valid = array if own is None else array[np.asarray(own)]
             if valid.size:
                 yield key, float(valid.mean())

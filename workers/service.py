@@ -99,14 +99,14 @@ class Service:
         """Do a request, or answer again the one that was done last.
 
         Args:
-            seq: Number of the request, one higher than that of the last one.
+            seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
             method: ``build``, ``tick``, ``act``, ``learn``, ``restart``, ``export`` or ``close``.
             args: Its arguments, as they come off the wire.
         """
         last = self._reply.seq
         if seq == last:
             return self._reply
-        if seq != last + 1:  # not kept: the stream stands where it stood
+        if seq < last:  # not kept: the stream stands where it stood
             error = RuntimeError(f"request {seq} ({method}) came after {last}; requests are ordered")
             return Reply("error", seq, (self._failure(error, method),))
         self._busy, self._since = seq, monotonic()

@@ -9,7 +9,7 @@ from workers.env_slice import EnvSlice
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework
 from workers.node import node_name
-from workers.types import Array, Outcome, Tick, Transition
+from workers.types import Array, Outcome, Phase, Tick, Transition
 
 __all__ = ["Agents", "ScopeWorker"]
 
@@ -79,8 +79,9 @@ class ScopeWorker:
         env_slice = self.env_slice
         try:
             observations, states = env_slice.begin()
-            actions = self.agents.act(tick, observations, states)
-            outcome, transition = env_slice.step(self._framework.concatenate(actions))
+            env_slice.phase = Phase.ACT
+            actions = self._framework.concatenate(self.agents.act(tick, observations, states))
+            outcome, transition = env_slice.step(actions)
             packed = self._pack(outcome)
             env_slice.render(tick.timestep)
             self.agents.learn(tick, transition)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 import ray
 
 from workers.errors import ClusterError
 
 __all__ = ["Cluster", "connect"]
+
+_users = 0
+"""How many sessions use a connection that `connect` made: the last one ends it."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +26,32 @@ class Cluster:
     """The Ray that this process is connected to.
 
     Attributes:
-        owned: Whether it was started here, and so is ours to shut down.
+        connected_here: Whether the connection was made here, and so is ours to end.
+        started_here: Whether Ray itself was started here: one that was does not grow.
     """
 
-    owned: bool
+    connected_here: bool
+    started_here: bool
 
     @property
     def resources(self) -> dict[str, float]:
-        """All CPUs, GPUs and other resources of the cluster."""
-        return {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        """All resources of the cluster, such as ``"CPU"`` and ``"GPU"``."""
+        resources: dict[str, float] = ray.cluster_resources()
+        return resources
 
     @property
     def available(self) -> dict[str, float]:
         """The part of `resources` that is free at the moment."""
-        return {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        available: dict[str, float] = ray.available_resources()
+        return available
 
     def disconnect(self) -> None:
-        """Shut Ray down if it was started here."""
-        if self.owned and ray.is_initialized():
-            ray.shutdown()
+        """End the connection if it was made here and no other session uses it."""
+        global _users
+        if self.connected_here:
+            _users = max(0, _users - 1)
+            if not _users and ray.is_initialized():
+                ray.shutdown()
 
 
 def connect(address: str | None, *, timeout: float) -> Cluster:
@@ -54,32 +65,48 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     Raises:
         ClusterError: It cannot be reached within `timeout`.
     """
+    global _users
     if ray.is_initialized():
-        return Cluster(owned=False)
+        _users += bool(_users)
+        return Cluster(connected_here=_users > 0, started_here=False)
+    _users = 0  # whoever shut Ray down in between
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address, timeout)
+    if address != "local":
+        _check_health(address, timeout)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, logging_level=logging.WARNING, **options)
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
-    return Cluster(owned=True)
+    _users = 1
+    return Cluster(connected_here=True, started_here=address == "local")
 
 
-def _check_reachable(address: str, timeout: float) -> None:
-    """Ray itself may wait without an end, or end the process, where nobody listens, or something else than Ray."""
-    if address in ("auto", "local"):
-        return
-    parts = urlsplit(address if "://" in address else f"//{address}")
+def _check_health(address: str, timeout: float) -> None:
+    """Ask in a process that can be ended: connecting may wait without an end where something else than Ray listens."""
+    options: list[str] = []
     try:
-        if parts.hostname is None or parts.port is None:
-            raise ClusterError(f"Ray's address is {address!r}; expected 'auto', 'host:port' or 'ray://host:port'")
-        socket.create_connection((parts.hostname, parts.port), timeout=timeout).close()
-        if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
-            with grpc.insecure_channel(f"{parts.hostname}:{parts.port}") as channel:
-                grpc.channel_ready_future(channel).result(timeout=timeout)
-    except (OSError, ValueError, grpc.FutureTimeoutError) as error:
+        if address != "auto":
+            parts = urlsplit(address if "://" in address else f"//{address}")
+            if parts.hostname is None or parts.port is None:
+                raise ClusterError(f"Ray's address is {address!r}; expected 'auto', 'host:port' or 'ray://host:port'")
+            socket.create_connection((parts.hostname, parts.port), timeout=timeout).close()
+            options = ["--address", f"{parts.hostname}:{parts.port}"]
+            if parts.scheme == "ray":
+                options += ["--component", "ray_client_server"]
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "health-check", *options],
+            capture_output=True,
+            check=True,
+            timeout=timeout,
+        )
+    except (OSError, ValueError) as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(_unreachable(address, f"no sign of health within {timeout:.0f} s")) from error
+    except subprocess.CalledProcessError as error:
+        last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ClusterError(_unreachable(address, last_line or "not healthy")) from error
 
 
 def _unreachable(address: str, reason: str) -> str:

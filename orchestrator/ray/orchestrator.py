@@ -126,13 +126,14 @@ class RayOrchestrator:
 
 def _recipe(env: Any) -> EnvFactory | None:
     """How to build the environments of one scope, None if they can only be shared."""
-    recipe: EnvFactory | None = env if isinstance(env, EnvFactory) else getattr(env, "recipe", None)
-    if recipe is None:
+    recipe = env if isinstance(env, EnvFactory) else getattr(env, "recipe", None)
+    if not isinstance(recipe, EnvFactory):
         _logger.warning(
             "the environments stay on the driver and are shared by all workers, because %s cannot be rebuilt per "
             "scope; use make_env(…) or EnvFactory(build, num_envs=…) to have them stepped in the workers",
             type(env).__qualname__,
         )
+        return None
     return recipe
 
 

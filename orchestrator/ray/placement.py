@@ -27,8 +27,8 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
     asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
     total = cluster.resources
     fits = all(total.get(name, 0) >= amount * workers for name, amount in asked.items())
-    # a Ray that was started here does not grow
-    group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK") if fits or not cluster.owned else None
+    may_grow = not cluster.started_here
+    group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK") if fits or may_grow else None
     if group is not None and group.wait(timeout_seconds=timeout):
         return group
     available = cluster.available
@@ -37,7 +37,8 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
     raise ClusterError(
         f"{workers} workers with {_text(asked, asked)} each were asked for, but Ray has {_text(total, asked)}, of "
         f"which {_text(available, asked)} are free{'' if group is None else f' (waited {timeout:.0f} s)'}; use fewer "
-        "simultaneous agents, RayOrchestrator(num_cpus=…) with less for each, or a larger cluster"
+        "simultaneous agents, RayOrchestrator(num_cpus=…) with less for each, or a larger cluster, and close() "
+        "trainers that are not used any more"
     )
 
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray
+
 from orchestrator.base import Plan
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import ActorCalls
@@ -46,8 +48,8 @@ class RaySession:
         self._shared = shared
         self._calls = calls
         self._step_timeout = step_timeout
+        self._no_arguments: list[tuple[Any, ...]] = [()] * len(plan.scopes)
         self._release = release
-        self._healthy = True
         self._closed = False
         self._worker: ScopeWorker | None = None
         if shared is not None:
@@ -57,14 +59,12 @@ class RaySession:
 
     def step(self, tick: Tick) -> Outcome:
         """Do one iteration in all scopes."""
-        self._healthy = False  # until all workers have replied
         framework, scopes = self._plan.framework, self._plan.scopes
         if self._worker is not None:
             outcome = share_outcome(self._worker.tick(tick), scopes, framework)
         else:
             payloads = self._request("tick", [(tick,)] * len(scopes), timestep=tick.timestep)
             outcome = merge_outcomes([from_wire(payload, framework) for payload in payloads], scopes, framework)
-        self._healthy = True
         return outcome
 
     def restart(self) -> None:
@@ -72,7 +72,7 @@ class RaySession:
         if self._worker is not None:
             self._worker.restart()
         else:
-            self._request("restart", [()] * len(self._plan.scopes))
+            self._request("restart", self._no_arguments)
 
     def agents(self) -> list[Any]:
         """Bring the trained agents back; what the user handed over as an instance gets the trained state."""
@@ -81,8 +81,7 @@ class RaySession:
             if any(is_factory(agent) for agent in plan.agents):
                 raise LifecycleError("agents after close(): the workers that held them are gone; read agents before it")
             return list(plan.agents)
-        timeout = self._step_timeout if self._healthy else _CLOSE_TIMEOUT
-        exported = self._calls.request("export", [()] * len(plan.scopes), timeout=timeout, phase="export")
+        exported = self._request("export", self._no_arguments)
         return [
             self._bring_back(given, scope, part)
             for given, scope, part in zip(plan.agents, plan.scopes, exported, strict=True)
@@ -91,16 +90,29 @@ class RaySession:
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
         try:
-            if not all(is_factory(agent) for agent in self._plan.agents):
-                self.agents()
-            self._calls.request("close", [()] * len(self._plan.scopes), timeout=_CLOSE_TIMEOUT, phase="close")
-        except WorkerError as error:
-            _logger.warning("while closing, not all workers could be asked for their agents and to close: %s", error)
+            if ray.is_initialized():
+                self._bring_back_instances()
+                self._calls.gather("close", self._no_arguments, timeout=_CLOSE_TIMEOUT, phase="close")
         finally:
             self._closed = True
-            self._release()
+            # before Ray is left: where its head is gone, leaving may end this process
             if close_environment and hasattr(self.env, "close"):
                 self.env.close()
+            self._release()
+
+    def _bring_back_instances(self) -> None:
+        """Copy the state of every worker that can still be asked, and say which are missing."""
+        if all(is_factory(agent) for agent in self._plan.agents):
+            return
+        replies = self._calls.gather("export", self._no_arguments, timeout=self._step_timeout, phase="export")
+        for given, scope, reply in zip(self._plan.agents, self._plan.scopes, replies, strict=True):
+            try:
+                if reply.status == "error":
+                    raise WorkerError(reply.payload)
+                if not is_factory(given):
+                    self._bring_back(given, scope, reply.payload)
+            except Exception as error:
+                _logger.error("the trained state of the agent of scope %d is lost: %s", scope.index, error)
 
     def _bring_back(self, given: Any, scope: Scope, exported: ExportedAgent) -> Any:
         if not is_factory(given):
@@ -118,7 +130,9 @@ class RaySession:
         return import_agent(exported, make)
 
     def _request(self, method: str, args: Sequence[tuple[Any, ...]], *, timestep: int | None = None) -> list[Any]:
-        return self._calls.request(method, args, timeout=self._step_timeout, phase=method, timestep=timestep)
+        # where in a whole iteration a worker was that does not reply is not known
+        phase = "unknown" if method == "tick" else method
+        return self._calls.request(method, args, timeout=self._step_timeout, phase=phase, timestep=timestep)
 
 
 class _RemoteAgents:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,20 @@ class NoisyAgent(NullAgent):
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         self.weights += torch.rand(4)
+
+
+class DyingAgent(NullAgent):
+    """Ends or stops its own process at timestep 3."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        if timestep == 3:
+            os.kill(os.getpid(), self.signal_number)
+            threading.Event().wait(60)  # the signal may take effect a little later
+        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
 
 
 class LinearAgent(NullAgent):

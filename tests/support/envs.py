@@ -58,6 +58,16 @@ class CountingEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]
         return np.array([self.row, self.episode, self.step_count, action], dtype=np.float32)
 
 
+class SilentEnv(CountingEnv):
+    """Without infos."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=seed, options=options)[0], {}
+
+    def step(self, action: npt.NDArray[np.float32]) -> Any:
+        return *super().step(action)[:4], {}
+
+
 def build_counting(num_envs: int, first_env: int) -> list[CountingEnv]:
     """Copies whose row is their index in the full batch."""
     return [CountingEnv(first_env + i) for i in range(num_envs)]

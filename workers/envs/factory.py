@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.vector import VectorEnv
 
 from workers.envs.base import MultiAgentEnvWrapper, Wrapper
@@ -74,8 +75,7 @@ def make_env(id: str, *, num_envs: int, framework: str, **kwargs: Any) -> Wrappe
     Raises:
         EnvError: There is no such environment, or `num_envs` is less than 1.
     """
-    if num_envs < 1:
-        raise EnvError(f"num_envs is {num_envs}; expected at least 1")
+    check_num_envs(num_envs, f"make_env({id!r})")
     recipe = EnvFactory(partial(_make_registered, id, kwargs), num_envs=num_envs, framework=framework)
     env: Wrapper = recipe.make(num_envs, 0, framework=framework, seed=None)
     env.recipe = recipe
@@ -103,6 +103,8 @@ def wrap_env(env: Any, *, framework: str) -> Any:
         return GymnasiumWrapper(env, framework=framework)
     singles = [env] if isinstance(env, gymnasium.Env) else env
     if isinstance(singles, Sequence) and singles and all(isinstance(single, gymnasium.Env) for single in singles):
+        if len({id(single) for single in singles}) < len(singles):
+            raise EnvError("one environment is in the list several times; make one for each row")
         return GymnasiumWrapper(vectorize(singles), framework=framework)
     raise EnvError(
         f"{type(env).__module__}.{type(env).__qualname__} cannot be wrapped; expected a gymnasium.Env, "
@@ -132,7 +134,16 @@ def check_env(env: Any, framework: str) -> None:
         raise EnvError(f"{kind} is a multi-agent environment, which this version does not train")
     if missing := _missing_members(env):
         raise EnvError(f"environment {kind} lacks {', '.join(missing)}; wrap it with wrap_env(env, framework=…)")
-    if not isinstance(env.num_envs, int) or env.num_envs < 1:
-        raise EnvError(f"environment {kind} has num_envs {env.num_envs!r}; expected an integer of at least 1")
+    check_num_envs(env.num_envs, f"environment {kind}")
     if isinstance(env, Wrapper) and env.framework != framework:
         raise EnvError(f"environment {kind} is for {env.framework!r}, but the trainer is for {framework!r}")
+
+
+def check_num_envs(num_envs: Any, owner: str) -> None:
+    """Check a number of environments.
+
+    Raises:
+        EnvError: It is no integer of at least 1.
+    """
+    if not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+        raise EnvError(f"{owner} has num_envs {num_envs!r}; expected an integer of at least 1")

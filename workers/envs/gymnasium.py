@@ -146,14 +146,15 @@ class GymnasiumWrapper(Wrapper):
     ) -> tuple[NumpyArray, dict[str, Any]]:
         """Reset the ended environments: observations and infos as SAME_STEP mode would have given them."""
         before = np.array(observations)
+        # first of all: wrappers may reset in place what they have put into the infos
+        final_infos, running_infos = mask_rows(infos, ended), mask_rows(infos, ~ended)
         try:
-            observations, reset_infos = self._env.reset(options={"reset_mask": ended.copy()})
+            observations, reset_infos = self._env.reset(options=_Options(reset_mask=ended.copy()))
         except (TypeError, ValueError, KeyError) as error:
             raise EnvError(self._refusal()) from error
         if not np.array_equal(observations[~ended], before[~ended], equal_nan=before.dtype.kind == "f"):
             raise EnvError(self._refusal())
-        final_infos = mask_rows(infos, ended)
-        merged = overlay(mask_rows(infos, ~ended), mask_rows(reset_infos, ended), ended)
+        merged = overlay(running_infos, mask_rows(reset_infos, ended), ended)
         if final_infos:
             merged["final_info"], merged["_final_info"] = final_infos, ended
         return observations, merged
@@ -196,6 +197,17 @@ class GymnasiumWrapper(Wrapper):
         else:
             states = np.asarray(self._env.state())  # type: ignore[attr-defined]
         return states.reshape(len(states), -1).astype(np.float32, copy=False)
+
+
+class _Options(dict[str, Any]):
+    """Options that stay whole.
+
+    Gymnasium's vector environments pop the mask out of them; a wrapper that looks for it afterwards, as
+    RecordEpisodeStatistics does, would take the call for a reset of all environments.
+    """
+
+    def pop(self, key: str, default: Any = None) -> Any:
+        return self.get(key, default)
 
 
 def mask(rows: npt.NDArray[np.bool_], array: NumpyArray) -> NumpyArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,8 +52,6 @@ class Framework(ABC):
 
     def no_grad(self) -> AbstractContextManager[Any]:
         """A context without gradients, entered many times but never within itself."""
-        from contextlib import nullcontext
-
         return nullcontext()
 
     def seeded_rng_state(self, seed: int) -> Any:
