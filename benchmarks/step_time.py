@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import logging
 import platform
 import statistics
 import sys
@@ -177,7 +178,7 @@ def cartpole(repetitions: int) -> None:
             ["what", "µs a step: median (spread)", "env-steps/s", "time / skrl's"],
         )
         trainers = {name: build(kind, env(), agent, count) for name, (kind, env, agent) in contestants.items()}
-        times = measure(trainers, steps=256, repetitions=repetitions)
+        times = measure(trainers, steps=128, repetitions=3 * repetitions)
         medians = [statistics.median(values) for values in times.values()]
         for (name, values), median in zip(times.items(), medians, strict=True):
             row(name, spread(values), f"{NUM_ENVS / median * 1e6:,.0f}", f"{median / medians[0]:.2f}")
@@ -191,6 +192,7 @@ def main() -> None:
     repetitions = parser.parse_args().repetitions
     torch.set_num_threads(1)
     skrl.logger.setLevel("ERROR")
+    logging.getLogger("lockstep").setLevel("ERROR")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, gymnasium {gymnasium.__version__}"
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {versions}, skrl {skrl.__version__}; {repetitions} repetitions"

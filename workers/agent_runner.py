@@ -155,6 +155,7 @@ class AgentGroup:
         self._num_envs = sum(self._sizes)
         self._first_env = runners[0].scope.start
         self._nothing = (None,) * len(runners)
+        self._split = _splitter(framework, self._sizes)
         self._last_split: tuple[Array | None, Sequence[Any]] = (None, ())
 
     def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
@@ -187,10 +188,6 @@ class AgentGroup:
         """The next iteration acts on other observations than those that the last one led to."""
         self._last_split = (None, ())
 
-    def _split(self, array: Array) -> Sequence[Array]:
-        """Rows by scope, as fresh copies: a view may give other bits than a remote agent sees."""
-        return (self._framework.copy(array),) if len(self._sizes) == 1 else self._framework.split(array, self._sizes)
-
     def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         if not infos:
             return [{} for _ in self.runners]
@@ -213,6 +210,14 @@ class AgentGroup:
         if failures:
             raise WorkerError(failures) from cause
         return results
+
+
+def _splitter(framework: Framework, sizes: Sequence[int]) -> Callable[[Array], Sequence[Array]]:
+    """Gives rows by scope, as fresh copies: a view may give other bits than a remote agent sees."""
+    split, copy = framework.split, framework.copy
+    if len(sizes) == 1:
+        return lambda array: (copy(array),)
+    return lambda array: split(array, sizes)
 
 
 def runner_failure(runner: AgentRunner, error: Exception, timestep: int | None) -> Failure:

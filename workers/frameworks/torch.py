@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,13 +30,11 @@ class TorchFramework(Framework):
         return array.detach().cpu().numpy()
 
     def copy(self, array: torch.Tensor) -> torch.Tensor:
-        return array.clone(memory_format=torch.contiguous_format)
+        return array.clone() if array.is_contiguous() else array.contiguous()
 
-    def split(self, array: torch.Tensor, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
-        return torch.split_with_sizes_copy(array, sizes)  # type: ignore[func-returns-value, return-value]
-
-    def concatenate(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(list(arrays))
+    # torch's own functions, without a call between: they run several times a step and agent
+    split = staticmethod(torch.split_with_sizes_copy)  # type: ignore[assignment]
+    concatenate = staticmethod(torch.cat)  # type: ignore[assignment]
 
     def select(self, mask: npt.NDArray[np.bool_], chosen: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         rows = torch.tensor(mask, device=other.device)
