@@ -123,7 +123,7 @@ def _message(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as another:  # a user's exception may fail even in this
-        return f"(its text cannot be had: {type(another).__name__})"
+        return f"(str() of the exception failed: {type(another).__name__})"
 
 
 class WorkerError(LockstepError, RuntimeError):
