@@ -29,7 +29,7 @@ __all__ = ["Busy", "Description", "Reply", "Service", "WorkerSpec"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """All that a remote worker is built from. Users' objects travel pickled, so that an error in unpickling them is a reply.
+    """All that a remote worker is built from. Users' objects travel pickled: an error in unpickling is a reply, too.
 
     Attributes:
         scope: Its rows, and the seed of its agent.
