@@ -58,7 +58,7 @@ def resolve_scopes(
         raise ScopeError(f"scopes are {sizes!r}; expected numbers of environments, such as [32, 32]") from error
     if len(sizes) != num_simultaneous_agents:
         raise ScopeError(
-            f"scopes {sizes} are {len(sizes)}, but there are {num_simultaneous_agents} simultaneous agents; "
+            f"scopes {sizes} are {len(sizes)}, for {num_simultaneous_agents} simultaneous agents; "
             "give one number of environments per agent"
         )
     if min(sizes) < 1:

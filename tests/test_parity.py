@@ -155,6 +155,17 @@ def test_full_batch_is_its_slices(scopes, agent):
     assert_same(slices_run(noisy_factory(sum(scopes)), agents, scopes), full)
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_slices_that_are_reset_by_a_mask(mode):
+    def build(num_envs: int, first_env: int) -> Any:
+        return SyncVectorEnv([partial(NoisyEnv, 17)] * num_envs, autoreset_mode=mode)
+
+    agents = [partial(ppo, False)] * 2
+    full = ppo_run(EnvFactory(build, num_envs=5), agents, (2, 3))
+    assert_same(slices_run(EnvFactory(build, num_envs=5), agents, (2, 3)), full)
+    assert_same(ppo_run(noisy_factory(5), agents, (2, 3)), full)
+
+
 def test_infos_of_a_vector_wrapper_are_those_of_its_slices():
     """RecordEpisodeStatistics keeps one mask for a whole dictionary, which only slices with an end have."""
 

@@ -309,7 +309,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "zero scope": ({"scopes": [2, 0]}, ScopeError, r"\[2, 0\] contain 0"),
     "negative scope": ({"scopes": [4, -2]}, ScopeError, r"\[4, -2\] contain -2"),
     "wrong sum": ({"scopes": [2, 3]}, ScopeError, r"add up to 5, but there are 2 environments"),
-    "wrong count": ({"scopes": [1]}, ScopeError, r"are 1, but there are 2 simultaneous agents"),
+    "wrong count": ({"scopes": [1]}, ScopeError, r"are 1, for 2 simultaneous agents"),
     "too many agents": (
         {"agents": [NullAgent] * 3},
         ScopeError,

@@ -2,14 +2,18 @@
 
 The loop that these roles live in, for one scope::
 
-    observations = env.reset()
+    agent.init(trainer_cfg=cfg)
+    observations, infos = env.reset()
     for timestep in range(timesteps):
+        agent.enable_training_mode(True)
         agent.pre_interaction(timestep=timestep, timesteps=timesteps)
         actions, outputs = agent.act(observations, env.state(), timestep=timestep, timesteps=timesteps)
         next_observations, rewards, terminated, truncated, infos = env.step(actions)
         agent.record_transition(observations=observations, ..., timestep=timestep, timesteps=timesteps)
         agent.post_interaction(timestep=timestep, timesteps=timesteps)
         observations = next_observations
+
+The trainer also calls ``agent.track_data`` with the times of ``act`` and ``env.step``, in milliseconds.
 """
 
 from __future__ import annotations

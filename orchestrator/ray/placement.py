@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -9,6 +11,8 @@ from orchestrator.ray.cluster import Cluster
 from workers.errors import ClusterError
 
 __all__ = ["release", "reserve"]
+
+_logger = logging.getLogger("lockstep")
 
 
 def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float, timeout: float) -> PlacementGroup:
@@ -28,6 +32,8 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
     total = cluster.resources
     fits = all(total.get(name, 0) >= amount * workers for name, amount in asked.items())
     may_grow = not cluster.started_here
+    if not fits and may_grow:
+        _logger.warning("waiting up to %.0f s for a cluster with %d times %s", timeout, workers, _text(asked, asked))
     group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK") if fits or may_grow else None
     if group is not None and group.wait(timeout_seconds=timeout):
         return group
