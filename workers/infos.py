@@ -45,12 +45,12 @@ def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], An
 
 def take_rows(infos: Infos, start: int, stop: int, rows: int, framework: Framework) -> Infos:
     """The infos of the environments ``[start, stop)`` out of `rows`, as new dictionaries and arrays."""
-    return _map(infos, rows, framework, lambda array: framework_copy(array[start:stop], framework))
 
+    def take(array: Any) -> Any:
+        part = array[start:stop]
+        return part.copy() if isinstance(part, np.ndarray) else framework.copy(part)
 
-def framework_copy(array: Any, framework: Framework) -> Any:
-    """A fresh copy of a NumPy array or an array of the framework."""
-    return array.copy() if isinstance(array, np.ndarray) else framework.copy(array)
+    return _map(infos, rows, framework, take)
 
 
 def mask_rows(infos: Infos, mask: npt.NDArray[np.bool_]) -> Infos:

@@ -45,7 +45,6 @@ class RaySession:
         self.env = plan.env if shared is None else shared.env
         self.workers = workers if shared is None else [worker._replace(notes=shared.notes) for worker in workers]
         self._plan = plan
-        self._shared = shared
         self._calls = calls
         self._step_timeout = step_timeout
         self._no_arguments: list[tuple[Any, ...]] = [()] * len(plan.scopes)
