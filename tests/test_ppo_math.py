@@ -98,7 +98,7 @@ def test_policies_against_distributions(discrete):
     outputs = (2.0 * torch.randn(50, 3)).requires_grad_()
     distribution: Any
     if discrete:
-        policy: Any = CategoricalPolicy(torch.nn.Identity(), start=-1)
+        policy: Any = CategoricalPolicy(torch.nn.Identity(), [range(-1, 2)])
         distribution = torch.distributions.Categorical(logits=outputs)
         actions = distribution.sample().unsqueeze(1) - 1
         log_prob, tensors = distribution.log_prob(actions[:, 0] + 1), [outputs]
@@ -121,7 +121,7 @@ def test_policies_against_distributions(discrete):
 
 def test_samples_follow_the_distribution():
     outputs = torch.tensor([0.0, 1.0, -1.0]).repeat(20_000, 1)
-    categorical = CategoricalPolicy(torch.nn.Identity(), start=2)
+    categorical = CategoricalPolicy(torch.nn.Identity(), [range(2, 5)])
     actions, most_likely = categorical.sample(categorical(outputs))
     frequencies = torch.bincount(actions.view(-1) - 2, minlength=3) / len(outputs)
     torch.testing.assert_close(frequencies, torch.softmax(outputs[0], 0), rtol=0, atol=0.015)
@@ -219,8 +219,8 @@ def _agent(action_space: gymnasium.Space[Any], state_space: gymnasium.Space[Any]
 class _Reference:
     """PPO written straightforwardly with autograd, torch.distributions and torch.optim."""
 
-    def __init__(self, agent: PPO) -> None:
-        self.cfg, self.discrete = agent.cfg, agent._discrete
+    def __init__(self, agent: PPO, components: list[range]) -> None:
+        self.cfg, self.components = agent.cfg, components
         values = agent.state_dict()["models"]
         self.leaves = {name: v.requires_grad_() for name, v in values.items() if "normalizers" not in name}
         self.optimizer = torch.optim.Adam(list(self.leaves.values()), lr=agent.cfg.learning_rate)
@@ -232,12 +232,19 @@ class _Reference:
             x = torch.tanh(x) if k < 4 else x
         return x
 
-    def distribution(self, x: torch.Tensor) -> torch.distributions.Distribution:
+    def policy(self, x: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the actions, and entropies."""
         head = self.net("policy.network", x)
-        if self.discrete:
-            return torch.distributions.Categorical(logits=head)
-        normal = torch.distributions.Normal(head, self.leaves["policy.log_std"].exp())
-        return torch.distributions.Independent(normal, 1)
+        if not self.components:
+            gaussian = torch.distributions.Normal(head, self.leaves["policy.log_std"].exp())
+            return gaussian.log_prob(actions).sum(1), gaussian.entropy().sum(1)
+        log_prob, entropy = torch.zeros(len(x)), torch.zeros(len(x))
+        logits = head.split([len(values) for values in self.components], 1)
+        for part, values, column in zip(logits, self.components, actions.unbind(1), strict=True):
+            categorical = torch.distributions.Categorical(logits=part)
+            log_prob = log_prob + categorical.log_prob(column - values.start)
+            entropy = entropy + categorical.entropy()
+        return log_prob, entropy
 
     def normal(self, name: str, x: torch.Tensor, enabled: bool) -> torch.Tensor:
         if not enabled or not self.history[name]:
@@ -272,15 +279,14 @@ class _Reference:
         x = self.normal("inputs", obs, cfg.normalize_observations).flatten(0, 1)
         c = self.normal("critic", critic, cfg.normalize_observations).flatten(0, 1)
         a, old_outputs = actions.flatten(0, 1), old_outputs.flatten()
-        a = a.squeeze(-1) + 1 if self.discrete else a
-        old_log_prob = self.distribution(x).log_prob(a).detach()
+        old_log_prob = self.policy(x, a)[0].detach()
         for _ in range(cfg.learning_epochs):
             for rows in torch.randperm(STEPS * ENVS).tensor_split(cfg.mini_batches):
-                distribution = self.distribution(x[rows])
-                ratio = (distribution.log_prob(a[rows]) - old_log_prob[rows]).exp()
+                log_prob, entropy = self.policy(x[rows], a[rows])
+                ratio = (log_prob - old_log_prob[rows]).exp()
                 clipped = ratio.clamp(1 - cfg.ratio_clip, 1 + cfg.ratio_clip)
                 loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
-                loss = loss - cfg.entropy_loss_scale * distribution.entropy().mean()
+                loss = loss - cfg.entropy_loss_scale * entropy.mean()
                 out, old = self.net("value", c[rows]).squeeze(-1), old_outputs[rows]
                 near = old + (out - old).clamp(-cfg.value_clip, cfg.value_clip)
                 errors = torch.max((out - targets[rows]) ** 2, (near - targets[rows]) ** 2)
@@ -296,14 +302,21 @@ class _Reference:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("asymmetric", [False, True])
-@pytest.mark.parametrize("discrete", [False, True])
-def test_whole_updates_against_reference(discrete, asymmetric, normalize):
-    action_space = gymnasium.spaces.Discrete(3, start=-1) if discrete else gymnasium.spaces.Box(-1, 1, (2,))
+@pytest.mark.parametrize(
+    ("action_space", "components"),
+    [
+        (gymnasium.spaces.Box(-1, 1, (2,)), []),
+        (gymnasium.spaces.Discrete(3, start=-1), [range(-1, 2)]),
+        (gymnasium.spaces.MultiDiscrete([3, 2, 4], start=[-1, 5, 0]), [range(-1, 2), range(5, 7), range(4)]),
+    ],
+    ids=["gaussian", "discrete", "multi-discrete"],
+)
+def test_whole_updates_against_reference(action_space, components, asymmetric, normalize):
     state_space = gymnasium.spaces.Box(-1, 1, (STATE_WIDTH,)) if asymmetric else None
     cfg = {"normalize_observations": normalize, "normalize_values": normalize, "grad_norm_clip": 0.5 * normalize}
     agent = _agent(action_space, state_space, **cfg)
     agent.enable_training_mode(True)
-    reference = _Reference(agent)
+    reference = _Reference(agent, components)
     for rollout in range(3):
         obs = 2.0 * torch.randn(STEPS + 1, ENVS, WIDTH) + 1.0
         state = torch.randn(STEPS + 1, ENVS, STATE_WIDTH) - 0.5  # Adam blows up rounding where tanh saturates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
@@ -80,11 +81,24 @@ def test_config_is_checked_and_copied():
 
 
 @pytest.mark.parametrize(
-    "space", [gymnasium.spaces.MultiDiscrete([2, 3]), gymnasium.spaces.Box(0, 9, (2,), np.int32), "Discrete(2)"]
+    "space",
+    [
+        gymnasium.spaces.Box(0, 9, (2,), np.int32),
+        gymnasium.spaces.Dict({"a": DISCRETE}),
+        gymnasium.spaces.Tuple([DISCRETE, DISCRETE]),
+        "Discrete(2)",
+    ],
 )
 def test_unsupported_action_spaces_are_refused(space):
-    with pytest.raises(AgentError, match=r"action_space must be a Discrete or a Box of floats, got"):
+    supported = "a Discrete, MultiDiscrete, MultiBinary or a Box of floats"
+    with pytest.raises(AgentError, match=f"^action_space must be {supported}, got {re.escape(repr(space))}$"):
         PPO(observation_space=BOX, action_space=space, num_envs=1)
+
+
+def test_action_spaces_without_elements_are_refused():
+    for space in (gymnasium.spaces.MultiDiscrete([]), gymnasium.spaces.Box(0, 1, (0,))):
+        with pytest.raises(AgentError, match=r"action_space .* must have at least one element, got 0"):
+            PPO(observation_space=BOX, action_space=space, num_envs=1)
 
 
 def test_unsuitable_observation_spaces_and_numbers_are_refused():

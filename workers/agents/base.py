@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 
-__all__ = ["Agent", "space_width"]
+__all__ = ["Agent", "discrete_components", "space_width"]
 
 
 def space_width(space: gymnasium.Space[Any], name: str) -> int:
@@ -37,6 +39,27 @@ def space_width(space: gymnasium.Space[Any], name: str) -> int:
     return int(width)
 
 
+def discrete_components(space: gymnasium.Space[Any]) -> tuple[range, ...] | None:
+    """The values of each component of a discrete space, in the order of the columns of flat actions.
+
+    Args:
+        space: Space of a single environment.
+
+    Returns:
+        One range for Discrete, one for each element of MultiDiscrete and MultiBinary in C order; None for any other
+        space.
+    """
+    if isinstance(space, MultiBinary):
+        return (range(2),) * math.prod(space.shape)
+    if isinstance(space, Discrete):
+        pairs = [(space.start, space.n)]
+    elif isinstance(space, MultiDiscrete):
+        pairs = list(zip(space.start.flat, space.nvec.flat, strict=True))
+    else:
+        return None
+    return tuple(range(int(start), int(start) + int(size)) for start, size in pairs)
+
+
 class Agent(ABC):
     """A learner on one scope, as the trainer sees it.
 
@@ -57,7 +80,8 @@ class Agent(ABC):
         state_space: Space of one environment's privileged states, or None.
         num_envs: Number of environments, the rows of every array exchanged.
         training: Whether transitions are learnt from.
-        tracked_data: Sum and number of the values given to `track_data`, by tag; to be cleared by who reads it.
+        tracked_data: Sum and number of the values given to `track_data`, by tag.
+        writer: What `write_tracking_data` writes to; the trainer's, while it has the agent.
     """
 
     def __init__(
@@ -76,6 +100,7 @@ class Agent(ABC):
         self.num_envs = num_envs
         self.training = False
         self.tracked_data: dict[str, tuple[float, int]] = {}
+        self.writer: Any = None
 
     def init(self, *, trainer_cfg: Any = None) -> None:  # noqa: B027 - nothing to do is a valid default
         """Make ready for a trainer. May be called again by the next trainer; nothing learnt is lost.
@@ -165,6 +190,17 @@ class Agent(ABC):
         """
         total, count = self.tracked_data.get(tag, (0.0, 0))
         self.tracked_data[tag] = (total + float(value), count + 1)
+
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
+        """Write the mean of every scalar to the `writer`, and forget them.
+
+        Args:
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+        """
+        for tag, (total, count) in self.tracked_data.items():
+            self.writer.add_scalar(tag=tag, value=total / count, timestep=timestep)
+        self.tracked_data.clear()
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import gymnasium
 
-from workers.agents.base import Agent, space_width
+from workers.agents.base import Agent, discrete_components, space_width
 from workers.errors import AgentError, ConfigError
 
 __all__ = ["PPO", "PPOCfg", "adapt_learning_rate"]
@@ -152,13 +152,15 @@ class PPO(Agent):
     """Proximal Policy Optimization (https://arxiv.org/abs/1707.06347), the part that needs no arrays.
 
     Actions of a Box space are Gaussian with a log standard deviation that does not depend on the observation, and
-    are not clipped to the space's bounds; those of a Discrete space are categorical. The policy sees observations, the
-    critic sees states where there is a state space, else observations. Episodes that are truncated are bootstrapped
-    from the value of their true final observation.
+    are not clipped to the space's bounds. Those of a Discrete space are categorical; those of MultiDiscrete and
+    MultiBinary have an independent categorical component for each element, in C order. The policy sees observations,
+    the critic sees states where there is a state space, else observations: any space that Gymnasium can flatten, as
+    arrays that are flat already. Episodes that are truncated are bootstrapped from the value of their true final
+    observation.
 
     Args:
         observation_space: Space of one environment's observations.
-        action_space: Space of one environment's actions: a Box of floats, or Discrete.
+        action_space: Space of one environment's actions: Discrete, MultiDiscrete, MultiBinary, or a Box of floats.
         state_space: Space of one environment's privileged states, or None.
         num_envs: Number of environments.
         cfg: Configuration; a copy is kept.
@@ -204,12 +206,13 @@ class PPO(Agent):
             self._input_widths["states"] = space_width(self.state_space, "state_space")
         self._critic_input = "observations" if self.state_space is None else "states"
         space = self.action_space
-        self._discrete = isinstance(space, gymnasium.spaces.Discrete)
-        self._action_start = int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
-        if not self._discrete and not (isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f"):
-            raise AgentError(f"action_space must be a Discrete or a Box of floats, got {space!r}")
-        self._head_width = space_width(space, "action_space")  # what the policy's network returns
-        self._action_width = 1 if self._discrete else self._head_width
+        self._components = discrete_components(space)  # None for Gaussian actions
+        if self._components is None and not (isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f"):
+            supported = "a Discrete, MultiDiscrete, MultiBinary or a Box of floats"
+            raise AgentError(f"action_space must be {supported}, got {space!r}")
+        self._action_width = len(self._components) if self._components else space_width(space, "action_space")
+        # what the policy's network returns: a logit for each category, or the means
+        self._head_width = sum(map(len, self._components)) if self._components else self._action_width
 
     def init(self, *, trainer_cfg: Any = None) -> None:
         """Make ready for a trainer; weights, and transitions recorded so far, are kept.
@@ -235,8 +238,9 @@ class PPO(Agent):
             timesteps: Total number of timesteps.
 
         Returns:
-            Actions, ``(num_envs, size)`` float32 or ``(num_envs, 1)`` int64, and outputs with ``mean_actions`` of
-            the same shape and dtype: the Gaussian mean or the most probable category. Both are fresh arrays.
+            Actions, ``(num_envs, size)`` float32 or ``(num_envs, components)`` int64, and outputs with
+            ``mean_actions`` of the same shape and dtype: the Gaussian mean or the most probable category of each
+            component. Both are fresh arrays.
 
         Raises:
             AgentError: `observations` has the wrong shape.

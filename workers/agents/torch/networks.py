@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,34 +43,60 @@ def perceptron(sizes: tuple[int, ...], activation: str, head_gain: float) -> nn.
 
 
 class CategoricalPolicy(nn.Module):
-    """Categories by their logits; actions are ``(rows, 1)`` int64.
+    """Independent categorical components by their logits; actions are ``(rows, components)`` int64.
+
+    Components with fewer categories than the largest one are padded with categories of probability 0, so that the
+    number of array operations does not depend on the number of components.
 
     Args:
-        network: From observations ``(rows, size)`` to logits ``(rows, categories)``.
-        start: The action of the first category.
+        network: From observations ``(rows, size)`` to the logits of all components, one component after the other.
+        components: Actions of each component, in the order of the logits.
     """
 
-    def __init__(self, network: nn.Module, start: int) -> None:
+    # of the space, not learnt: not in the state
+    starts: Tensor  # the first action of each component
+    shifts: Tensor  # from the columns of `head` to the actions of their component
+    columns: Tensor  # of `head` that are no padding
+
+    def __init__(self, network: nn.Module, components: Sequence[range]) -> None:
         super().__init__()
         self.network = network
-        self.start = start
+        sizes = [len(actions) for actions in components]
+        self.count, self.width = len(sizes), max(sizes)
+        starts = torch.tensor([actions.start for actions in components])
+        first = self.width * torch.arange(self.count)
+        self.register_buffer("starts", starts, persistent=False)
+        self.register_buffer("shifts", starts - first, persistent=False)
+        columns = torch.cat([torch.arange(size) + start for size, start in zip(sizes, first, strict=True)])
+        self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Log-probability of each category, ``(rows, categories)``: the `head` of the other methods."""
-        return torch.log_softmax(self.network(observations), 1)
+        """Log-probability of each category, ``(rows, components * categories)``: the `head` of the other methods."""
+        logits: Tensor = self.network(observations)
+        if self.count == 1:  # spared what takes time and changes nothing: padding here, a sum in `log_prob`
+            return torch.log_softmax(logits, 1)
+        # the lowest number instead of -inf, of which the entropy would be NaN
+        padded = logits.new_full((len(logits), self.count * self.width), torch.finfo(logits.dtype).min)
+        padded = padded.index_copy(1, self.columns, logits)
+        return torch.log_softmax(padded.view(-1, self.count, self.width), 2).flatten(1)
 
     def sample(self, head: Tensor) -> tuple[Tensor, Tensor]:
         """Sampled and most likely actions; the former by Gumbel noise, minus the log of an exponential draw."""
         noisy = head - torch.empty_like(head).exponential_().log_()
-        return noisy.argmax(1, keepdim=True) + self.start, head.argmax(1, keepdim=True) + self.start
+        return self._argmax(noisy), self._argmax(head)
 
     def log_prob(self, head: Tensor, actions: Tensor) -> Tensor:
         """Log-probability of the actions, ``(rows, 1)``."""
-        return head.gather(1, actions - self.start)
+        log_probs = head.gather(1, actions - self.shifts)
+        return log_probs if self.count == 1 else log_probs.sum(1, keepdim=True)
 
     def entropy(self, head: Tensor) -> Tensor:
         """Mean entropy, a scalar."""
         return -(head.exp() * head).sum(1).mean()
+
+    def _argmax(self, scores: Tensor) -> Tensor:
+        """The action of the largest score in each component."""
+        return scores.view(-1, self.count, self.width).argmax(2) + self.starts
 
 
 class GaussianPolicy(nn.Module):

@@ -40,8 +40,8 @@ class PPO(ppo.PPO):
         cfg, hidden, widths = self.cfg, self.cfg.hidden_sizes, self._input_widths
         network = perceptron((widths["observations"], *hidden, self._head_width), cfg.activation, head_gain=0.01)
         self._policy: CategoricalPolicy | GaussianPolicy
-        if self._discrete:
-            self._policy = CategoricalPolicy(network, self._action_start)
+        if self._components:
+            self._policy = CategoricalPolicy(network, self._components)
         else:
             self._policy = GaussianPolicy(network, self._action_width, cfg.initial_log_std)
         self._value = perceptron((widths[self._critic_input], *hidden, 1), cfg.activation, head_gain=1.0)
@@ -60,7 +60,7 @@ class PPO(ppo.PPO):
             return torch.zeros(self.cfg.rollouts, self.num_envs, width, dtype=dtype, device=self.device)
 
         self._rollout = {name: zeros(width) for name, width in self._input_widths.items()}
-        self._rollout["actions"] = zeros(self._action_width, torch.int64 if self._discrete else torch.float32)
+        self._rollout["actions"] = zeros(self._action_width, torch.int64 if self._components else torch.float32)
         self._rollout |= {"rewards": zeros(1), "ended": zeros(1, torch.bool)}
         self._next = torch.zeros_like(self._rollout[self._critic_input][0])  # the critic's raw input after the last row
         self._scalars: dict[str, list[Tensor]] = {}  # of the update in progress, by tag
