@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Text
 from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
@@ -225,8 +225,8 @@ def test_make_env_and_wrap_env_refuse_what_they_cannot_take():
     with pytest.raises(EnvError, match=r"builtins\.int cannot be wrapped"):
         wrap_env(3, framework="torch")
     env = NoisyEnv()
-    env.observation_space = Dict(a=Discrete(2))  # type: ignore[assignment]
-    with pytest.raises(EnvError, match=r"observation space Dict.*expected Box or Discrete"):
+    env.observation_space = Dict(a=Discrete(2), b=Text(3))  # type: ignore[assignment]
+    with pytest.raises(EnvError, match=r"observation space, in Dict.*: Text.*is not supported; expected Box, Discrete"):
         wrap_env(env, framework="torch")
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete
-from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from workers.envs.base import Wrapper
+from workers.envs.spaces import action_width, check_space, flatten_rows, stack_rows, unflatten_actions
 from workers.errors import EnvError
 from workers.frameworks import load_framework
 from workers.infos import mask_rows, overlay
@@ -37,12 +35,14 @@ class GymnasiumWrapper(Wrapper):
     Whatever its autoreset mode, it behaves as in SAME_STEP mode: in the modes NEXT_STEP and DISABLED the ended
     environments are reset by ``reset(options={"reset_mask": ended})`` right after the step.
 
-    Observations are flattened to ``(num_envs, size)``: Box by reshaping, floating-point values as float32; Discrete
-    one-hot, as Gymnasium's ``flatten`` does. Actions are ``(num_envs, size)`` for Box and ``(num_envs, 1)`` for
-    Discrete. If the environments have a ``state_space`` and a method ``state()``, their states are passed on.
+    Observations are ``(num_envs, size)``, flattened as Gymnasium's ``flatten`` does (Discrete and MultiDiscrete
+    one-hot), floating-point values as float32. Actions are ``(num_envs, size)`` too, but the values themselves: one
+    column for each element of a Box, a MultiDiscrete or a MultiBinary, one for a Discrete. The members of a Dict or a
+    Tuple follow one another in the space's order. If the environments have a ``state_space`` and a method ``state()``,
+    their states are passed on, flattened likewise, as float32.
 
     Raises:
-        EnvError: A space is neither Box nor Discrete, or the autoreset mode is not known.
+        EnvError: A space has no fixed flat width (Graph, OneOf, Sequence, Text), or the autoreset mode is not known.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *, framework: str) -> None:
@@ -50,9 +50,8 @@ class GymnasiumWrapper(Wrapper):
         self.framework = framework
         self._framework = load_framework(framework)
         for kind in ("observation", "action"):
-            space = getattr(env, f"single_{kind}_space")
-            if not isinstance(space, (Box, Discrete)):
-                raise EnvError(f"{self._name}: {kind} space {space} is not supported; expected Box or Discrete")
+            check_space(getattr(env, f"single_{kind}_space"), f"{self._name}: {kind} space")
+        self._action_width = action_width(env.single_action_space)
         try:
             self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         except (KeyError, ValueError) as error:
@@ -63,6 +62,8 @@ class GymnasiumWrapper(Wrapper):
         base = env.unwrapped
         first = base.envs[0].unwrapped if isinstance(base, SyncVectorEnv) else env
         self._state_space = getattr(first, "state_space", None) if callable(getattr(first, "state", None)) else None
+        if self._state_space is not None:
+            check_space(self._state_space, f"{self._name}: state space")
         if self._state_space is not None and self._mode is AutoresetMode.SAME_STEP:
             raise EnvError(
                 f"{self._name} has states, but in autoreset mode SAME_STEP the final ones are lost; "
@@ -104,14 +105,15 @@ class GymnasiumWrapper(Wrapper):
         Raises:
             EnvError: The environment does not reset by mask as its autoreset mode requires.
         """
-        observations, rewards, terminated, truncated, infos = self._env.step(self._native_actions(actions))
+        native, rewards, terminated, truncated, infos = self._env.step(self._native_actions(actions))
+        observations = self._flatten(native)
         ended = terminated | truncated
         if ended.any():
             if self._mode is AutoresetMode.SAME_STEP:
                 infos = dict(infos)
                 final = self._flatten_final(infos["final_obs"], ended)
             else:
-                final = mask(ended, self._flatten(observations))
+                final = mask(ended, observations)
                 states = self._native_state()
                 observations, infos = self._reset_ended(observations, infos, ended)
                 if states is not None:
@@ -121,7 +123,7 @@ class GymnasiumWrapper(Wrapper):
             infos["_final_obs"] = ended
         convert = self._framework.from_numpy
         return (
-            convert(self._flatten(observations)),
+            convert(observations),
             convert(np.asarray(rewards, dtype=np.float32).reshape(-1, 1)),
             convert(np.asarray(terminated, dtype=np.bool_).reshape(-1, 1)),
             convert(np.asarray(truncated, dtype=np.bool_).reshape(-1, 1)),
@@ -145,14 +147,17 @@ class GymnasiumWrapper(Wrapper):
         self, observations: NumpyArray, infos: dict[str, Any], ended: npt.NDArray[np.bool_]
     ) -> tuple[NumpyArray, dict[str, Any]]:
         """Reset the ended environments: observations and infos as SAME_STEP mode would have given them."""
-        before = np.array(observations)
+        before = observations[~ended]  # a copy: environments may write into what they gave
         # first of all: wrappers may reset in place what they have put into the infos
         final_infos, running_infos = mask_rows(infos, ended), mask_rows(infos, ~ended)
         try:
-            observations, reset_infos = self._env.reset(options=_Options(reset_mask=ended.copy()))
+            native, reset_infos = self._env.reset(options=_Options(reset_mask=ended.copy()))
+            observations = self._flatten(native)
         except (TypeError, ValueError, KeyError) as error:
             raise EnvError(self._refusal()) from error
-        if not np.array_equal(observations[~ended], before[~ended], equal_nan=before.dtype.kind == "f"):
+        # an environment may also return the reset rows only
+        after = observations[~ended] if len(observations) == len(ended) else None
+        if after is None or not np.array_equal(after, before, equal_nan=before.dtype.kind == "f"):
             raise EnvError(self._refusal())
         merged = overlay(running_infos, mask_rows(reset_infos, ended), ended)
         if final_infos:
@@ -166,37 +171,30 @@ class GymnasiumWrapper(Wrapper):
             "autoreset_mode=AutoresetMode.SAME_STEP, and normalise observations in the agent rather than in a wrapper"
         )
 
-    def _flatten(self, observations: NumpyArray) -> NumpyArray:
-        space = self._env.single_observation_space
-        if isinstance(space, Discrete):
-            return np.eye(int(space.n), dtype=np.int64)[np.asarray(observations, dtype=np.int64) - int(space.start)]
-        flat = observations.reshape(len(observations), -1)
-        return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat
+    def _flatten(self, native: Any) -> NumpyArray:
+        return flatten_rows(self._env.single_observation_space, native)
 
-    def _flatten_final(self, final: NumpyArray, ended: npt.NDArray[np.bool_]) -> NumpyArray:
-        rows = self._flatten(np.array(list(final[ended])))
-        flat = np.zeros((len(ended), flatdim(self._env.single_observation_space)), dtype=rows.dtype)
+    def _flatten_final(self, final: npt.NDArray[np.object_], ended: npt.NDArray[np.bool_]) -> NumpyArray:
+        rows = self._flatten(stack_rows(self._env.single_observation_space, list(final[ended])))
+        flat = np.zeros((len(ended), rows.shape[1]), dtype=rows.dtype)
         flat[ended] = rows
         return flat
 
-    def _native_actions(self, actions: Array) -> NumpyArray:
-        space, native = self._env.single_action_space, self._framework.to_numpy(actions)
-        shape, dtype = ((), np.int64) if isinstance(space, Discrete) else (space.shape, space.dtype)
-        try:
-            return native.reshape(self.num_envs, *shape).astype(dtype, copy=False)  # type: ignore[misc]
-        except ValueError as error:
-            raise EnvError(
-                f"{self._name}: actions have shape {native.shape}; expected ({self.num_envs}, {math.prod(shape)})"  # type: ignore[arg-type]
-            ) from error
+    def _native_actions(self, actions: Array) -> Any:
+        flat, shape = self._framework.to_numpy(actions), (self.num_envs, self._action_width)
+        # rows must be rows: reshaping alone would take (size, num_envs) too
+        if flat.shape[:1] != shape[:1] or flat.size != shape[0] * shape[1]:
+            raise EnvError(f"{self._name}: actions have shape {flat.shape}; expected {shape}")
+        return unflatten_actions(self._env.single_action_space, flat.reshape(shape))
 
     def _native_state(self) -> NumpyArray | None:
         if self._state_space is None:
             return None
         if isinstance(base := self._env.unwrapped, SyncVectorEnv):
-            states = np.stack(base.call("state"))
+            states = stack_rows(self._state_space, base.call("state"))
         else:
-            states = np.asarray(self._env.state())  # type: ignore[attr-defined]
-        return states.reshape(len(states), -1).astype(np.float32, copy=False)
+            states = self._env.state()  # type: ignore[attr-defined]
+        return flatten_rows(self._state_space, states).astype(np.float32, copy=False)
 
 
 class _Options(dict[str, Any]):
