@@ -55,11 +55,25 @@ class Session(Protocol):
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
 
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars of each scope since the last call, by tag; the first call starts the measuring.
+
+        Raises:
+            WorkerError: Scopes failed; all of them are reported.
+        """
+
     def agents(self) -> list[Any]:
         """The trained agent of each scope.
 
         Raises:
             AgentError: One cannot be brought back from where it lives.
+        """
+
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """Name and content of the file of each scope's agent; see `workers.agent_file.dump_agent`.
+
+        Raises:
+            WorkerError: Some cannot be stored; all of them are reported.
         """
 
     def close(self, *, close_environment: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.base import Plan
 from orchestrator.merge import share_outcome
-from workers.agent_runner import AgentGroup, AgentRunner
+from workers.agent_runner import AgentGroup, AgentRunner, is_factory
 from workers.env_slice import EnvSlice
 from workers.errors import Failure, build_error
 from workers.node import node_name
@@ -38,13 +38,14 @@ class LocalSession:
         except Exception as error:
             raise build_error([_failure(error, only_scope, (0, plan.scopes[-1].stop))]) from error
         self.env = self._env_slice.env
+        self._runners: list[AgentRunner] = []
         try:
             self._runners = self._build_runners()
         except BaseException:
             self.close(close_environment=False)
             raise
-        agents = AgentGroup(self._runners, framework)
-        self._worker = ScopeWorker(self._env_slice, agents, framework, scope=only_scope)
+        self._agents = AgentGroup(self._runners, framework)
+        self._worker = ScopeWorker(self._env_slice, self._agents, framework, scope=only_scope)
         self.workers: Sequence[Description] = [
             Description(type(runner.agent).__qualname__, node_name(), framework.num_threads(), self._env_slice.notes)
             for runner in self._runners
@@ -55,7 +56,15 @@ class LocalSession:
         for agent, scope in zip(plan.agents, plan.scopes, strict=True):
             try:
                 space = self.env.observation_space
-                runners.append(AgentRunner(agent, scope, plan.framework, cfg=plan.cfg, observation_space=space))
+                runner = AgentRunner(
+                    agent,
+                    scope,
+                    plan.framework,
+                    cfg=plan.cfg,
+                    observation_space=space,
+                    keeps_files=not is_factory(agent),
+                )
+                runners.append(runner)
             except Exception as error:
                 cause = error
                 failures.append(_failure(error, scope.index, scope.rows))
@@ -71,12 +80,22 @@ class LocalSession:
         """Make the next iteration reset the environments."""
         self._worker.restart()
 
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars of each scope since the last call, by tag."""
+        return self._worker.collect()
+
     def agents(self) -> list[Any]:
         """The agent of each scope."""
         return [runner.agent for runner in self._runners]
 
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """Name and content of the file of each scope's agent."""
+        return self._agents.agent_files()
+
     def close(self, *, close_environment: bool) -> None:
         """Close the environments that were built here; one that was handed over only if asked to."""
+        for runner in self._runners:
+            runner.release()
         if self._env_slice.built or close_environment:
             self._env_slice.close()
 

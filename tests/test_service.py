@@ -181,7 +181,7 @@ def test_requests_before_build_are_errors(method: str, args: tuple[Any, ...]):
 def test_a_shared_worker_has_no_environments_to_tick():
     client = Client(spec(env=None))
     assert "shares the driver's environments" in client.failure("tick", tick(1)).message
-    assert "shares the driver's environments" in client.failure("restart").message
+    assert client.ok("restart") is None  # of its episodes only
     assert client.ok("close") is None
 
 

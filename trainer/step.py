@@ -19,7 +19,7 @@ from trainer.config import StepTrainerCfg, resolve_cfg
 from workers.agent_runner import check_agent, is_factory
 from workers.envs import EnvFactory
 from workers.envs.factory import check_env, check_num_envs
-from workers.errors import AgentError, ConfigError, EnvError, LifecycleError
+from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, WorkerError, build_error
 from workers.frameworks import Framework, load_framework
 from workers.types import Array, Mode, Scope, Tick
 
@@ -151,6 +151,38 @@ class StepTrainer:
         """
         return self._iterate(Mode.EVAL, timestep, timesteps)
 
+    def collect_metrics(self) -> list[dict[str, float]]:
+        """Scalars of each simultaneous agent since the last call, by tag, for a log of your own or a `MetricsWriter`.
+
+        They are what agents track (losses, rates; skrl's agents too), returns and lengths of the episodes that ended,
+        times of the phases in milliseconds, and the scalars of ``infos[cfg.environment_info]``: means since the last
+        call, or extremes where the tag ends in (min) or (max). The first call starts the measuring of episodes and
+        phases: call it once before the loop.
+
+        Raises:
+            WorkerError: As for `train`.
+            LifecycleError: The trainer is closed.
+        """
+        self._require_open("collect_metrics()")
+        return self._session.collect()
+
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """What each simultaneous agent has learnt so far, as the name and the content of a file.
+
+        ``state.safetensors`` can be read without pickle and holds ``state_dict()`` of the agent, else the states of its
+        ``checkpoint_modules``; an agent that has neither gets ``agent.bin``, written by its own ``save(path)``.
+
+        Raises:
+            AgentError: An agent cannot be stored in any of these ways.
+            WorkerError: A worker failed, or is gone, and its agent with it.
+            LifecycleError: The trainer is closed.
+        """
+        self._require_open("agent_files()")
+        try:
+            return self._session.agent_files()
+        except WorkerError as error:
+            raise build_error(error.failures) from error
+
     def reset(self) -> None:
         """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.
 
@@ -236,9 +268,12 @@ class StepTrainer:
         self._progress.update()
         return outcome
 
-    def _require_ready(self, call: str) -> None:
+    def _require_open(self, call: str) -> None:
         if self._state is State.CLOSED:
             raise LifecycleError(f"{call} after close(); build a new StepTrainer")
+
+    def _require_ready(self, call: str) -> None:
+        self._require_open(call)
         if self._state is State.FAILED:
             raise LifecycleError(
                 f"{call} after an iteration that failed or was interrupted: its scopes may stand at different "

@@ -12,7 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 from workers.errors import AgentError
 
-__all__ = ["ExportedAgent", "copy_state", "export_agent", "import_agent"]
+__all__ = [
+    "ExportedAgent",
+    "copy_state",
+    "dump_file",
+    "export_agent",
+    "import_agent",
+    "load_file",
+    "load_modules",
+    "module_states",
+]
 
 
 class ExportedAgent(NamedTuple):
@@ -31,7 +40,7 @@ class ExportedAgent(NamedTuple):
 def export_agent(agent: Any, dumps: Callable[[Any], bytes]) -> ExportedAgent:
     """Turn a trained agent into plain data, by the first way that works; `dumps` pickles it."""
     ways: tuple[tuple[Literal["pickle", "modules", "file"], Callable[[Any], bytes]], ...]
-    ways = (("pickle", dumps), ("modules", _dump_modules), ("file", _dump_file))
+    ways = (("pickle", dumps), ("modules", _dump_modules), ("file", dump_file))
     reasons = []
     for kind, dump in ways:
         try:
@@ -70,13 +79,9 @@ def _loaded(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
         return pickle.loads(exported.data)
     agent = make()
     if exported.kind == "modules":
-        _load_modules(agent, pickle.loads(exported.data))
+        load_modules(agent, pickle.loads(exported.data))
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "agent")
-            with open(path, "wb") as file:
-                file.write(exported.data)
-            agent.load(path)
+        load_file(agent, exported.data)
     return agent
 
 
@@ -109,11 +114,13 @@ def _state(module: Any) -> Any:
     return module.state_dict() if hasattr(module, "state_dict") else module
 
 
-def _module_states(agent: Any) -> dict[str, Any]:
+def module_states(agent: Any) -> dict[str, Any]:
+    """States of the `checkpoint_modules`, by name."""
     return {name: _state(module) for name, module in agent.checkpoint_modules.items() if module is not None}
 
 
-def _load_modules(agent: Any, states: dict[str, Any]) -> None:
+def load_modules(agent: Any, states: dict[str, Any]) -> None:
+    """Load what `module_states` gave."""
     for name, state in states.items():
         if _is_module(agent.checkpoint_modules.get(name)):
             agent.checkpoint_modules[name].load_state_dict(state)
@@ -125,13 +132,23 @@ def _dump_modules(agent: Any) -> bytes:
     if not agent.checkpoint_modules:
         raise ValueError("checkpoint_modules is empty")
     buffer = io.BytesIO()
-    pickle.dump(_module_states(agent), buffer)
+    pickle.dump(module_states(agent), buffer)
     return buffer.getvalue()
 
 
-def _dump_file(agent: Any) -> bytes:
+def dump_file(agent: Any) -> bytes:
+    """What the agent's ``save(path)`` writes."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "agent")
         agent.save(path)
         with open(path, "rb") as file:
             return file.read()
+
+
+def load_file(agent: Any, data: bytes) -> None:
+    """Have the agent's ``load(path)`` read what `dump_file` gave."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "agent")
+        with open(path, "wb") as file:
+            file.write(data)
+        agent.load(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import repeat
 from time import perf_counter
 from typing import Any
@@ -11,14 +11,19 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces.utils import flatdim
 
+from workers.agent_file import dump_agent
 from workers.errors import AgentError, Failure, WorkerError
 from workers.frameworks import Framework
 from workers.infos import scalars, take_rows
 from workers.node import node_name
 from workers.seeding import RandomStream, skrl_key
+from workers.tracking import AgentTracking, Episodes, Scalars
 from workers.types import Agent, Array, Mode, Phase, Scope, Tick, Transition, required_members
 
 __all__ = ["AgentGroup", "AgentRunner", "check_agent", "is_factory"]
+
+_FLUSH_INTERVAL = 1000
+"""Iterations after which what an agent has tracked is taken from it also if nobody asks: its lists do not grow on."""
 
 
 def is_factory(agent: Any) -> bool:
@@ -48,7 +53,16 @@ class AgentRunner:
         phase: What it does at the moment, or did when it failed.
     """
 
-    def __init__(self, agent: Any, scope: Scope, framework: Framework, *, cfg: Any, observation_space: Any) -> None:
+    def __init__(
+        self,
+        agent: Any,
+        scope: Scope,
+        framework: Framework,
+        *,
+        cfg: Any,
+        observation_space: Any,
+        keeps_files: bool = False,
+    ) -> None:
         """Take over an agent, or make it, and initialise it.
 
         Args:
@@ -57,6 +71,7 @@ class AgentRunner:
             framework: The trainer's framework.
             cfg: The trainer's configuration, given to ``agent.init``.
             observation_space: Observation space of one environment, to be compared with the agent's.
+            keeps_files: Whether the agent may write files of its own; see `AgentTracking`.
 
         Raises:
             AgentError: It lacks a member, or is made for observations of another width.
@@ -76,12 +91,23 @@ class AgentRunner:
             self.agent = agent(scope) if is_factory(agent) else agent
             check_agent(self.agent, scope)
             _check_width(self.agent, scope, observation_space)
+            self._shape = _asked_shape(self.agent, scope, observation_space)
+            self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
+            self._tracking.start()
+        self._collecting = False
+        self._scalars = Scalars()
+        self._episodes = Episodes(scope.num_envs)
+        self._unflushed = 0
+        self._last_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
 
     def act(self, tick: Tick, observations: Array, states: Array | None) -> Array:
         """Pre-interaction, then the actions that the environments are to take, ``(scope.num_envs, size)``."""
         agent, training = self.agent, tick.mode is Mode.TRAIN
         timestep, timesteps = tick.timestep, tick.timesteps
+        self._last_tick = tick
+        if self._shape is not None:
+            observations = observations.reshape(self._shape)
         self.phase = Phase.PRE_INTERACTION
         with self._stream:
             agent.enable_training_mode(training)
@@ -90,7 +116,7 @@ class AgentRunner:
             with self._no_grad:
                 start = perf_counter()
                 actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
-                agent.track_data("Stats / Inference time (ms)", (perf_counter() - start) * 1e3)
+                self._track("Stats / Inference time (ms)", (perf_counter() - start) * 1e3)
         if not training and not self._stochastic_evaluation:
             actions = outputs.get("mean_actions", actions)
         if actions.shape[0] != self._num_envs:
@@ -114,9 +140,14 @@ class AgentRunner:
         (observations, states, actions), self._acted = self._acted, None
         agent, timestep, timesteps = self.agent, tick.timestep, tick.timesteps
         self.phase = Phase.RECORD
+        if self._shape is not None:
+            next_observations = next_observations.reshape(self._shape)
+        if self._collecting:
+            self._note_episodes(rewards, terminated, truncated)
+        start = perf_counter()
         with self._stream:
             with self._no_grad:
-                agent.track_data("Stats / Env stepping time (ms)", step_time)
+                self._track("Stats / Env stepping time (ms)", step_time)
                 agent.record_transition(
                     observations=observations,
                     states=states,
@@ -133,7 +164,66 @@ class AgentRunner:
                 if infos:
                     self._log(infos)
             self.phase = Phase.POST_INTERACTION
+            recorded = perf_counter()
             agent.post_interaction(timestep=timestep, timesteps=timesteps)
+        if self._collecting:
+            self._scalars.add("Stats / Recording time (ms)", (recorded - start) * 1e3)
+            self._scalars.add("Stats / Post-interaction time (ms)", (perf_counter() - recorded) * 1e3)
+        self._unflushed += 1
+        if self._unflushed == _FLUSH_INTERVAL:
+            self._flush()
+
+    def collect(self) -> dict[str, float]:
+        """Scalars by tag since the last call; the first one starts the measuring of episodes and phases."""
+        self.phase = Phase.COLLECT
+        self._collecting = True
+        self._flush()
+        return self._scalars.drain() | self._tracking.writer.scalars.drain()
+
+    def restart(self) -> None:
+        """The environments start anew: the episodes in progress do not count."""
+        self._episodes.restart()
+
+    @property
+    def timestep(self) -> int:
+        """Timestep of the last iteration."""
+        return self._last_tick.timestep
+
+    @contextmanager
+    def as_handed_over(self) -> Iterator[Any]:
+        """The agent as its owner knows it, without what the trainer has put into it."""
+        self._tracking.stop()
+        try:
+            yield self.agent
+        finally:
+            self._tracking.start()
+
+    def agent_file(self) -> tuple[str, bytes]:
+        """Name and content of the agent's file; see `workers.agent_file.dump_agent`."""
+        self.phase = Phase.STORE
+        with self.as_handed_over() as agent:
+            return dump_agent(agent, self._framework)
+
+    def release(self) -> None:
+        """Give the agent back as its owner knows it."""
+        self._tracking.stop()
+
+    def _track(self, tag: str, value: float) -> None:
+        self.agent.track_data(tag, value)
+        if self._collecting:  # also here: not every agent can be read
+            self._scalars.add(tag, value)
+
+    def _flush(self) -> None:
+        self._unflushed = 0
+        with self._stream, self._no_grad:
+            self._tracking.flush(self._last_tick)
+
+    def _note_episodes(self, rewards: Array, terminated: Array, truncated: Array) -> None:
+        _, returns, lengths = self._episodes.add(rewards, terminated, truncated, self._framework)
+        for episode_return, length in zip(returns, lengths, strict=True):
+            for kind in ("mean", "min", "max"):
+                self._scalars.add(f"Episode / Return ({kind})", episode_return)
+            self._scalars.add("Episode / Length (mean)", length)
 
     def _log(self, infos: dict[str, Any]) -> None:
         """Track the scalars under the configured key, also those that ended environments left in ``final_info``."""
@@ -142,7 +232,7 @@ class AgentRunner:
             logged = place.get(key) if isinstance(place, dict) else None
             if place is not None and isinstance(logged, dict):
                 for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
-                    self.agent.track_data(name if "/" in name else f"Info / {name}", value)
+                    self._track(name if "/" in name else f"Info / {name}", value)
 
 
 class AgentGroup:
@@ -163,7 +253,7 @@ class AgentGroup:
         split, rows = self._last_split
         if split is not observations:
             rows = self._split(observations)
-        return self._each(AgentRunner.act, tick, rows, self._nothing if states is None else self._split(states))
+        return self._each(AgentRunner.act, repeat(tick), rows, self._nothing if states is None else self._split(states))
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         """Hand every agent its rows of the transition."""
@@ -174,7 +264,7 @@ class AgentGroup:
         self._last_split = (next_observations, rows)
         self._each(
             AgentRunner.learn,
-            tick,
+            repeat(tick),
             split(rewards),
             rows,
             self._nothing if next_states is None else split(next_states),
@@ -184,9 +274,19 @@ class AgentGroup:
             repeat(step_time),
         )
 
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars of every agent since the last call, by tag."""
+        return self._each(AgentRunner.collect)
+
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """Name and content of every agent's file."""
+        return self._each(AgentRunner.agent_file)
+
     def restart(self) -> None:
         """The next iteration acts on other observations than those that the last one led to."""
         self._last_split = (None, ())
+        for runner in self.runners:
+            runner.restart()
 
     def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         if not infos:
@@ -197,16 +297,25 @@ class AgentGroup:
             for scope in scopes
         ]
 
-    def _each(self, method: Callable[..., Any], tick: Tick, *columns: Iterable[Any]) -> list[Any]:
+    def _each(self, method: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
         """Call `method` of every runner, also when one fails, so that every failed scope is reported."""
         results, failures, cause = [], [], None
-        calls = map(method, self.runners, repeat(tick), *columns)
+        calls = map(method, self.runners, *columns)
         for runner in self.runners:
             try:
                 results.append(next(calls))  # which goes on with the next runner after an error
             except Exception as error:
                 cause = error
-                failures.append(runner_failure(runner, error, tick.timestep))
+                failures.append(
+                    Failure.of(
+                        error,
+                        scope=runner.scope.index,
+                        rows=runner.scope.rows,
+                        phase=runner.phase.value,
+                        timestep=runner.timestep,
+                        node=node_name(),
+                    )
+                )
         if failures:
             raise WorkerError(failures) from cause
         return results
@@ -220,18 +329,6 @@ def _splitter(framework: Framework, sizes: Sequence[int]) -> Callable[[Array], S
     return lambda array: split(array, sizes)
 
 
-def runner_failure(runner: AgentRunner, error: Exception, timestep: int | None) -> Failure:
-    """Describe an error that came out of `runner`."""
-    return Failure.of(
-        error,
-        scope=runner.scope.index,
-        rows=runner.scope.rows,
-        phase=runner.phase.value,
-        timestep=timestep,
-        node=node_name(),
-    )
-
-
 def _check_width(agent: Any, scope: Scope, observation_space: Any) -> None:
     expected, given = (_width(space) for space in (getattr(agent, "observation_space", None), observation_space))
     if expected is not None and given is not None and expected != given:
@@ -239,6 +336,18 @@ def _check_width(agent: Any, scope: Scope, observation_space: Any) -> None:
             f"the agent of scope {scope.index} is made for observations of width {expected} "
             f"({agent.observation_space}), but the environments give {given} ({observation_space})"
         )
+
+
+def _asked_shape(agent: Any, scope: Scope, observation_space: Any) -> tuple[int, ...] | None:
+    """Shape of the observations for an agent that asks for them unflattened, None for any other."""
+    if not getattr(agent, "unflatten_observations", False):
+        return None
+    if not isinstance(observation_space, gymnasium.spaces.Box):
+        raise AgentError(
+            f"the agent of scope {scope.index} asks for unflattened observations, but the observation space is "
+            f"{observation_space}; expected a Box"
+        )
+    return (scope.num_envs, *observation_space.shape)
 
 
 def _width(space: Any) -> int | None:

@@ -9,6 +9,7 @@ from workers.envs import EnvFactory, Wrapper
 from workers.envs.factory import check_env
 from workers.frameworks import Framework
 from workers.seeding import skrl_key
+from workers.tracking import Scalars
 from workers.types import Array, Outcome, Phase, Transition
 
 __all__ = ["EnvSlice"]
@@ -29,6 +30,7 @@ class EnvSlice:
         num_envs: Number of rows.
         phase: What it does at the moment, or did when it failed.
         notes: What the run should say about it, once.
+        scalars: Times of rendering and resetting.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class EnvSlice:
             first_env: First row in the full batch.
         """
         self.phase = Phase.BUILD
+        self.scalars = Scalars()
         built = isinstance(env, EnvFactory)
         if built:
             rows = env.num_envs if num_envs is None else num_envs
@@ -107,8 +110,10 @@ class EnvSlice:
         """Render, if the configuration asks for it at this timestep."""
         if self._render_interval and not timestep % self._render_interval:
             self.phase = Phase.RENDER
+            start = perf_counter()
             with self._no_grad:
                 self.env.render()
+            self.scalars.add("Stats / Rendering time (ms)", (perf_counter() - start) * 1e3)
 
     def advance(self, outcome: Outcome) -> None:
         """Make the outcome's observations the current ones; start a foreign single environment anew if it has ended."""
@@ -127,6 +132,7 @@ class EnvSlice:
 
     def _reset(self) -> None:
         self.phase = Phase.RESET
+        start = perf_counter()
         with self._no_grad:
             if self._ours and self._seed is not None:
                 observations, _ = self.env.reset(seed=self._seed + self._first_env)
@@ -135,6 +141,7 @@ class EnvSlice:
                     observations, _ = self.env.reset()
             self._seed = None  # only the first reset seeds: the generators go on from there
             self._observations, self._states = observations, self.env.state()
+        self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
     def _final(self, infos: dict[str, Any], key: str, array: Array | None) -> Array | None:
         """`array` with the true final rows of `infos` in the place of those after a reset."""

@@ -100,7 +100,7 @@ class Service:
 
         Args:
             seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
-            method: ``build``, ``tick``, ``act``, ``learn``, ``restart``, ``export`` or ``close``.
+            method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``restart``, ``export``, ``close``.
             args: Its arguments, as they come off the wire.
         """
         last = self._reply.seq
@@ -173,11 +173,21 @@ class Service:
     def _learn(self, tick: Tick, transition: Transition) -> None:
         self._built_runner.learn(tick, *from_wire(transition, self._built_framework))
 
+    def _collect(self) -> dict[str, float]:
+        return self._built_runner.collect() if self._worker is None else self._worker.collect()[0]
+
+    def _store(self) -> tuple[str, bytes]:
+        return self._built_runner.agent_file()
+
     def _restart(self) -> None:
-        self._owned_worker.restart()
+        if self._worker is None:
+            self._built_runner.restart()
+        else:
+            self._worker.restart()
 
     def _export(self) -> Any:
-        return export_agent(self._built_runner.agent, self._dumps)
+        with self._built_runner.as_handed_over() as agent:
+            return export_agent(agent, self._dumps)
 
     def _close(self) -> None:
         if self._worker is not None:
@@ -199,7 +209,7 @@ class Service:
         return self._framework
 
     def _failure(self, error: Exception, method: str) -> Failure:
-        runner = self._runner if method in ("act", "learn") else None
+        runner = self._runner if method in ("act", "learn", "collect", "store") else None
         scope = self._scope
         return Failure.of(
             error,

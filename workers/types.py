@@ -74,6 +74,8 @@ class Phase(Enum):
     RECORD = "record"
     POST_INTERACTION = "post-interaction"
     RESET = "reset"
+    COLLECT = "collect"
+    STORE = "store"
 
 
 class Tick(NamedTuple):

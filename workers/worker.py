@@ -31,6 +31,13 @@ class Agents(Protocol):
             WorkerError: Some failed; all of them are reported.
         """
 
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars of every agent since the last call, by tag, in scope order.
+
+        Raises:
+            WorkerError: Some failed; all of them are reported.
+        """
+
     def restart(self) -> None:
         """The next iteration acts on other observations than those that the last one led to."""
 
@@ -91,6 +98,15 @@ class ScopeWorker:
         except Exception as error:
             raise WorkerError([self._failure(error, tick.timestep)]) from error
         return packed
+
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars since the last call, by tag: those of each agent, in scope order, with those of the environments.
+
+        Raises:
+            WorkerError: Something failed; says where.
+        """
+        shared = self.env_slice.scalars.drain()
+        return [shared | scalars for scalars in self.agents.collect()]
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""

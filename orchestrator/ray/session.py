@@ -73,6 +73,13 @@ class RaySession:
         else:
             self._request("restart", self._no_arguments)
 
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars of each scope since the last call, by tag."""
+        if self._worker is not None:
+            return self._worker.collect()
+        scalars: list[dict[str, float]] = self._request("collect", self._no_arguments)
+        return scalars
+
     def agents(self) -> list[Any]:
         """Bring the trained agents back; what the user handed over as an instance gets the trained state."""
         plan = self._plan
@@ -85,6 +92,11 @@ class RaySession:
             self._bring_back(given, scope, part)
             for given, scope, part in zip(plan.agents, plan.scopes, exported, strict=True)
         ]
+
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """Name and content of the file of each scope's agent."""
+        files: list[tuple[str, bytes]] = self._request("store", self._no_arguments)
+        return files
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
@@ -172,8 +184,14 @@ class _RemoteAgents:
             timestep=tick.timestep,
         )
 
+    def collect(self) -> list[dict[str, float]]:
+        return self._each("collect")
+
     def restart(self) -> None:
-        """Nothing is remembered here."""
+        self._each("restart")
+
+    def _each(self, method: str) -> list[Any]:
+        return self._calls.request(method, [()] * len(self._scopes), timeout=self._timeout, phase=method)
 
     def _split(self, array: Array | None) -> list[Any]:
         """The rows of each scope, ready for the wire."""

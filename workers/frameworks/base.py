@@ -65,6 +65,10 @@ class Framework(ABC):
     def set_rng_state(self, state: Any) -> None:  # noqa: B027 - nothing to do without a generator
         """Put the framework's global random generator into `state`."""
 
+    def devices(self) -> list[str]:
+        """What the framework can compute on in this process, such as ``["cpu", "cuda:0 (its name)"]``."""
+        return ["cpu"]
+
     def num_threads(self) -> int:
         """Number of compute threads that the framework uses for one operation in this process."""
         return 1

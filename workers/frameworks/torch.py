@@ -52,6 +52,10 @@ class TorchFramework(Framework):
     def set_rng_state(self, state: torch.Tensor) -> None:
         torch.default_generator.set_state(state)
 
+    def devices(self) -> list[str]:
+        gpus = range(torch.cuda.device_count())
+        return ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in gpus)]
+
     def num_threads(self) -> int:
         return torch.get_num_threads()
 

@@ -1,0 +1,99 @@
+"""MetricsWriter: scalars of all scopes, on the driver, for TensorBoard and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import fsspec.core
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+__all__ = ["MetricsWriter"]
+
+_COLUMNS = ("timestep", "scope", "tag", "value")
+
+
+class MetricsWriter:
+    """Writes what `StepTrainer.collect_metrics` gives.
+
+    The loop that it lives in::
+
+        with MetricsWriter("runs/mine") as metrics:
+            trainer.collect_metrics()  # starts the measuring
+            for timestep in range(50_000):
+                trainer.train(timestep=timestep)
+                if timestep % 500 == 499:
+                    metrics.write(timestep, trainer.collect_metrics())
+
+    TensorBoard sees a run for each scope, ``tensorboard/scope_0`` and so on. ``metrics.csv`` has the columns timestep,
+    scope, tag and value, a row for each scalar. Both are complete after every `write`.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """Begin; nothing is created before the first `write`.
+
+        Args:
+            directory: A folder, or a URL that fsspec knows. Rows are added to a ``metrics.csv`` that is there.
+        """
+        self._directory = directory.rstrip("/")
+        self._filesystem, path = fsspec.core.url_to_fs(directory)
+        self._csv = f"{path.rstrip('/')}/metrics.csv"
+        self._events: dict[int, EventFileWriter] = {}
+
+    def write(self, timestep: int, scalars: Sequence[Mapping[str, float]]) -> None:
+        """Write the scalars of every scope.
+
+        Args:
+            timestep: The timestep at which they were collected.
+            scalars: By tag, for each scope, in scope order.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        rows = [
+            (timestep, scope, tag, repr(float(value)))
+            for scope, by_tag in enumerate(scalars)
+            for tag, value in by_tag.items()
+        ]
+        if rows:
+            self._append(rows)
+            for scope, by_tag in enumerate(scalars):
+                self._write_events(timestep, scope, by_tag)
+
+    def close(self) -> None:
+        """Close the event files."""
+        for writer in self._events.values():
+            writer.close()
+        self._events.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _append(self, rows: Sequence[Sequence[object]]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self._filesystem.exists(self._csv):
+            self._filesystem.makedirs(self._filesystem._parent(self._csv), exist_ok=True)
+            writer.writerow(_COLUMNS)
+        writer.writerows(rows)
+        with self._filesystem.open(self._csv, "ab") as file:
+            file.write(text.getvalue().encode())
+
+    def _write_events(self, timestep: int, scope: int, by_tag: Mapping[str, float]) -> None:
+        if scope not in self._events:
+            self._events[scope] = EventFileWriter(f"{self._directory}/tensorboard/scope_{scope}")
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in by_tag.items()]
+        event = Event(step=timestep, wall_time=time.time(), summary=Summary(value=values))
+        self._events[scope].add_event(event)
+        self._events[scope].flush()

@@ -1,0 +1,143 @@
+"""RunDirectory: everything about one run in one folder, on the driver or at any URL that fsspec knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec.core
+
+from orchestrator.metrics import MetricsWriter
+from workers.agent_file import FILE_NAMES, load_agent
+from workers.errors import AgentError, ConfigError
+from workers.frameworks import Framework
+
+__all__ = ["RunDirectory"]
+
+_CONFIG = "config.yaml"
+
+
+class RunDirectory:
+    """One run on disk.
+
+    It holds::
+
+        config.yaml       what `lockstep train` reproduces the run from
+        versions.json     of everything that the numbers depend on
+        metrics.csv       the scalars of all scopes, and the same for TensorBoard in tensorboard/
+        status.json       whether it runs, was interrupted, failed or finished, and of which timestep agents/ is
+        agents/0/         the learned state of scope 0's agent; see `workers.agent_file.dump_agent`
+        evaluation.json   the returns that were printed at the end
+
+    Files are replaced as a whole, so that what is there can always be read.
+
+    Attributes:
+        url: Where it is.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Point to a folder, that may or may not be there.
+
+        Args:
+            url: A path, or a URL that fsspec knows.
+
+        Raises:
+            ConfigError: There is no such kind of URL, or what it needs is not installed.
+        """
+        self.url = url.rstrip("/")
+        try:
+            self._filesystem, path = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError, OSError) as error:
+            raise ConfigError(f"the run directory {url!r} cannot be opened: {error}") from error
+        self._path = path.rstrip("/")
+
+    def check_new(self) -> None:
+        """Check that nothing is there.
+
+        Raises:
+            ConfigError: Something is.
+        """
+        files = self._filesystem
+        if files.exists(self._path) and (not files.isdir(self._path) or files.ls(self._path, detail=False)):
+            raise ConfigError(f"the run directory {self.url!r} is there already, and not empty; choose another one")
+
+    def create(self, config: str) -> None:
+        """Begin a run.
+
+        Args:
+            config: Its configuration, as YAML.
+
+        Raises:
+            ConfigError: There is something already, or it cannot be written.
+        """
+        self.check_new()
+        try:
+            self.write(_CONFIG, config)
+        except OSError as error:
+            raise ConfigError(f"the run directory {self.url!r} cannot be written: {error}") from error
+
+    def config(self) -> str:
+        """The configuration of the run.
+
+        Raises:
+            ConfigError: It is no run directory.
+        """
+        try:
+            return self._read(_CONFIG).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.url!r} is no run directory: it has no readable {_CONFIG} ({error})") from error
+
+    def status(self) -> dict[str, Any]:
+        """Its ``state``, and the ``timestep`` of the stored agents.
+
+        Raises:
+            ConfigError: It is no run directory.
+        """
+        try:
+            status: dict[str, Any] = json.loads(self._read("status.json"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.url!r} is no run directory: it has no readable status.json ({error})") from error
+        return status
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file, replacing it as a whole.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        path = f"{self._path}/{name}"
+        self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with self._filesystem.open(f"{path}.part", "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        self._filesystem.mv(f"{path}.part", path)
+
+    def metrics(self) -> MetricsWriter:
+        """A writer for the scalars of the run."""
+        return MetricsWriter(self.url)
+
+    def write_agents(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """Store what `StepTrainer.agent_files` gave.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        for scope, (name, data) in enumerate(files):
+            self.write(f"agents/{scope}/{name}", data)
+
+    def load_agent(self, agent: Any, scope: int, framework: Framework) -> None:
+        """Give an agent what the run has stored of the agent of its scope.
+
+        Raises:
+            AgentError: Nothing is stored, or it does not fit.
+        """
+        for name in FILE_NAMES:
+            if self._filesystem.exists(f"{self._path}/agents/{scope}/{name}"):
+                load_agent(agent, name, self._read(f"agents/{scope}/{name}"), framework)
+                return
+        raise AgentError(f"{self.url}/agents/{scope} has none of {', '.join(FILE_NAMES)}: no agent is stored there")
+
+    def _read(self, name: str) -> bytes:
+        with self._filesystem.open(f"{self._path}/{name}", "rb") as file:
+            data: bytes = file.read()
+        return data

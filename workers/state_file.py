@@ -1,0 +1,91 @@
+"""An agent's state as bytes that need no pickle: arrays by name in safetensors, the rest as JSON in its metadata.
+
+Any reader of safetensors (https://github.com/huggingface/safetensors) gives the arrays by their path in the state, such
+as ``models/policy.network.0.weight``. The metadata entry ``"state"`` tells how they nest, with the numbers and strings
+between them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from workers.errors import AgentError
+from workers.frameworks import Framework
+
+__all__ = ["decode_state", "encode_state"]
+
+
+def encode_state(state: Any, framework: Framework) -> bytes:
+    """Make bytes of a state.
+
+    Args:
+        state: Dictionaries, lists and tuples of arrays (the framework's or NumPy's), numbers, strings, booleans, None.
+        framework: The agent's framework.
+
+    Raises:
+        AgentError: Something else is in it; the message says where.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    tree = _encode(state, "", framework, arrays)
+    data: bytes = save(arrays, metadata={"state": json.dumps(tree)})
+    return data
+
+
+def decode_state(data: bytes, framework: Framework) -> Any:
+    """The state that `encode_state` was given, with arrays of the framework.
+
+    Raises:
+        AgentError: The bytes are damaged, or not what `encode_state` made.
+    """
+    try:
+        arrays = load(data)
+        size = int.from_bytes(data[:8], "little")
+        tree = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
+        return _decode(tree, arrays, framework)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise AgentError(f"the file is no state of an agent, or is damaged: {type(error).__name__}: {error}") from error
+
+
+def _encode(value: Any, path: str, framework: Framework, arrays: dict[str, npt.NDArray[Any]]) -> Any:
+    """A node of the tree, in JSON: a pair of what it is and what is in it."""
+    if isinstance(value, Mapping):
+        items = [[key, _encode(item, f"{path}/{key}", framework, arrays)] for key, item in value.items()]
+        if wrong := [key for key in value if not isinstance(key, (str, int))]:
+            raise AgentError(f"the agent's state has the key {wrong[0]!r} at {path or '/'}; expected strings, integers")
+        return ["dict", items]
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return [kind, [_encode(item, f"{path}/{i}", framework, arrays) for i, item in enumerate(value)]]
+    if framework.is_array(value) or isinstance(value, (np.ndarray, np.generic)):
+        kind = "array" if framework.is_array(value) else "numpy"
+        array = framework.to_numpy(value) if kind == "array" else np.asarray(value)
+        name = path.lstrip("/") or "state"
+        while name in arrays:  # a key may have a slash in it
+            name += "'"
+        arrays[name] = np.array(array, order="C")
+        return [kind, name]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return ["value", value]
+    raise AgentError(
+        f"the agent's state has a {type(value).__qualname__} at {path or '/'}; expected arrays, numbers, strings, "
+        "booleans and None, in dictionaries and lists"
+    )
+
+
+def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]], framework: Framework) -> Any:
+    kind, content = node
+    if kind == "dict":
+        return {key: _decode(item, arrays, framework) for key, item in content}
+    if kind in ("list", "tuple"):
+        items = [_decode(item, arrays, framework) for item in content]
+        return items if kind == "list" else tuple(items)
+    if kind == "array":
+        return framework.from_numpy(arrays[content])
+    return arrays[content] if kind == "numpy" else content
