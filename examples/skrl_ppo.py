@@ -1,0 +1,68 @@
+"""A PPO agent of skrl, made by a config's ``agent: examples.skrl_ppo:make_agent``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skrl.agents.torch.ppo import PPO, PPO_CFG
+from skrl.memories.torch import RandomMemory
+from skrl.models.torch import CategoricalMixin, DeterministicMixin, Model
+from torch import nn
+
+
+class Policy(CategoricalMixin, Model):
+    """Categorical actions."""
+
+    def __init__(self, observation_space: Any, action_space: Any, hidden: int) -> None:
+        Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
+        CategoricalMixin.__init__(self)
+        self.net = nn.Sequential(nn.Linear(self.num_observations, hidden), nn.Tanh(), nn.Linear(hidden, action_space.n))
+
+    def compute(self, inputs: Any, role: str) -> Any:
+        """Logits."""
+        return self.net(inputs["observations"]), {}
+
+
+class Value(DeterministicMixin, Model):
+    """Values."""
+
+    def __init__(self, observation_space: Any, action_space: Any, hidden: int) -> None:
+        Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
+        DeterministicMixin.__init__(self)
+        self.net = nn.Sequential(nn.Linear(self.num_observations, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    def compute(self, inputs: Any, role: str) -> Any:
+        """Values."""
+        return self.net(inputs["observations"]), {}
+
+
+def make_agent(
+    num_envs: int,
+    observation_space: Any,
+    action_space: Any,
+    *,
+    hidden: int = 64,
+    rollouts: int = 32,
+    learning_rate: float = 1e-3,
+) -> PPO:
+    """The agent of one scope.
+
+    Args:
+        num_envs: Number of environments.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment, a Discrete.
+        hidden: Units of the hidden layer.
+        rollouts: Timesteps between two updates.
+        learning_rate: Learning rate.
+    """
+    return PPO(
+        models={
+            "policy": Policy(observation_space, action_space, hidden),
+            "value": Value(observation_space, action_space, hidden),
+        },
+        memory=RandomMemory(memory_size=rollouts, num_envs=num_envs, device="cpu"),
+        observation_space=observation_space,
+        action_space=action_space,
+        device="cpu",
+        cfg=PPO_CFG(rollouts=rollouts, learning_epochs=4, mini_batches=4, learning_rate=learning_rate),
+    )

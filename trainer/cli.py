@@ -1,0 +1,159 @@
+"""The `lockstep` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["main"]
+
+_USAGE_ERROR, _FAILURE = 2, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: The command line without the program's name; that of the process if None.
+
+    Returns:
+        The exit code: 0; 1 after a failure; 2 where the command line or a configuration is wrong; 128 and the number of
+        a signal that ended it.
+    """
+    options = _parser().parse_args(arguments)
+    # one compute thread per worker in every mode, for the same numbers: before a framework is imported
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    logging.basicConfig(format="lockstep: %(message)s", level=logging.WARNING)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from workers.errors import AgentError, ConfigError, EnvError, LockstepError, ScopeError
+
+    try:
+        for line in options.verb(options):
+            print(line, flush=True)
+    except (ConfigError, ScopeError, EnvError, AgentError) as error:
+        return _failed(error, _USAGE_ERROR)
+    except (LockstepError, OSError) as error:
+        return _failed(error, _FAILURE)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 128 + signal.SIGINT)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _failed(error: object, code: int) -> int:
+    for line in str(error).splitlines():
+        print(f"lockstep: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+class _HelpWithDefaults(argparse.ArgumentParser):
+    """Help that ends in every key of a configuration, with its default."""
+
+    def format_help(self) -> str:
+        """The help."""
+        from trainer.run_config import describe
+        from workers.agents.ppo import PPOCfg
+
+        ppo = "\n".join(describe(PPOCfg, "  "))
+        keys = "\n".join(f"  {line}" for line in describe())
+        parts = [
+            super().format_help(),
+            "the configuration, with its defaults:",
+            keys,
+            "\nagents.*.cfg of ppo:",
+            ppo,
+            "",
+        ]
+        return "\n".join(parts)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lockstep", description="Train simultaneous reinforcement-learning agents, in one process or with Ray."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    train = verbs.add_parser("train", help="train the agents of a configuration", description=_train.__doc__)
+    train.__class__ = _HelpWithDefaults
+    train.add_argument("config", metavar="CONFIG.yaml", help="the configuration, also that of an earlier run")
+    train.set_defaults(verb=_train)
+    evaluate = verbs.add_parser("eval", help="evaluate the agents of a run", description=_evaluate.__doc__)
+    evaluate.add_argument("run_dir", metavar="RUN_DIR", help="the run directory that lockstep train has written")
+    evaluate.set_defaults(verb=_evaluate)
+    doctor = verbs.add_parser("doctor", help="check this machine, and a configuration", description=_doctor.__doc__)
+    doctor.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to be checked, too")
+    doctor.set_defaults(verb=_doctor)
+    for verb in (train, evaluate, doctor):
+        verb.add_argument(
+            "--set",
+            metavar="key=value",
+            nargs="+",
+            action="extend",
+            default=[],
+            dest="overrides",
+            help="change values of the configuration, such as trainer.timesteps=1000 agents.0.cfg.rollouts=64",
+        )
+    return parser
+
+
+def _train(options: argparse.Namespace) -> Iterator[str]:
+    """Train the agents of a configuration, store everything in a run directory, and evaluate the agents."""
+    from orchestrator.run_dir import RunDirectory
+    from trainer.run_config import load_config
+    from trainer.training import train
+
+    config = load_config(_read(options.config), options.overrides)
+    name = f"runs/{Path(options.config).stem}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    yield from train(config, RunDirectory(config.logging.directory or name))
+
+
+def _evaluate(options: argparse.Namespace) -> Iterator[str]:
+    """Evaluate the stored agents of a run, as it did itself at its end."""
+    from orchestrator.run_dir import RunDirectory
+    from trainer.run_config import load_config
+    from trainer.training import report
+
+    directory = RunDirectory(options.run_dir)
+    yield from report(load_config(directory.config(), options.overrides), directory)
+
+
+def _doctor(options: argparse.Namespace) -> Iterator[str]:
+    """Check versions, frameworks, devices, Ray, threads, shared memory and write access, and a configuration."""
+    from trainer.doctor import examine
+    from trainer.run_config import load_config
+
+    config = load_config(_read(options.config), options.overrides) if options.config else None
+    healthy = True
+    for finding in examine(config):
+        healthy &= finding.healthy
+        yield str(finding)
+    if not healthy:
+        raise SystemExit(_FAILURE)
+
+
+def _read(path: str) -> str:
+    from workers.errors import ConfigError
+
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the config {path!r} cannot be read: {error}") from error

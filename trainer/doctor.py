@@ -1,0 +1,154 @@
+"""What `lockstep doctor` looks at: the machine, and whether a configuration can run on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec.core
+
+from trainer.run import prepare
+from trainer.run_config import OrchestratorConfig, RunConfig
+from trainer.versions import versions
+from workers.errors import LockstepError
+from workers.frameworks import available_frameworks, load_framework
+
+__all__ = ["Finding", "examine"]
+
+_SHARED_MEMORY = Path("/dev/shm")
+_LEAST_SHARED_MEMORY = 2**29
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one subject.
+
+    Attributes:
+        subject: What was looked at.
+        detail: What was found.
+        remedy: What to do about it; empty where all is well.
+    """
+
+    subject: str
+    detail: str
+    remedy: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing to be done."""
+        return not self.remedy
+
+    def __str__(self) -> str:
+        text = f"{'ok  ' if self.healthy else 'FAIL'} {self.subject}: {self.detail}"
+        return text if self.healthy else f"{text}\n     remedy: {self.remedy}"
+
+
+def examine(config: RunConfig | None) -> Iterator[Finding]:
+    """Look at everything, one after the other.
+
+    Args:
+        config: A configuration to be checked, too.
+    """
+    found = versions()
+    yield Finding("versions", ", ".join(f"{name} {value or '(not installed)'}" for name, value in found.items()))
+    for name in available_frameworks():
+        if name != "numpy":
+            yield _framework(name, needed=config is None or config.framework == name)
+    yield _shared_memory()
+    yield _write_access(config.logging.directory if config else None)
+    yield _ray(config.orchestrator if config else OrchestratorConfig())
+    if config is not None:
+        yield _run(config)
+
+
+def _framework(name: str, *, needed: bool) -> Finding:
+    try:
+        framework = load_framework(name)
+    except LockstepError as error:
+        return Finding(name, str(error), remedy=f"pip install 'lockstep-rl[{name}]'" if needed else "")
+    return Finding(
+        name,
+        f"devices {', '.join(framework.devices())}; {framework.num_threads()} compute threads of {os.cpu_count()} CPUs",
+    )
+
+
+def _shared_memory() -> Finding:
+    subject = "shared memory"
+    if not _SHARED_MEMORY.exists():
+        return Finding(subject, f"this system has no {_SHARED_MEMORY}; Ray uses files instead")
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    detail = f"{free / 2**30:.1f} GiB free in {_SHARED_MEMORY}"
+    if free >= _LEAST_SHARED_MEMORY:
+        return Finding(subject, detail)
+    return Finding(subject, detail, "give Ray at least 0.5 GiB: in a container --shm-size=2g, else free some")
+
+
+def _write_access(directory: str | None) -> Finding:
+    """Try to write where the run directory is going to be, and leave nothing there."""
+    directory = directory or "runs"
+    subject = "write access"
+    try:
+        filesystem, path = fsspec.core.url_to_fs(directory)
+        folder = path.rstrip("/")
+        while not filesystem.exists(folder) and "/" in folder.lstrip("/"):
+            folder = folder.rpartition("/")[0]
+        probe = f"{folder}/.lockstep-{uuid.uuid4().hex}"
+        with filesystem.open(probe, "wb") as file:
+            file.write(b"lockstep")
+        filesystem.rm(probe)
+    except (OSError, ValueError, ImportError) as error:
+        remedy = "set logging.directory to a place that this user may write to"
+        return Finding(subject, f"{directory!r} cannot be written: {type(error).__name__}: {error}", remedy)
+    return Finding(subject, f"run directories can be made in {folder}")
+
+
+def _ray(config: OrchestratorConfig) -> Finding:
+    subject = "ray"
+    address = config.options.get("address")
+    wanted = address or os.environ.get("RAY_ADDRESS")
+
+    def look() -> str:
+        from orchestrator.ray.cluster import connect
+
+        cluster = connect(address, timeout=60)
+        try:
+            amounts = {name: amount for name, amount in cluster.resources.items() if name in ("CPU", "GPU", "memory")}
+            text = ", ".join(
+                f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}"
+                for name, amount in sorted(amounts.items())
+            )
+        finally:
+            cluster.disconnect()
+        return f"{wanted or 'started on this machine'}: {text}"
+
+    remedy = f"check the cluster at {wanted} with `ray status`" if wanted else "check that `ray start --head` works"
+    return _tried(subject, look, remedy)
+
+
+def _run(config: RunConfig) -> Finding:
+    """Build the workers where they would live, and do an iteration; nothing is stored."""
+
+    def build() -> str:
+        run = prepare(config)
+        try:
+            trainer = run.trainer(cfg={"timesteps": 1, "headless": True, "disable_progressbar": True})
+        except BaseException:
+            run.close()
+            raise
+        with trainer:
+            trainer.train()
+            files = trainer.agent_files()
+            return f"builds, steps and can be stored ({', '.join(name for name, _ in files)})\n{trainer}"
+
+    return _tried("configuration", build, "change the configuration as the message says")
+
+
+def _tried(subject: str, look: Callable[[], str], remedy: str) -> Finding:
+    try:
+        return Finding(subject, look())
+    except (LockstepError, OSError) as error:
+        return Finding(subject, f"{type(error).__name__}: {error}", remedy)

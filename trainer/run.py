@@ -1,0 +1,213 @@
+"""What a run's configuration stands for: environments, agents, and the trainer that has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from trainer.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
+from trainer.step import StepTrainer
+from workers.agents.ppo import PPOCfg
+from workers.envs import EnvFactory, make_env
+from workers.errors import ConfigError, LockstepError
+from workers.types import Scope
+
+__all__ = ["Run", "prepare"]
+
+_GIVEN = ("scope", "observation_space", "action_space", "state_space", "num_envs")
+"""What an agent's class or function is given of these, where it has an argument of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A configuration made ready: what can be wrong with it has been found, and nothing has been started.
+
+    Attributes:
+        config: The configuration, with all defaults filled in.
+        env: The environments, or their factory.
+        agents: A factory for each simultaneous agent.
+    """
+
+    config: RunConfig
+    env: Any
+    agents: Sequence[Callable[[Scope], Any]]
+
+    def trainer(self, **changes: Any) -> StepTrainer:
+        """Build the trainer.
+
+        Args:
+            changes: Arguments of `StepTrainer` that differ from the configuration's.
+        """
+        config = self.config
+        module = importlib.import_module(f"trainer.{config.framework}")
+        scopes = [agent.scope for agent in config.agents]
+        arguments = {
+            "env": self.env,
+            "agents": list(self.agents),
+            "scopes": None if None in scopes else scopes,
+            "cfg": config.trainer,
+            "orchestrator": _orchestrator(config),
+            "seed": config.seed,
+        }
+        trainer: StepTrainer = module.StepTrainer(**arguments | changes)
+        return trainer
+
+    def close(self) -> None:
+        """Close the environments that were built for a trainer which was not."""
+        if not isinstance(self.env, EnvFactory):
+            self.env.close()
+
+
+def prepare(config: RunConfig) -> Run:
+    """Make a configuration ready.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ConfigError: Something in it cannot be; the message names the key.
+    """
+    if (folder := os.getcwd()) not in sys.path:  # modules of the user's project; a console script does not have it
+        sys.path.insert(0, folder)
+    agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
+    config = dataclasses.replace(config, agents=agents)
+    _orchestrator(config)
+    env, spaces = _environment(config.env, config.framework)
+    return Run(
+        config=config, env=env, agents=[AgentFactory(agent, config.framework, spaces) for agent in config.agents]
+    )
+
+
+@dataclass(frozen=True)
+class AgentFactory:
+    """Makes the agent of one scope, where it is going to live.
+
+    Attributes:
+        config: The agent's configuration.
+        framework: The run's framework.
+        spaces: Spaces of one environment, by name of the argument.
+    """
+
+    config: AgentConfig
+    framework: str
+    spaces: Mapping[str, Any]
+
+    def __call__(self, scope: Scope) -> Any:
+        """The agent."""
+        make = _agent_maker(self.config.agent, self.framework, "agent")
+        known = {"scope": scope, "num_envs": scope.num_envs, **self.spaces}
+        cfg = {"cfg": self.config.cfg} if self.config.agent == "ppo" else self.config.cfg
+        return make(**{name: known[name] for name in _GIVEN if name in _parameters(make)} | cfg)
+
+
+def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
+    """The agent's configuration, checked and with all defaults."""
+    make = _agent_maker(agent.agent, framework, f"{key}.agent")
+    if agent.agent == "ppo":
+        cfg: PPOCfg = parse(PPOCfg, agent.cfg, f"{key}.cfg")
+        with named(f"{key}.cfg"):
+            cfg.validate()
+        return dataclasses.replace(agent, cfg=dataclasses.asdict(cfg))
+    given = [name for name in _GIVEN if name in _parameters(make)]
+    try:
+        inspect.signature(make).bind(**dict.fromkeys(given) | agent.cfg)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}.cfg: {agent.agent} cannot be called with {', '.join([*given, *agent.cfg]) or 'nothing'}: {error}; "
+            f"it is given what its arguments name out of {', '.join(_GIVEN)}, and the keys of cfg"
+        ) from error
+    return agent
+
+
+def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
+    if name == "ppo":
+        made: Callable[..., Any] = importlib.import_module(f"workers.agents.{framework}").PPO
+        return made
+    if ":" not in name:
+        raise ConfigError(f"{key} is {name!r}; expected 'ppo', or an import path such as 'package.module:name'")
+    return _imported(name, key)
+
+
+def _imported(path: str, key: str) -> Callable[..., Any]:
+    """What an import path of a config stands for.
+
+    Raises:
+        ConfigError: It cannot be imported, or called.
+    """
+    name, _, attribute = path.partition(":")
+    try:
+        value: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except Exception as error:  # a module of the user's may raise anything
+        raise ConfigError(f"{key} is {path!r}, which cannot be imported: {_told(error)}") from error
+    if not callable(value):
+        raise ConfigError(f"{key} is {path!r}, which is a {type(value).__qualname__}; expected a class or a function")
+    made: Callable[..., Any] = value
+    return made
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in another language
+        return {}
+
+
+def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]]:
+    """The environments (or their factory) and their spaces."""
+    key = "env.id" if config.factory is None else "env.factory"
+    try:
+        if config.factory is None:
+            env = make_env(str(config.id), num_envs=config.num_envs, framework=framework, **config.kwargs)
+            return env, _spaces(env)
+        build = _imported(config.factory, key)
+        factory = EnvFactory(partial(build, **config.kwargs), num_envs=config.num_envs, framework=framework)
+        # a factory has no spaces: they are those of its first environment
+        env = factory.make(1, 0, framework=framework, seed=None)
+        try:
+            return factory, _spaces(env)
+        finally:
+            env.close()
+    except ConfigError:
+        raise
+    except LockstepError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    except Exception as error:  # the user's environments may raise anything
+        raise ConfigError(
+            f"{key}: {config.id or config.factory} cannot be built with env.kwargs {config.kwargs}: {_told(error)}"
+        ) from error
+
+
+def _spaces(env: Any) -> dict[str, Any]:
+    return {
+        "observation_space": env.observation_space,
+        "action_space": env.action_space,
+        "state_space": getattr(env, "state_space", None),
+    }
+
+
+def _orchestrator(config: RunConfig) -> Any:
+    """The orchestrator; Ray is not imported where it is not used."""
+    kind, options = config.orchestrator.kind, config.orchestrator.options
+    if kind == "local":
+        if options:
+            raise ConfigError(f"orchestrator.options is {options!r}; expected none for kind 'local'")
+        return kind
+    from orchestrator.ray import RayOrchestrator
+
+    return parse(RayOrchestrator, options, "orchestrator.options")
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's code in one line: what and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} (at {frames[-1].filename}:{frames[-1].lineno})"

@@ -1,0 +1,319 @@
+"""The configuration of a run as a command: typed dataclasses, read from YAML and checked key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from orchestrator.scopes import resolve_scopes
+from trainer.config import StepTrainerCfg
+from workers.errors import ConfigError, ScopeError
+
+__all__ = [
+    "AgentConfig",
+    "EnvConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "OrchestratorConfig",
+    "RunConfig",
+    "dump_config",
+    "load_config",
+    "parse",
+]
+
+
+@dataclass(kw_only=True)
+class EnvConfig:
+    """The environments. Give either `id` or `factory`."""
+
+    id: str | None = None
+    """Registered Gymnasium environment, such as CartPole-v1; package.module:Name-v0 imports the module first."""
+
+    factory: str | None = None
+    """Import path, package.module:build, of build(num_envs, first_env, **kwargs), for environments of any kind."""
+
+    num_envs: int = 64
+    """Number of environments, of all agents together."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments for gymnasium.make or the factory."""
+
+
+@dataclass(kw_only=True)
+class AgentConfig:
+    """One simultaneous agent."""
+
+    agent: str = "ppo"
+    """ppo, or the import path, package.module:name, of a class or a function that makes an agent."""
+
+    scope: int | None = None
+    """Number of environments of this agent; null in all agents shares them out equally."""
+
+    cfg: dict[str, Any] = field(default_factory=dict)
+    """For ppo the values of PPOCfg; else handed over as keyword arguments."""
+
+
+@dataclass(kw_only=True)
+class OrchestratorConfig:
+    """Where the agents live."""
+
+    kind: Literal["local", "ray"] = "local"
+    """local: in this process; ray: each agent in an actor with its environments."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """For ray the values of RayOrchestrator, such as address, num_cpus, step_timeout."""
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """The run directory."""
+
+    directory: str | None = None
+    """Folder or fsspec URL; it must not be there yet. null: runs/<name of the config>-<date and time>."""
+
+    interval: int | None = None
+    """Timesteps between two rows of metrics; null: a hundredth of trainer.timesteps."""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """The evaluation at the end of a run, and of `lockstep eval`."""
+
+    episodes: int = 10
+    """Episodes of each agent; 0 for no evaluation."""
+
+    seed: int = 1_000_000
+    """Environment i is seeded with seed + i: far from the seeds of training."""
+
+    max_timesteps: int = 10_000
+    """Timesteps after which the evaluation ends, also if episodes have not."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    framework: Literal["torch"] = "torch"
+    """Framework of the agents."""
+
+    env: EnvConfig
+    """The environments."""
+
+    agents: list[AgentConfig] = field(default_factory=lambda: [AgentConfig()])
+    """The simultaneous agents, in the order of their scopes."""
+
+    trainer: StepTrainerCfg = field(default_factory=StepTrainerCfg)
+    """The trainer; see StepTrainerCfg."""
+
+    orchestrator: OrchestratorConfig = field(default_factory=OrchestratorConfig)
+    """Where the agents live."""
+
+    seed: int | None = 0
+    """Seed of environments and agents; null: the run cannot be repeated."""
+
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """The run directory."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The evaluation at the end."""
+
+    def validate(self) -> None:
+        """Check what the types do not say.
+
+        Raises:
+            ConfigError: A value is wrong; the message names the key.
+        """
+        env, scopes = self.env, [agent.scope for agent in self.agents]
+        _require((env.id is None) != (env.factory is None), "env.id", env.id, "either env.id or env.factory")
+        _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
+        _require(bool(self.agents), "agents", self.agents, "at least one agent")
+        sized = [scope is not None for scope in scopes]
+        _require(all(sized) or not any(sized), "agents.*.scope", scopes, "a number for every agent, or for none")
+        _require(self.seed is None or self.seed >= 0, "seed", self.seed, "an integer of at least 0, or null")
+        interval, evaluation = self.logging.interval, self.evaluation
+        _require(interval is None or interval >= 1, "logging.interval", interval, "an integer of at least 1, or null")
+        for name, least in (("episodes", 0), ("seed", 0), ("max_timesteps", 1)):
+            value = getattr(evaluation, name)
+            _require(value >= least, f"evaluation.{name}", value, f"an integer of at least {least}")
+        with named("trainer"):
+            self.trainer.validate()
+        try:
+            resolve_scopes(
+                [scope for scope in scopes if scope is not None],
+                num_envs=env.num_envs,
+                num_simultaneous_agents=len(scopes),
+            )
+        except ScopeError as error:
+            raise ConfigError(f"agents.*.scope: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types; 1e-3 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _require(valid: bool, key: str, given: Any, expected: str) -> None:
+    if not valid:
+        raise ConfigError(f"{key} is {given!r}; expected {expected}")
+
+
+class named:
+    """Within it, a `ConfigError` is told with the key of the run's config that it comes from."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{self._key}: {error}") from error
+
+
+def parse(kind: type[Any], data: Any, key: str = "") -> Any:
+    """Make a dataclass of plain data, strictly: nothing is converted but an integer to a float.
+
+    Args:
+        kind: The dataclass; dataclasses nest.
+        data: Mappings, lists and scalars, as YAML gives them.
+        key: Where in the run's config the data stand, for messages.
+
+    Raises:
+        ConfigError: Values are wrong; for each the message names the key, what was given and what is expected.
+    """
+    try:
+        # as JSON, where a list is a tuple, too
+        return _adapter(kind).validate_json(json.dumps([data], default=str))[0]
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(kind, key, detail) for detail in error.errors())) from None
+    except (TypeError, ValueError, RecursionError) as error:  # keys that JSON cannot have, or a loop of YAML's anchors
+        raise ConfigError(f"{key or 'the config'} is {type(data).__name__}; expected a mapping ({error})") from None
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Of a list of it, because the config of an adapter goes to plain dataclasses within its type only."""
+    many: Any = list[kind]  # type: ignore[valid-type]
+    return TypeAdapter(many, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
+
+
+def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
+    location = detail["loc"][1:]
+    place = ".".join(map(str, (*filter(None, [key]), *location))) or "the config"
+    if detail["type"] == "unexpected_keyword_argument":
+        allowed = [field.name for field in dataclasses.fields(_type_at(kind, location[:-1]))]
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{place} is no known key; {hint}allowed are {', '.join(allowed)}"
+    if detail["type"] in ("missing", "missing_argument"):
+        return f"{place} is missing"
+    if detail["type"] == "value_error":
+        return f"{place}: {detail['ctx']['error']}"
+    expected = detail["msg"].removeprefix("Input should be ")
+    if detail["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
+        expected = "a mapping of keys to values"
+    return f"{place} is {_shortened(detail['input'])}; expected {expected}"
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _type_at(kind: Any, location: Sequence[int | str]) -> Any:
+    """The dataclass at a place within `kind`."""
+    for name in location:
+        kind = get_args(kind)[0] if isinstance(name, int) else get_type_hints(kind)[name]
+    return kind
+
+
+def load_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a configuration.
+
+    Args:
+        text: YAML.
+        overrides: ``key=value``, such as ``trainer.timesteps=1000`` or ``agents.0.cfg.rollouts=64``; values are YAML.
+
+    Raises:
+        ConfigError: It is no YAML, or something in it is wrong; says what and where.
+    """
+    try:
+        data = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the config is no YAML: {error}") from error
+    data = {} if data is None else data
+    for override in overrides:
+        _apply(data, override)
+    config: RunConfig = parse(RunConfig, data)
+    config.validate()
+    return config
+
+
+def _apply(data: Any, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not all(parts := key.strip().split(".")):
+        raise ConfigError(f"--set {override!r}; expected key=value, such as trainer.timesteps=1000")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is no YAML: {error}") from error
+    *parents, last = parts
+    node = data
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, override)
+    if isinstance(node, dict):
+        node[last] = parsed
+    else:
+        _item(node, last, override)
+        node[int(last)] = parsed
+
+
+def _item(node: Any, part: str, override: str) -> Any:
+    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
+        allowed = f"an index below {len(node)}" if isinstance(node, list) else "nothing, as it stands in no mapping"
+        raise ConfigError(f"--set {override!r}: the key has {part!r}; allowed is {allowed}")
+    return node[int(part)]
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML, with every default, from which `load_config` makes the same again."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
+    """Lines that show every key with its default and its meaning, as YAML."""
+    properties = _adapter(kind).json_schema()["$defs"][kind.__name__]["properties"]
+    types = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        nested = types[item.name]
+        described = properties[item.name].get("description") or nested.__doc__ or ""
+        meaning = " ".join(described.split())
+        is_list = not dataclasses.is_dataclass(nested) and any(map(dataclasses.is_dataclass, get_args(nested)))
+        if is_list:
+            nested = get_args(nested)[0]
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            yield f"{indent}{item.name}:  # {meaning}"
+            lines = list(describe(nested, f"{indent}    " if is_list else f"{indent}  "))
+            yield from [f"{indent}  - {lines[0].lstrip()}", *lines[1:]] if is_list else lines
+        else:
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            yield f"{indent}{item.name}: {json.dumps(default)}  # {meaning}"

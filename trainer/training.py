@@ -1,0 +1,183 @@
+"""A run from its configuration to its run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from types import FrameType
+
+from orchestrator.metrics import MetricsWriter
+from orchestrator.run_dir import RunDirectory
+from trainer.evaluation import evaluate
+from trainer.run import prepare
+from trainer.run_config import RunConfig, dump_config
+from trainer.step import StepTrainer
+from trainer.versions import versions
+from workers.errors import ConfigError
+
+__all__ = ["train"]
+
+_logger = logging.getLogger("lockstep")
+
+
+class Stop:
+    """Whether the run has been asked to stop, by SIGINT (Ctrl-C) or SIGTERM.
+
+    Attributes:
+        signal: The signal's number, 0 if there was none.
+    """
+
+    signal = 0
+
+    def ask(self, number: int, _frame: FrameType | None) -> None:
+        """Handle the signal: the first one stops the run after the iteration that is under way."""
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        _logger.warning("stopping after this iteration; once more to stop at once")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Take SIGINT and SIGTERM as the wish to stop."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
+    """Train, store and evaluate.
+
+    Args:
+        config: The configuration.
+        directory: The run directory, which must not be there yet.
+
+    Yields:
+        Lines that tell what happens, and last the returns of the evaluation.
+
+    Raises:
+        ConfigError: Something in the configuration cannot be.
+        AgentError: An agent cannot be stored.
+        WorkerError: Environments or agents failed; what was trained until then is stored.
+        KeyboardInterrupt: The run was stopped by a signal; what was trained until then is stored.
+    """
+    directory.check_new()
+    run = prepare(config)
+    try:
+        trainer = run.trainer()
+    except BaseException:
+        run.close()
+        raise
+    with trainer, directory.metrics() as metrics, stop_on_signals() as stop:
+        log = _Log(run.config, trainer, directory, metrics)
+        yield str(trainer)
+        yield f"run directory: {directory.url}"
+        try:
+            for timestep in range(run.config.trainer.timesteps):
+                trainer.train(timestep=timestep)
+                log.after(timestep + 1)
+                if stop.signal:
+                    break
+        except BaseException:
+            log.save_what_can_be("failed")
+            raise
+        log.write()
+        log.status("interrupted" if stop.signal else "finished")
+        if stop.signal:
+            yield f"stopped at timestep {log.timestep}; the agents are stored in {directory.url}"
+            raise SystemExit(128 + stop.signal)
+    yield from report(run.config, directory)
+
+
+def report(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
+    """Evaluate the agents of a run directory, and tell their returns, a line each."""
+    status = directory.status()
+    if status["state"] != "finished":
+        _logger.warning("the run is %s; its agents are those of timestep %s", status["state"], status["timestep"])
+    if not config.evaluation.episodes:
+        return
+    results = evaluate(config, directory)
+    directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+    for index, result in enumerate(results):
+        yield f"agent {index}: {result}"
+        if len(result.returns) < config.evaluation.episodes:
+            _logger.warning(
+                "agent %d: %d of %d episodes did not end within evaluation.max_timesteps = %d",
+                index,
+                config.evaluation.episodes - len(result.returns),
+                config.evaluation.episodes,
+                config.evaluation.max_timesteps,
+            )
+
+
+class _Log:
+    """What is written while a run is under way.
+
+    Attributes:
+        timestep: Timesteps whose results have been written.
+    """
+
+    def __init__(
+        self, config: RunConfig, trainer: StepTrainer, directory: RunDirectory, metrics: MetricsWriter
+    ) -> None:
+        self.timestep = 0
+        self._trainer, self._directory, self._metrics = trainer, directory, metrics
+        self._interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
+        self._done = 0
+        self._since = perf_counter()
+        trainer.collect_metrics()  # starts the measuring
+        files = trainer.agent_files()  # an agent that cannot be stored is to be known now, not at the end
+        directory.create(dump_config(config))
+        try:
+            directory.write("versions.json", json.dumps(versions(), indent=1))
+            directory.write_agents(files)
+            self.status("running")
+        except OSError as error:
+            raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
+
+    def after(self, done: int) -> None:
+        """Write, if it is time to, after so many timesteps."""
+        self._done = done
+        if not done % self._interval:
+            try:
+                self.write()
+            except OSError:
+                # a full disk now may be free again by the end, where it does count
+                _logger.exception("the run directory cannot be written; the training goes on")
+
+    def write(self) -> None:
+        """Write the scalars and the agents."""
+        count = self._done - self.timestep
+        if not count:
+            return
+        now = perf_counter()
+        rates = [
+            {"Rate / Environment steps per second": count * (stop - start) / (now - self._since)}
+            for start, stop in self._trainer.scopes
+        ]
+        scalars = self._trainer.collect_metrics()
+        self.timestep, self._since = self._done, now
+        self._metrics.write(self._done, [one | rate for one, rate in zip(scalars, rates, strict=True)])
+        self._directory.write_agents(self._trainer.agent_files())
+        self.status("running")
+
+    def save_what_can_be(self, state: str) -> None:
+        """After a failure: the agents may be out of reach, and those that were stored before are kept."""
+        try:
+            self.write()
+        except Exception as error:
+            _logger.error("the agents stay as they were stored at timestep %d: %s", self.timestep, error)
+        self.status(state)
+
+    def status(self, state: str) -> None:
+        """Say where the run stands."""
+        self._directory.write("status.json", json.dumps({"state": state, "timestep": self.timestep}))

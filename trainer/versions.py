@@ -1,0 +1,33 @@
+"""Versions of all that the numbers of a run depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ["PACKAGES", "versions"]
+
+PACKAGES = (
+    "lockstep-rl",
+    "torch",
+    "jax",
+    "warp-lang",
+    "numpy",
+    "gymnasium",
+    "pettingzoo",
+    "mujoco",
+    "envpool",
+    "ray",
+    "skrl",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python, the machine's kind, and the version of each package, None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
