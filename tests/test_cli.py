@@ -1,0 +1,314 @@
+"""The lockstep command: each verb, locally and in Ray, interrupted, and on what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.support.processes import descendants
+from trainer.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIG: dict[str, Any] = {
+    "env": {"id": "CartPole-v1", "num_envs": 6},
+    "agents": [
+        {"agent": "ppo", "scope": 2, "cfg": {"rollouts": 16, "learning_rate": 1e-3}},
+        {"agent": "examples.skrl_ppo:make_agent", "scope": 4, "cfg": {"rollouts": 16}},
+    ],
+    "trainer": {"timesteps": 120, "headless": True, "disable_progressbar": True},
+    "evaluation": {"episodes": 5},
+}
+RAY = ("orchestrator.kind=ray",)
+WALL_CLOCK = re.compile(r".*(time \(ms\)|per second)$")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
+    """Exit code, lines of the output, and messages."""
+    code = main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return code, shown.out.splitlines(), shown.err
+
+
+def returns(lines: list[str]) -> list[str]:
+    return [line for line in lines if re.match(r"agent \d+: mean return", line)]
+
+
+def scalars(run_dir: Path) -> dict[tuple[str, str, str], str]:
+    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return {(row["timestep"], row["scope"], row["tag"]): row["value"] for row in csv.DictReader(file)}
+
+
+def reproducible(run_dir: Path) -> dict[tuple[str, str, str], str]:
+    return {key: value for key, value in scalars(run_dir).items() if not WALL_CLOCK.match(key[2])}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_same_run_locally_in_ray_and_from_its_own_configuration(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
+):
+    local, ray, again = tmp_path / "local", tmp_path / "ray", tmp_path / "again"
+    before = files(ROOT / "runs")
+    printed = {}
+    for folder, source, overrides in ((local, config, ()), (ray, config, RAY), (again, local / "config.yaml", ())):
+        code, lines, _ = run(capsys, "train", source, "--set", f"logging.directory={folder}", *overrides)
+        assert code == 0
+        printed[folder] = returns(lines)
+        assert f"run directory: {folder}" in lines
+    assert len(printed[local]) == 2
+    assert printed[local] == printed[ray] == printed[again]
+    for folder in (ray, again):
+        assert reproducible(folder) == reproducible(local)
+        for scope in (0, 1):
+            stored = f"agents/{scope}/state.safetensors"
+            assert (folder / stored).read_bytes() == (local / stored).read_bytes()
+    assert [name for name in files(local) if "tfevents" not in name] == [
+        "agents/0/state.safetensors",
+        "agents/1/state.safetensors",
+        "config.yaml",
+        "evaluation.json",
+        "metrics.csv",
+        "status.json",
+        "versions.json",
+    ]
+    assert json.loads((local / "status.json").read_text()) == {"state": "finished", "timestep": 120}
+    assert json.loads((local / "versions.json").read_text())["python"] == sys.version.split()[0]
+    assert files(ROOT / "runs") == before  # skrl's agents write nothing
+    # eval, to the last digit
+    for folder in (local, ray):
+        assert run(capsys, "eval", folder)[:2] == (0, printed[local])
+    stored_returns = json.loads((local / "evaluation.json").read_text())
+    assert [len(agent["returns"]) for agent in stored_returns] == [5, 5]
+    assert repr(sum(stored_returns[0]["returns"]) / 5) in printed[local][0]
+
+
+def test_tensorboard_reads_what_the_csv_says(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    assert run(capsys, "train", config, "--set", f"logging.directory={folder}", "logging.interval=40")[0] == 0
+    rows = scalars(folder)
+    tags = {tag for _, _, tag in rows}
+    ours = {"Loss / Policy loss", "Learning / Learning rate", "Episode / Return (mean)", "Stats / Inference time (ms)"}
+    assert ours | {"Reward / Total reward (mean)", "Rate / Environment steps per second"} <= tags
+    for scope in ("0", "1"):
+        events = EventAccumulator(str(folder / "tensorboard" / f"scope_{scope}")).Reload()
+        seen = {
+            (str(event.step), scope, tag): event.value
+            for tag in events.Tags()["scalars"]
+            for event in events.Scalars(tag)
+        }
+        expected = {
+            key: pytest.approx(float(value), rel=1e-6, nan_ok=True) for key, value in rows.items() if key[1] == scope
+        }
+        assert seen == expected
+        assert {step for step, _, _ in seen} == {"40", "80", "120"}
+    # what skrl's agent tracked itself, in our log
+    assert ("40", "1", "Reward / Total reward (mean)") in rows
+
+
+def test_a_run_directory_is_not_written_over(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "mine").write_text("precious")
+    code, _, message = run(capsys, "train", config, "--set", f"logging.directory={folder}")
+    assert code == 2
+    assert f"the run directory {str(folder)!r} is there already, and not empty; choose another one" in message
+    assert files(folder) == ["mine"]
+
+
+def test_an_agent_that_cannot_be_stored_is_refused_at_the_start(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    agent = "agents.1={agent: 'tests.support.agents:NullAgent', scope: 4}"
+    code, _, message = run(capsys, "train", config, "--set", f"logging.directory={folder}", agent)
+    assert code == 2
+    assert "NullAgent cannot be stored: it has neither state_dict() and load_state_dict(state), nor" in message
+    assert not folder.exists()
+
+
+def test_eval_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, message = run(capsys, "eval", tmp_path)
+    assert code == 2
+    assert f"lockstep: {str(tmp_path)!r} is no run directory: it has no readable config.yaml" in message
+    code, _, message = run(capsys, "train", tmp_path / "missing.yaml")
+    assert (code, "missing.yaml' cannot be read" in message) == (2, True)
+
+
+class Failing:
+    """Fails at timestep 7; what it has learnt until then is worth having."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        import torch
+
+        if timestep == 7:
+            raise ValueError("seven")
+        self.count += 1
+        return torch.zeros(len(observations), 1), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("init", "enable_training_mode", "pre_interaction", "record_transition", "post_interaction"):
+            return lambda *args, **kwargs: None
+        if name == "track_data":
+            return lambda tag, value: None
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("overrides", [(), RAY], ids=["local", "ray"])
+def test_a_failing_run_says_where_and_stores_what_it_can(
+    overrides: tuple[str, ...], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
+):
+    folder = tmp_path / "run"
+    agents = f"agents=[{{agent: '{__name__}:Failing'}}]"
+    code, _, message = run(capsys, "train", config, "--set", f"logging.directory={folder}", agents, *overrides)
+    assert code == 1
+    assert "phase act, timestep 7" in message
+    assert "ValueError: seven" in message
+    assert json.loads((folder / "status.json").read_text()) == {"state": "failed", "timestep": 7}
+    code, lines, message = run(capsys, "eval", folder, "--set", "evaluation.max_timesteps=5")
+    assert (code, lines) == (0, ["agent 0: no episode ended"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "number"),
+    [((), signal.SIGINT), (RAY, signal.SIGINT), ((), signal.SIGTERM)],
+    ids=["local-ctrl-c", "ray-ctrl-c", "local-terminated"],
+)
+def test_a_signal_in_the_middle(overrides: tuple[str, ...], number: signal.Signals, config: Path, tmp_path: Path):
+    before = {process.pid for process in descendants()}
+    folder = tmp_path / "run"
+    arguments = ["train", config, "--set", f"logging.directory={folder}", "trainer.timesteps=10000000"]
+    process = started(*arguments, "logging.interval=20", *overrides)
+    wait_for(process, lambda: (folder / "metrics.csv").exists())
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "stopping after this iteration" in err
+    assert "Traceback" not in err
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert f"stopped at timestep {status['timestep']}; the agents are stored in {folder}" in out
+    assert {int(timestep) for timestep, _, _ in scalars(folder)} >= {20, status["timestep"]}
+    done = started("eval", folder, "--set", "evaluation.episodes=2")
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, len(returns(out.splitlines()))) == (0, 2)
+    assert f"the run is interrupted; its agents are those of timestep {status['timestep']}" in err
+    left = [one for one in descendants() if one.pid not in before]
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert not alive
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], ready: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.05)
+
+
+@pytest.fixture
+def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with enough shared memory, wherever the tests run."""
+    monkeypatch.setattr("trainer.doctor._LEAST_SHARED_MEMORY", 0)
+
+
+@pytest.mark.parametrize("overrides", [(), RAY], ids=["local", "ray"])
+def test_doctor_on_a_healthy_machine(
+    overrides: tuple[str, ...],
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+    ray_cluster: None,
+    plain_machine: None,
+):
+    code, lines, _ = run(capsys, "doctor", config, "--set", *overrides, "seed=0")
+    found = {match[1]: line for line in lines if (match := re.match(r"ok   ([a-z ]+): ", line))}
+    assert {"versions", "torch", "shared memory", "write access", "ray", "configuration"} == set(found)
+    assert "4 CPU" in found["ray"]
+    assert "devices cpu; 1 compute threads" in found["torch"]
+    assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "finding"),
+    [
+        (["logging.directory=/proc/nothing/run"], "FAIL write access: '/proc/nothing/run' cannot be written: "),
+        (
+            [*RAY, "orchestrator.options={num_cpus: 7, start_timeout: 1}"],
+            "FAIL configuration: ClusterError: 2 workers with 7",
+        ),
+        (["env.id=Nothing-v0"], "FAIL configuration: ConfigError: env.id: gymnasium cannot make 'Nothing-v0'"),
+        (["agents.0.agent=tests.support.agents:NullAgent", "agents.0.cfg={}"], "NullAgent cannot be stored"),
+        (["agents.0.agent=tests.support.agents:Nothing"], "FAIL configuration: ConfigError: agents.0.agent is"),
+    ],
+)
+def test_doctor_names_what_is_wrong_and_the_remedy(
+    overrides: list[str],
+    finding: str,
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+    ray_cluster: None,
+    plain_machine: None,
+):
+    code, lines, _ = run(capsys, "doctor", config, "--set", *overrides)
+    failed = [index for index, line in enumerate(lines) if line.startswith("FAIL")]
+    assert code == 1
+    assert len(failed) == 1
+    assert finding in lines[failed[0]]
+    assert lines[failed[0] + 1].startswith("     remedy: ")
+
+
+def test_doctor_without_a_reachable_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    code, lines, _ = run(capsys, "doctor")
+    failed = [line for line in lines if line.startswith("FAIL")]
+    assert code == 1
+    assert "ray: ClusterError: Ray cannot be reached at '127.0.0.1:1'" in failed[0]

@@ -1,0 +1,108 @@
+"""Scalars of two agents, our PPO and one of skrl, in every mode; nothing is left on a worker's disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.envs import NoisyEnv, noisy_factory
+from tests.support.parity import CFG, assert_same
+from tests.support.skrl_agents import skrl_ppo
+from trainer.torch import StepTrainer
+from workers.agents.torch import PPO
+from workers.envs import make_env, wrap_env
+from workers.types import Scope
+
+STEPS = 90
+ENV = make_env("CartPole-v1", num_envs=5, framework="torch")
+
+
+def our_agent(scope: Scope) -> PPO:
+    spaces = {"observation_space": ENV.observation_space, "action_space": ENV.action_space}
+    return PPO(**spaces, num_envs=scope.num_envs, cfg={"rollouts": 16})
+
+
+def skrl_agent(folder: Path, scope: Scope) -> Any:
+    """An agent of skrl that wants to write event files and checkpoints, and remembers what was in its folder."""
+    agent = skrl_ppo(scope.num_envs)
+    agent.write_interval = agent.checkpoint_interval = 10
+    agent.experiment_dir = str(folder / "experiment")
+    agent.was_there = (os.getcwd(), sorted(os.listdir()))
+    return agent
+
+
+def collected(folder: Path, env: Any, orchestrator: Any) -> list[list[dict[str, float]]]:
+    agents = [our_agent, partial(skrl_agent, folder)]
+    with StepTrainer(
+        env=env, agents=agents, scopes=[2, 3], cfg={**CFG, "timesteps": STEPS}, orchestrator=orchestrator, seed=3
+    ) as trainer:
+        rows = [trainer.collect_metrics()]
+        for timestep in range(STEPS):
+            trainer.train(timestep=timestep)
+            if timestep % 20 == 19:
+                rows.append(trainer.collect_metrics())
+        cwd, before = trainer.agents[1].was_there
+        assert sorted(os.listdir(cwd)) == before
+        assert not (folder / "experiment").exists()
+    return rows
+
+
+def without_times(rows: list[list[dict[str, float]]]) -> list[list[dict[str, float]]]:
+    return [
+        [{tag: value for tag, value in scope.items() if not re.search(r"time \(ms\)$", tag)} for scope in scopes]
+        for scopes in rows
+    ]
+
+
+def test_scalars_are_equal_in_every_mode(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    local = collected(tmp_path, ENV, "local")
+    sharded = collected(tmp_path, make_env("CartPole-v1", num_envs=5, framework="torch"), "ray")
+    without_recipe = make_env("CartPole-v1", num_envs=5, framework="torch")
+    without_recipe.recipe = None
+    shared = collected(tmp_path, without_recipe, "ray")
+    for other in (sharded, shared):
+        assert_same(without_times(other), without_times(local))
+        assert [[sorted(scope) for scope in scopes] for scopes in other] == [
+            [sorted(scope) for scope in scopes] for scopes in local
+        ]
+    ours, theirs = local[-1]
+    assert {"Loss / Policy loss", "Policy / KL divergence", "Episode / Return (mean)"} <= set(ours)
+    assert {"Loss / Policy loss", "Reward / Total reward (mean)", "Episode / Return (mean)"} <= set(theirs)
+    # skrl's own means over the last 100 episodes, whose returns we measure ourselves
+    first = next(scopes[1] for scopes in local if "Episode / Return (max)" in scopes[1])
+    assert first["Reward / Total reward (max)"] == first["Episode / Return (max)"]
+
+
+@pytest.mark.parametrize("orchestrator", ["local", "ray"])
+def test_collecting_changes_no_number(orchestrator: Any, ray_cluster: None):
+    outputs = []
+    for collect in (False, True):
+        with StepTrainer(
+            env=noisy_factory(4, discrete=True), agents=[noisy_agent] * 2, cfg=CFG, orchestrator=orchestrator, seed=1
+        ) as trainer:
+            for _ in range(40):
+                observations = trainer.train()[0]
+                if collect:
+                    trainer.collect_metrics()
+                    trainer.agent_files()
+            outputs.append((observations.numpy(), [agent.state_dict()["models"] for agent in trainer.agents]))
+    (first, weights), (second, others) = outputs
+    assert first.tobytes() == second.tobytes()
+    for one, other in zip(weights, others, strict=True):
+        assert all(one[name].equal(other[name]) for name in one)
+
+
+def noisy_agent(scope: Scope) -> PPO:
+    env = wrap_env(NoisyEnv(discrete=True), framework="torch")
+    return PPO(
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        num_envs=scope.num_envs,
+        cfg={"rollouts": 8},
+    )
