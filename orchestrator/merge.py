@@ -33,4 +33,4 @@ def share_outcome(outcome: Outcome, scopes: Sequence[Scope], framework: Framewor
     """The outcome of environments that several scopes share, as if each scope had had its own."""
     if len(scopes) == 1 or not outcome.infos:
         return outcome
-    return outcome._replace(infos=infos_by_scope(outcome.infos, len(scopes), scopes[-1].stop, framework))
+    return outcome._replace(infos=infos_by_scope(outcome.infos, [scope.num_envs for scope in scopes], framework))

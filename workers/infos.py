@@ -27,7 +27,10 @@ def _is_by_row(value: Any, rows: int, framework: Framework) -> bool:
 
 
 def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], Any]) -> Infos:
-    """New dictionaries, with `take` done on every array by row; keys of which no row is left valid are dropped."""
+    """New dictionaries, with `take` done on every array by row, and the other arrays copied.
+
+    Keys of which no row is left valid are dropped.
+    """
     taken: Infos = {}
     for key, value in infos.items():
         if isinstance(value, dict):
@@ -35,22 +38,29 @@ def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], An
         elif _is_by_row(value, rows, framework):
             taken[key] = take(value)
         else:
-            taken[key] = value
-    for mask in [key for key in taken if key.startswith("_") and key[1:] in taken]:
-        if isinstance(taken.get(mask), np.ndarray) and not taken[mask].any():
-            del taken[mask]
-            taken.pop(mask[1:], None)
-    return taken
+            taken[key] = _copy(value, framework)
+    return _without_empty(taken)
+
+
+def _without_empty(infos: Infos) -> Infos:
+    """The same dictionary, without the keys whose masks are all False."""
+    for mask in [key for key in infos if key.startswith("_") and key[1:] in infos]:
+        if isinstance(infos.get(mask), np.ndarray) and not infos[mask].any():
+            del infos[mask]
+            infos.pop(mask[1:], None)
+    return infos
+
+
+def _copy(value: Any, framework: Framework) -> Any:
+    """A copy of an array: what an agent does to its own is its own. Anything else as it is."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return framework.copy(value) if framework.is_array(value) else value
 
 
 def take_rows(infos: Infos, start: int, stop: int, rows: int, framework: Framework) -> Infos:
     """The infos of the environments ``[start, stop)`` out of `rows`, as new dictionaries and arrays."""
-
-    def take(array: Any) -> Any:
-        part = array[start:stop]
-        return part.copy() if isinstance(part, np.ndarray) else framework.copy(part)
-
-    return _map(infos, rows, framework, take)
+    return _map(infos, rows, framework, lambda array: _copy(array[start:stop], framework))
 
 
 def mask_rows(infos: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
@@ -91,8 +101,8 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
 
     Arrays by row are concatenated, masks too; where a scope lacks the key its rows are empty, and False in the mask.
     Dictionaries merge likewise. Floats of no dimension become their mean, weighted by environments. Integers,
-    booleans, strings and anything else become a list by scope, None where a scope lacks the key. The infos of a single
-    scope are returned as they are.
+    booleans, strings and anything else become a list by scope, None where a scope lacks the key. Keys of which no row
+    is valid are dropped: not every scope need have them. The infos of a single scope are returned as they are.
 
     Args:
         parts: Infos of each scope.
@@ -117,20 +127,39 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
             merged[key] = floats[0] if len(set(floats)) == 1 else float(np.average(floats, weights=weights))
         else:
             merged[key] = values
-    return merged
+    return _without_empty(merged)
 
 
-def infos_by_scope(infos: Infos, num_scopes: int, rows: int, framework: Framework) -> Infos:
-    """What `merge_infos` would give if `num_scopes` scopes each had these infos' entries that belong to all rows."""
+def infos_by_scope(
+    infos: Infos, sizes: Sequence[int], framework: Framework, having: Sequence[bool] | None = None
+) -> Infos:
+    """What `merge_infos` would give if each scope had these infos' entries that belong to all rows.
+
+    Args:
+        infos: Infos of the full batch.
+        sizes: Number of environments of each scope.
+        framework: Whose arrays occur besides NumPy's.
+        having: Which scopes have them; all of them if None. Those of a dictionary are the scopes of its mask's rows.
+    """
     by_scope: Infos = {}
+    rows, having = sum(sizes), having or [True] * len(sizes)
     for key, value in infos.items():
         if isinstance(value, dict):
-            by_scope[key] = infos_by_scope(value, num_scopes, rows, framework)
+            by_scope[key] = infos_by_scope(value, sizes, framework, _having(infos.get(f"_{key}"), sizes) or having)
         elif _is_by_row(value, rows, framework):
             by_scope[key] = value
+        elif _is_float(value, framework):
+            by_scope[key] = float(value)
         else:
-            by_scope[key] = float(value) if _is_float(value, framework) else [value] * num_scopes
-    return by_scope
+            by_scope[key] = [value if has else None for has in having]
+    return _without_empty(by_scope)
+
+
+def _having(mask: Any, sizes: Sequence[int]) -> list[bool] | None:
+    """Which scopes have a row of the mask; None if it is no mask."""
+    if not _is_by_row(mask, sum(sizes), NUMPY):
+        return None
+    return [bool(part.any()) for part in np.split(mask, np.cumsum(sizes)[:-1])]
 
 
 def _concatenate(values: Sequence[Any], like: Any, sizes: Sequence[int], framework: Framework) -> Any:
