@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -41,7 +42,7 @@ class MetricsWriter:
         Args:
             directory: A folder, or a URL that fsspec knows. Rows are added to a ``metrics.csv`` that is there.
         """
-        self._directory = directory.rstrip("/")
+        self._directory = os.path.expanduser(directory.rstrip("/"))  # as fsspec does for the CSV
         self._filesystem, path = fsspec.core.url_to_fs(directory)
         self._csv = f"{path.rstrip('/')}/metrics.csv"
         self._events: dict[int, EventFileWriter] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -95,8 +96,8 @@ class RunDirectory:
             ConfigError: It is no run directory.
         """
         try:
-            status: dict[str, Any] = json.loads(self._read("status.json"))
-        except (OSError, ValueError) as error:
+            status: dict[str, Any] = dict(json.loads(self._read("status.json")))
+        except (OSError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.url!r} is no run directory: it has no readable status.json ({error})") from error
         return status
 
@@ -124,6 +125,9 @@ class RunDirectory:
         """
         for scope, (name, data) in enumerate(files):
             self.write(f"agents/{scope}/{name}", data)
+            for other in FILE_NAMES:  # an older file of another kind would be loaded instead
+                if other != name and self._filesystem.exists(f"{self._path}/agents/{scope}/{other}"):
+                    self._filesystem.rm(f"{self._path}/agents/{scope}/{other}")
 
     def load_agent(self, agent: Any, scope: int, framework: Framework) -> None:
         """Give an agent what the run has stored of the agent of its scope.
@@ -131,10 +135,21 @@ class RunDirectory:
         Raises:
             AgentError: Nothing is stored, or it does not fit.
         """
+        name = self._agent_file(scope)
+        load_agent(agent, name.rpartition("/")[2], self._read(name), framework)
+
+    def digest(self, scope: int) -> str:
+        """SHA-256 of the file of a scope's agent.
+
+        Raises:
+            AgentError: Nothing is stored.
+        """
+        return hashlib.sha256(self._read(self._agent_file(scope))).hexdigest()
+
+    def _agent_file(self, scope: int) -> str:
         for name in FILE_NAMES:
             if self._filesystem.exists(f"{self._path}/agents/{scope}/{name}"):
-                load_agent(agent, name, self._read(f"agents/{scope}/{name}"), framework)
-                return
+                return f"agents/{scope}/{name}"
         raise AgentError(f"{self.url}/agents/{scope} has none of {', '.join(FILE_NAMES)}: no agent is stored there")
 
     def _read(self, name: str) -> bytes:

@@ -21,10 +21,6 @@ from workers.envs.envpool import build
 from workers.envs.spaces import action_width
 from workers.errors import EnvError
 
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:.*Box (low|high)'s precision lowered by casting to float32:UserWarning"  # of envpool's spaces
-)
-
 ROWS = 4
 
 

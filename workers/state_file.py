@@ -21,6 +21,10 @@ from workers.frameworks import Framework
 
 __all__ = ["decode_state", "encode_state"]
 
+_DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
+_DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+"""What `safetensors.numpy` both writes and reads."""
+
 
 def encode_state(state: Any, framework: Framework) -> bytes:
     """Make bytes of a state.
@@ -33,8 +37,13 @@ def encode_state(state: Any, framework: Framework) -> bytes:
         AgentError: Something else is in it; the message says where.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
-    tree = _encode(state, "", framework, arrays)
-    data: bytes = save(arrays, metadata={"state": json.dumps(tree)})
+    try:
+        tree = _encode(state, "", framework, arrays)
+        data: bytes = save(arrays, metadata={"state": json.dumps(tree)})
+    except (RecursionError, ValueError) as error:  # a state within itself, an integer or a key that no text can hold
+        if isinstance(error, AgentError):
+            raise
+        raise AgentError(f"the agent's state cannot be written: {type(error).__name__}: {error}") from error
     return data
 
 
@@ -49,7 +58,7 @@ def decode_state(data: bytes, framework: Framework) -> Any:
         size = int.from_bytes(data[:8], "little")
         tree = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         return _decode(tree, arrays, framework)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AgentError(f"the file is no state of an agent, or is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -64,19 +73,32 @@ def _encode(value: Any, path: str, framework: Framework, arrays: dict[str, npt.N
         kind = "list" if isinstance(value, list) else "tuple"
         return [kind, [_encode(item, f"{path}/{i}", framework, arrays) for i, item in enumerate(value)]]
     if framework.is_array(value) or isinstance(value, (np.ndarray, np.generic)):
-        kind = "array" if framework.is_array(value) else "numpy"
-        array = framework.to_numpy(value) if kind == "array" else np.asarray(value)
         name = path.lstrip("/") or "state"
-        while name in arrays:  # a key may have a slash in it
+        while name in arrays or name == "__metadata__":  # a key may have a slash in it; this one is safetensors' own
             name += "'"
-        arrays[name] = np.array(array, order="C")
-        return [kind, name]
+        arrays[name] = _to_numpy(value, path, framework)
+        if framework.is_array(value):
+            return ["array", name]
+        return ["scalar" if isinstance(value, np.generic) else "numpy", name]
     if value is None or isinstance(value, (bool, int, float, str)):
         return ["value", value]
     raise AgentError(
         f"the agent's state has a {type(value).__qualname__} at {path or '/'}; expected arrays, numbers, strings, "
         "booleans and None, in dictionaries and lists"
     )
+
+
+def _to_numpy(value: Any, path: str, framework: Framework) -> npt.NDArray[Any]:
+    try:
+        array = np.array(framework.to_numpy(value) if framework.is_array(value) else value, order="C")
+    except (RuntimeError, TypeError) as error:  # a dtype or a layout that NumPy does not have
+        raise AgentError(f"the agent's state has an array at {path or '/'} that NumPy cannot hold: {error}") from error
+    if array.dtype.name not in _DTYPES:
+        raise AgentError(
+            f"the agent's state has an array of dtype {array.dtype} at {path or '/'}; expected one of "
+            f"{', '.join(sorted(_DTYPES))}"
+        )
+    return array
 
 
 def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]], framework: Framework) -> Any:
@@ -88,4 +110,8 @@ def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]], framework: Framew
         return items if kind == "list" else tuple(items)
     if kind == "array":
         return framework.from_numpy(arrays[content])
-    return arrays[content] if kind == "numpy" else content
+    if kind in ("numpy", "scalar"):
+        return arrays[content] if kind == "numpy" else arrays[content][()]
+    if kind != "value":
+        raise ValueError(f"there is no {kind!r} in a state")
+    return content

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,17 @@ def build(
         EnvError: envpool is not installed, cannot make the environment, or would step it as anything but one batch of
             single-agent environments.
     """
+
+    def make(first_seed: int) -> Any:
+        with warnings.catch_warnings():
+            # of Gymnasium, about the bounds that envpool gives its spaces: nothing that the user could change
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+            return _make(id, [first_seed + row for row in range(num_envs)], kwargs)
+
+    return _EnvPool(make, f"envpool {id}", None if seed is None else seed + first_env)
+
+
+def _make(id: str, seeds: Sequence[int], kwargs: dict[str, Any]) -> Any:
     try:
         import envpool
     except ModuleNotFoundError as error:
@@ -44,16 +56,13 @@ def build(
             f"environments of envpool need the package {error.name!r}, which is not installed; "
             "pip install 'lockstep-rl[envpool]'"
         ) from error
-
-    def make(first_seed: int) -> Any:
+    try:
         # a list rather than its first seed: envpool checks that each of them fits
-        seeds = [first_seed + row for row in range(num_envs)]
-        try:
-            return envpool.make(id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **kwargs)
-        except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise EnvError(f"envpool cannot make {id!r}: {error}") from error
-
-    return _EnvPool(make, f"envpool {id}", None if seed is None else seed + first_env)
+        pool = envpool.make(id, env_type="gymnasium", num_envs=len(seeds), seed=list(seeds), **kwargs)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise EnvError(f"envpool cannot make {id!r}: {error}") from error
+    _ = pool.observation_space, pool.action_space  # made now, and kept by the pool
+    return pool
 
 
 class _EnvPool(VectorEnv[Any, Any, Any]):
