@@ -1,5 +1,6 @@
 # Everything from a machine that has Python 3.11 and make. `make help` lists the targets.
 PYTHON ?= python3.11
+CONFIG ?= examples/cartpole.yaml
 ORCHESTRATOR ?= local
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,12 +14,13 @@ export RAY_USAGE_STATS_ENABLED := 0
 .PHONY: help setup train test check format bench
 
 help:
-	@echo "make train [ORCHESTRATOR=ray]  two simultaneous PPO agents on 64 CartPole-v1 environments, then their evaluation"
-	@echo "make test                      all tests"
-	@echo "make check                     lint, format, types, import directions"
-	@echo "make bench                     time per step against skrl, in one run"
-	@echo "make format                    format the code"
-	@echo "make setup                     the environment in .venv, with every extra (the others do it by themselves)"
+	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  two simultaneous PPO agents on 64 CartPole-v1 environments, and their"
+	@echo "                                          evaluation; or any other configuration, such as examples/pendulum.yaml"
+	@echo "make test     all tests"
+	@echo "make check    lint, format, types, import directions"
+	@echo "make bench    time per step against skrl, in one run"
+	@echo "make format   format the code"
+	@echo "make setup    the environment in .venv, with every extra (the others do it by themselves)"
 
 setup: $(STAMP)
 
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 train: $(STAMP)
-	$(BIN)/python examples/train_cartpole.py --orchestrator $(ORCHESTRATOR)
+	$(BIN)/lockstep train $(CONFIG) --set orchestrator.kind=$(ORCHESTRATOR)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and the main job prints the same lines in both modes."""
+"""The examples run, and the main job prints the same lines in both modes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from trainer.cli import main
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -35,10 +39,29 @@ def test_library_call_is_short_and_runs(name):
     assert lines[-1].startswith("environments 32:64: ")
 
 
-def test_main_job_prints_the_same_lines_in_both_modes():
-    arguments = ["--timesteps", "400", "--seed", "5"]
-    local = lines_of("train_cartpole.py", *arguments)[-2:]
-    for index, line in enumerate(local):
-        assert re.fullmatch(rf"agent {index} return \d+\.\d\d weights [0-9a-f]{{64}}", line)
-    assert local[0].split()[-1] != local[1].split()[-1]
-    assert lines_of("train_cartpole.py", *arguments, "--orchestrator", "ray")[-2:] == local
+@pytest.mark.parametrize("name", ["cartpole", "custom", "envpool", "halfcheetah", "pendulum", "skrl"])
+def test_configurations_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.chdir(ROOT)
+    short = [f"logging.directory={tmp_path / 'run'}", "trainer.timesteps=70", "evaluation.max_timesteps=70"]
+    assert main(["train", str(EXAMPLES / f"{name}.yaml"), "--set", *short, "evaluation.episodes=1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("agent ")]
+    config = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert len(lines) == len(config["agents"])
+
+
+def test_main_job_prints_the_same_lines_in_both_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, ray_cluster: None
+):
+    monkeypatch.chdir(ROOT)
+    lines = {}
+    for kind in ("local", "ray"):
+        changes = ["trainer.timesteps=400", "seed=5", f"orchestrator.kind={kind}"]
+        config = str(EXAMPLES / "cartpole.yaml")
+        assert main(["train", config, "--set", f"logging.directory={tmp_path / kind}", *changes]) == 0
+        lines[kind] = capsys.readouterr().out.splitlines()[-2:]
+    assert lines["local"] == lines["ray"]
+    number = r"\d+\.\d+"
+    statistics = rf"return {number} \(std {number}, length {number}, 100 episodes\)"
+    for index, line in enumerate(lines["local"]):
+        assert re.fullmatch(rf"agent {index} {statistics} weights [0-9a-f]{{64}}", line)
+    assert lines["local"][0].split()[-1] != lines["local"][1].split()[-1]

@@ -80,7 +80,7 @@ def error_of(data: Any, *overrides: str) -> str:
         ("agents.1.agent=nowhere:Agent", "agents.1.agent is 'nowhere:Agent', which cannot be imported: ModuleNotFound"),
         ("agents.1.agent=os:nothing", "agents.1.agent is 'os:nothing', which cannot be imported: AttributeError"),
         ("agents.1.agent=os:path", "agents.1.agent is 'os:path', which is a module; expected a class or a function"),
-        ("agents.1.cfg={speed: 1}", "agents.1.cfg: examples.custom_agent:Greedy cannot be called with scope, action_space"),
+        ("agents.1.cfg={speed: 1}", "agents.1.cfg: examples.custom_agent:Greedy cannot be called with scope"),
         ("env.id=Nothing-v0", "env.id: gymnasium cannot make 'Nothing-v0'"),
         ("env.id=nowhere:Nothing-v0", "env.id: nowhere:Nothing-v0 cannot be built with env.kwargs {}: ModuleNotFoundE"),
         ("env.kwargs={gravity: 1}", "env.id: CartPole-v1 cannot be built with env.kwargs {'gravity': 1}: TypeError"),

@@ -35,10 +35,10 @@ class Evaluation:
     def __str__(self) -> str:
         if not self.returns:
             return "no episode ended"
-        return (
-            f"mean return {float(np.mean(self.returns))!r} (standard deviation {float(np.std(self.returns))!r}), "
-            f"mean length {float(np.mean(self.lengths))!r}, {len(self.returns)} episodes"
+        mean, deviation, length = (
+            float(value) for value in (np.mean(self.returns), np.std(self.returns), np.mean(self.lengths))
         )
+        return f"return {mean!r} (std {deviation!r}, length {length!r}, {len(self.returns)} episodes)"
 
 
 def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:

@@ -108,7 +108,7 @@ def report(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
     results = evaluate(config, directory)
     directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     for index, result in enumerate(results):
-        yield f"agent {index}: {result}"
+        yield f"agent {index} {result} weights {directory.digest(index)}"
         if len(result.returns) < config.evaluation.episodes:
             _logger.warning(
                 "agent %d: %d of %d episodes did not end within evaluation.max_timesteps = %d",
