@@ -285,6 +285,7 @@ def test_doctor_on_a_healthy_machine(
         ),
         (["env.id=Nothing-v0"], "FAIL configuration: ConfigError: env.id: gymnasium cannot make 'Nothing-v0'"),
         (["agents.0.agent=tests.support.agents:NullAgent", "agents.0.cfg={}"], "NullAgent cannot be stored"),
+        (["env.num_envs=0"], "FAIL configuration: env.num_envs is 0; expected an integer of at least 1"),
         (["agents.0.agent=tests.support.agents:Nothing"], "FAIL configuration: ConfigError: agents.0.agent is"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import signal
@@ -129,21 +130,29 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     """Evaluate the stored agents of a run, as it did itself at its end."""
     from orchestrator.run_dir import RunDirectory
+    from trainer.evaluation import evaluate
     from trainer.run_config import load_config
     from trainer.training import report
 
     directory = RunDirectory(options.run_dir)
-    yield from report(load_config(directory.config(), options.overrides), directory)
+    config = load_config(directory.config(), options.overrides)
+    yield from report(evaluate(config, directory), config, directory)
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
     """Check versions, frameworks, devices, Ray, threads, shared memory and write access, and a configuration."""
-    from trainer.doctor import examine
+    from trainer.doctor import Finding, examine
     from trainer.run_config import load_config
+    from workers.errors import ConfigError
 
-    config = load_config(_read(options.config), options.overrides) if options.config else None
+    config, broken = None, []
+    if options.config:
+        try:
+            config = load_config(_read(options.config), options.overrides)
+        except ConfigError as error:
+            broken = [Finding("configuration", str(error), remedy="change these keys; lockstep train --help shows all")]
     healthy = True
-    for finding in examine(config):
+    for finding in itertools.chain(examine(config), broken):
         healthy &= finding.healthy
         yield str(finding)
     if not healthy:

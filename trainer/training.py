@@ -6,21 +6,21 @@ import dataclasses
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from types import FrameType
 
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
-from trainer.evaluation import evaluate
+from trainer.evaluation import Evaluation, evaluate
 from trainer.run import prepare
 from trainer.run_config import RunConfig, dump_config
 from trainer.step import StepTrainer
 from trainer.versions import versions
 from workers.errors import ConfigError
 
-__all__ = ["train"]
+__all__ = ["report", "train"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -68,7 +68,8 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         ConfigError: Something in the configuration cannot be.
         AgentError: An agent cannot be stored.
         WorkerError: Environments or agents failed; what was trained until then is stored.
-        KeyboardInterrupt: The run was stopped by a signal; what was trained until then is stored.
+        SystemExit: A signal stopped the run; what was trained until then is stored.
+        KeyboardInterrupt: A second signal stopped it at once; what was stored last is kept.
     """
     directory.check_new()
     run = prepare(config)
@@ -87,35 +88,37 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
                 log.after(timestep + 1)
                 if stop.signal:
                     break
+        except KeyboardInterrupt:  # at once: not even what a worker has to be asked for is stored
+            log.status("interrupted")
+            raise
         except BaseException:
-            log.save_what_can_be("failed")
+            log.save_what_can_be()
             raise
         log.write()
         log.status("interrupted" if stop.signal else "finished")
         if stop.signal:
             yield f"stopped at timestep {log.timestep}; the agents are stored in {directory.url}"
             raise SystemExit(128 + stop.signal)
-    yield from report(run.config, directory)
+    if config.evaluation.episodes:
+        results = evaluate(run.config, directory)
+        directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+        yield from report(results, config, directory)
 
 
-def report(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
-    """Evaluate the agents of a run directory, and tell their returns, a line each."""
-    status = directory.status()
+def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirectory) -> Iterator[str]:
+    """Tell what the stored agents achieved, a line each."""
+    status, wanted = directory.status(), config.evaluation
     if status["state"] != "finished":
         _logger.warning("the run is %s; its agents are those of timestep %s", status["state"], status["timestep"])
-    if not config.evaluation.episodes:
-        return
-    results = evaluate(config, directory)
-    directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     for index, result in enumerate(results):
         yield f"agent {index} {result} weights {directory.digest(index)}"
-        if len(result.returns) < config.evaluation.episodes:
+        if missing := wanted.episodes - len(result.returns):
             _logger.warning(
                 "agent %d: %d of %d episodes did not end within evaluation.max_timesteps = %d",
                 index,
-                config.evaluation.episodes - len(result.returns),
-                config.evaluation.episodes,
-                config.evaluation.max_timesteps,
+                missing,
+                wanted.episodes,
+                wanted.max_timesteps,
             )
 
 
@@ -170,13 +173,13 @@ class _Log:
         self._directory.write_agents(self._trainer.agent_files())
         self.status("running")
 
-    def save_what_can_be(self, state: str) -> None:
+    def save_what_can_be(self) -> None:
         """After a failure: the agents may be out of reach, and those that were stored before are kept."""
         try:
             self.write()
         except Exception as error:
             _logger.error("the agents stay as they were stored at timestep %d: %s", self.timestep, error)
-        self.status(state)
+        self.status("failed")
 
     def status(self, state: str) -> None:
         """Say where the run stands."""

@@ -116,7 +116,10 @@ class AgentRunner:
             with self._no_grad:
                 start = perf_counter()
                 actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
-                self._track("Stats / Inference time (ms)", (perf_counter() - start) * 1e3)
+                elapsed = (perf_counter() - start) * 1e3
+                agent.track_data("Stats / Inference time (ms)", elapsed)
+        if self._collecting:  # also here: not every agent can be read
+            self._scalars.add("Stats / Inference time (ms)", elapsed)
         if not training and not self._stochastic_evaluation:
             actions = outputs.get("mean_actions", actions)
         if actions.shape[0] != self._num_envs:
@@ -142,12 +145,14 @@ class AgentRunner:
         self.phase = Phase.RECORD
         if self._shape is not None:
             next_observations = next_observations.reshape(self._shape)
-        if self._collecting:
+        collecting = self._collecting
+        if collecting:
             self._note_episodes(rewards, terminated, truncated)
-        start = perf_counter()
+            self._scalars.add("Stats / Env stepping time (ms)", step_time)
+            start = perf_counter()
         with self._stream:
             with self._no_grad:
-                self._track("Stats / Env stepping time (ms)", step_time)
+                agent.track_data("Stats / Env stepping time (ms)", step_time)
                 agent.record_transition(
                     observations=observations,
                     states=states,
@@ -164,9 +169,10 @@ class AgentRunner:
                 if infos:
                     self._log(infos)
             self.phase = Phase.POST_INTERACTION
-            recorded = perf_counter()
+            if collecting:
+                recorded = perf_counter()
             agent.post_interaction(timestep=timestep, timesteps=timesteps)
-        if self._collecting:
+        if collecting:
             self._scalars.add("Stats / Recording time (ms)", (recorded - start) * 1e3)
             self._scalars.add("Stats / Post-interaction time (ms)", (perf_counter() - recorded) * 1e3)
         self._unflushed += 1
@@ -208,11 +214,6 @@ class AgentRunner:
         """Give the agent back as its owner knows it."""
         self._tracking.stop()
 
-    def _track(self, tag: str, value: float) -> None:
-        self.agent.track_data(tag, value)
-        if self._collecting:  # also here: not every agent can be read
-            self._scalars.add(tag, value)
-
     def _flush(self) -> None:
         self._unflushed = 0
         with self._stream, self._no_grad:
@@ -232,7 +233,10 @@ class AgentRunner:
             logged = place.get(key) if isinstance(place, dict) else None
             if place is not None and isinstance(logged, dict):
                 for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
-                    self._track(name if "/" in name else f"Info / {name}", value)
+                    tag = name if "/" in name else f"Info / {name}"
+                    self.agent.track_data(tag, value)
+                    if self._collecting:
+                        self._scalars.add(tag, value)
 
 
 class AgentGroup:
