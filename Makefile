@@ -1,7 +1,6 @@
 # Everything from a machine that has Python 3.11 and make. `make help` lists the targets.
 PYTHON ?= python3.11
 CONFIG ?= examples/cartpole.yaml
-ORCHESTRATOR ?= local
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lockstep-setup
@@ -31,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 train: $(STAMP)
-	$(BIN)/lockstep train $(CONFIG) --set orchestrator.kind=$(ORCHESTRATOR)
+	$(BIN)/lockstep train $(CONFIG) $(if $(ORCHESTRATOR),--set orchestrator.kind=$(ORCHESTRATOR))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -4,7 +4,7 @@ from trainer.torch import StepTrainer
 from workers.agents.torch import PPO
 from workers.envs import make_env
 
-TIMESTEPS = 1_000
+TIMESTEPS = 500
 
 
 def main() -> None:

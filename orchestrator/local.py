@@ -40,7 +40,7 @@ class LocalSession:
         self.env = self._env_slice.env
         self._runners: list[AgentRunner] = []
         try:
-            self._runners = self._build_runners()
+            self._build_runners()
         except BaseException:
             self.close(close_environment=False)
             raise
@@ -51,8 +51,8 @@ class LocalSession:
             for runner in self._runners
         ]
 
-    def _build_runners(self) -> list[AgentRunner]:
-        plan, runners, failures, cause = self._plan, [], [], None
+    def _build_runners(self) -> None:
+        plan, failures, cause = self._plan, [], None
         for agent, scope in zip(plan.agents, plan.scopes, strict=True):
             try:
                 space = self.env.observation_space
@@ -64,13 +64,12 @@ class LocalSession:
                     observation_space=space,
                     keeps_files=not is_factory(agent),
                 )
-                runners.append(runner)
+                self._runners.append(runner)
             except Exception as error:
                 cause = error
                 failures.append(_failure(error, scope.index, scope.rows))
         if failures:
             raise build_error(failures) from cause
-        return runners
 
     def step(self, tick: Tick) -> Outcome:
         """Do one iteration in all scopes."""

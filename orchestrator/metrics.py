@@ -7,10 +7,12 @@ import io
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -30,7 +32,7 @@ class MetricsWriter:
             for timestep in range(50_000):
                 trainer.train(timestep=timestep)
                 if timestep % 500 == 499:
-                    metrics.write(timestep, trainer.collect_metrics())
+                    metrics.write(timestep + 1, trainer.collect_metrics())
 
     TensorBoard sees a run for each scope, ``tensorboard/scope_0`` and so on. ``metrics.csv`` has the columns timestep,
     scope, tag and value, a row for each scalar. Both are complete after every `write`.
@@ -51,7 +53,7 @@ class MetricsWriter:
         """Write the scalars of every scope.
 
         Args:
-            timestep: The timestep at which they were collected.
+            timestep: Timesteps that had been done when they were collected.
             scalars: By tag, for each scope, in scope order.
 
         Raises:
@@ -88,13 +90,31 @@ class MetricsWriter:
             self._filesystem.makedirs(self._filesystem._parent(self._csv), exist_ok=True)
             writer.writerow(_COLUMNS)
         writer.writerows(rows)
-        with self._filesystem.open(self._csv, "ab") as file:
-            file.write(text.getvalue().encode())
+        added = text.getvalue().encode()
+        if not isinstance(self._filesystem, LocalFileSystem):  # object stores cannot append
+            before = self._filesystem.cat_file(self._csv) if self._filesystem.exists(self._csv) else b""
+            self._filesystem.pipe_file(self._csv, before + added)
+            return
+        with open(self._csv, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while added:
+                    added = added[file.write(added) :]
+            except OSError:
+                file.truncate(size)  # half a row would be taken for a whole one
+                raise
 
     def _write_events(self, timestep: int, scope: int, by_tag: Mapping[str, float]) -> None:
         if scope not in self._events:
             self._events[scope] = EventFileWriter(f"{self._directory}/tensorboard/scope_{scope}")
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in by_tag.items()]
         event = Event(step=timestep, wall_time=time.time(), summary=Summary(value=values))
-        self._events[scope].add_event(event)
-        self._events[scope].flush()
+        try:
+            self._events[scope].add_event(event)
+            self._events[scope].flush()
+        except Exception:
+            # it would raise the same error for ever: the next write begins another file
+            broken = self._events.pop(scope)
+            with suppress(Exception):
+                broken.close()
+            raise

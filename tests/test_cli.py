@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = {
         {"agent": "examples.skrl_ppo:make_agent", "scope": 4, "cfg": {"rollouts": 16}},
     ],
     "trainer": {"timesteps": 120, "headless": True, "disable_progressbar": True},
+    "logging": {"interval": 20},
     "evaluation": {"episodes": 5},
 }
 RAY = ("orchestrator.kind=ray",)
@@ -159,7 +160,18 @@ def test_eval_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (code, "missing.yaml' cannot be read" in message) == (2, True)
 
 
-class Failing:
+class Spared:
+    """Members that an agent must have, and nothing in them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("init", "enable_training_mode", "pre_interaction", "record_transition", "post_interaction"):
+            return lambda *args, **kwargs: None
+        if name == "track_data":
+            return lambda tag, value: None
+        raise AttributeError(name)
+
+
+class Failing(Spared):
     """Fails at timestep 7; what it has learnt until then is worth having."""
 
     def __init__(self) -> None:
@@ -179,13 +191,6 @@ class Failing:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = state["count"]
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("init", "enable_training_mode", "pre_interaction", "record_transition", "post_interaction"):
-            return lambda *args, **kwargs: None
-        if name == "track_data":
-            return lambda tag, value: None
-        raise AttributeError(name)
-
 
 @pytest.mark.parametrize("overrides", [(), RAY], ids=["local", "ray"])
 def test_a_failing_run_says_where_and_stores_what_it_can(
@@ -203,16 +208,93 @@ def test_a_failing_run_says_where_and_stores_what_it_can(
     assert lines[0].startswith("agent 0 no episode ended weights ")
 
 
+class Counting(Spared):
+    """Counts what it has been trained for; its counter is made by ``init``, as lazily built networks are."""
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        self.count = 0
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
+        import torch
+
+        return torch.full((len(observations), 1), int(self.count > 0)), {}
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+COUNTING = f"agents=[{{agent: '{__name__}:Counting'}}]"
+
+
+@pytest.mark.parametrize(("broken", "call"), [("write_agents", 4), ("_append", 2), ("_write_events", 3)])
+def test_a_write_that_fails_once_costs_no_agent(
+    broken: str, call: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from orchestrator.metrics import MetricsWriter
+    from orchestrator.run_dir import RunDirectory
+    from workers.frameworks import load_framework
+
+    owner: Any = RunDirectory if broken == "write_agents" else MetricsWriter
+    working, calls = getattr(owner, broken), []
+
+    def once_not(self: Any, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+        working(self, *arguments)
+
+    monkeypatch.setattr(owner, broken, once_not)
+    folder = tmp_path / "run"
+    options = [f"logging.directory={folder}", "logging.interval=40", COUNTING]
+    assert main(["train", str(config), "--set", *options]) == 0
+    assert json.loads((folder / "status.json").read_text()) == {"state": "finished", "timestep": 120}
+    agent = Counting()
+    RunDirectory(str(folder)).load_agent(agent, 0, load_framework("torch"))
+    assert agent.count == 120
+
+
+def test_what_init_makes_is_there_before_the_stored_state(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    assert run(capsys, "train", config, "--set", f"logging.directory={folder}", COUNTING)[0] == 0
+    # always to the right: not what an untrained agent does, always to the left
+    code, (line,), _ = run(capsys, "eval", folder)
+    untrained = tmp_path / "untrained"
+    run(capsys, "train", config, "--set", f"logging.directory={untrained}", COUNTING, "trainer.timesteps=0")
+    assert (code, line.split(" weights ")[0]) != (0, run(capsys, "eval", untrained)[1][0].split(" weights ")[0])
+
+
 @pytest.mark.parametrize(
     ("overrides", "number"),
     [((), signal.SIGINT), (RAY, signal.SIGINT), ((), signal.SIGTERM)],
     ids=["local-ctrl-c", "ray-ctrl-c", "local-terminated"],
 )
-def test_a_signal_in_the_middle(overrides: tuple[str, ...], number: signal.Signals, config: Path, tmp_path: Path):
+def test_a_signal_in_the_middle(
+    overrides: tuple[str, ...],
+    number: signal.Signals,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
     before = {process.pid for process in descendants()}
     folder = tmp_path / "run"
-    arguments = ["train", config, "--set", f"logging.directory={folder}", "trainer.timesteps=10000000"]
-    process = started(*arguments, "logging.interval=20", *overrides)
+    arguments = [
+        "train",
+        config,
+        "--set",
+        f"logging.directory={folder}",
+        "trainer.timesteps=10000000",
+        "agents.1.cfg={}",
+    ]
+    process = started(*arguments, "agents.1.agent=ppo", "trainer.timesteps=10000000", *overrides)
     wait_for(process, lambda: (folder / "metrics.csv").exists())
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C does
     out, err = process.communicate(timeout=60)
@@ -223,10 +305,9 @@ def test_a_signal_in_the_middle(overrides: tuple[str, ...], number: signal.Signa
     assert status["state"] == "interrupted"
     assert f"stopped at timestep {status['timestep']}; the agents are stored in {folder}" in out
     assert {int(timestep) for timestep, _, _ in scalars(folder)} >= {20, status["timestep"]}
-    done = started("eval", folder, "--set", "evaluation.episodes=2")
-    out, err = done.communicate(timeout=60)
-    assert (done.returncode, len(returns(out.splitlines()))) == (0, 2)
-    assert f"the run is interrupted; its agents are those of timestep {status['timestep']}" in err
+    code, lines, _ = run(capsys, "eval", folder, "--set", "evaluation.episodes=2")
+    assert (code, len(returns(lines))) == (0, 2)
+    assert f"the run is interrupted; its agents are those of timestep {status['timestep']}" in caplog.text
     left = [one for one in descendants() if one.pid not in before]
     _, alive = psutil.wait_procs(left, timeout=20)
     assert not alive

@@ -55,7 +55,7 @@ def test_main_job_prints_the_same_lines_in_both_modes(
     monkeypatch.chdir(ROOT)
     lines = {}
     for kind in ("local", "ray"):
-        changes = ["trainer.timesteps=400", "seed=5", f"orchestrator.kind={kind}"]
+        changes = ["trainer.timesteps=300", "logging.interval=100", "seed=5", f"orchestrator.kind={kind}"]
         config = str(EXAMPLES / "cartpole.yaml")
         assert main(["train", config, "--set", f"logging.directory={tmp_path / kind}", *changes]) == 0
         lines[kind] = capsys.readouterr().out.splitlines()[-2:]

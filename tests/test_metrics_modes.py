@@ -79,13 +79,10 @@ def test_scalars_are_equal_in_every_mode(tmp_path: Path, ray_cluster: None, monk
     assert first["Reward / Total reward (max)"] == first["Episode / Return (max)"]
 
 
-@pytest.mark.parametrize("orchestrator", ["local", "ray"])
-def test_collecting_changes_no_number(orchestrator: Any, ray_cluster: None):
+def test_collecting_changes_no_number():
     outputs = []
     for collect in (False, True):
-        with StepTrainer(
-            env=noisy_factory(4, discrete=True), agents=[noisy_agent] * 2, cfg=CFG, orchestrator=orchestrator, seed=1
-        ) as trainer:
+        with StepTrainer(env=noisy_factory(4, discrete=True), agents=[noisy_agent] * 2, cfg=CFG, seed=1) as trainer:
             for _ in range(40):
                 observations = trainer.train()[0]
                 if collect:

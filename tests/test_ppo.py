@@ -89,9 +89,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def pop_means(agent: PPO) -> dict[str, float]:
-    means = {tag: total / count for tag, (total, count) in agent.tracked_data.items()}
-    agent.tracked_data.clear()
-    return means
+    return agent.tracked.drain()
 
 
 def test_the_neutral_part_imports_no_framework():
@@ -232,11 +230,11 @@ def test_evaluation_learns_nothing():
     run(agent, range(STEPS))
     state = agent.state_dict()
     agent.enable_training_mode(False)
-    agent.tracked_data.clear()
+    agent.tracked.drain()
     run(agent, range(100, 100 + 3 * STEPS))
     assert same(state, agent.state_dict())
     assert agent._recorded == 0
-    assert agent.tracked_data == {}
+    assert agent.tracked.drain() == {}
     agent.enable_training_mode(True)
     run(agent, range(STEPS))
     assert not same(state, agent.state_dict())
@@ -331,7 +329,7 @@ def test_copies_go_on_bit_for_bit(duplicate, at, actions, asymmetric):
     rng = torch.get_rng_state()
     other = duplicate(agent)
     assert torch.equal(torch.get_rng_state(), rng)  # copying draws nothing
-    assert (other.note, other.training, other.tracked_data) == ("kept", True, agent.tracked_data)
+    assert (other.note, other.training, other.tracked.drain()) == ("kept", True, agent.tracked.drain())
     expected = run(agent, range(at, at + 2 * STEPS + 1))
     torch.set_rng_state(rng)
     actual = run(other, range(at, at + 2 * STEPS + 1))
@@ -391,7 +389,7 @@ def test_tracked_data_is_bounded():
     agent = make()
     for value in range(1000):
         agent.track_data("a", value)
-    assert agent.tracked_data == {"a": (499500.0, 1000)}
+    assert agent.tracked.drain() == {"a": 499.5}
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])

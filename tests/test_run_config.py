@@ -44,7 +44,7 @@ def error_of(data: Any, *overrides: str) -> str:
         ("env.id=3", "env.id is 3; expected a valid string"),
         ("env.kwargs=[1]", "env.kwargs is [1]; expected a mapping of keys to values"),
         ("env=CartPole-v1", "env is 'CartPole-v1'; expected a mapping of keys to values"),
-        ("agents=ppo", "agents is 'ppo'; expected a valid"),
+        ("agents=ppo", "agents is 'ppo'; expected a list"),
         ("agents.0=ppo", "agents.0 is 'ppo'; expected a mapping of keys to values"),
         ("agents.1.scope=1.5", "agents.1.scope is 1.5; expected a valid integer"),
         ("agents.0.cfg.learning_rate=fast", "agents.0.cfg.learning_rate is 'fast'; expected a valid number"),
@@ -60,6 +60,7 @@ def error_of(data: Any, *overrides: str) -> str:
         ("seed=-1", "seed is -1; expected an integer of at least 0, or null"),
         ("logging.interval=0", "logging.interval is 0; expected an integer of at least 1, or null"),
         ("evaluation.episodes=-1", "evaluation.episodes is -1; expected an integer of at least 0"),
+        ("evaluation.seed=3", "evaluation.seed is 3; expected at least 4 (env.num_envs) away from seed"),
         ("evaluation.max_timesteps=0", "evaluation.max_timesteps is 0; expected an integer of at least 1"),
         # unknown and missing keys
         ("env.nun_envs=4", "env.nun_envs is no known key; did you mean 'num_envs'? allowed are id, factory, num_envs"),
@@ -67,7 +68,7 @@ def error_of(data: Any, *overrides: str) -> str:
         ("agents.0.cfg.rolouts=1", "agents.0.cfg.rolouts is no known key; did you mean 'rollouts'? allowed are"),
         ("seeed=1", "seeed is no known key; did you mean 'seed'? allowed are framework, env"),
         # what belongs together
-        ("env.factory=a:b", "env.id is 'CartPole-v1'; expected either env.id or env.factory"),
+        ("env.factory=a:b", "env.id is 'CartPole-v1' and env.factory 'a:b'; expected one of them, and null"),
         ("agents=[]", "agents is []; expected at least one agent"),
         ("agents.0.scope=null", "agents.*.scope is [None, 3]; expected a number for every agent, or for none"),
         ("agents.0.scope=2", "agents.*.scope: scopes [2, 3] add up to 5, but there are 4 environments"),
@@ -78,6 +79,8 @@ def error_of(data: Any, *overrides: str) -> str:
         # what cannot be imported or built
         ("agents.0.agent=pppo", "agents.0.agent is 'pppo'; expected 'ppo', or an import path such as 'package.module"),
         ("agents.1.agent=nowhere:Agent", "agents.1.agent is 'nowhere:Agent', which cannot be imported: ModuleNotFound"),
+        ("agents.1.agent=examples.no_such:Agent", "; modules are looked for in /"),
+        ("agents.1.agent=tests.support.exits:Agent", "which cannot be imported: SystemExit: this module ends it all"),
         ("agents.1.agent=os:nothing", "agents.1.agent is 'os:nothing', which cannot be imported: AttributeError"),
         ("agents.1.agent=os:path", "agents.1.agent is 'os:path', which is a module; expected a class or a function"),
         ("agents.1.cfg={speed: 1}", "agents.1.cfg: examples.custom_agent:Greedy cannot be called with scope"),
@@ -111,7 +114,8 @@ def test_all_errors_are_told_at_once():
         ("", "env is missing"),
         ("[1, 2]", "the config is [1, 2]; expected a mapping of keys to values"),
         ("env: {", "the config is no YAML"),
-        ("env: &a {id: x, kwargs: *a}", "expected a mapping (Circular reference detected)"),
+        ("env: &a {id: x, kwargs: *a}", "the config refers to itself; expected no loop of YAML's anchors"),
+        ("seed: 1\nseed: 2", "the key 'seed' stands twice"),
         ("env: {id: CartPole-v1, kwargs: {? [1] : 2}}", "the config is no YAML"),
         ("env: !!python/object:os.system {}", "the config is no YAML"),
         ("1: 2", "1 is no known key; allowed are framework"),
@@ -150,6 +154,14 @@ def test_overrides_are_yaml_and_come_last():
     assert (config.agents[1].agent, config.agents[1].scope, config.seed) == ("ppo", 3, None)
 
 
+def test_an_override_changes_one_place_of_a_repeated_anchor():
+    text = "env: {id: CartPole-v1}\nagents: [&agent {cfg: {rollouts: 8}}, *agent]"
+    config = load_config(text, ["agents.0.cfg.rollouts=4"])
+    assert [agent.cfg["rollouts"] for agent in config.agents] == [4, 8]
+    config = load_config("env: {id: CartPole-v1}", ["agents.0.cfg.rollouts=4"])  # of the default agent
+    assert [agent.cfg for agent in config.agents] == [{"rollouts": 4}]
+
+
 def test_the_stored_configuration_is_whole_and_gives_the_same_again():
     run = prepare(load_config(yaml.safe_dump(GOOD)))
     run.close()
@@ -185,7 +197,7 @@ def test_the_help_shows_every_key_and_its_default(capsys: pytest.CaptureFixture[
     text = yaml.safe_dump(shown_config)
     assert load_config(text) == load_config("env: {id: CartPole-v1}")  # the shown defaults are those
     assert all(f"  {line}" in shown for line in describe())
-    assert "  discount_factor: 0.99  #" in shown
+    assert "  discount_factor: 0.99  # Weight of future rewards, 0 to 1.\n" in shown
 
 
 # Anything that YAML can hold, in the place of anything in a good configuration.

@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", 128 + signal.SIGINT)
     except SystemExit as end:
-        return int(end.code or 0)
+        return end.code if isinstance(end.code, int) else _failed(end.code, _FAILURE)
     return 0
 
 
@@ -123,7 +123,9 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
     from trainer.training import train
 
     config = load_config(_read(options.config), options.overrides)
-    name = f"runs/{Path(options.config).stem}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    path = Path(options.config).absolute()
+    name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run: its own name
+    name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     yield from train(config, RunDirectory(config.logging.directory or name))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import fsspec.core
 
+from orchestrator.run_dir import RunDirectory
 from trainer.run import prepare
-from trainer.run_config import OrchestratorConfig, RunConfig
+from trainer.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.versions import versions
 from workers.errors import LockstepError
 from workers.frameworks import available_frameworks, load_framework
@@ -89,9 +90,10 @@ def _shared_memory() -> Finding:
 
 def _write_access(directory: str | None) -> Finding:
     """Try to write where the run directory is going to be, and leave nothing there."""
-    directory = directory or "runs"
+    directory = directory or f"runs/{uuid.uuid4().hex}"
     subject = "write access"
     try:
+        RunDirectory(directory).check_new()
         filesystem, path = fsspec.core.url_to_fs(directory)
         folder = path.rstrip("/")
         while not filesystem.exists(folder) and "/" in folder.lstrip("/"):
@@ -101,20 +103,21 @@ def _write_access(directory: str | None) -> Finding:
             file.write(b"lockstep")
         filesystem.rm(probe)
     except (OSError, ValueError, ImportError) as error:
-        remedy = "set logging.directory to a place that this user may write to"
+        remedy = "set logging.directory to a new place that this user may write to"
         return Finding(subject, f"{directory!r} cannot be written: {type(error).__name__}: {error}", remedy)
     return Finding(subject, f"run directories can be made in {folder}")
 
 
 def _ray(config: OrchestratorConfig) -> Finding:
     subject = "ray"
-    address = config.options.get("address")
-    wanted = address or os.environ.get("RAY_ADDRESS")
+    wanted = config.options.get("address") or os.environ.get("RAY_ADDRESS")
 
     def look() -> str:
+        from orchestrator.ray import RayOrchestrator
         from orchestrator.ray.cluster import connect
 
-        cluster = connect(address, timeout=60)
+        checked = parse(RayOrchestrator, config.options, "orchestrator.options")
+        cluster = connect(checked.address, timeout=checked.start_timeout)
         try:
             amounts = {name: amount for name, amount in cluster.resources.items() if name in ("CPU", "GPU", "memory")}
             text = ", ".join(
@@ -133,13 +136,8 @@ def _run(config: RunConfig) -> Finding:
     """Build the workers where they would live, and do an iteration; nothing is stored."""
 
     def build() -> str:
-        run = prepare(config)
-        try:
-            trainer = run.trainer(cfg={"timesteps": 1, "headless": True, "disable_progressbar": True})
-        except BaseException:
-            run.close()
-            raise
-        with trainer:
+        cfg = {"timesteps": 1, "headless": True, "disable_progressbar": True}
+        with prepare(config).trainer(cfg=cfg) as trainer:
             trainer.train()
             files = trainer.agent_files()
             return f"builds, steps and can be stored ({', '.join(name for name, _ in files)})\n{trainer}"
@@ -150,5 +148,5 @@ def _run(config: RunConfig) -> Finding:
 def _tried(subject: str, look: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(subject, look())
-    except (LockstepError, OSError) as error:
+    except Exception as error:  # whatever it is: it is what was to be found
         return Finding(subject, f"{type(error).__name__}: {error}", remedy)

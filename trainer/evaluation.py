@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from orchestrator.run_dir import RunDirectory
 from trainer.run import prepare
-from trainer.run_config import RunConfig
-from workers.frameworks import Framework, load_framework
+from trainer.run_config import OrchestratorConfig, RunConfig
+from workers.frameworks import load_framework
 from workers.tracking import Episodes
-from workers.types import Scope
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -58,13 +55,14 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
         ConfigError: The configuration cannot be made ready.
     """
     wanted, framework = config.evaluation, load_framework(config.framework)
-    run = prepare(config)
+    run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig()))
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
-    agents = [partial(_stored_agent, make, directory, framework) for make in run.agents]
-    results = [Evaluation() for _ in agents]
-    with run.trainer(agents=agents, orchestrator="local", cfg=cfg, seed=wanted.seed) as trainer:
+    results = [Evaluation() for _ in run.agents]
+    with run.trainer(cfg=cfg, seed=wanted.seed) as trainer:
+        for index, agent in enumerate(trainer.agents):
+            directory.load_agent(agent, index, framework)
         remaining = np.concatenate([_shared_out(wanted.episodes, stop - start) for start, stop in trainer.scopes])
-        scope_of = np.repeat(range(len(agents)), [stop - start for start, stop in trainer.scopes])
+        scope_of = np.repeat(range(len(results)), [stop - start for start, stop in trainer.scopes])
         episodes = Episodes(len(remaining))
         for timestep in range(wanted.max_timesteps):
             if not remaining.any():
@@ -78,12 +76,6 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
                     results[scope_of[row]].returns.append(float(episode_return))
                     results[scope_of[row]].lengths.append(int(length))
     return results
-
-
-def _stored_agent(make: Callable[[Scope], Any], directory: RunDirectory, framework: Framework, scope: Scope) -> Any:
-    agent = make(scope)
-    directory.load_agent(agent, scope.index, framework)
-    return agent
 
 
 def _shared_out(episodes: int, num_envs: int) -> Any:

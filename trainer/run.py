@@ -57,11 +57,15 @@ class Run:
             "orchestrator": _orchestrator(config),
             "seed": config.seed,
         }
-        trainer: StepTrainer = module.StepTrainer(**arguments | changes)
+        try:
+            trainer: StepTrainer = module.StepTrainer(**arguments | changes)
+        except BaseException:
+            self.close()
+            raise
         return trainer
 
     def close(self) -> None:
-        """Close the environments that were built for a trainer which was not."""
+        """Close the environments, where no trainer has been built that does."""
         if not isinstance(self.env, EnvFactory):
             self.env.close()
 
@@ -147,7 +151,7 @@ def _imported(path: str, key: str) -> Callable[..., Any]:
         value: Any = importlib.import_module(name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except Exception as error:  # a module of the user's may raise anything
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         raise ConfigError(f"{key} is {path!r}, which cannot be imported: {_told(error)}") from error
     if not callable(value):
         raise ConfigError(f"{key} is {path!r}, which is a {type(value).__qualname__}; expected a class or a function")
@@ -209,5 +213,8 @@ def _orchestrator(config: RunConfig) -> Any:
 
 def _told(error: BaseException) -> str:
     """An error of the user's code in one line: what and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} (at {frames[-1].filename}:{frames[-1].lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    where = f" (at {frames[-1].filename}:{frames[-1].lineno})"
+    if isinstance(error, ModuleNotFoundError):
+        where = f"; modules are looked for in {os.getcwd()}, too"
+    return f"{type(error).__name__}: {error}{where}"

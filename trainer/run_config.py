@@ -115,13 +115,13 @@ class RunConfig:
     """The trainer; see StepTrainerCfg."""
 
     orchestrator: OrchestratorConfig = field(default_factory=OrchestratorConfig)
-    """Where the agents live."""
+    """Where the simultaneous agents live."""
 
     seed: int | None = 0
     """Seed of environments and agents; null: the run cannot be repeated."""
 
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """The run directory."""
+    """What is written, and where."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The evaluation at the end."""
@@ -133,7 +133,9 @@ class RunConfig:
             ConfigError: A value is wrong; the message names the key.
         """
         env, scopes = self.env, [agent.scope for agent in self.agents]
-        _require((env.id is None) != (env.factory is None), "env.id", env.id, "either env.id or env.factory")
+        given = f"{env.id!r} and env.factory {env.factory!r}"
+        if (env.id is None) == (env.factory is None):
+            raise ConfigError(f"env.id is {given}; expected one of them, and null for the other")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
         _require(bool(self.agents), "agents", self.agents, "at least one agent")
         sized = [scope is not None for scope in scopes]
@@ -144,6 +146,8 @@ class RunConfig:
         for name, least in (("episodes", 0), ("seed", 0), ("max_timesteps", 1)):
             value = getattr(evaluation, name)
             _require(value >= least, f"evaluation.{name}", value, f"an integer of at least {least}")
+        apart = self.seed is None or abs(evaluation.seed - self.seed) >= env.num_envs
+        _require(apart, "evaluation.seed", evaluation.seed, f"at least {env.num_envs} (env.num_envs) away from seed")
         with named("trainer"):
             self.trainer.validate()
         try:
@@ -157,7 +161,13 @@ class RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe types; 1e-3 is a number, as in YAML 1.2."""
+    """YAML's safe types; 1e-3 is a number, as in YAML 1.2, and a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if double := [key for key in keys if isinstance(key, str) and keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {double[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -222,7 +232,7 @@ def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
         return f"{place} is missing"
     if detail["type"] == "value_error":
         return f"{place}: {detail['ctx']['error']}"
-    expected = detail["msg"].removeprefix("Input should be ")
+    expected = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
     if detail["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
         expected = "a mapping of keys to values"
     return f"{place} is {_shortened(detail['input'])}; expected {expected}"
@@ -251,10 +261,14 @@ def load_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: It is no YAML, or something in it is wrong; says what and where.
     """
     try:
-        data = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data = _plain(yaml.load(text, _Loader))  # where an anchor is repeated, each place can be changed on its own
+    except RecursionError:
+        raise ConfigError("the config refers to itself; expected no loop of YAML's anchors") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"the config is no YAML: {error}") from error
     data = {} if data is None else data
+    if isinstance(data, dict) and any(override.startswith("agents.") for override in overrides):
+        data.setdefault("agents", [{}])
     for override in overrides:
         _apply(data, override)
     config: RunConfig = parse(RunConfig, data)
@@ -305,8 +319,7 @@ def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
     types = get_type_hints(kind)
     for item in dataclasses.fields(kind):
         nested = types[item.name]
-        described = properties[item.name].get("description") or nested.__doc__ or ""
-        meaning = " ".join(described.split())
+        meaning = " ".join(properties[item.name].get("description", "").split())
         is_list = not dataclasses.is_dataclass(nested) and any(map(dataclasses.is_dataclass, get_args(nested)))
         if is_list:
             nested = get_args(nested)[0]

@@ -73,12 +73,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
     """
     directory.check_new()
     run = prepare(config)
-    try:
-        trainer = run.trainer()
-    except BaseException:
-        run.close()
-        raise
-    with trainer, directory.metrics() as metrics, stop_on_signals() as stop:
+    with run.trainer() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
         log = _Log(run.config, trainer, directory, metrics)
         yield str(trainer)
         yield f"run directory: {directory.url}"
@@ -88,21 +83,24 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
                 log.after(timestep + 1)
                 if stop.signal:
                     break
+            log.finish("interrupted" if stop.signal else "finished")
         except KeyboardInterrupt:  # at once: not even what a worker has to be asked for is stored
             log.status("interrupted")
             raise
         except BaseException:
             log.save_what_can_be()
             raise
-        log.write()
-        log.status("interrupted" if stop.signal else "finished")
         if stop.signal:
             yield f"stopped at timestep {log.timestep}; the agents are stored in {directory.url}"
             raise SystemExit(128 + stop.signal)
     if config.evaluation.episodes:
-        results = evaluate(run.config, directory)
-        directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+        try:
+            results = evaluate(run.config, directory)
+        except Exception:
+            _logger.error("the training is finished and stored in %s, but its evaluation failed:", directory.url)
+            raise
         yield from report(results, config, directory)
+        directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
 
 
 def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirectory) -> Iterator[str]:
@@ -126,7 +124,7 @@ class _Log:
     """What is written while a run is under way.
 
     Attributes:
-        timestep: Timesteps whose results have been written.
+        timestep: Timesteps after which the stored agents were stored.
     """
 
     def __init__(
@@ -136,10 +134,12 @@ class _Log:
         self._trainer, self._directory, self._metrics = trainer, directory, metrics
         self._interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
         self._done = 0
-        self._since = perf_counter()
+        self._collected, self._since = 0, perf_counter()
         trainer.collect_metrics()  # starts the measuring
         files = trainer.agent_files()  # an agent that cannot be stored is to be known now, not at the end
-        directory.create(dump_config(config))
+        # the directory is that of this run only
+        stored = dataclasses.replace(config, logging=dataclasses.replace(config.logging, directory=None))
+        directory.create(dump_config(stored))
         try:
             directory.write("versions.json", json.dumps(versions(), indent=1))
             directory.write_agents(files)
@@ -152,35 +152,39 @@ class _Log:
         self._done = done
         if not done % self._interval:
             try:
-                self.write()
+                self._write()
             except OSError:
-                # a full disk now may be free again by the end, where it does count
+                # a disk that is full now may have room at the end, where it does count
                 _logger.exception("the run directory cannot be written; the training goes on")
 
-    def write(self) -> None:
-        """Write the scalars and the agents."""
-        count = self._done - self.timestep
-        if not count:
-            return
-        now = perf_counter()
-        rates = [
-            {"Rate / Environment steps per second": count * (stop - start) / (now - self._since)}
-            for start, stop in self._trainer.scopes
-        ]
-        scalars = self._trainer.collect_metrics()
-        self.timestep, self._since = self._done, now
-        self._metrics.write(self._done, [one | rate for one, rate in zip(scalars, rates, strict=True)])
-        self._directory.write_agents(self._trainer.agent_files())
-        self.status("running")
+    def finish(self, state: str) -> None:
+        """Write what has not been written yet."""
+        if self._done != min(self.timestep, self._collected):
+            self._write()
+        self.status(state)
 
     def save_what_can_be(self) -> None:
         """After a failure: the agents may be out of reach, and those that were stored before are kept."""
         try:
-            self.write()
+            self.finish("failed")
         except Exception as error:
             _logger.error("the agents stay as they were stored at timestep %d: %s", self.timestep, error)
-        self.status("failed")
+            self.status("failed")
 
     def status(self, state: str) -> None:
         """Say where the run stands."""
         self._directory.write("status.json", json.dumps({"state": state, "timestep": self.timestep}))
+
+    def _write(self) -> None:
+        """The agents first: they count most."""
+        if self._done != self.timestep:
+            self._directory.write_agents(self._trainer.agent_files())
+            self.timestep = self._done
+            self.status("running")
+        scalars = self._trainer.collect_metrics()
+        count, self._collected = self._done - self._collected, self._done
+        seconds, self._since = perf_counter() - self._since, perf_counter()
+        if count:
+            for one, (start, stop) in zip(scalars, self._trainer.scopes, strict=True):
+                one["Rate / Environment steps per second"] = count * (stop - start) / seconds
+            self._metrics.write(self._done, scalars)

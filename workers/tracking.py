@@ -105,8 +105,8 @@ class AgentTracking:
         if not keeps_files:
             self._intervals = {name: 0 for name in ("write_interval", "checkpoint_interval") if hasattr(agent, name)}
         self._put(self._intervals)
-        interval = self._before.get("write_interval", 0)
-        if interval == "auto" or interval > 0:
+        interval = self._before.get("write_interval")
+        if interval == "auto" or (isinstance(interval, int) and interval > 0):
             self._intervals["write_interval"] = _NEVER  # skrl tracks returns only where this is not 0
 
     def start(self) -> None:

@@ -11,6 +11,7 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
+from workers.tracking import Scalars
 
 __all__ = ["Agent", "discrete_components", "space_width"]
 
@@ -80,7 +81,7 @@ class Agent(ABC):
         state_space: Space of one environment's privileged states, or None.
         num_envs: Number of environments, the rows of every array exchanged.
         training: Whether transitions are learnt from.
-        tracked_data: Sum and number of the values given to `track_data`, by tag.
+        tracked: What has been given to `track_data` since it was written last.
         writer: What `write_tracking_data` writes to; the trainer's, while it has the agent.
     """
 
@@ -99,7 +100,7 @@ class Agent(ABC):
         self.state_space = state_space
         self.num_envs = num_envs
         self.training = False
-        self.tracked_data: dict[str, tuple[float, int]] = {}
+        self.tracked = Scalars()
         self.writer: Any = None
 
     def init(self, *, trainer_cfg: Any = None) -> None:  # noqa: B027 - nothing to do is a valid default
@@ -185,22 +186,21 @@ class Agent(ABC):
         """Take note of a scalar: bounded memory, however many values come.
 
         Args:
-            tag: Name of the scalar, such as ``"Loss / Policy loss"``.
+            tag: Name of the scalar, such as ``"Loss / Policy loss"``; of one that ends in (min) or (max) the extreme is
+                kept, of any other the mean.
             value: The value.
         """
-        total, count = self.tracked_data.get(tag, (0.0, 0))
-        self.tracked_data[tag] = (total + float(value), count + 1)
+        self.tracked.add(tag, value)
 
     def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
-        """Write the mean of every scalar to the `writer`, and forget them.
+        """Write every scalar to the `writer`, and forget them.
 
         Args:
             timestep: Current timestep.
             timesteps: Total number of timesteps.
         """
-        for tag, (total, count) in self.tracked_data.items():
-            self.writer.add_scalar(tag=tag, value=total / count, timestep=timestep)
-        self.tracked_data.clear()
+        for tag, value in self.tracked.drain().items():
+            self.writer.add_scalar(tag=tag, value=value, timestep=timestep)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
