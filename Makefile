@@ -33,7 +33,7 @@ train: $(STAMP)
 	$(BIN)/lockstep train $(CONFIG) $(if $(ORCHESTRATOR),--set orchestrator.kind=$(ORCHESTRATOR))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
