@@ -8,6 +8,7 @@ STAMP := $(VENV)/.lockstep-setup
 # one compute thread per worker, in every mode: the same numbers everywhere
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
+export NPROC := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help setup train test check format bench

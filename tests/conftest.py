@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,33 @@ from pathlib import Path
 os.environ.update(
     OMP_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
+    NPROC="1",
     RAY_USAGE_STATS_ENABLED="0",
     PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
 )
 os.environ.pop("RAY_ADDRESS", None)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # what JAX compiles in one process of this session need not be compiled in the others: Ray's actors, xdist's workers
+    _compiled = tempfile.TemporaryDirectory(prefix="lockstep-compiled-")
+    atexit.register(_compiled.cleanup)
+    os.environ.update(
+        JAX_COMPILATION_CACHE_DIR=_compiled.name,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
 
 import psutil
 import pytest
 
+from tests.support.parity import FRAMEWORKS
 from tests.support.processes import descendants
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> str:
+    """Each framework's name."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")

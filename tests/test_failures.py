@@ -1,4 +1,7 @@
-"""A failure names its place: scope, phase, timestep, node and the original traceback; and the trainer can be closed."""
+"""A failure names its place: scope, phase, timestep, node and the original traceback; and the trainer can be closed.
+
+With every framework, but for processes that die or do not answer, and for interrupts: no array is in their way.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ import pytest
 from orchestrator.ray import RayOrchestrator
 from tests.support.agents import DyingAgent, NullAgent
 from tests.support.envs import CountingEnv
-from tests.support.parity import CFG
+from tests.support.parity import CFG, step_trainer
 from tests.support.processes import descendants
-from trainer.torch import StepTrainer
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import LifecycleError, WorkerError
 
@@ -68,12 +70,16 @@ class FailingEnv(CountingEnv):
         raise UsersError("oh", "no")
 
 
-def environments(mode: str, env: type[CountingEnv] = CountingEnv, failing_rows: Any = ()) -> Any:
+def environments(
+    mode: str, framework: str = "torch", env: type[CountingEnv] = CountingEnv, failing_rows: Any = ()
+) -> Any:
     def build(num_envs: int, first_env: int) -> list[CountingEnv]:
         rows = range(first_env, first_env + num_envs)
         return [(env if row in failing_rows else CountingEnv)(row) for row in rows]
 
-    return wrap_env(build(NUM_ENVS, 0), framework="torch") if mode == "shared" else EnvFactory(build, num_envs=NUM_ENVS)
+    if mode == "shared":
+        return wrap_env(build(NUM_ENVS, 0), framework=framework)
+    return EnvFactory(build, num_envs=NUM_ENVS)
 
 
 @pytest.fixture(params=["local", "sharded", "shared"])
@@ -83,8 +89,8 @@ def mode(request):
     return request.param
 
 
-def trainer_of(mode: str, env: Any, agents: Any, **options: Any) -> StepTrainer:
-    return StepTrainer(
+def trainer_of(mode: str, env: Any, agents: Any, framework: str = "torch", **options: Any) -> Any:
+    return step_trainer(framework)(
         env=env,
         agents=agents,
         scopes=SCOPES,
@@ -93,7 +99,7 @@ def trainer_of(mode: str, env: Any, agents: Any, **options: Any) -> StepTrainer:
     )
 
 
-def fail(trainer: StepTrainer) -> WorkerError:
+def fail(trainer: Any) -> WorkerError:
     """Run until the failure at timestep 3, check that the trainer can only be closed then, and close it."""
     trainer.train()
     trainer.train()
@@ -128,9 +134,9 @@ def _no_actor_is_left():
     ],
     indirect=["mode"],
 )
-def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase):
+def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase, framework):
     agents = [lambda scope: FailingAgent(phase)] * 2
-    error = fail(trainer_of(mode, environments(mode), agents))
+    error = fail(trainer_of(mode, environments(mode, framework), agents, framework))
     assert [(failure.scope, failure.rows) for failure in error.failures] == [(0, (0, 2)), (1, (2, 5))]
     for failure in error.failures:
         assert (failure.phase, failure.timestep) == (phase, 3)
@@ -143,14 +149,15 @@ def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase):
         assert part in str(error)
 
 
-def test_only_the_failed_scope_is_reported(mode):
+def test_only_the_failed_scope_is_reported(mode, framework):
     agents = [NullAgent, lambda scope: FailingAgent("act")]
-    error = fail(trainer_of(mode, environments(mode), agents))
+    error = fail(trainer_of(mode, environments(mode, framework), agents, framework))
     assert [failure.scope for failure in error.failures] == [1]
 
 
-def test_environments_exception_names_its_place(mode):
-    error = fail(trainer_of(mode, environments(mode, FailingEnv, failing_rows=[1, 4]), [NullAgent] * 2))
+def test_environments_exception_names_its_place(mode, framework):
+    env = environments(mode, framework, FailingEnv, failing_rows=[1, 4])
+    error = fail(trainer_of(mode, env, [NullAgent] * 2, framework))
     # environments that are stepped as one batch fail as one
     expected = [(0, (0, 2)), (1, (2, 5))] if mode == "sharded" else [(None, (0, 5))]
     assert [(failure.scope, failure.rows) for failure in error.failures] == expected
@@ -159,21 +166,21 @@ def test_environments_exception_names_its_place(mode):
         assert "calls_the_function_that_fails" in failure.traceback
 
 
-def test_exception_while_building_names_its_place_and_leaves_nothing(mode):
+def test_exception_while_building_names_its_place_and_leaves_nothing(mode, framework):
     def broken(scope: Any) -> Any:
         raise UsersError("cannot", "build")
 
     closed: list[bool] = []
-    env = plain = environments(mode)
+    env = plain = environments(mode, framework)
     if mode == "local":
-        env = EnvFactory(lambda n, first: closing(plain.build(n, first), closed), num_envs=NUM_ENVS)
+        env = EnvFactory(lambda n, first: closing(plain.build(n, first), framework, closed), num_envs=NUM_ENVS)
     with pytest.raises(WorkerError, match=r"(?s)scope 0.*phase build.*cannot build.*scope 1.*phase build"):
-        trainer_of(mode, env, [broken, broken])
+        trainer_of(mode, env, [broken, broken], framework)
     assert closed == ([True] if mode == "local" else [])
 
 
-def closing(envs: Any, closed: list[bool]) -> Any:
-    env = wrap_env(envs, framework="torch")
+def closing(envs: Any, framework: str, closed: list[bool]) -> Any:
+    env = wrap_env(envs, framework=framework)
     close = env.close
 
     def note_and_close() -> None:
@@ -184,16 +191,18 @@ def closing(envs: Any, closed: list[bool]) -> Any:
     return env
 
 
-def test_user_can_catch_the_original_exception_in_local_mode():
-    with trainer_of("local", environments("local"), [lambda scope: FailingAgent("act")] * 2) as trainer:
+def test_user_can_catch_the_original_exception_in_local_mode(framework):
+    agents = [lambda scope: FailingAgent("act")] * 2
+    with trainer_of("local", environments("local"), agents, framework) as trainer:
         trainer.train(timestep=1)
         with pytest.raises(WorkerError) as caught:
             trainer.train(timestep=3)
     assert isinstance(caught.value.__cause__, UsersError)
 
 
-def test_agents_can_be_had_after_a_failure():
-    with trainer_of("local", environments("local"), [lambda scope: FailingAgent("act")] * 2) as trainer:
+def test_agents_can_be_had_after_a_failure(framework):
+    agents = [lambda scope: FailingAgent("act")] * 2
+    with trainer_of("local", environments("local"), agents, framework) as trainer:
         with pytest.raises(WorkerError):
             trainer.train(timestep=3)
         assert len(trainer.agents) == 2

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import warp as wp
 
 from tests.support import framework_contract as contract
 from tests.support.framework_contract import CONTRACT, Case
@@ -33,16 +38,34 @@ CASES = {
         framework=load_framework("numpy"),
         dtypes=DTYPES,
         is_contiguous=lambda array: array.flags.c_contiguous,
+        pointer=lambda array: array.ctypes.data,
         fill=lambda array: array.fill(99),
     ),
     "torch": Case(
         framework=load_framework("torch"),
         dtypes=DTYPES,
         is_contiguous=torch.Tensor.is_contiguous,
+        pointer=torch.Tensor.data_ptr,
         fill=lambda array: array.fill_(99),
         draw=torch_draw,
         seeded_draw=torch_seeded_draw,
         grad_enabled=(torch.is_grad_enabled, torch.set_grad_enabled),
+    ),
+    "jax": Case(
+        framework=load_framework("jax"),
+        dtypes=tuple(dtype for dtype in DTYPES if not dtype.endswith("64")),
+        is_contiguous=lambda array: True,
+        pointer=lambda array: array.unsafe_buffer_pointer(),
+        fill=None,
+    ),
+    "warp": Case(
+        framework=load_framework("warp"),
+        dtypes=DTYPES,
+        is_contiguous=lambda array: array.is_contiguous,
+        pointer=lambda array: array.ptr,
+        transpose=lambda array: array.transpose(),
+        fill=lambda array: array.fill_(99),
+        scalar_shape=(1,),
     ),
 }
 
@@ -98,6 +121,19 @@ def selects_the_others(mask: Any, chosen: Any, other: Any) -> Any:
     return CASES["numpy"].framework.select(~mask, chosen, other)
 
 
+def keeps_numpys_memory(array: Any) -> Any:
+    return jax.device_put(np.ascontiguousarray(array))
+
+
+def splits_into_views(array: Any, sizes: Any) -> Any:
+    stops = np.cumsum(sizes).tolist()
+    return [array[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+
+
+def joins_in_reverse(arrays: Any) -> Any:
+    return CASES["warp"].framework.concatenate(list(arrays)[::-1])
+
+
 def plain(array: Any) -> Any:
     """What torch takes without complaint."""
     return array if array.flags.c_contiguous and array.flags.writeable else array.copy()
@@ -130,6 +166,18 @@ BROKEN: list[tuple[str, str, str, Any, Any]] = [
     ("selects the others", "numpy", "select", selects_the_others, "select"),
     ("selects one for all", "torch", "select", lambda m, x, y: x if m.any() else y, "select"),
     ("writes into the other", "numpy", "select", writes_in_place, "select"),
+    ("keeps NumPy's memory", "jax", "from_numpy", keeps_numpys_memory, "from_numpy"),
+    ("gives the same array", "jax", "copy", lambda x: x, "copy"),
+    ("splits by columns", "jax", "split", lambda x, n: jnp.split(x, len(n)), "split"),
+    ("joins in reverse", "jax", "concatenate", lambda xs: jnp.concatenate(xs[::-1]), "concatenate"),
+    ("has a state out of nowhere", "jax", "rng_state", lambda: jax.random.key(0), "random_state"),
+    ("keeps NumPy's memory", "warp", "from_numpy", lambda x: wp.array(x, copy=False), "from_numpy"),
+    ("gives a view", "warp", "copy", lambda x: x.contiguous(), "copy"),
+    ("splits into views", "warp", "split", splits_into_views, "split"),
+    ("joins in reverse", "warp", "concatenate", joins_in_reverse, "concatenate"),
+    ("writes into the other", "warp", "select", lambda m, x, y: writes_in_place(m, x.numpy(), y.numpy()), "select"),
+    ("sends its own arrays", "warp", "is_array", lambda x: False, "wire"),
+    ("has no device", "jax", "devices", lambda: ["TFRT_CPU_0"], "devices"),
     ("has the state of no one", "torch", "rng_state", lambda: torch.Generator().get_state(), "random_state"),
     ("restores nothing", "torch", "set_rng_state", lambda state: None, "random_state"),
     ("seeds the global generator", "torch", "seeded_rng_state", touches_the_generator, "random_state"),
@@ -157,6 +205,7 @@ def test_contract_rejects(what: str, name: str, method: str, broken: Any, check:
 
 def test_number_of_threads():
     assert load_framework("torch").num_threads() == torch.get_num_threads()
+    assert load_framework("jax").num_threads() == int(os.environ["NPROC"]) == 1
 
 
 def test_unknown_framework():
@@ -164,7 +213,7 @@ def test_unknown_framework():
         load_framework("tensorflow")
     assert "'tensorflow' is not known" in str(caught.value)
     assert ", ".join(available_frameworks()) in str(caught.value)
-    assert {"numpy", "torch"} <= set(available_frameworks())
+    assert available_frameworks() == ("numpy", "torch", "jax", "warp")
 
 
 def test_framework_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
@@ -175,3 +224,18 @@ def test_framework_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     assert "needs the package 'torch'" in str(caught.value)
     assert "pip install 'lockstep-rl[torch]'" in str(caught.value)
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "warp"])
+def test_the_first_import_leaves_numpys_generator_alone(name: str):
+    code = f"""
+import numpy as np
+from workers.frameworks import load_framework
+np.random.seed(3)
+load_framework({name!r})
+after = np.random.random_sample()
+np.random.seed(3)
+print(after == np.random.random_sample())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "True"

@@ -8,35 +8,35 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box, Dict, Discrete, Text
 from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 
-from tests.support.agents import NullAgent, RecordingAgent, copied
+from tests.support.agents import NullAgent, RecordingAgent, copied, to_numpy
 from tests.support.envs import CountingEnv, NoisyEnv, SilentEnv
 from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
 from workers.errors import EnvError, WorkerError
+from workers.frameworks import load_framework
 
 MODES = list(AutoresetMode)
 
 
-def counting(mode: AutoresetMode, *, kind: Any = SyncVectorEnv, rows: int = 2) -> GymnasiumWrapper:
+def counting(mode: AutoresetMode, framework: str, *, kind: Any = SyncVectorEnv, rows: int = 2) -> GymnasiumWrapper:
     env = kind([lambda row=row: CountingEnv(row) for row in range(rows)], autoreset_mode=mode)
-    return GymnasiumWrapper(env, framework="torch")
+    return GymnasiumWrapper(env, framework=framework)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_only_true_transitions_are_recorded(mode):
+def test_only_true_transitions_are_recorded(mode, framework):
     """Row 0 terminates after 3 steps, row 1 is truncated after 4. The trace is written out by hand.
 
     Each entry: observation ``(row, episode, step, last action)``, the action taken, the observation that it led to,
     and the flags.
     """
-    _, agents = run(5, env=counting(mode), agents=RecordingAgent)
+    _, agents = run(5, framework=framework, env=counting(mode, framework), agents=RecordingAgent)
     trace = [
         (
             record["observations"].tolist(),
@@ -58,38 +58,38 @@ def test_only_true_transitions_are_recorded(mode):
 
 
 def trace_of(env: GymnasiumWrapper, steps: int = 60) -> list[Any]:
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     outputs = [copied_outputs(env.reset(seed=9))]
     for _ in range(steps):
-        actions = torch.rand(env.num_envs, flatdim(env.action_space), generator=generator)
-        outputs.append(copied_outputs(env.step(actions)))
+        actions = generator.random((env.num_envs, flatdim(env.action_space)), np.float32)
+        outputs.append(copied_outputs(env.step(load_framework(env.framework).from_numpy(actions))))
     env.close()
     return outputs
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 @pytest.mark.parametrize("env", [CountingEnv, NoisyEnv], ids=["counting", "noisy"])
-def test_every_mode_is_same_step(env, mode):
+def test_every_mode_is_same_step(env, mode, framework):
     def trace(autoreset):
         rows = [lambda i=i: CountingEnv(i) if env is CountingEnv else NoisyEnv(6) for i in range(3)]
-        return trace_of(GymnasiumWrapper(SyncVectorEnv(rows, autoreset_mode=autoreset), framework="torch"))
+        return trace_of(GymnasiumWrapper(SyncVectorEnv(rows, autoreset_mode=autoreset), framework=framework))
 
     assert_same(trace(mode), trace(AutoresetMode.SAME_STEP))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_asynchronous_environments_are_as_synchronous_ones(mode):
+def test_asynchronous_environments_are_as_synchronous_ones(mode, framework):
     """In a fresh context: forking a process that has run Ray or many threads may block."""
     kind = lambda fns, **options: AsyncVectorEnv(fns, context="spawn", **options)  # noqa: E731
-    assert_same(trace_of(counting(mode, kind=kind), 12), trace_of(counting(mode), 12))
+    assert_same(trace_of(counting(mode, framework, kind=kind), 12), trace_of(counting(mode, framework), 12))
 
 
-def test_single_environments_are_seeded_by_their_index():
-    whole = wrap_env([NoisyEnv(5) for _ in range(4)], framework="torch").reset(seed=10)[0]
-    part = wrap_env([NoisyEnv(5) for _ in range(2)], framework="torch").reset(seed=12)[0]
-    assert torch.equal(whole[2:], part)
-    assert not torch.equal(whole[:2], part)
+def test_single_environments_are_seeded_by_their_index(framework):
+    whole = to_numpy(wrap_env([NoisyEnv(5) for _ in range(4)], framework=framework).reset(seed=10)[0])
+    part = to_numpy(wrap_env([NoisyEnv(5) for _ in range(2)], framework=framework).reset(seed=12)[0])
+    np.testing.assert_array_equal(whole[2:], part)
+    assert not np.array_equal(whole[:2], part)
 
 
 class ForgetfulEnv(VectorEnv[Any, Any, Any]):
@@ -117,10 +117,10 @@ class ForgetfulEnv(VectorEnv[Any, Any, Any]):
 
 @pytest.mark.parametrize("knows_mask", [True, False])
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_environment_that_refuses_the_mask_is_refused_by_name(mode, knows_mask):
-    env = wrap_env(ForgetfulEnv(mode, knows_mask), framework="torch")
+def test_environment_that_refuses_the_mask_is_refused_by_name(mode, knows_mask, framework):
+    env = wrap_env(ForgetfulEnv(mode, knows_mask), framework=framework)
     with pytest.raises(WorkerError, match=r"ForgetfulEnv.*reset_mask.*SAME_STEP"):
-        run(1, env=env, agents=NullAgent)
+        run(1, framework=framework, env=env, agents=NullAgent)
 
 
 def test_environment_without_a_mode_is_refused():
@@ -130,18 +130,18 @@ def test_environment_without_a_mode_is_refused():
         wrap_env(env, framework="torch")
 
 
-def test_normalising_wrapper_changes_running_rows_at_a_reset_and_is_refused():
+def test_normalising_wrapper_changes_running_rows_at_a_reset_and_is_refused(framework):
     env = NormalizeObservation(SyncVectorEnv([lambda: NoisyEnv(3)] * 4, autoreset_mode=AutoresetMode.NEXT_STEP))
     with pytest.raises(EnvError, match=r"NormalizeObservation.*reset_mask"):
-        trace_of(GymnasiumWrapper(env, framework="torch"))
+        trace_of(GymnasiumWrapper(env, framework=framework))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_episode_statistics_of_a_vector_wrapper(mode):
+def test_episode_statistics_of_a_vector_wrapper(mode, framework):
     """Row 0 ends after 3 steps, row 1 after 4: neither end may touch the other's statistics."""
     rows = [partial(SilentEnv, row) for row in range(2)]
     env = RecordEpisodeStatistics(SyncVectorEnv(rows, autoreset_mode=mode))
-    outputs, (agent,) = run(4, env=wrap_env(env, framework="torch"), agents=RecordingAgent)
+    outputs, (agent,) = run(4, framework=framework, env=wrap_env(env, framework=framework), agents=RecordingAgent)
     ends = []
     for *_, infos in outputs:
         # where the mode is not SAME_STEP, what was said in the last step of an episode is in final_info
@@ -155,7 +155,7 @@ def test_episode_statistics_of_a_vector_wrapper(mode):
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Discrete(3, start=5)])
-def test_discrete_actions_are_those_of_the_space(space):
+def test_discrete_actions_are_those_of_the_space(space, framework):
     class Echo(gymnasium.Env[Any, Any]):
         observation_space = Discrete(4, start=2)
         action_space = space
@@ -167,13 +167,15 @@ def test_discrete_actions_are_those_of_the_space(space):
             assert self.action_space.contains(action)
             return 2 + int(action - space.start), float(action), False, False, {}
 
-    env = wrap_env([Echo(), Echo()], framework="torch")
-    observations, rewards, *_ = (env.reset(), env.step(torch.tensor([[space.start], [space.start + 2]])))[1]
+    env = wrap_env([Echo(), Echo()], framework=framework)
+    env.reset()
+    actions = load_framework(framework).from_numpy(np.array([[space.start], [space.start + 2]]))
+    observations, rewards, *_ = copied_outputs(env.step(actions))
     assert observations.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
     assert rewards.tolist() == [[space.start], [space.start + 2]]
 
 
-def test_arrays_are_flat_and_of_the_right_types():
+def test_arrays_are_flat_and_of_the_right_types(framework):
     class Grid(gymnasium.Env[Any, Any]):
         observation_space = Box(-1, 1, (2, 3), np.float64)
         action_space = Box(-1, 1, (2, 2), np.float64)
@@ -185,10 +187,14 @@ def test_arrays_are_flat_and_of_the_right_types():
             assert action.dtype == np.float64
             return np.full((2, 3), action[1, 0]), 1, True, False, {}
 
-    env = wrap_env([Grid(), Grid()], framework="torch")
-    assert env.reset()[0].tolist() == [[0, 1, 2, 3, 4, 5]] * 2
-    observations, rewards, terminated, truncated, infos = env.step(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
-    assert (observations.dtype, rewards.dtype, terminated.dtype) == (torch.float32, torch.float32, torch.bool)
+    env = wrap_env([Grid(), Grid()], framework=framework)
+    assert to_numpy(env.reset()[0]).tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    actions = load_framework(framework).from_numpy(np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32))
+    outputs = env.step(actions)
+    assert all(load_framework(framework).is_array(array) for array in (*outputs[:4], outputs[4]["final_obs"]))
+    observations, rewards, terminated, truncated, infos = copied_outputs(outputs)
+    assert (observations.dtype, rewards.dtype) == (np.float32, np.float32)
+    assert (terminated.dtype, truncated.dtype) == (np.bool_, np.bool_)
     assert (rewards.shape, terminated.shape, truncated.shape) == ((2, 1),) * 3
     assert infos["final_obs"].tolist() == [[3.0] * 6, [7.0] * 6]
 
@@ -202,10 +208,10 @@ class StatefulEnv(CountingEnv):
         return -self.observation(0.0)[:3]
 
 
-def test_states_before_and_after_and_at_the_end():
-    env = wrap_env([StatefulEnv(0), StatefulEnv(1)], framework="torch")
+def test_states_before_and_after_and_at_the_end(framework):
+    env = wrap_env([StatefulEnv(0), StatefulEnv(1)], framework=framework)
     assert env.state_space == StatefulEnv.state_space
-    _, agents = run(4, env=env, agents=RecordingAgent)
+    _, agents = run(4, framework=framework, env=env, agents=RecordingAgent)
     for record in agents[0].records():
         np.testing.assert_array_equal(record["states"], -record["observations"][:, :3])
         np.testing.assert_array_equal(record["next_states"], -record["next_observations"][:, :3])
@@ -230,21 +236,23 @@ def test_make_env_and_wrap_env_refuse_what_they_cannot_take():
         wrap_env(env, framework="torch")
 
 
-def test_make_env_passes_options_on_and_remembers_its_recipe():
-    env = make_env("CartPole-v1", num_envs=2, framework="torch", max_episode_steps=3)
+def test_make_env_passes_options_on_and_remembers_its_recipe(framework):
+    env = make_env("CartPole-v1", num_envs=2, framework=framework, max_episode_steps=3)
     env.reset(seed=0)
+    actions = load_framework(framework).from_numpy(np.zeros((2, 1), np.int64))
     for _ in range(3):
-        *_, truncated, infos = env.step(torch.zeros(2, 1, dtype=torch.int64))
-    assert truncated.all()
+        *_, truncated, infos = env.step(actions)
+    assert to_numpy(truncated).all()
     assert infos["_final_obs"].all()
     assert isinstance(env.recipe, EnvFactory)
-    part = env.recipe.make(1, 1, framework="torch", seed=None)
-    assert torch.equal(part.reset(seed=1)[0], env.recipe.make(2, 0, framework="torch", seed=None).reset(seed=0)[0][1:])
+    part, whole = (env.recipe.make(2 - row, row, framework=framework, seed=None).reset(seed=row)[0] for row in (1, 0))
+    np.testing.assert_array_equal(to_numpy(part), to_numpy(whole)[1:])
 
 
 def test_render_without_a_render_mode_does_nothing():
     assert make_env("CartPole-v1", num_envs=1, framework="torch").render() is None
 
 
-def test_copied_keeps_values():
-    assert_same(copied({"a": torch.ones(2)}), {"a": np.ones(2, np.float32)})
+def test_copied_keeps_values(framework):
+    ones = np.ones(2, np.float32)
+    assert_same(copied({"a": load_framework(framework).from_numpy(ones)}), {"a": ones})

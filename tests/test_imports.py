@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.imports import PACKAGES, modules, violations
+from tests.support.parity import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_directions():
     found = dict(modules(ROOT))
-    assert {"trainer.step", "orchestrator.ray.session", "workers.frameworks", "workers.agents.torch.ppo"} <= set(found)
+    assert {"trainer.step", "orchestrator.ray.session", "workers.frameworks"} <= set(found)
+    assert {f"workers.agents.{name}.ppo" for name in FRAMEWORKS} <= set(found)
     wrong = [
         violation
         for name, path in found.items()
@@ -72,38 +74,43 @@ def test_checker_rejects(module: str, source: str, name: str):
     assert violations(f"import os\n{source}\n", module) == [f"{module} imports {name}"]
 
 
-def run(code: str, *, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> subprocess.CompletedProcess[str]:
+def run(code: str, *args: str, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
     )
 
 
 RUN = """
-import sys
-from tests.support.agents import RecordingAgent
+import importlib, sys
+from tests.support.agents import RecordingAgent, to_numpy
 from tests.support.envs import counting_factory
-from trainer.torch import StepTrainer
 
+StepTrainer = importlib.import_module(f"trainer.{sys.argv[1]}").StepTrainer
 cfg = {"disable_progressbar": True}
 with StepTrainer(env=counting_factory(3), agents=[RecordingAgent] * 2, cfg=cfg, seed=1) as trainer:
-    rows = [trainer.train()[0][:, 0].tolist() for _ in range(5)]
+    rows = [to_numpy(trainer.train()[0])[:, 0].tolist() for _ in range(5)]
     trainer.eval()
 print(rows[-1], sorted({"jax", "ray", "skrl", "torch", "warp"} & set(sys.modules)))
 """
 
 
-def test_a_local_run_imports_torch_only(tmp_path: Path):
-    done = run(RUN, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[0.0, 1.0, 2.0] ['torch']\n"
+def test_a_local_run_imports_its_own_framework_only(framework: str, tmp_path: Path):
+    done = run(RUN, framework, cwd=tmp_path)
+    # Warp itself says what it runs on, and complains where there is no GPU
+    warnings = [line for line in done.stderr.splitlines() if not line.startswith("Warp CUDA warning: ")]
+    assert (done.returncode, warnings) == (0, [])
+    *said, last = done.stdout.splitlines()
+    assert last == f"[0.0, 1.0, 2.0] ['{framework}']"
+    assert not said or framework == "warp"
 
 
 @pytest.mark.parametrize(
     ("module", "frameworks"),
     [("trainer", []), ("orchestrator.local", []), ("workers.service", []), ("workers.agents.ppo", []),
-     ("trainer.torch", []), ("workers.frameworks.torch", ["torch"])],
+     *((f"trainer.{name}", []) for name in FRAMEWORKS),
+     *((f"workers.{kind}.{name}", [name]) for kind in ("frameworks", "agents") for name in FRAMEWORKS)],
 )  # fmt: skip
 def test_an_import_brings_no_framework_but_its_own(module: str, frameworks: list[str], tmp_path: Path):
     code = f"import sys, {module}\nprint(sorted({{'jax', 'ray', 'skrl', 'torch', 'warp'}} & set(sys.modules)))"

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.scopes import resolve_scopes
-from tests.support.parity import assert_same
-from workers.frameworks import load_framework
+from tests.support.agents import copied
+from tests.support.parity import FRAMEWORKS, assert_same
+from workers.frameworks import Framework, load_framework
 from workers.infos import mask_rows, merge_infos, overlay, scalars, take_rows
 from workers.types import Outcome, Scope
-
-TORCH, NUMPY = load_framework("torch"), load_framework("numpy")
 
 Infos = dict[str, Any]
 
@@ -70,16 +69,30 @@ def sizes_of(scopes: tuple[Scope, ...]) -> list[int]:
     return [scope.num_envs for scope in scopes]
 
 
-@given(batches())
+def with_arrays(infos: Infos, framework: Framework) -> Infos:
+    """The same infos in which the vectors are arrays of the framework."""
+
+    def converted(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return with_arrays(value, framework)
+        return framework.from_numpy(value) if key == "vector" else value
+
+    return {key: converted(key, value) for key, value in infos.items()}
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@given(batch=batches())
 @settings(deadline=None)
-def test_slices_of_a_batch_and_back(batch: tuple[list[Infos], tuple[Scope, ...]]):
-    infos, scopes = batch
-    whole = gymnasium_infos(infos)
-    parts = [gymnasium_infos(infos[scope.start : scope.stop]) for scope in scopes]
-    taken = [take_rows(whole, *scope.rows, len(infos), TORCH) for scope in scopes]
-    assert_same(taken, parts)  # in every mode an agent sees what its own environments give, keys included
-    assert_same(merge_infos(parts, sizes_of(scopes), TORCH), whole)
-    assert_same(merge_infos(taken, sizes_of(scopes), TORCH), whole)
+def test_slices_of_a_batch_and_back(name: str, batch: tuple[list[Infos], tuple[Scope, ...]]):
+    (infos, scopes), framework = batch, load_framework(name)
+    expected = gymnasium_infos(infos)
+    expected_parts = [gymnasium_infos(infos[scope.start : scope.stop]) for scope in scopes]
+    whole, *parts = (with_arrays(infos, framework) for infos in (expected, *expected_parts))
+    taken = [take_rows(whole, *scope.rows, len(infos), framework) for scope in scopes]
+    # in every mode an agent sees what its own environments give, keys included
+    assert_same([copied(infos) for infos in taken], expected_parts)
+    assert_same(copied(merge_infos(parts, sizes_of(scopes), framework)), expected)
+    assert_same(copied(merge_infos(taken, sizes_of(scopes), framework)), expected)
 
 
 @given(st.lists(st.tuples(INFO, INFO, st.booleans()), min_size=1, max_size=6))
@@ -94,29 +107,32 @@ def test_masks_and_overlays_by_row(rows: list[tuple[Infos, Infos, bool]]):
     assert_same(under, gymnasium_infos([row[0] for row in rows]))  # neither is changed
 
 
-def test_rows_are_fresh_copies():
-    inner, tensor = np.arange(4), torch.arange(4)
+def test_rows_are_fresh_copies(framework: str):
+    inner, tensor = np.arange(4), load_framework(framework).from_numpy(np.arange(4))
     infos = {"nested": {"array": inner}, "tensor": tensor, "by scope": "same"}
-    taken = take_rows(infos, 1, 3, 4, TORCH)
-    assert taken["nested"]["array"].tolist() == [1, 2] == taken["tensor"].tolist()
+    taken = take_rows(infos, 1, 3, 4, load_framework(framework))
+    assert taken["nested"]["array"].tolist() == [1, 2] == copied(taken["tensor"]).tolist()
     taken["nested"]["array"][:] = -1
-    taken["tensor"][:] = -1
+    if framework != "jax":  # whose arrays cannot be written
+        taken["tensor"].fill_(-1)
     taken["nested"]["new"] = 1
-    assert inner.tolist() == tensor.tolist() == [0, 1, 2, 3]
-    assert list(infos["nested"]) == ["array"]  # type: ignore[call-overload]
+    assert inner.tolist() == copied(tensor).tolist() == [0, 1, 2, 3]
+    assert list(infos["nested"]) == ["array"]
     assert taken["by scope"] == "same"
 
 
-def test_a_mask_without_rows_is_dropped_with_its_key():
+def test_a_mask_without_rows_is_dropped_with_its_key(framework: str):
+    adapter, mask = load_framework(framework), np.array([True, False])
     # the private key has a mask, and is itself the mask of another key
-    infos = {"a": np.array([1, 0]), "_a": np.array([True, False]), "__a": np.array([True, False]), "b": np.zeros(2)}
-    assert list(take_rows(infos, 0, 1, 2, TORCH)) == ["a", "_a", "__a", "b"]
-    left = take_rows(infos, 1, 2, 2, TORCH)
+    infos = {"a": adapter.from_numpy(np.array([1, 0])), "_a": mask, "__a": mask, "b": np.zeros(2)}
+    assert list(take_rows(infos, 0, 1, 2, adapter)) == ["a", "_a", "__a", "b"]
+    left = take_rows(infos, 1, 2, 2, adapter)
     assert "a" not in left
     assert "_a" not in left
     assert left["b"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize("name", ["torch", "jax"])  # Warp has no arrays without dimensions
 @pytest.mark.parametrize(
     ("values", "merged"),
     [
@@ -133,48 +149,51 @@ def test_a_mask_without_rows_is_dropped_with_its_key():
         ([None, None], [None, None]),
     ],
 )
-def test_what_belongs_to_no_row(values: list[Any], merged: Any):
-    given_values = merge_infos([{"x": value} for value in values], [1, 3], TORCH)["x"]
+def test_what_belongs_to_no_row(name: str, values: list[Any], merged: Any):
+    framework = load_framework(name)
+
+    def converted(value: Any) -> Any:
+        return framework.from_numpy(value.numpy()) if isinstance(value, torch.Tensor) else value
+
+    given_values = merge_infos([{"x": converted(value)} for value in values], [1, 3], framework)["x"]
     if isinstance(merged, float):
         assert type(given_values) is float
         assert given_values == merged
     else:
-        assert [type(value) for value in given_values] == [type(value) for value in merged]
+        assert [type(value) for value in given_values] == [type(converted(value)) for value in merged]
         for value, expected in zip(given_values, merged, strict=True):
             np.testing.assert_array_equal(value, expected)
 
 
-def test_where_a_scope_lacks_the_key():
-    merged = merge_infos(
-        [{"f": 2.0, "n": 1, "s": "a", "t": torch.tensor([5])}, {}, {"f": 8.0, "t": torch.tensor([6, 7])}],
-        [1, 4, 2],
-        TORCH,
-    )
+def test_where_a_scope_lacks_the_key(framework: str):
+    adapter = load_framework(framework)
+    one, two = adapter.from_numpy(np.array([5])), adapter.from_numpy(np.array([6, 7]))
+    merged = merge_infos([{"f": 2.0, "n": 1, "s": "a", "t": one}, {}, {"f": 8.0, "t": two}], [1, 4, 2], adapter)
     assert merged["f"] == (2.0 * 1 + 8.0 * 2) / 3  # weighted by the environments that have it
     assert merged["n"] == [1, None, None]
     assert merged["s"] == ["a", None, None]
-    assert isinstance(merged["t"], torch.Tensor)
-    assert merged["t"].tolist() == [5, 0, 0, 0, 0, 6, 7]
+    assert adapter.is_array(merged["t"])
+    assert copied(merged["t"]).tolist() == [5, 0, 0, 0, 0, 6, 7]
     assert "_t" not in merged
     assert "_f" not in merged
-    parts = [{"a": np.array([1]), "_a": np.array([True])}, {}]
-    assert {key: value.tolist() for key, value in merge_infos(parts, [1, 2], TORCH).items()} == {
-        "a": [1, 0, 0],
-        "_a": [True, False, False],
-    }
+    parts = [{"a": one, "_a": np.array([True])}, {}]
+    merged = copied(merge_infos(parts, [1, 2], adapter))
+    assert {key: value.tolist() for key, value in merged.items()} == {"a": [5, 0, 0], "_a": [True, False, False]}
 
 
-def test_a_single_scope_is_unchanged():
+def test_a_single_scope_is_unchanged(framework: str):
+    adapter = load_framework(framework)
     infos = {"float": 2.0, "int": 3, "array": np.arange(2)}
-    assert merge_infos([infos], [2], TORCH) is infos
-    outcome = Outcome._make([*[torch.zeros(2, 1)] * 4, infos])
+    assert merge_infos([infos], [2], adapter) is infos
+    outcome = Outcome._make([*[adapter.from_numpy(np.zeros((2, 1)))] * 4, infos])
     scopes = resolve_scopes([2], num_envs=2, num_simultaneous_agents=1)
-    assert merge_outcomes([outcome], scopes, TORCH) is outcome
-    assert share_outcome(outcome, scopes, TORCH) is outcome
+    assert merge_outcomes([outcome], scopes, adapter) is outcome
+    assert share_outcome(outcome, scopes, adapter) is outcome
 
 
-@pytest.mark.parametrize("framework", [TORCH, NUMPY], ids=["torch", "numpy"])
-def test_outcomes_merge_in_scope_order(framework: Any):
+@pytest.mark.parametrize("name", ["numpy", *FRAMEWORKS])
+def test_outcomes_merge_in_scope_order(name: str):
+    framework = load_framework(name)
     scopes = resolve_scopes([1, 3, 2], num_envs=6, num_simultaneous_agents=3)
 
     def outcome(start: int, stop: int) -> Outcome:
@@ -196,16 +215,17 @@ def test_outcomes_merge_in_scope_order(framework: Any):
     assert shared.infos["row"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_scalars():
+def test_scalars(framework: str):
+    adapter = load_framework(framework)
     infos = {
         "float": 2.5,
         "int": np.int64(3),
         "bool": True,
-        "tensor": torch.tensor([4.0]),
+        "tensor": adapter.from_numpy(np.array([4.0])),
         "rows": np.array([1.0, 2.0, 6.0]),
         "masked": np.array([1.0, 99.0, 3.0]),
         "_masked": np.array([True, False, True]),
-        "wide": torch.tensor([[1.0, 3.0], [5.0, 7.0], [9.0, 11.0]]),
+        "wide": adapter.from_numpy(np.array([[1.0, 3.0], [5.0, 7.0], [9.0, 11.0]])),
         "empty": np.array([1.0, 2.0, 3.0]),
         "_empty": np.zeros(3, dtype=bool),
         "_own": np.array([1, 2, 3]),  # the mask of nothing
@@ -217,7 +237,7 @@ def test_scalars():
         "none": None,
         "nan": math.nan,
     }
-    logged = dict(scalars(infos, 3, TORCH))
+    logged = dict(scalars(infos, 3, adapter))
     assert math.isnan(logged.pop("nan"))
     assert all(type(value) is float for value in logged.values())
     assert logged == {

@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordStatisticsOfTheBatch
@@ -17,18 +16,17 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordStatistic
 from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NullAgent, copied
 from tests.support.envs import CountingEnv
-from tests.support.parity import CFG, assert_same
+from tests.support.parity import CFG, FRAMEWORKS, assert_same, step_trainer
 from tests.test_infos import gymnasium_infos
-from trainer.torch import StepTrainer
 from workers.envs import EnvFactory, wrap_env
 from workers.frameworks import load_framework
 from workers.infos import merge_infos
 
-STEPS = 500
+# which rows end together is not the arrays' matter: one framework's run is a long one
+STEPS = {"torch": 500, "jax": 100, "warp": 100}
 SCOPES = [2, 3, 1]
 STARTS = [0, 2, 5]
 NUM_ENVS = sum(SCOPES)
-TORCH = load_framework("torch")
 
 
 def row_infos(row: int, episode: int, step: int) -> dict[str, Any]:
@@ -76,14 +74,14 @@ def length_of(row: int) -> int:
     return 3 + 2 * row
 
 
-def batch_infos(step: int, num_envs: int) -> dict[str, Any]:
+def batch_infos(framework: str, step: int, num_envs: int) -> dict[str, Any]:
     """What a vector environment says of all its rows at once; no value depends on how many rows there are."""
+    from_numpy = load_framework(framework).from_numpy
     infos: dict[str, Any] = {
         "all float": step / 7,
         "all float64": np.float64(step / 7),
         "all float32": np.float32(step / 7),
         "all zero_d": np.array(step / 7),
-        "all tensor": torch.tensor(step / 7),
         "all nan": float("nan"),
         "all int": step,
         "all int64": np.int64(step),
@@ -99,8 +97,10 @@ def batch_infos(step: int, num_envs: int) -> dict[str, Any]:
         "rows": np.full(num_envs, step),
         "masked": np.full(num_envs, step / 3),
         "_masked": np.full(num_envs, step % 4 == 0),
-        "tensor rows": torch.full((num_envs, 2), step / 3),
+        "tensor rows": from_numpy(np.full((num_envs, 2), step / 3, np.float32)),
     }
+    if framework != "warp":  # which has no arrays without dimensions
+        infos["all tensor"] = from_numpy(np.array(step / 7, np.float32))
     if step % 3 == 0:
         infos |= {"at times float": step / 11, "at times int": step, "at times nested": {"text": "third"}}
     return infos
@@ -109,13 +109,16 @@ def batch_infos(step: int, num_envs: int) -> dict[str, Any]:
 class TellingBatch(VectorWrapper):
     """Adds infos that belong to all rows."""
 
-    steps = 0
+    def __init__(self, env: SyncVectorEnv, framework: str) -> None:
+        super().__init__(env)
+        self.framework = framework
+        self.steps = 0
 
     def step(self, actions: Any) -> Any:
         *outputs, infos = self.env.step(actions)
         self.steps += 1
         assert isinstance(infos, dict)
-        added = batch_infos(self.steps, self.num_envs)
+        added = batch_infos(self.framework, self.steps, self.num_envs)
         if self.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
             del added["tensor rows"]  # Gymnasium's infos are NumPy's: only these are told apart into ended and running
         return *outputs, {**infos, **added}
@@ -129,12 +132,12 @@ def build_rows(num_envs: int, first_env: int) -> list[gymnasium.Env[Any, Any]]:
     return [one_row(first_env + i) for i in range(num_envs)]
 
 
-def build_batch(mode: AutoresetMode, num_envs: int, first_env: int) -> Any:
+def build_batch(mode: AutoresetMode, framework: str, num_envs: int, first_env: int) -> Any:
     vector = SyncVectorEnv([partial(one_row, first_env + i) for i in range(num_envs)], autoreset_mode=mode)
-    return RecordStatisticsOfTheBatch(TellingBatch(vector), stats_key="batch episode")
+    return RecordStatisticsOfTheBatch(TellingBatch(vector, framework), stats_key="batch episode")
 
 
-BUILDS: dict[str, Callable[[int, int], Any]] = {
+BUILDS: dict[str, Callable[[str, int, int], Any]] = {
     "batch": partial(build_batch, AutoresetMode.SAME_STEP),
     "batch that resets by mask": partial(build_batch, AutoresetMode.DISABLED),
 }
@@ -156,7 +159,7 @@ def spoil(infos: dict[str, Any]) -> None:
     for value in infos.values():
         if isinstance(value, dict):
             spoil(value)
-        elif isinstance(value, torch.Tensor):
+        elif hasattr(value, "fill_"):  # JAX's arrays cannot be written
             value.fill_(-1)
         elif isinstance(value, np.ndarray) and value.flags.writeable:
             value[...] = None if value.dtype == object else -1
@@ -175,45 +178,49 @@ def without_clock(infos: dict[str, Any]) -> dict[str, Any]:
 Run = tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]
 
 
-def run(env: Any, scopes: list[int], orchestrator: Any = "local", steps: int = STEPS) -> Run:
+def run(framework: str, env: Any, scopes: list[int], orchestrator: Any = "local", steps: int | None = None) -> Run:
     """Infos of every step, and those that every agent got."""
-    agents = [InfosAgent] * len(scopes)
-    cfg = {**CFG, "timesteps": steps}
-    with StepTrainer(env=env, agents=agents, scopes=scopes, cfg=cfg, orchestrator=orchestrator, seed=3) as trainer:
-        outputs = [without_clock(copied(trainer.train()[4])) for _ in range(steps)]
+    options = {"agents": [InfosAgent] * len(scopes), "scopes": scopes, "orchestrator": orchestrator, "seed": 3}
+    with step_trainer(framework)(env=env, cfg=CFG, **options) as trainer:
+        outputs = [without_clock(copied(trainer.train()[4])) for _ in range(steps or STEPS[framework])]
         return outputs, [agent.infos for agent in trainer.agents]
 
 
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture(scope="module", params=BUILDS)
-def build(request: pytest.FixtureRequest) -> Any:
-    return BUILDS[request.param]
+def build(framework: str, request: pytest.FixtureRequest) -> Any:
+    return partial(BUILDS[request.param], framework)
 
 
 @pytest.fixture(scope="module")
-def local(build: Any) -> Run:
-    return run(EnvFactory(build, num_envs=NUM_ENVS), SCOPES)
+def local(framework: str, build: Any) -> Run:
+    return run(framework, EnvFactory(build, num_envs=NUM_ENVS), SCOPES)
 
 
 @pytest.fixture(scope="module")
-def alone(build: Any) -> list[Run]:
+def alone(framework: str, build: Any) -> list[Run]:
     """Each scope as the only one, with only its environments."""
 
     def build_from(start: int, num_envs: int, first_env: int) -> Any:
         return build(num_envs, start + first_env)
 
     return [
-        run(EnvFactory(partial(build_from, start), num_envs=size), [size])
+        run(framework, EnvFactory(partial(build_from, start), num_envs=size), [size])
         for start, size in zip(STARTS, SCOPES, strict=True)
     ]
 
 
 @pytest.mark.parametrize("kind", ["sharded", "shared"])
 @pytest.mark.parametrize("build", ["batch"], indirect=True)  # once is enough: Ray starts processes
-def test_ray_is_local(local: Run, build: Any, kind: str, ray_cluster: None):
+def test_ray_is_local(framework: str, local: Run, build: Any, kind: str, ray_cluster: None):
     env: Any = EnvFactory(build, num_envs=NUM_ENVS)
     if kind == "shared":
-        env = wrap_env(build(NUM_ENVS, 0), framework="torch")
-    assert_same(run(env, SCOPES, RayOrchestrator()), local)
+        env = wrap_env(build(NUM_ENVS, 0), framework=framework)
+    assert_same(run(framework, env, SCOPES, RayOrchestrator()), local)
 
 
 def test_each_scope_alone_gets_what_it_gets_among_others(local: Run, alone: list[Run]):
@@ -221,13 +228,13 @@ def test_each_scope_alone_gets_what_it_gets_among_others(local: Run, alone: list
         assert_same(infos, local[1][scope])
 
 
-def test_the_parts_merge_into_the_whole(local: Run, alone: list[Run]):
+def test_the_parts_merge_into_the_whole(framework: str, local: Run, alone: list[Run]):
     parts = zip(*(outputs for outputs, _ in alone), strict=True)
-    assert_same([copied(merge_infos(part, SCOPES, TORCH)) for part in parts], local[0])
+    assert_same([copied(merge_infos(part, SCOPES, load_framework(framework))) for part in parts], local[0])
 
 
-def test_one_agent_of_all_rows_sees_the_same_rows(local: Run, build: Any):
-    _, (infos,) = run(EnvFactory(build, num_envs=NUM_ENVS), [NUM_ENVS])
+def test_one_agent_of_all_rows_sees_the_same_rows(framework: str, local: Run, build: Any):
+    _, (infos,) = run(framework, EnvFactory(build, num_envs=NUM_ENVS), [NUM_ENVS])
     for one, several in zip(infos, local[0], strict=True):
         by_row = {key for key, value in one.items() if not key.startswith(("all ", "at times "))}
         for key in by_row - {"final_info"}:
@@ -235,10 +242,10 @@ def test_one_agent_of_all_rows_sees_the_same_rows(local: Run, build: Any):
 
 
 def test_single_rows_are_what_gymnasium_makes_of_them():
-    """By the definition of the environments alone: agents, and the full batch."""
-    outputs, agents = run(EnvFactory(build_rows, num_envs=NUM_ENVS), SCOPES)
+    """By the definition of the environments alone: agents, and the full batch. All these infos are NumPy's."""
+    outputs, agents = run("torch", EnvFactory(build_rows, num_envs=NUM_ENVS), SCOPES)
     ends = set()
-    for step in range(1, STEPS + 1):
+    for step in range(1, len(outputs) + 1):
         for start, stop, infos in (
             (0, NUM_ENVS, outputs[step - 1]),
             *(
@@ -273,10 +280,11 @@ def expected_rows(rows: range, step: int) -> tuple[tuple[int, ...], dict[str, An
 
 
 @pytest.mark.parametrize("name", ["batch", "batch that resets by mask"])
-def test_infos_of_all_rows_by_the_rule(name: str):
-    outputs, agents = run(EnvFactory(BUILDS[name], num_envs=NUM_ENVS), SCOPES, steps=30)
+def test_infos_of_all_rows_by_the_rule(framework: str, name: str):
+    env = EnvFactory(partial(BUILDS[name], framework), num_envs=NUM_ENVS)
+    outputs, agents = run(framework, env, SCOPES, steps=30)
     for step, infos in enumerate(outputs, start=1):
-        given = batch_infos(step, NUM_ENVS)
+        given = batch_infos(framework, step, NUM_ENVS)
         for key in ("all float", "all float64", "all float32", "all zero_d", "all tensor", "at times float"):
             assert (key in infos) is (key in given)
             if key in given:
@@ -295,7 +303,7 @@ def test_infos_of_all_rows_by_the_rule(name: str):
         assert infos["all empty"] == {}
         assert infos.get("at times int") == (None if step % 3 else [step] * 3)
         for size, agent in zip(SCOPES, agents, strict=True):
-            own = batch_infos(step, size)
+            own = batch_infos(framework, step, size)
             seen = agent[step - 1]
             if step % 4:  # no row is valid
                 assert not {"masked", "_masked"} & (set(seen) | set(infos))

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.agents import copied
 from tests.support.envs import NoisyEnv, noisy_factory
-from tests.support.parity import CFG, assert_same
+from tests.support.parity import CFG, assert_same, ppo, step_trainer
 from tests.support.skrl_agents import skrl_ppo
 from trainer.torch import StepTrainer
 from workers.agents.torch import PPO
@@ -79,25 +80,23 @@ def test_scalars_are_equal_in_every_mode(tmp_path: Path, ray_cluster: None, monk
     assert first["Reward / Total reward (max)"] == first["Episode / Return (max)"]
 
 
-def test_collecting_changes_no_number():
+def test_collecting_changes_no_number(framework: str):
     outputs = []
+    agents = [partial(noisy_agent, framework)] * 2
     for collect in (False, True):
-        with StepTrainer(env=noisy_factory(4, discrete=True), agents=[noisy_agent] * 2, cfg=CFG, seed=1) as trainer:
+        with step_trainer(framework)(env=noisy_factory(4, discrete=True), agents=agents, cfg=CFG, seed=1) as trainer:
             for _ in range(40):
                 observations = trainer.train()[0]
                 if collect:
                     trainer.collect_metrics()
                     trainer.agent_files()
-            outputs.append((observations.numpy(), [agent.state_dict()["models"] for agent in trainer.agents]))
-    (first, weights), (second, others) = outputs
-    assert first.tobytes() == second.tobytes()
-    for one, other in zip(weights, others, strict=True):
-        assert all(one[name].equal(other[name]) for name in one)
+            outputs.append([copied(observations), *(copied(agent.state_dict()["models"]) for agent in trainer.agents)])
+    assert_same(outputs[1], outputs[0])
 
 
-def noisy_agent(scope: Scope) -> PPO:
-    env = wrap_env(NoisyEnv(discrete=True), framework="torch")
-    return PPO(
+def noisy_agent(framework: str, scope: Scope) -> Any:
+    env = wrap_env(NoisyEnv(discrete=True), framework=framework)
+    return ppo(framework)(
         observation_space=env.observation_space,
         action_space=env.action_space,
         num_envs=scope.num_envs,

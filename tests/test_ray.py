@@ -12,22 +12,25 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from orchestrator.ray import RayOrchestrator
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, build_counting, counting_factory
-from tests.support.parity import CFG
-from trainer.torch import StepTrainer
+from tests.support.parity import CFG, step_trainer
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LifecycleError, WorkerError
+from workers.frameworks import load_framework
 
 ROOT = Path(__file__).parents[1]
 
 
-def trainer_of(env: Any = None, agents: Any = NullAgent, orchestrator: Any = None, **cfg: Any) -> StepTrainer:
-    return StepTrainer(
+def trainer_of(
+    env: Any = None, agents: Any = NullAgent, orchestrator: Any = None, framework: str = "torch", **cfg: Any
+) -> Any:
+    return step_trainer(framework)(
         env=env or counting_factory(2),
         agents=agents,
         cfg={**CFG, "timesteps": 10, **cfg},
@@ -108,6 +111,13 @@ def test_ray_that_cannot_be_reached_is_refused_within_the_deadline():
             done = python(UNREACHABLE.format(address=address))
             assert f"Ray cannot be reached at '{address}'" in done.stdout, done.stderr
     assert "expected 'auto', 'host:port'" in python(UNREACHABLE.format(address="somewhere")).stdout
+
+
+def test_agent_that_holds_warps_arrays_cannot_be_pickled(ray_cluster):
+    agent = NullAgent()
+    agent.weights = load_framework("warp").from_numpy(np.ones(3))  # type: ignore[attr-defined]
+    with pytest.raises(AgentError, match=r"scope 0, NullAgent, cannot be pickled .*hand over a factory"):
+        trainer_of(agents=agent, framework="warp")
 
 
 def test_agent_that_cannot_be_pickled_is_refused_with_a_remedy(ray_cluster):
@@ -235,11 +245,13 @@ def test_text_says_where_each_agent_lives(ray_cluster):
     assert "compute threads: 1" in text
 
 
-def test_other_numbers_of_threads_are_warned_of(ray_cluster):
+@pytest.mark.parametrize("framework", ["torch", "jax"])  # Warp computes with one
+def test_other_numbers_of_threads_are_warned_of(ray_cluster, framework, monkeypatch):
+    monkeypatch.setenv("NPROC", "2")  # JAX's
     torch.set_num_threads(2)
     try:
-        with pytest.warns(UserWarning, match=r"torch uses 2 compute threads in this process, but \[1\] in the workers"):
-            trainer_of().close()
+        with pytest.warns(UserWarning, match=rf"{framework} uses 2 compute threads in this process, but \[1\] in the"):
+            trainer_of(framework=framework).close()
     finally:
         torch.set_num_threads(1)
 
@@ -330,7 +342,7 @@ def test_interrupted_run_brings_its_agents_back(ray_cluster):
     agents = [RecordingAgent(), RecordingAgent()]
     trainer = trainer_of(agents=agents)
     trainer.train()
-    calls = trainer._session._calls  # type: ignore[attr-defined]
+    calls = trainer._session._calls
     second = calls._actors[1]
     calls._actors[1] = InterruptingActor()
     with pytest.raises(KeyboardInterrupt):

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from orchestrator.ray import RayOrchestrator
-from tests.support.agents import NoisyAgent, NullAgent
+from tests.support.agents import NoisyAgent, NullAgent, framework_of
 from tests.support.envs import noisy_factory
-from tests.support.parity import CFG, assert_same
-from trainer.torch import StepTrainer
+from tests.support.parity import CFG, assert_same, step_trainer
 
 
 class ConstantAgent(NullAgent):
     def act(self, observations, states, *, timestep, timesteps):
-        return torch.zeros(len(observations), 2), {}
+        return framework_of(observations).from_numpy(np.zeros((len(observations), 2), np.float32)), {}
 
 
 def states():
+    """Of the generators that there are: JAX and Warp have no global one."""
     return {"torch": torch.get_rng_state().numpy(), "numpy": list(np.random.get_state())}
 
 
-def used_states(agents, *, seed, orchestrator="local"):
+def used_states(framework, agents, *, seed, orchestrator="local"):
     """States of the generators after a seeded start with one Gaussian cached, and after a run."""
     torch.manual_seed(1)
     np.random.seed(1)
     torch.randn(3)
     np.random.standard_normal(3)
     before = states()
-    trainer = StepTrainer(
+    trainer = step_trainer(framework)(
         env=noisy_factory(4), agents=agents, cfg={**CFG, "timesteps": 20}, orchestrator=orchestrator, seed=seed
     )
     with trainer:
@@ -41,37 +43,38 @@ def used_states(agents, *, seed, orchestrator="local"):
     return before, states()
 
 
-@pytest.mark.parametrize("agents", [[NoisyAgent], [NoisyAgent, NoisyAgent]], ids=["one", "two"])
-def test_local_run_with_a_seed_leaves_the_generators_alone(agents):
-    before, after = used_states(agents, seed=5)
+@pytest.mark.parametrize("count", [1, 2])
+def test_local_run_with_a_seed_leaves_the_generators_alone(framework, count):
+    before, after = used_states(framework, [partial(NoisyAgent, framework)] * count, seed=5)
     assert_same(after, before)
 
 
-def test_local_run_without_a_seed_draws_only_what_the_agents_draw():
-    before, after = used_states([ConstantAgent], seed=None)
+def test_local_run_without_a_seed_draws_only_what_the_agents_draw(framework):
+    before, after = used_states(framework, [ConstantAgent], seed=None)
     assert_same(after, before)
-    before, after = used_states([NoisyAgent], seed=None)
+    before, after = used_states(framework, [partial(NoisyAgent, framework)], seed=None)
     with pytest.raises(AssertionError):
         assert_same(after, before)
 
 
 @pytest.mark.parametrize("seed", [None, 5])
-def test_ray_run_leaves_the_generators_alone(ray_cluster, seed):
-    before, after = used_states([NoisyAgent, NoisyAgent], seed=seed, orchestrator=RayOrchestrator())
+def test_ray_run_leaves_the_generators_alone(ray_cluster, framework, seed):
+    agents = [partial(NoisyAgent, framework)] * 2
+    before, after = used_states(framework, agents, seed=seed, orchestrator=RayOrchestrator())
     assert_same(after, before)
 
 
-def test_generators_are_given_back_after_an_error():
+def test_generators_are_given_back_after_an_error(framework):
     class Failing(NoisyAgent):
         def act(self, observations, states, *, timestep, timesteps):
-            torch.randn(1)
-            np.random.standard_normal()
+            self.draw(1)
             raise RuntimeError("no action")
 
     torch.manual_seed(1)
     np.random.seed(1)
     before = states()
-    trainer = StepTrainer(env=noisy_factory(2), agents=Failing, cfg=CFG, seed=5)
+    agents = partial(Failing, framework)
+    trainer = step_trainer(framework)(env=noisy_factory(2), agents=agents, cfg=CFG, seed=5)
     with trainer, pytest.raises(RuntimeError, match="no action"):
         trainer.train()
     assert_same(states(), before)

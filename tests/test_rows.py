@@ -74,20 +74,26 @@ def check_infos(infos: dict[str, Any], rows: range, timestep: int) -> None:
         assert not {"final_obs", "final_info", "_final_obs", "reset"} & set(infos)
 
 
-def environments(kind: str) -> Any:
+def environments(kind: str, framework: str) -> Any:
     if kind == "shared":
-        return wrap_env(build_counting(NUM_ENVS, 0), framework="torch")
+        return wrap_env(build_counting(NUM_ENVS, 0), framework=framework)
     return counting_factory(NUM_ENVS)
 
 
 @pytest.mark.parametrize("kind", ["local", "sharded", "shared"])
-def test_every_row_of_everything(kind, request):
+def test_every_row_of_everything(kind, framework, request):
     orchestrator: Any = "local"
     if kind != "local":
         request.getfixturevalue("ray_cluster")
         orchestrator = RayOrchestrator()
     outputs, agents = run(
-        STEPS, env=environments(kind), agents=[RecordingAgent] * 3, scopes=SCOPES, orchestrator=orchestrator, seed=1
+        STEPS,
+        framework=framework,
+        env=environments(kind, framework),
+        agents=[RecordingAgent] * 3,
+        scopes=SCOPES,
+        orchestrator=orchestrator,
+        seed=1,
     )
     for timestep, (observations, rewards, terminated, truncated, infos) in enumerate(outputs, start=1):
         rows = range(NUM_ENVS)

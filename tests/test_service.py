@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from tests.support.agents import copied
 from tests.support.envs import CountingEnv, build_counting
+from tests.support.parity import copied_outputs
 from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgent, build_failing, spec, tick
 from workers.agent_export import ExportedAgent
 from workers.envs import EnvFactory
@@ -22,7 +23,6 @@ from workers.service import Busy, Description, Reply, WorkerSpec
 from workers.types import Mode, Outcome, Transition
 from workers.wire import from_wire, to_wire
 
-TORCH = load_framework("torch")
 ROWS = [5.0, 6.0, 7.0]
 
 
@@ -35,22 +35,23 @@ def _forget() -> None:
     LiveRecordingAgent.made.clear()
 
 
-def test_a_worker_with_its_own_environments():
-    client = Client()
-    description = client.ok("build", spec())
-    assert description == Description("LiveRecordingAgent", node_name(), torch.get_num_threads())
+def test_a_worker_with_its_own_environments(framework: str):
+    client, adapter = Client(), load_framework(framework)
+    description = client.ok("build", spec(framework=framework))
+    assert description == Description("LiveRecordingAgent", node_name(), adapter.num_threads())
     (agent,) = LiveRecordingAgent.made
     assert agent.scope == SCOPE
     for timestep in (1, 2, 3):
-        outcome = from_wire(client.ok("tick", tick(timestep)), TORCH)
+        outcome = from_wire(client.ok("tick", tick(timestep)), adapter)
         assert isinstance(outcome, Outcome)
-        assert isinstance(outcome.observations, torch.Tensor)
+        assert all(map(adapter.is_array, outcome[:4]))
+        outcome = Outcome._make(copied_outputs(outcome))
         rewards = np.array([1000 * row + timestep / 10 for row in ROWS], dtype=np.float32)
         assert outcome.rewards[:, 0].tolist() == rewards.tolist()
         assert outcome.infos["row"].tolist() == ROWS
         assert outcome.observations[:, 0].tolist() == ROWS
     assert [record["timestep"] for record in agent.records()] == [1, 2, 3]
-    evaluated = from_wire(client.ok("tick", tick(4, Mode.EVAL)), TORCH)
+    evaluated = Outcome._make(copied_outputs(from_wire(client.ok("tick", tick(4, Mode.EVAL)), adapter)))
     # row 5 ends after 4 steps and row 7 after 6; row 6 (5 steps) shows the mean action, which is the negative one
     assert evaluated.truncated[:, 0].tolist() == [True, False, False]
     assert evaluated.observations.tolist() == [[5, 1, 0, -1], [6, 0, 4, -604], [7, 0, 4, -704]]
@@ -59,16 +60,20 @@ def test_a_worker_with_its_own_environments():
     assert client.ok("tick", tick(5)).infos["nested"]["step"].tolist() == [1, 1, 1]
 
 
-def test_a_worker_that_shares_the_drivers_environments():
-    client = Client(spec(env=None))
+def test_a_worker_that_shares_the_drivers_environments(framework: str):
+    client, adapter = Client(spec(env=None, framework=framework)), load_framework(framework)
     (agent,) = LiveRecordingAgent.made
-    observations = torch.tensor([[row, 0.0, 0.0, -1.0] for row in ROWS])
+    observations = np.array([[row, 0.0, 0.0, -1.0] for row in ROWS], np.float32)
     states = observations[:, :2] + 500
-    actions = from_wire(client.ok("act", tick(7), *to_wire((observations, states), TORCH)), TORCH)
-    assert actions.tolist() == [[507], [607], [707]]
-    flags = torch.tensor([[True], [False], [False]])
-    transition = Transition(observations[:, :1], observations + 1, None, flags, ~flags, {"row": np.array(ROWS)}, 2.5)
-    assert client.ok("learn", tick(7), to_wire(transition, TORCH)) is None
+    sent = to_wire(tuple(map(adapter.from_numpy, (observations, states))), adapter)
+    actions = from_wire(client.ok("act", tick(7), *sent), adapter)
+    assert copied(actions).tolist() == [[507], [607], [707]]
+    flags = np.array([[True], [False], [False]])
+    arrays = observations[:, :1], observations + 1, flags, ~flags
+    rewards, next_observations, terminated, truncated = map(adapter.from_numpy, arrays)
+    infos = {"row": np.array(ROWS)}
+    transition = Transition(rewards, next_observations, None, terminated, truncated, infos, 2.5)
+    assert client.ok("learn", tick(7), to_wire(transition, adapter)) is None
     (record,) = agent.records()
     assert record["observations"].tolist() == observations.tolist()
     assert record["states"].tolist() == states.tolist()
@@ -110,8 +115,8 @@ def test_an_older_request_is_an_error_and_does_nothing():
     assert client.ok("tick", tick(2)).infos["nested"]["step"].tolist() == [2, 2, 2]
 
 
-def test_failures_of_an_iteration_say_where():
-    client = Client(spec(FailingAgent))
+def test_failures_of_an_iteration_say_where(framework: str):
+    client = Client(spec(FailingAgent, framework=framework))
     client.ok("tick", tick(1))
     update = client.failure("tick", tick(2))
     assert (update.scope, update.rows, update.phase, update.timestep) == (2, (5, 8), "post-interaction", 2)
@@ -120,21 +125,21 @@ def test_failures_of_an_iteration_say_where():
     act = client.failure("tick", tick(3))
     assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
 
-    client = Client(spec(env=EnvFactory(build_failing, num_envs=9)))
+    client = Client(spec(env=EnvFactory(build_failing, num_envs=9), framework=framework))
     client.ok("tick", tick(1))
     step = client.failure("tick", tick(2))
     assert (step.scope, step.rows, step.phase, step.timestep) == (2, (5, 8), "step", 2)
     assert (step.kind, step.message) == ("ValueError", "row 6 broke")
 
 
-def test_failures_of_a_shared_workers_agent_say_where():
-    client = Client(spec(FailingAgent, env=None))
-    observations = to_wire(torch.zeros(3, 4), TORCH)
+def test_failures_of_a_shared_workers_agent_say_where(framework: str):
+    client, adapter = Client(spec(FailingAgent, env=None, framework=framework)), load_framework(framework)
+    observations = to_wire(adapter.from_numpy(np.zeros((3, 4), np.float32)), adapter)
     act = client.failure("act", tick(3), observations, None)
     assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
     client.ok("act", tick(2), observations, None)
-    rows = torch.zeros(3, 1)
-    transition = to_wire(Transition(rows, rows, None, rows, rows, {}, 0.0), TORCH)
+    rows = adapter.from_numpy(np.zeros((3, 1), np.float32))
+    transition = to_wire(Transition(rows, rows, None, rows, rows, {}, 0.0), adapter)
     learn = client.failure("learn", tick(2), transition)
     assert (learn.scope, learn.phase, learn.timestep, learn.message) == (2, "post-interaction", 2, "update")
 

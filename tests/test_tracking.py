@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.support.agents import NullAgent
+from tests.support.agents import NullAgent, copied
 from tests.support.envs import CountingEnv, build_counting, counting_factory
-from tests.support.parity import CFG
+from tests.support.parity import CFG, assert_same, step_trainer
 from trainer.torch import StepTrainer
 from workers.envs import EnvFactory
 from workers.errors import LifecycleError, WorkerError
 from workers.frameworks import load_framework
 from workers.tracking import Episodes, Scalars, ScalarWriter
 from workers.types import Scope
-
-NUMPY = load_framework("numpy")
 
 
 def test_scalars_are_means_and_extremes_since_the_last_time():
@@ -35,11 +32,12 @@ def test_scalars_are_means_and_extremes_since_the_last_time():
     assert scalars.drain() == {"a (max)": -1.0}
 
 
-def column(*values: Any) -> Any:
-    return np.array(values).reshape(-1, 1)
+def test_episodes_by_hand(framework: str):
+    arrays = load_framework(framework)
 
+    def column(*values: Any) -> Any:
+        return arrays.from_numpy(np.array(values).reshape(-1, 1))
 
-def test_episodes_by_hand():
     episodes = Episodes(2)
     for rewards, terminated, truncated, expected in [
         ((1.0, 10.0), (False, False), (False, False), ([], [], [])),
@@ -47,11 +45,11 @@ def test_episodes_by_hand():
         ((4.0, 40.0), (True, False), (False, True), ([0, 1], [4.0, 70.0], [1, 3])),
         ((8.0, 80.0), (True, True), (True, False), ([0, 1], [8.0, 80.0], [1, 1])),
     ]:
-        rows, returns, lengths = episodes.add(column(*rewards), column(*terminated), column(*truncated), NUMPY)
+        rows, returns, lengths = episodes.add(column(*rewards), column(*terminated), column(*truncated), arrays)
         assert (rows.tolist(), returns.tolist(), lengths.tolist()) == expected
-    episodes.add(column(1.0, 1.0), column(False, False), column(False, False), NUMPY)
+    episodes.add(column(1.0, 1.0), column(False, False), column(False, False), arrays)
     episodes.restart()
-    _, returns, lengths = episodes.add(column(5.0, 6.0), column(True, True), column(False, False), NUMPY)
+    _, returns, lengths = episodes.add(column(5.0, 6.0), column(True, True), column(False, False), arrays)
     assert (returns.tolist(), lengths.tolist()) == ([5.0, 6.0], [1, 1])
 
 
@@ -156,8 +154,9 @@ def test_what_nobody_collects_does_not_grow(tmp_path: Path):
         assert set(trainer.collect_metrics()[0]) >= {"Loss / Mine", "Stats / Inference time (ms)"}
 
 
-def test_episodes_infos_and_phases_of_each_scope():
-    with StepTrainer(env=counting_factory(5), agents=[NullAgent] * 2, scopes=[2, 3], cfg=CFG) as trainer:
+def test_episodes_infos_and_phases_of_each_scope(framework: str):
+    agents = [NullAgent] * 2
+    with step_trainer(framework)(env=counting_factory(5), agents=agents, scopes=[2, 3], cfg=CFG) as trainer:
         trainer.collect_metrics()
         for _ in range(4):
             trainer.train()
@@ -234,11 +233,11 @@ class ImageAgent(NullAgent):
         self.seen: list[Any] = []
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        self.seen.append(observations.clone())
-        return torch.zeros(len(observations), 1), {}
+        self.seen.append(copied(observations))
+        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
 
     def record_transition(self, **arguments: Any) -> None:
-        self.seen += [arguments["observations"].clone(), arguments["next_observations"].clone()]
+        self.seen += [copied(arguments["observations"]), copied(arguments["next_observations"])]
 
 
 class ImageEnv(CountingEnv):
@@ -255,19 +254,17 @@ class ImageEnv(CountingEnv):
 
 
 @pytest.mark.parametrize("orchestrator", ["local", "ray"])
-def test_images_unflattened_where_the_agent_asks(orchestrator: Any, request: pytest.FixtureRequest):
+def test_images_unflattened_where_the_agent_asks(orchestrator: Any, framework: str, request: pytest.FixtureRequest):
     if orchestrator == "ray":
         request.getfixturevalue("ray_cluster")
     env = EnvFactory(lambda n, first: [ImageEnv(first + i) for i in range(n)], num_envs=2)
-    with StepTrainer(env=env, agents=[NullAgent, ImageAgent], cfg=CFG, orchestrator=orchestrator) as trainer:
-        observations = trainer.train()[0]
+    agents = [NullAgent, ImageAgent]
+    with step_trainer(framework)(env=env, agents=agents, cfg=CFG, orchestrator=orchestrator) as trainer:
+        observations = copied(trainer.train()[0])
         seen = trainer.agents[1].seen
-    assert (observations.dtype, tuple(observations.shape)) == (torch.uint8, (2, 6))
-    assert [(tuple(array.shape), array.dtype) for array in seen] == [((1, 2, 3, 1), torch.uint8)] * 3
-    pixels = torch.arange(6, dtype=torch.uint8).reshape(1, 2, 3, 1)
-    assert [bool((array == pixels + 100 + 10 * step).all()) for array, step in zip(seen, (0, 0, 1), strict=True)] == [
-        True
-    ] * 3
+    assert (observations.dtype, observations.shape) == (np.uint8, (2, 6))
+    pixels = np.arange(6, dtype=np.uint8).reshape(1, 2, 3, 1)
+    assert_same(seen, [pixels + np.uint8(100 + 10 * step) for step in (0, 0, 1)])
 
 
 def test_only_a_box_can_be_unflattened():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from functools import partial
@@ -10,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box
 
 import workers.envs
-from tests.support.agents import NullAgent, RecordingAgent
+from tests.support.agents import NullAgent, RecordingAgent, to_numpy
 from tests.support.envs import CountingEnv, build_counting, counting_factory
-from tests.support.parity import CFG, run
-from trainer.torch import StepTrainer, StepTrainerCfg, generate_equally_spaced_scopes
+from tests.support.parity import CFG, FRAMEWORKS, copied_outputs, run, step_trainer
+from trainer.config import StepTrainerCfg
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, ScopeError
+from workers.frameworks import load_framework
 
 
 class ForeignEnv:
@@ -29,14 +30,15 @@ class ForeignEnv:
     action_space = Box(-1, 1, (1,), np.float32)
     state_space = Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, num_envs: int = 2, infos: dict[str, Any] | None = None) -> None:
+    def __init__(self, num_envs: int = 2, infos: dict[str, Any] | None = None, framework: str = "torch") -> None:
         self.num_envs = num_envs
+        self.from_numpy = load_framework(framework).from_numpy
         self.calls: list[str] = []
         self.time = 0
         self.infos = infos or {}
 
-    def _observe(self) -> torch.Tensor:
-        return torch.full((self.num_envs, 4), float(self.time))
+    def _observe(self) -> Any:
+        return self.from_numpy(np.full((self.num_envs, 4), self.time, np.float32))
 
     def reset(self) -> Any:
         self.calls.append("reset")
@@ -46,13 +48,14 @@ class ForeignEnv:
     def step(self, actions: Any) -> Any:
         self.calls.append("step")
         self.time += 1
-        flags = torch.zeros(self.num_envs, 1, dtype=torch.bool)
-        ended = flags.clone()
+        flags = np.zeros((self.num_envs, 1), np.bool_)
+        ended = flags.copy()
         ended[0] = self.time == 3
-        return self._observe(), torch.ones(self.num_envs, 1), ended, flags, self.infos
+        rewards = np.ones((self.num_envs, 1), np.float32)
+        return self._observe(), *map(self.from_numpy, (rewards, ended, flags)), self.infos
 
     def state(self) -> Any:
-        return torch.full((self.num_envs, 2), -float(self.time))
+        return self.from_numpy(np.full((self.num_envs, 2), -self.time, np.float32))
 
     def render(self) -> Any:
         self.calls.append("render")
@@ -61,13 +64,14 @@ class ForeignEnv:
         self.calls.append("close")
 
 
-def trainer_of(env: Any = None, agents: Any = NullAgent, **options: Any) -> StepTrainer:
+def trainer_of(env: Any = None, agents: Any = NullAgent, framework: str = "torch", **options: Any) -> Any:
     cfg = {**CFG, "timesteps": 10, **options.pop("cfg", {})}
-    return StepTrainer(env=env or ForeignEnv(), agents=agents, cfg=cfg, **options)
+    env = env or ForeignEnv(framework=framework)
+    return step_trainer(framework)(env=env, agents=agents, cfg=cfg, **options)
 
 
-def test_counter_is_incremented_first_and_left_alone_by_an_explicit_timestep():
-    with trainer_of(agents=RecordingAgent) as trainer:
+def test_counter_is_incremented_first_and_left_alone_by_an_explicit_timestep(framework):
+    with trainer_of(agents=RecordingAgent, framework=framework) as trainer:
         trainer.train()
         trainer.train(timestep=7)
         trainer.train(timesteps=99)
@@ -80,8 +84,8 @@ def test_counter_is_incremented_first_and_left_alone_by_an_explicit_timestep():
         assert [call["timesteps"] for kind, call in calls if kind == name] == [10, 10, 99, 10, 10]
 
 
-def test_evaluation_acts_on_mean_actions_and_does_not_train():
-    _, (agent,) = run(3, env=counting_factory(2), agents=RecordingAgent, mode="eval")
+def test_evaluation_acts_on_mean_actions_and_does_not_train(framework):
+    _, (agent,) = run(3, framework=framework, env=counting_factory(2), agents=RecordingAgent, mode="eval")
     for name, arguments in agent.calls[1:]:
         if name in ("pre", "post"):
             assert arguments["training"] is False
@@ -90,17 +94,17 @@ def test_evaluation_acts_on_mean_actions_and_does_not_train():
         np.testing.assert_array_equal(record["next_observations"][:, 3], [-timestep, -100 - timestep])
 
 
-def test_stochastic_evaluation_acts_on_sampled_actions():
-    with trainer_of(agents=RecordingAgent, cfg={"stochastic_evaluation": True}) as trainer:
+def test_stochastic_evaluation_acts_on_sampled_actions(framework):
+    with trainer_of(agents=RecordingAgent, framework=framework, cfg={"stochastic_evaluation": True}) as trainer:
         trainer.eval()
         np.testing.assert_array_equal(trainer.agents[0].records()[0]["actions"], [[1], [1]])
 
 
-def test_foreign_single_environment_is_reset_explicitly_and_others_never():
+def test_foreign_single_environment_is_reset_explicitly_and_others_never(framework):
     for num_envs, expected in ((1, ["reset", "step", "step", "step", "reset", "step"]), (2, ["reset"] + ["step"] * 4)):
-        env = ForeignEnv(num_envs)
-        with trainer_of(env, RecordingAgent) as trainer:
-            observations = [trainer.train()[0][0, 0].item() for _ in range(4)]
+        env = ForeignEnv(num_envs, framework=framework)
+        with trainer_of(env, RecordingAgent, framework) as trainer:
+            observations = [to_numpy(trainer.train()[0])[0, 0] for _ in range(4)]
             acted = [call["observations"][0, 0] for name, call in trainer.agents[0].calls if name == "act"]
             states = [call["states"][0, 0] for name, call in trainer.agents[0].calls if name == "act"]
         assert env.calls == [*expected, "close"]
@@ -109,9 +113,9 @@ def test_foreign_single_environment_is_reset_explicitly_and_others_never():
         assert [-state for state in states] == acted
 
 
-def test_what_a_factory_builds_is_never_reset():
-    env = ForeignEnv(1)
-    with trainer_of(EnvFactory(lambda n, first: env, num_envs=1)) as trainer:
+def test_what_a_factory_builds_is_never_reset(framework):
+    env = ForeignEnv(1, framework=framework)
+    with trainer_of(EnvFactory(lambda n, first: env, num_envs=1), framework=framework) as trainer:
         for _ in range(5):
             trainer.train()
     assert env.calls == ["reset"] + ["step"] * 5 + ["close"]
@@ -130,20 +134,22 @@ def test_rendering(cfg, renders):
 
 
 class Reusing(ForeignEnv):
-    """Gives the same array again and again."""
+    """Gives the same array again and again, where arrays can be written: JAX's cannot."""
 
-    def __init__(self) -> None:
-        super().__init__(4)
-        self.array = torch.zeros(4, 4)
+    array: Any = None
 
-    def _observe(self) -> torch.Tensor:
-        return self.array.fill_(float(self.time))
+    def _observe(self) -> Any:
+        if hasattr(self.array, "fill_"):
+            self.array.fill_(float(self.time))
+        else:
+            self.array = super()._observe()
+        return self.array
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_reset_makes_the_next_iteration_reset_the_environments_even_those_that_reuse_their_arrays(count):
-    env = Reusing()
-    with trainer_of(env, [RecordingAgent] * count) as trainer:
+def test_reset_makes_the_next_iteration_reset_the_environments_even_those_that_reuse_their_arrays(count, framework):
+    env = Reusing(4, framework=framework)
+    with trainer_of(env, [RecordingAgent] * count, framework) as trainer:
         for _ in range(3):
             trainer.train()
         trainer.reset()
@@ -181,17 +187,18 @@ def test_calls_after_close_are_refused():
             call()
 
 
-@pytest.mark.parametrize(("close", "expected"), [(True, "closed\n"), (False, "")])
-def test_environment_is_closed_on_normal_program_termination(close, expected):
+@pytest.mark.parametrize(("close", "framework"), [(False, "torch"), *((True, name) for name in FRAMEWORKS)])
+def test_environment_is_closed_on_normal_program_termination(close, framework):
     program = f"""
-from tests.test_trainer import ForeignEnv, trainer_of
+from tests.test_trainer import ForeignEnv, to_numpy, trainer_of
 class Env(ForeignEnv):
-    def close(self): print("closed")
-trainer_of(Env(), cfg={{"close_environment_at_exit": {close}}}).train()
+    def close(self): print("closed", to_numpy(self.state()).tolist())
+env = Env(framework={framework!r})
+trainer_of(env, framework={framework!r}, cfg={{"close_environment_at_exit": {close}}}).train()
 """
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.returncode) == (expected, 0), done.stderr
+    assert (done.stdout.count("closed [[-1.0, -1.0], [-1.0, -1.0]]"), done.returncode) == (close, 0), done.stderr
 
 
 def test_progress_bar_counts_and_ends(capsys):
@@ -209,29 +216,23 @@ def test_text_shows_agents_scopes_where_each_lives_and_threads():
         text = str(trainer)
         assert trainer.scopes == [(0, 3), (3, 7)]
         assert trainer.num_simultaneous_agents == 2
-    for part in (
-        "StepTrainer (ready)",
-        "NullAgent",
-        "3 environments (0:3)",
-        "4 environments (3:7)",
-        "pid",
-        "threads: 1",
-    ):
+    for part in ("(ready)", "NullAgent", "3 environments (0:3)", "4 environments (3:7)", "pid", "threads: 1"):
         assert part in text
 
 
-def test_outputs_are_the_environments_and_agents_get_copies():
+def test_outputs_are_the_environments_and_agents_get_copies(framework):
     class Vandal(NullAgent):
         def record_transition(self, **arguments: Any) -> None:
-            for name in ("rewards", "next_observations", "terminated", "truncated"):
-                arguments[name].fill_(-1)
+            if framework != "jax":  # whose arrays cannot be written
+                for name in ("rewards", "next_observations", "terminated", "truncated"):
+                    arguments[name].fill_(-1)
             arguments["infos"]["episode"]["r"] = None
             arguments["infos"].clear()
 
     for agents in (Vandal, [Vandal, Vandal]):
-        env = ForeignEnv(2, infos={"episode": {"r": np.ones(2)}})
-        with trainer_of(env, agents) as trainer:
-            observations, rewards, terminated, truncated, infos = trainer.train()
+        env = ForeignEnv(2, {"episode": {"r": np.ones(2)}}, framework)
+        with trainer_of(env, agents, framework) as trainer:
+            observations, rewards, terminated, truncated, infos = copied_outputs(trainer.train())
         assert observations.tolist() == [[1] * 4] * 2
         assert rewards.tolist() == [[1], [1]]
         assert not terminated.any()
@@ -239,16 +240,16 @@ def test_outputs_are_the_environments_and_agents_get_copies():
         assert infos["episode"]["r"].tolist() == [1, 1]
 
 
-def test_environment_info_is_tracked():
+def test_environment_info_is_tracked(framework):
     episode = {
         "r": np.array([1.0, 5.0]),
         "_r": np.array([False, True]),
         "l": np.array([7, 0]),
-        "a/b": torch.tensor(2.5),
+        "a/b": load_framework(framework).from_numpy(np.array(2.5)),
         "s": "x",
     }
     infos = {"episode": episode, "_episode": np.array([True, False])}
-    with trainer_of(ForeignEnv(infos=infos), RecordingAgent) as trainer:
+    with trainer_of(ForeignEnv(infos=infos, framework=framework), RecordingAgent, framework) as trainer:
         trainer.train()
         tracked = dict(trainer.agents[0].tracked)
     assert {"Stats / Inference time (ms)", "Stats / Env stepping time (ms)"} < set(tracked)
@@ -284,8 +285,12 @@ def test_foreign_environment_that_is_not_seeded_is_said_once(caplog):
     assert caplog.text.count("ForeignEnv is another library's wrapper") == 1
 
 
-def test_exports():
-    assert generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
+def test_exports(framework):
+    module = importlib.import_module(f"trainer.{framework}")
+    assert module.__all__ == ["StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"]
+    assert module.StepTrainer.framework == framework
+    assert module.StepTrainerCfg is StepTrainerCfg
+    assert module.generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
     assert set(workers.envs.__all__) == {"EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "make_env", "wrap_env"}
 
 
@@ -334,12 +339,6 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "environment lacks a member": ({"env": Halved()}, EnvError, "Halved lacks step"),
     "no environment": ({"env": object()}, EnvError, "object lacks num_envs, observation_space"),
     "one instance in two scopes": ({"agents": [one, one]}, AgentError, "in several scopes"),
-    "framework": ({"env": EnvFactory(build_counting, num_envs=2, framework="jax")}, EnvError, "for 'jax'.*'torch'"),
-    "wrapped for another": (
-        {"env": wrap_env([CountingEnv(0), CountingEnv(1)], framework="numpy")},
-        EnvError,
-        "'numpy'",
-    ),
     "rows built": (
         {"env": EnvFactory(lambda n, first: build_counting(n + 1, first), num_envs=2)},
         EnvError,
@@ -355,6 +354,15 @@ def test_bad_input_is_refused_by_name(name):
     options, error, message = BAD_INPUT[name]
     with pytest.raises(error, match=message):
         trainer_of(**{"env": ForeignEnv(2), "agents": [NullAgent, NullAgent], **options})
+
+
+def test_environment_of_another_framework_is_refused(framework):
+    for env in (
+        EnvFactory(build_counting, num_envs=2, framework="numpy"),
+        wrap_env([CountingEnv(0), CountingEnv(1)], framework="numpy"),
+    ):
+        with pytest.raises(EnvError, match=f"is for 'numpy'.*'{framework}'"):
+            trainer_of(env, framework=framework)
 
 
 def test_observation_width_that_disagrees_with_the_agents():

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     # one compute thread per worker in every mode, for the same numbers: before a framework is imported
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):
         os.environ.setdefault(name, "1")
     logging.basicConfig(format="lockstep: %(message)s", level=logging.WARNING)
     before = signal.signal(signal.SIGTERM, _terminate)

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec.core
@@ -56,9 +57,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     """
     found = versions()
     yield Finding("versions", ", ".join(f"{name} {value or '(not installed)'}" for name, value in found.items()))
-    for name in available_frameworks():
-        if name != "numpy":
-            yield _framework(name, needed=config is None or config.framework == name)
+    names = [name for name in available_frameworks() if name != "numpy"]
+    needed = [config.framework] if config else [] if any(map(find_spec, names)) else names
+    for name in names:
+        yield _framework(name, needed=name in needed)
     yield _shared_memory()
     yield _write_access(config.logging.directory if config else None)
     yield _ray(config.orchestrator if config else OrchestratorConfig())

@@ -102,7 +102,7 @@ class EvaluationConfig:
 class RunConfig:
     """A whole run."""
 
-    framework: Literal["torch"] = "torch"
+    framework: Literal["torch", "jax", "warp"] = "torch"
     """Framework of the agents."""
 
     env: EnvConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -17,6 +18,8 @@ class WorkerActor:
     """Serves one ordered stream of requests in its default group, and `ping` beside it."""
 
     def __init__(self) -> None:
+        # Ray gives an actor's CPUs to OpenMP; XLA, which JAX computes with, has a name of its own for them
+        os.environ.setdefault("NPROC", os.environ.get("OMP_NUM_THREADS", "1"))
         self._service = Service(cloudpickle.dumps)
 
     def handle(self, seq: int, method: str, args: tuple[Any, ...]) -> Reply:

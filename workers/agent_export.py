@@ -88,12 +88,16 @@ def _loaded(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
 def copy_state(trained: Any, agent: Any) -> None:
     """Give `agent` all that `trained` has learnt.
 
-    The `checkpoint_modules` of `agent` are loaded in place, so that references to them stay good, and what else of
-    `trained` refers to its modules (a scheduler to the optimizer) then refers to those of `agent`.
+    An agent that says itself how it is unpickled takes over what is pickled of `trained`. In any other the
+    `checkpoint_modules` are loaded in place, so that references to them stay good, and what else of `trained` refers to
+    its modules (a scheduler to the optimizer) then refers to those of `agent`.
     """
     if trained is agent:
         return
     mine, theirs = (getattr(one, "checkpoint_modules", {}) for one in (agent, trained))
+    if hasattr(agent, "__setstate__") and not mine:
+        agent.__setstate__(deepcopy(trained.__getstate__()))
+        return
     memo = {id(trained): agent, id(theirs): mine}
     loaded = [name for name, module in theirs.items() if module is not None and _is_module(mine.get(name))]
     for name in loaded:
@@ -111,11 +115,18 @@ def _is_module(value: Any) -> bool:
 
 
 def _state(module: Any) -> Any:
-    return module.state_dict() if hasattr(module, "state_dict") else module
+    state_dict = getattr(module, "state_dict", lambda: module)
+    if not callable(state_dict):  # those of skrl's JAX models hold functions, too
+        raise AgentError(f"{type(module).__qualname__}.state_dict is no method, but a {type(state_dict).__qualname__}")
+    return state_dict()
 
 
 def module_states(agent: Any) -> dict[str, Any]:
-    """States of the `checkpoint_modules`, by name."""
+    """States of the `checkpoint_modules`, by name.
+
+    Raises:
+        AgentError: A module has a state that is no plain data.
+    """
     return {name: _state(module) for name, module in agent.checkpoint_modules.items() if module is not None}
 
 

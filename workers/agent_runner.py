@@ -95,6 +95,7 @@ class AgentRunner:
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
             self._tracking.start()
+        self._is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(self.agent).__mro__)
         self._collecting = False
         self._scalars = Scalars()
         self._episodes = Episodes(scope.num_envs)
@@ -145,6 +146,8 @@ class AgentRunner:
         self.phase = Phase.RECORD
         if self._shape is not None:
             next_observations = next_observations.reshape(self._shape)
+        if self._is_skrls:
+            terminated, truncated = map(self._framework.flags_for_skrl, (terminated, truncated))
         collecting = self._collecting
         if collecting:
             self._note_episodes(rewards, terminated, truncated)

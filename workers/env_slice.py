@@ -117,7 +117,9 @@ class EnvSlice:
 
     def advance(self, outcome: Outcome) -> None:
         """Make the outcome's observations the current ones; start a foreign single environment anew if it has ended."""
-        if self._resets_explicitly and bool(outcome.terminated.any() or outcome.truncated.any()):
+        if self._resets_explicitly and any(
+            self._framework.to_numpy(flags).any() for flags in (outcome.terminated, outcome.truncated)
+        ):
             self._reset()
         else:
             self._observations, self._states = outcome.observations, self._next_states

@@ -209,6 +209,6 @@ def scalars(
             yield key, float(array.reshape(()))
         elif array.ndim and array.shape[0] == rows:
             own = infos.get(f"_{key}", mask)
-            valid = array if own is None else array[np.asarray(own)]
+            valid = array if own is None else array[framework.to_numpy(own) if framework.is_array(own) else own]
             if valid.size:
                 yield key, float(valid.mean())

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,7 +76,10 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
         _check_health(address, timeout)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, **options)
+        with warnings.catch_warnings():
+            # JAX warns of the forks by which Ray starts its own programs; they are replaced by those at once
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address=address, logging_level=logging.WARNING, **options)
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     _users = 1

@@ -7,9 +7,20 @@ import threading
 from typing import Any
 
 import numpy as np
-import torch
 
+from workers.frameworks import Framework, load_framework
 from workers.types import Scope
+
+
+def framework_of(array: Any) -> Framework:
+    """The framework that an array is of, which has been imported then."""
+    package = type(array).__module__.partition(".")[0]
+    return load_framework({"jaxlib": "jax"}.get(package, package))
+
+
+def to_numpy(array: Any) -> Any:
+    """An array's values, as NumPy's; None as it is."""
+    return None if array is None else framework_of(array).to_numpy(array)
 
 
 class NullAgent:
@@ -28,7 +39,7 @@ class NullAgent:
         pass
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        return torch.zeros(len(observations), 1), {}
+        return framework_of(observations).from_numpy(np.zeros((len(observations), 1), np.float32)), {}
 
     def record_transition(self, **arguments: Any) -> None:
         pass
@@ -61,9 +72,9 @@ class RecordingAgent(NullAgent):
         self._note("pre", training=self.training, timestep=timestep, timesteps=timesteps)
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        actions = 100 * observations[:, :1] + timestep
+        actions, framework = 100 * to_numpy(observations)[:, :1] + timestep, framework_of(observations)
         self._note("act", observations=observations, states=states, timestep=timestep, timesteps=timesteps)
-        return actions, {"mean_actions": -actions}
+        return framework.from_numpy(actions), {"mean_actions": framework.from_numpy(-actions)}
 
     def record_transition(self, **arguments: Any) -> None:
         self._note("record", **arguments)
@@ -76,20 +87,29 @@ class RecordingAgent(NullAgent):
 
 
 class NoisyAgent(NullAgent):
-    """Draws its weights and its actions from the global generators of torch and NumPy."""
+    """Draws its weights and its actions from NumPy's global generator, and from torch's where that is its framework."""
 
-    def __init__(self, scope: Scope | None = None) -> None:
+    def __init__(self, framework: str, scope: Scope | None = None) -> None:
         super().__init__(scope)
-        self.weights = torch.randn(4) + float(np.random.standard_normal())
+        self.framework = framework
+        self.weights = self.draw(4)
         self.drawn: list[float] = []
 
+    def draw(self, *shape: int) -> Any:
+        numbers = np.random.standard_normal(shape).astype(np.float32)
+        if self.framework == "torch":
+            import torch
+
+            numbers += torch.randn(shape).numpy()
+        return numbers
+
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        noise = torch.randn(len(observations), 2) + float(np.random.standard_normal())
+        noise = self.draw(len(observations), 2)
         self.drawn.append(float(noise.sum()))
-        return noise, {}
+        return load_framework(self.framework).from_numpy(noise), {}
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        self.weights += torch.rand(4)
+        self.weights += self.draw(4)
 
 
 class DyingAgent(NullAgent):
@@ -106,30 +126,10 @@ class DyingAgent(NullAgent):
         return super().act(observations, states, timestep=timestep, timesteps=timesteps)
 
 
-class LinearAgent(NullAgent):
-    """Puts the very array that it is given through a network, whose bits depend on how the array lies in memory."""
-
-    def __init__(self, scope: Scope | None = None) -> None:
-        super().__init__(scope)
-        self.net = torch.nn.Sequential(torch.nn.Linear(17, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.net.state_dict()
-
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        return self.net(observations), {}
-
-    def record_transition(self, **arguments: Any) -> None:
-        with torch.no_grad():
-            self.net[0].bias += 1e-2 * self.net[0](arguments["next_observations"]).mean(0)
-
-
 def copied(value: Any) -> Any:
-    """A deep copy with tensors as NumPy arrays."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().numpy()
-    if isinstance(value, np.ndarray):
-        return value.copy()
+    """A deep copy with the framework's arrays as NumPy's."""
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
+    if hasattr(value, "shape") and not isinstance(value, np.generic):
+        return np.array(to_numpy(value))
     return value

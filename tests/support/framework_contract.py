@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.frameworks import Framework
+from workers.wire import from_wire, to_wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,10 @@ class Case:
         framework: The framework.
         dtypes: NumPy's names of the dtypes that it has.
         is_contiguous: Whether rows of one of its arrays lie one after the other.
+        pointer: Address of an array's memory.
+        transpose: A view of a matrix with its axes exchanged.
         fill: Overwrites an array; None where arrays cannot be written.
+        scalar_shape: Shape of an array of one number without dimensions.
         draw: Numbers of its global generator; None where there is none.
         seeded_draw: What `draw` gives right after the framework's own way of seeding.
         grad_enabled: Reads and sets whether gradients are recorded; None where there are none.
@@ -29,7 +33,10 @@ class Case:
     framework: Framework
     dtypes: tuple[str, ...]
     is_contiguous: Callable[[Any], bool]
+    pointer: Callable[[Any], int]
+    transpose: Callable[[Any], Any] = lambda array: array.T
     fill: Callable[[Any], object] | None
+    scalar_shape: tuple[int, ...] = ()
     draw: Callable[[], list[float]] | None = None
     seeded_draw: Callable[[int], list[float]] | None = None
     grad_enabled: tuple[Callable[[], bool], Callable[[bool], object]] | None = None
@@ -54,6 +61,7 @@ def assert_fresh(case: Case, fresh: Iterable[Any], source: Any, expected: npt.ND
     """Every array is contiguous, and writing into it changes neither its neighbours nor the source."""
     arrays = list(fresh)
     assert all(case.is_contiguous(array) for array in arrays)
+    assert len({case.pointer(array) for array in (*arrays, source)}) == len(arrays) + 1
     if case.fill is None:
         return
     values = [case.framework.to_numpy(array).copy() for array in arrays]
@@ -80,11 +88,12 @@ def check_from_numpy(case: Case) -> None:
         for source in (*layouts, read_only, whole[:0]):
             expected = source.copy()
             array = case.framework.from_numpy(source)
-            assert_array(case, array, expected)
+            values = expected if expected.ndim else expected.reshape(case.scalar_shape)
+            assert_array(case, array, values)
             assert case.is_contiguous(array)
             if source.flags.writeable:
                 source[...] = 0 if dtype != "bool" else ~source
-            assert_array(case, array, expected)
+            assert_array(case, array, values)
             if source.flags.writeable:
                 source[...] = expected
 
@@ -95,7 +104,7 @@ def check_copy(case: Case) -> None:
         copy = case.framework.copy(source)
         assert_array(case, copy, values)
         assert_fresh(case, [copy], source, values)
-    transposed = case.framework.from_numpy(table()).T
+    transposed = case.transpose(case.framework.from_numpy(table()))
     assert_array(case, case.framework.copy(transposed), table().T)
     assert case.is_contiguous(case.framework.copy(transposed))
 
@@ -112,7 +121,7 @@ def check_split(case: Case) -> None:
                 assert_array(case, part, values[stop - size : stop])
             if dtype != "bool":
                 assert_fresh(case, parts, source, values)
-    transposed = case.framework.from_numpy(table(3, 6)).T
+    transposed = case.transpose(case.framework.from_numpy(table(3, 6)))
     assert all(case.is_contiguous(part) for part in case.framework.split(transposed, [2, 4]))
 
 
@@ -125,7 +134,7 @@ def check_concatenate(case: Case) -> None:
         assert_array(case, joined, values)
         assert_fresh(case, [joined], parts[0], values[: sizes[0]])
         assert_array(case, case.framework.concatenate(tuple(parts)), values)
-    transposed = case.framework.from_numpy(table(3, 6)).T
+    transposed = case.transpose(case.framework.from_numpy(table(3, 6)))
     for count in (1, 2):
         joined = case.framework.concatenate([transposed] * count)
         assert_array(case, joined, np.vstack([table(3, 6).T] * count))
@@ -140,8 +149,41 @@ def check_select(case: Case) -> None:
         arrays = case.framework.from_numpy(chosen), case.framework.from_numpy(other)
         expected = np.stack([(chosen if mask[i] else other)[i] for i in range(6)])
         assert_array(case, case.framework.select(mask, *arrays), expected)
+        assert_array(case, case.framework.select(case.framework.from_numpy(mask), *arrays), expected)
+        for all_rows, values in ((np.zeros(6, bool), other), (np.ones(6, bool), chosen)):
+            assert_array(case, case.framework.select(all_rows, *arrays), values)
         assert_array(case, arrays[0], chosen)
         assert_array(case, arrays[1], other)
+
+
+class Pair(NamedTuple):
+    one: Any
+    other: Any
+
+
+def check_wire(case: Case) -> None:
+    values = table()
+    array, plain = case.framework.from_numpy(values), table(dtype="int64")
+    tree = Pair({"a": array, "b": (array, 3)}, [plain, "text", None])
+    sent = to_wire(tree, case.framework)
+    assert not case.framework.is_array(sent.one["a"])
+    for _ in range(2):  # what was sent stays good
+        received = from_wire(sent, case.framework)
+        assert type(received) is Pair
+        assert_fresh(case, [received.one["a"], received.one["b"][0]], array, values)
+        assert received.one["b"][1] == 3
+        assert received.other[1:] == ["text", None]
+        assert_array(case, array, values)
+    alone = from_wire(to_wire(plain, case.framework), case.framework)
+    assert isinstance(alone, np.ndarray)
+    assert alone.tolist() == plain.tolist()
+    assert not np.shares_memory(alone, plain)
+
+
+def check_devices(case: Case) -> None:
+    first, *others = case.framework.devices()
+    assert first == "cpu"
+    assert all(":" in device for device in others)
 
 
 def check_random_state(case: Case) -> None:
@@ -203,6 +245,8 @@ CONTRACT: tuple[Callable[[Case], None], ...] = (
     check_split,
     check_concatenate,
     check_select,
+    check_wire,
+    check_devices,
     check_random_state,
     check_no_grad,
     check_num_threads,

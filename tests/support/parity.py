@@ -2,21 +2,69 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
+from ray import cloudpickle
 
+from orchestrator.merge import merge_outcomes
+from orchestrator.scopes import resolve_scopes
 from tests.support.agents import copied
-from trainer.torch import StepTrainer
+from trainer.config import resolve_cfg
+from workers.envs import EnvFactory
+from workers.frameworks import load_framework
+from workers.service import Service, WorkerSpec
+from workers.types import Mode, Tick
+from workers.wire import from_wire
 
 CFG = {"headless": True, "disable_progressbar": True}
+FRAMEWORKS = ("torch", "jax", "warp")
 
 
-def run(steps: int, *, mode: str = "train", **options: Any) -> tuple[list[Any], list[Any]]:
+def step_trainer(framework: str) -> Any:
+    """The framework's StepTrainer."""
+    return importlib.import_module(f"trainer.{framework}").StepTrainer
+
+
+def ppo(framework: str) -> Any:
+    """The framework's PPO."""
+    return importlib.import_module(f"workers.agents.{framework}").PPO
+
+
+def run(steps: int, *, framework: str = "torch", mode: str = "train", **options: Any) -> tuple[list[Any], list[Any]]:
     """Outputs of every step, and the trained agents."""
-    with StepTrainer(cfg={**CFG, "timesteps": steps}, **options) as trainer:
+    with step_trainer(framework)(cfg={**CFG, "timesteps": steps}, **options) as trainer:
         outputs = [copied_outputs(getattr(trainer, mode)()) for _ in range(steps)]
         return outputs, list(trainer.agents)
+
+
+def slices_run(steps: int, name: str, env: EnvFactory, agents: Any, sizes: Any) -> tuple[list[Any], list[Any]]:
+    """As `run`, with every scope in a service of its own, as in an actor, but without Ray and one after the other.
+
+    The second part is the agents' ``state_dict``.
+    """
+    framework = load_framework(name)
+    scopes = resolve_scopes(sizes, num_envs=sum(sizes), num_simultaneous_agents=len(sizes), seed=3)
+    services = [Service(cloudpickle.dumps) for _ in scopes]
+    for service, scope, agent in zip(services, scopes, agents, strict=True):
+        spec = WorkerSpec(
+            scope=scope,
+            framework=name,
+            agent=cloudpickle.dumps(agent),
+            env=cloudpickle.dumps(env),
+            observation_space=None,
+            cfg=cloudpickle.dumps(resolve_cfg({**CFG, "timesteps": steps})),
+            seed=3,
+        )
+        assert service.handle(1, "build", (spec,)).status == "ok"
+    outputs = []
+    for step in range(1, steps + 1):
+        replies = [service.handle(step + 1, "tick", (Tick(Mode.TRAIN, step, steps),)) for service in services]
+        parts = [from_wire(reply.payload, framework) for reply in replies]
+        outputs.append(copied_outputs(merge_outcomes(parts, scopes, framework)))
+    exported = [service.handle(steps + 2, "export", ()).payload for service in services]
+    return outputs, [copied(cloudpickle.loads(part.data).state_dict()) for part in exported]
 
 
 def copied_outputs(outputs: Any) -> tuple[Any, ...]:

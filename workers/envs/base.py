@@ -42,8 +42,11 @@ class Wrapper(_EnvWrapper):
 
     Who implements it promises: an environment that ends is reset in the same ``step``, whatever the batch size. The
     observations returned are then those after the reset; the true final ones are in ``infos["final_obs"]``,
-    ``(num_envs, size)``, valid in the rows where the NumPy array ``infos["_final_obs"]`` is True, and likewise the
-    final states, if there are states, in ``infos["final_state"]``.
+    ``(num_envs, size)``, valid in the rows where ``infos["_final_obs"]``, ``(num_envs,)`` bool, is True, and likewise
+    the final states, if there are states, in ``infos["final_state"]``. Both may be there in every step.
+
+    Its arrays are the framework's, on any device. They stay there, masks too: nothing is brought to the host unless Ray
+    sends it, and what a step returned is what `StepTrainer.train` returns.
     """
 
     @property

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+from types import ModuleType
+
+import numpy as np
 
 from workers.errors import ConfigError
 from workers.frameworks.base import Framework
@@ -25,12 +29,18 @@ def load_framework(name: str) -> Framework:
     """
     if name not in available_frameworks():
         raise ConfigError(f"framework {name!r} is not known; expected one of {', '.join(available_frameworks())}")
+    framework: Framework = (sys.modules.get(f"{__name__}.{name}") or _import(name)).FRAMEWORK
+    return framework
+
+
+def _import(name: str) -> ModuleType:
+    numbers = np.random.get_state()
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"framework {name!r} needs the package {error.name!r}, which is not installed; "
             f"pip install 'lockstep-rl[{name}]'"
         ) from error
-    framework: Framework = module.FRAMEWORK
-    return framework
+    finally:
+        np.random.set_state(numbers)  # importing jax draws from the user's generator

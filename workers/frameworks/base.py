@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Framework"]
@@ -22,13 +21,20 @@ class Framework(ABC):
 
     name: ClassVar[str]
 
+    threads_variable: ClassVar[str] = "OMP_NUM_THREADS"
+    """Environment variable that sets the number of compute threads, read when the framework is first used."""
+
     @abstractmethod
     def is_array(self, value: object) -> bool:
         """Whether `value` is an array of this framework."""
 
     @abstractmethod
     def from_numpy(self, array: npt.NDArray[Any]) -> Any:
-        """A fresh array with the values and the dtype of `array`, on the framework's default device."""
+        """A fresh array with the values and the dtype of `array`, on the framework's default device.
+
+        Where the framework has not that dtype it is the narrower one of its kind: JAX has no 64-bit numbers unless they
+        are enabled.
+        """
 
     @abstractmethod
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
@@ -47,8 +53,12 @@ class Framework(ABC):
         """The rows of all arrays, one after the other, as a fresh array."""
 
     @abstractmethod
-    def select(self, mask: npt.NDArray[np.bool_], chosen: Any, other: Any) -> Any:
-        """Row i of `chosen` where ``mask[i]``, else of `other`."""
+    def select(self, mask: Any, chosen: Any, other: Any) -> Any:
+        """Row i of `chosen` where ``mask[i]``, else of `other`; the mask is NumPy's or the framework's, ``(rows,)``."""
+
+    def flags_for_skrl(self, flags: Any) -> Any:
+        """Flags, ``(rows, 1)`` bool, as skrl's agents of this framework take them."""
+        return flags
 
     def no_grad(self) -> AbstractContextManager[Any]:
         """A context without gradients, entered many times but never within itself."""

@@ -36,8 +36,10 @@ class TorchFramework(Framework):
     split = staticmethod(torch.split_with_sizes_copy)  # type: ignore[assignment]
     concatenate = staticmethod(torch.cat)  # type: ignore[assignment]
 
-    def select(self, mask: npt.NDArray[np.bool_], chosen: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        rows = torch.tensor(mask, device=other.device)
+    def select(
+        self, mask: npt.NDArray[np.bool_] | torch.Tensor, chosen: torch.Tensor, other: torch.Tensor
+    ) -> torch.Tensor:
+        rows = mask if isinstance(mask, torch.Tensor) else torch.tensor(mask, device=other.device)
         return torch.where(rows.reshape(-1, *[1] * (other.dim() - 1)), chosen, other)
 
     def no_grad(self) -> AbstractContextManager[Any]:

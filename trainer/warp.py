@@ -1,0 +1,13 @@
+"""The step trainer for Warp."""
+
+from orchestrator.scopes import generate_equally_spaced_scopes
+from trainer import step
+from trainer.config import StepTrainerCfg
+
+__all__ = ["StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"]
+
+
+class StepTrainer(step.StepTrainer):
+    """Trains simultaneous agents of Warp one step at a time; see `trainer.step.StepTrainer`."""
+
+    framework = "warp"

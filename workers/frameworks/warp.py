@@ -1,0 +1,60 @@
+"""Warp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import warp as wp
+
+from workers.frameworks.base import Framework
+
+__all__ = ["FRAMEWORK"]
+
+
+class WarpFramework(Framework):
+    """Arrays on Warp's default device. Warp has no global generator: its agents hold seeds of their own.
+
+    Warp has no arrays without dimensions: from NumPy's they get one.
+    """
+
+    name = "warp"
+
+    def is_array(self, value: object) -> bool:
+        return isinstance(value, wp.array)
+
+    def from_numpy(self, array: npt.NDArray[Any]) -> wp.array:
+        return wp.array(np.atleast_1d(array))
+
+    def to_numpy(self, array: wp.array) -> npt.NDArray[Any]:
+        return array.numpy()
+
+    def copy(self, array: wp.array) -> wp.array:
+        return wp.clone(array, requires_grad=False)
+
+    def split(self, array: wp.array, sizes: Sequence[int]) -> list[wp.array]:
+        stops = np.cumsum(sizes).tolist()
+        return [self.copy(array[stop - size : stop]) for size, stop in zip(sizes, stops, strict=True)]
+
+    def concatenate(self, arrays: Sequence[wp.array]) -> wp.array:
+        first, stops = arrays[0], np.cumsum([array.shape[0] for array in arrays]).tolist()
+        joined = wp.empty((stops[-1], *first.shape[1:]), dtype=first.dtype, device=first.device)
+        for array, stop in zip(arrays, stops, strict=True):
+            wp.copy(joined[stop - array.shape[0] : stop], array)
+        return joined
+
+    def select(self, mask: npt.NDArray[np.bool_] | wp.array, chosen: wp.array, other: wp.array) -> wp.array:
+        rows = mask if isinstance(mask, wp.array) else wp.array(mask, device=other.device)
+        flat = [array.contiguous().reshape((array.shape[0], -1)) for array in (rows, chosen, other)]
+        return wp.map(wp.where, *flat).reshape(other.shape)
+
+    def flags_for_skrl(self, flags: wp.array) -> wp.array:
+        return flags.view(wp.int8) if flags.dtype is wp.bool else flags
+
+    def devices(self) -> list[str]:
+        return ["cpu", *(f"{device.alias} ({device.name})" for device in wp.get_cuda_devices())]
+
+
+FRAMEWORK = WarpFramework()
