@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as arrays_of
 
 from tests.support.agents import NullAgent, copied
 from tests.support.parity import assert_same
+from tests.support.ppo import STEPS, learn, make, run, state_of
 from tests.support.skrl_agents import ROLLOUTS, seed_everything, skrl_ppo
-from tests.test_ppo import STEPS, make, run
 from workers.agent_file import FILE_NAMES, dump_agent, load_agent
 from workers.errors import AgentError
 from workers.frameworks import load_framework
@@ -246,37 +246,36 @@ def test_random_bytes_give_nothing_but_our_error(damage: Any):
 
 
 @pytest.mark.parametrize("actions", ["gaussian", "discrete"])
-def test_our_agent_goes_on_with_the_same_bits(actions: str):
-    trained = make(actions)
+def test_our_agent_goes_on_with_the_same_bits(framework: str, actions: str):
+    trained, adapter = make(framework, actions), load_framework(framework)
     run(trained, range(3 * STEPS))
-    name, data = dump_agent(trained, TORCH)
+    name, data = dump_agent(trained, adapter)
     assert name == "state.safetensors"
-    fresh = make(actions)
-    before = copied(fresh.state_dict())
+    fresh = make(framework, actions, seed=1)
+    before = state_of(fresh)
     with pytest.raises(AssertionError):
-        assert_same(copied(trained.state_dict()), before)
-    load_agent(fresh, name, data, TORCH)
-    assert_same(copied(fresh.state_dict()), copied(trained.state_dict()))
-    results = []
-    for agent in (trained, fresh):  # with an update, that needs the optimizer's moments
-        torch.manual_seed(7)
-        results.append([[action.numpy() for action in run(agent, range(100, 100 + STEPS))], copied(agent.state_dict())])
+        assert_same(state_of(trained), before)
+    load_agent(fresh, name, data, adapter)
+    assert_same(state_of(fresh), state_of(trained))
+    # over an update, that needs the optimizer's moments
+    results = [learn(agent, range(100, 100 + STEPS)) for agent in (trained, fresh)]
     assert_same(results[1], results[0])
     with pytest.raises(AssertionError):
-        assert_same(results[1][1], before)
+        assert_same(results[1], before)
 
 
-def test_a_file_of_another_shape_leaves_our_agent_as_it_is():
-    name, data = dump_agent(make(hidden_sizes=(9,)), TORCH)
-    agent = make()
+def test_a_file_of_another_shape_leaves_our_agent_as_it_is(framework: str):
+    adapter = load_framework(framework)
+    name, data = dump_agent(make(framework, hidden_sizes=(9,)), adapter)
+    agent = make(framework)
     run(agent, range(STEPS))
-    before = dump_agent(agent, TORCH)
+    before = dump_agent(agent, adapter)
     with pytest.raises(AgentError, match=r"PPO cannot load what was stored: AgentError: the state does not fit"):
-        load_agent(agent, name, data, TORCH)
-    for wrong in (data[:-1], b"", encode_state({"models": {}}, TORCH), encode_state([1], TORCH)):
+        load_agent(agent, name, data, adapter)
+    for wrong in (data[:-1], b"", encode_state({"models": {}}, adapter), encode_state([1], adapter)):
         with pytest.raises(AgentError, match="PPO cannot load what was stored"):
-            load_agent(agent, name, wrong, TORCH)
-    assert dump_agent(agent, TORCH) == before
+            load_agent(agent, name, wrong, adapter)
+    assert dump_agent(agent, adapter) == before
 
 
 def trained_skrl(seed: int, updates: int) -> Any:

@@ -1,54 +1,82 @@
-"""The arithmetic of PPO for torch, against NumPy, torch.distributions and plain autograd."""
+"""The arithmetic of PPO in every framework, against NumPy's float64."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-import torch
+from gymnasium.spaces import MultiDiscrete
 
-from workers.agents.ppo import adapt_learning_rate
-from workers.agents.torch import PPO
-from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss, compute_gae
-from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, Tanh, perceptron
+from tests.support.agents import copied
+from tests.support.ppo import (
+    ENVS,
+    STEPS,
+    WIDTH,
+    act,
+    assert_close,
+    fix_orders,
+    learn,
+    make,
+    record,
+    rollout,
+    state_of,
+    to_framework,
+    transition,
+)
+from tests.support.ppo_reference import Reference, forward
+from workers.agents.base import discrete_components
+from workers.agents.ppo import PPO, adapt_learning_rate
+
+MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
+CFG: dict[str, Any] = {
+    "learning_epochs": 3,
+    "learning_rate": 0.01,
+    "entropy_loss_scale": 0.05,
+    "value_loss_scale": 0.7,
+    "value_clip": 0.2,
+    "hidden_sizes": (8, 6),
+    "initial_log_std": -0.5,
+    "kl_threshold": 0.02,
+}
+
+ONCE = {"learning_epochs": 1, "mini_batches": 1, "kl_threshold": None}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+def compute_gae(framework: str, arrays: dict[str, Any], discount_factor: float, gae_lambda: float) -> Any:
+    """Advantages by the framework's own function, ``(timesteps, num_envs)``, of arrays of that shape."""
+    shaped = to_framework(framework, {name: array[..., None] for name, array in arrays.items()})
+    function = importlib.import_module(f"workers.agents.{framework}.losses").compute_gae
+    return copied(function(**shaped, discount_factor=discount_factor, gae_lambda=gae_lambda))[..., 0]
 
 
-def test_gae_by_hand():
+def test_gae_by_hand(framework):
     # One environment, four timesteps; the episode ends after the second (its truncation is already in the reward).
-    gamma, lam = 0.5, 0.8
-    rewards, values = [1.0, 2.0, 3.0, 4.0], [0.5, 1.0, 1.5, 2.0]
-    a3 = 4.0 + 0.5 * 10.0 - 2.0  # 7
-    a2 = 3.0 + 0.5 * 2.0 - 1.5 + 0.4 * a3  # 5.3
+    a3 = 4.0 + 0.5 * 10.0 - 2.0
+    a2 = 3.0 + 0.5 * 2.0 - 1.5 + 0.4 * a3
     a1 = 2.0 - 1.0  # cut: neither the next value nor the next advantage
-    a0 = 1.0 + 0.5 * 1.0 - 0.5 + 0.4 * a1  # 1.4
-    advantages = compute_gae(
-        rewards=torch.tensor(rewards).view(4, 1),
-        values=torch.tensor(values).view(4, 1),
-        last_values=torch.tensor([10.0]),
-        continues=torch.tensor([1.0, 0.0, 1.0, 1.0]).view(4, 1),
-        discount_factor=gamma,
-        gae_lambda=lam,
-    )
-    np.testing.assert_allclose(advantages.view(-1).tolist(), [a0, a1, a2, a3], rtol=1e-6)
-    np.testing.assert_allclose([a0, a1, a2, a3], [1.4, 1.0, 5.3, 7.0])
+    a0 = 1.0 + 0.5 * 1.0 - 0.5 + 0.4 * a1
+    assert (a0, a1, a2, a3) == pytest.approx((1.4, 1.0, 5.3, 7.0))
+    arrays = {
+        "rewards": np.array([[1.0], [2.0], [3.0], [4.0]], np.float32),
+        "values": np.array([[0.5], [1.0], [1.5], [2.0]], np.float32),
+        "last_values": np.array([10.0], np.float32),
+        "continues": np.array([[True], [False], [True], [True]]),
+    }
+    advantages = compute_gae(framework, arrays, discount_factor=0.5, gae_lambda=0.8)
+    np.testing.assert_allclose(advantages[:, 0], [a0, a1, a2, a3], rtol=1e-6)
 
 
-def test_gae_against_numpy():
+def test_gae_against_the_definition(framework):
     rng = np.random.default_rng(0)
     steps, envs, gamma, lam = 9, 5, 0.97, 0.9
-    rewards, values = rng.normal(size=(2, steps, envs))
-    last, ended = rng.normal(size=envs), rng.random((steps, envs)) < 0.3
+    rewards, values = rng.normal(size=(2, steps, envs)).astype(np.float32)
+    last, ended = rng.normal(size=envs).astype(np.float32), rng.random((steps, envs)) < 0.3
     expected = np.zeros((steps, envs))
     for n in range(envs):
-        for t in range(steps):  # the definition: a sum over the future, up to the end of the episode
+        for t in range(steps):  # a sum over the future, up to the end of the episode
             weight = 1.0
             for k in range(t, steps):
                 following = last[n] if k == steps - 1 else values[k + 1, n]
@@ -56,127 +84,131 @@ def test_gae_against_numpy():
                 if ended[k, n]:
                     break
                 weight *= gamma * lam
-    result = compute_gae(
-        rewards=torch.tensor(rewards, dtype=torch.float32),
-        values=torch.tensor(values, dtype=torch.float32),
-        last_values=torch.tensor(last, dtype=torch.float32),
-        continues=torch.tensor(~ended, dtype=torch.float32),
-        discount_factor=gamma,
-        gae_lambda=lam,
-    )
-    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-5)
+    arrays = {"rewards": rewards, "values": values, "last_values": last, "continues": ~ended}
+    assert_close(compute_gae(framework, arrays, gamma, lam), expected, 1e-6)
 
 
-def test_policy_loss_and_gradient_against_the_definition():
-    log_ratio, advantages = (0.4 * torch.randn(400, 1)).requires_grad_(), torch.randn(400, 1)
-    ratio = log_ratio.exp()
-    expected = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
-    loss = clipped_policy_loss(log_ratio.exp(), advantages, 0.2)
-    torch.testing.assert_close(loss, expected)
-    (grad,) = torch.autograd.grad(loss, log_ratio)
-    torch.testing.assert_close(grad, *torch.autograd.grad(expected, log_ratio))
-    assert (grad == 0).any()
-    assert (grad != 0).any()
+def assert_tracked(agent: PPO, expected: dict[str, float]) -> None:
+    given = agent.tracked.drain()
+    assert given.keys() == expected.keys()
+    for tag, value in expected.items():  # the policy's loss is a difference of numbers near 1
+        assert given[tag] == pytest.approx(value, rel=5e-5, abs=1e-6), tag
 
 
-@pytest.mark.parametrize("clip", [0.2, 0.0])
-def test_value_loss_and_gradient_against_the_definition(clip):
-    values, targets = torch.randn(400, 1, requires_grad=True), torch.randn(400, 1)
-    old = values.detach() + 0.3 * torch.randn(400, 1)
-    expected = (values - targets) ** 2
-    if clip:
-        expected = torch.max(expected, (old + (values - old).clamp(-clip, clip) - targets) ** 2)
-    loss = clipped_value_loss(values, targets, old, clip)
-    torch.testing.assert_close(loss, expected.mean())
-    (grad,) = torch.autograd.grad(loss, values)
-    torch.testing.assert_close(grad, *torch.autograd.grad(expected.mean(), values), rtol=1e-5, atol=1e-6)
-    assert bool((grad == 0).any()) == bool(clip)
+on_all_activations = pytest.mark.parametrize(
+    ("actions", "cfg"),
+    [
+        ("gaussian", {"activation": "tanh"}),
+        ("discrete", {"activation": "relu", "grad_norm_clip": 0.0}),
+        (MULTI_DISCRETE, {"activation": "elu", "entropy_loss_scale": 0.0}),
+        (MULTI_DISCRETE, {"hidden_sizes": (), "value_clip": 0.0, "kl_threshold": 0.0}),
+    ],
+    ids=["tanh", "relu", "elu", "linear"],
+)
 
 
-@pytest.mark.parametrize("discrete", [False, True])
-def test_policies_against_distributions(discrete):
-    outputs = (2.0 * torch.randn(50, 3)).requires_grad_()
-    distribution: Any
-    if discrete:
-        policy: Any = CategoricalPolicy(torch.nn.Identity(), [range(-1, 2)])
-        distribution = torch.distributions.Categorical(logits=outputs)
-        actions = distribution.sample().unsqueeze(1) - 1
-        log_prob, tensors = distribution.log_prob(actions[:, 0] + 1), [outputs]
-    else:
-        policy = GaussianPolicy(torch.nn.Identity(), width=3, initial_log_std=0.3)
-        distribution = torch.distributions.Independent(torch.distributions.Normal(outputs, policy.log_std.exp()), 1)
-        actions = distribution.sample()
-        log_prob, tensors = distribution.log_prob(actions), [outputs, policy.log_std]
-    head, weights = policy(outputs), torch.randn(50)
-    results = policy.log_prob(head, actions)[:, 0], policy.entropy(head)
-    for result, expected in zip(results, (log_prob, distribution.entropy().mean()), strict=True):
-        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-    grads, expected_grads = (
-        torch.autograd.grad((weights * first).sum() - 0.3 * second, tensors)
-        for first, second in (results, (log_prob, distribution.entropy().mean()))
-    )
-    for grad, expected in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+@on_all_activations
+@pytest.mark.parametrize("scale", [1.0, 1000.0], ids=["uncertain", "certain"])
+def test_losses_and_gradients_of_one_mini_batch(framework, actions, cfg, scale):
+    agent = make(framework, actions, **CFG | ONCE | cfg)
+    state = state_of(agent)
+    head = max(name for name in state["models"] if name.startswith("policy.network") and name.endswith("weight"))
+    state["models"][head] *= np.float32(scale)
+    agent.load_state_dict(to_framework(framework, state))
+    reference, orders = Reference(agent, state), fix_orders(agent)
+    for step in range(STEPS):
+        record(agent, transition(agent, step))
+    assert_tracked(agent, reference.learn(rollout(agent, range(STEPS)), orders))
+    optimizer, expected = state_of(agent)["optimizer"], reference.state()["optimizer"]
+    assert_close(optimizer, expected, 5e-6)  # the first moment is a tenth of the clipped gradient
 
 
-def test_samples_follow_the_distribution():
-    outputs = torch.tensor([0.0, 1.0, -1.0]).repeat(20_000, 1)
-    categorical = CategoricalPolicy(torch.nn.Identity(), [range(2, 5)])
-    actions, most_likely = categorical.sample(categorical(outputs))
-    frequencies = torch.bincount(actions.view(-1) - 2, minlength=3) / len(outputs)
-    torch.testing.assert_close(frequencies, torch.softmax(outputs[0], 0), rtol=0, atol=0.015)
-    assert (most_likely == 3).all()
-    gaussian = GaussianPolicy(torch.nn.Identity(), width=3, initial_log_std=-0.5)
-    actions, mean = gaussian.sample(gaussian(outputs))
-    torch.testing.assert_close(actions.mean(0), outputs[0], rtol=0, atol=0.03)
-    torch.testing.assert_close(actions.std(0), torch.full((3,), math.exp(-0.5)), rtol=0.03, atol=0)
-    assert torch.equal(mean, outputs)
+@on_all_activations
+def test_first_ratio_is_one(framework, actions, cfg):
+    agent = make(framework, actions, **CFG | ONCE | cfg)
+    for start in range(0, 3 * STEPS, STEPS):  # from the second one on with statistics that are not trivial
+        learn(agent, range(start, start + STEPS))
+        assert abs(agent.tracked.drain()["Policy / KL divergence"]) < 1e-10
 
 
-def test_tanh_is_tanh_for_any_size_of_input():
-    edges = torch.tensor([-1e30, 1e30, 0.0, -torch.inf, torch.inf])
-    values = torch.cat([torch.linspace(-12, 12, 2001), edges]).requires_grad_()
-    outputs, expected = Tanh()(values.clone()), values.tanh()
-    torch.testing.assert_close(outputs, expected, rtol=0, atol=3e-7)
-    torch.testing.assert_close(
-        *(torch.autograd.grad(result.sum(), values)[0] for result in (outputs, expected)), rtol=0, atol=5e-7
-    )
+@pytest.mark.parametrize(
+    ("actions", "asymmetric", "normalize", "mini_batches"),
+    [
+        ("gaussian", False, False, 5),
+        ("gaussian", True, True, 5),
+        ("discrete", True, False, 7),
+        (MULTI_DISCRETE, False, True, 7),
+    ],
+    ids=["gaussian", "gaussian-states-normalised", "discrete-states", "multi-discrete-normalised"],
+)
+def test_whole_updates_against_the_reference(framework, actions, asymmetric, normalize, mini_batches):
+    cfg = {"normalize_observations": normalize, "normalize_values": normalize, "grad_norm_clip": 0.5 * normalize}
+    agent = make(framework, actions, asymmetric=asymmetric, **CFG | cfg | {"mini_batches": mini_batches})
+    reference = Reference(agent, state_of(agent))
+    for update in range(3):
+        orders, steps = fix_orders(agent, seed=update), range(STEPS * update, STEPS * update + STEPS)
+        for step in steps:
+            record(agent, transition(agent, step))
+        assert_tracked(agent, reference.learn(rollout(agent, steps), orders))
+        state, expected = state_of(agent), reference.state()
+        assert_close(state["models"], expected["models"], 5e-5)  # JAX corrects the bias of Adam in float32
+        assert state["optimizer"]["step"] == reference.steps
+        assert_close(state["optimizer"]["exp_avg_sq"], reference.exp_avg_sq, 1e-4)
+        assert state["learning_rate"] == pytest.approx(expected["learning_rate"])
 
 
-@pytest.mark.parametrize(("activation", "hidden"), [("relu", ()), ("relu", (7,)), ("elu", (8, 5))])
-def test_perceptrons(activation, hidden):
-    network, inputs = perceptron((3, *hidden, 2), activation, head_gain=1.0), torch.randn(11, 3)
-    outputs, parameters = inputs, list(network.parameters())
-    for k in range(len(hidden) + 1):
-        outputs = outputs @ parameters[2 * k].T + parameters[2 * k + 1]
-        outputs = getattr(torch.nn.functional, activation)(outputs) if k < len(hidden) else outputs
-    torch.testing.assert_close(network(inputs), outputs)
+@on_all_activations
+def test_mean_actions_are_mean_and_argmax(framework, actions, cfg):
+    agent = make(framework, actions, **CFG | ONCE | cfg)
+    observations = np.random.default_rng(0).normal(0.0, 3.0, (ENVS, WIDTH)).astype(np.float32)
+    head = forward(state_of(agent)["models"], "policy.network", agent.cfg.activation, observations)[-1]
+    components = discrete_components(agent.action_space)
+    if components is None:
+        assert_close(act(agent, observations)[1], head, 1e-6)
+        return
+    parts = np.split(head, np.cumsum([len(values) for values in components])[:-1], 1)
+    expected = [part.argmax(1) + values.start for part, values in zip(parts, components, strict=True)]
+    assert act(agent, observations)[1].tolist() == np.stack(expected, 1).tolist()
 
 
-def test_initialization_is_orthogonal():
-    agent = _agent(gymnasium.spaces.Box(-1, 1, (3,)))
-    values, root = agent.state_dict()["models"], math.sqrt(2)
-    gains = {"policy.network.2": root, "policy.network.4": 0.01, "value.2": root, "value.4": 1.0}
+def test_initialization_is_orthogonal(framework):
+    agent = make(framework, **CFG | ONCE)
+    values, root = state_of(agent)["models"], math.sqrt(2.0)
+    gains = {"policy.network.0": root, "policy.network.2": root, "policy.network.4": 0.01}
+    gains |= {"value.0": root, "value.2": root, "value.4": 1.0}
     for name, gain in gains.items():
         weight = values[f"{name}.weight"] / gain
-        torch.testing.assert_close(weight @ weight.t(), torch.eye(len(weight)), rtol=0, atol=1e-5)
-        assert (values[f"{name}.bias"] == 0).all()
+        rows = min(weight.shape)
+        product = weight @ weight.T if rows == len(weight) else weight.T @ weight
+        np.testing.assert_allclose(product, np.eye(rows), atol=1e-5)
+        assert (values[f"{name}.bias"] == 0.0).all()
     assert (values["policy.log_std"] == -0.5).all()
 
 
-def test_normalizer_against_numpy():
-    normalizer, rng = Normalizer(2, limit=2.0), np.random.default_rng(0)
-    assert normalizer(torch.tensor([[0.5, -9.0]])).tolist() == [[0.5, -2.0]]
-    batches = [rng.normal(1000.0 * k, k + 0.5, (10 * k + 1, 2)) for k in range(4)]
-    for batch in batches:
-        normalizer.update(torch.tensor(batch))
-    everything = np.concatenate(batches)
-    np.testing.assert_allclose(normalizer.mean, everything.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(normalizer.variance, everything.var(0), rtol=1e-12)
-    inside = torch.tensor(everything[-2:], dtype=torch.float32)
-    normal = normalizer(inside)
-    np.testing.assert_allclose(normal, (everything[-2:] - everything.mean(0)) / everything.std(0), rtol=1e-4)
-    torch.testing.assert_close(normalizer.inverse(normal), inside)
+def test_statistics_of_data_far_from_zero(framework):
+    agent = make(framework)
+    seen = []
+    for step in range(3 * STEPS):
+        rng = np.random.default_rng(step)
+        observations = rng.normal(1000.0 * (step // STEPS), 1.0 + step, (ENVS, WIDTH)).astype(np.float32)
+        record(agent, transition(agent, step, observations=observations))
+        seen.append(observations.astype(np.float64))
+    values, everything = state_of(agent)["models"], np.concatenate(seen)
+    assert values["normalizers.observations.count"] == len(everything)
+    assert_close(values["normalizers.observations.mean"], everything.mean(0), 1e-6)
+    assert_close(values["normalizers.observations.variance"], everything.var(0), 1e-6)
+
+
+def test_inputs_are_normalised_and_limited(framework):
+    agent = make(framework)
+    learn(agent, range(STEPS))
+    observations = transition(agent, 99)["observations"] * np.array([[1.0], [1.0], [1e6]], np.float32)
+    values = state_of(agent)["models"]
+    mean, variance = (values[f"normalizers.observations.{name}"] for name in ("mean", "variance"))
+    inputs = np.clip((observations - mean) / np.sqrt(variance + 1e-8), -10.0, 10.0)
+    assert (np.abs(inputs[2]) == 10.0).all()
+    expected = forward(values, "policy.network", "tanh", inputs)[-1]
+    assert_close(act(agent, observations)[1], expected, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -189,167 +221,3 @@ def test_kl_rule(kl, expected):
 def test_kl_rule_is_bounded():
     assert adapt_learning_rate(1.1e-6, 1.0, 0.01) == 1e-6
     assert adapt_learning_rate(9e-3, 0.0, 0.01) == 1e-2
-
-
-STEPS, ENVS, WIDTH, STATE_WIDTH = 5, 3, 4, 6
-
-
-def _agent(action_space: gymnasium.Space[Any], state_space: gymnasium.Space[Any] | None = None, **cfg: Any) -> PPO:
-    defaults = {
-        "rollouts": STEPS,
-        "learning_epochs": 3,
-        "mini_batches": 4,
-        "learning_rate": 0.01,
-        "entropy_loss_scale": 0.05,
-        "value_loss_scale": 0.7,
-        "value_clip": 0.2,
-        "hidden_sizes": (8, 6),
-        "initial_log_std": -0.5,
-    }
-    space = gymnasium.spaces.Box(-np.inf, np.inf, (WIDTH,))
-    return PPO(
-        observation_space=space,
-        action_space=action_space,
-        state_space=state_space,
-        num_envs=ENVS,
-        cfg=defaults | cfg,
-    )
-
-
-class _Reference:
-    """PPO written straightforwardly with autograd, torch.distributions and torch.optim."""
-
-    def __init__(self, agent: PPO, components: list[range]) -> None:
-        self.cfg, self.components = agent.cfg, components
-        values = agent.state_dict()["models"]
-        self.leaves = {name: v.requires_grad_() for name, v in values.items() if "normalizers" not in name}
-        self.optimizer = torch.optim.Adam(list(self.leaves.values()), lr=agent.cfg.learning_rate)
-        self.history: dict[str, list[torch.Tensor]] = {"inputs": [], "critic": [], "returns": []}
-
-    def net(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        for k in (0, 2, 4):
-            x = x @ self.leaves[f"{name}.{k}.weight"].T + self.leaves[f"{name}.{k}.bias"]
-            x = torch.tanh(x) if k < 4 else x
-        return x
-
-    def policy(self, x: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the actions, and entropies."""
-        head = self.net("policy.network", x)
-        if not self.components:
-            gaussian = torch.distributions.Normal(head, self.leaves["policy.log_std"].exp())
-            return gaussian.log_prob(actions).sum(1), gaussian.entropy().sum(1)
-        log_prob, entropy = torch.zeros(len(x)), torch.zeros(len(x))
-        logits = head.split([len(values) for values in self.components], 1)
-        for part, values, column in zip(logits, self.components, actions.unbind(1), strict=True):
-            categorical = torch.distributions.Categorical(logits=part)
-            log_prob = log_prob + categorical.log_prob(column - values.start)
-            entropy = entropy + categorical.entropy()
-        return log_prob, entropy
-
-    def normal(self, name: str, x: torch.Tensor, enabled: bool) -> torch.Tensor:
-        if not enabled or not self.history[name]:
-            return x
-        seen = torch.cat(self.history[name])
-        return ((x - seen.mean(0)) / seen.std(0, correction=0)).clamp(-10, 10)
-
-    def values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs of the critic, and what they mean in units of the rewards."""
-        out = self.net("value", self.normal("critic", x, self.cfg.normalize_observations)).squeeze(-1).detach()
-        if not self.cfg.normalize_values or not self.history["returns"]:
-            return out, out
-        seen = torch.cat(self.history["returns"])
-        return out, out * seen.std(correction=0) + seen.mean()
-
-    def learn(self, obs: Any, critic: Any, next_critic: Any, actions: Any, rewards: Any, ended: Any, cut: Any) -> None:
-        cfg = self.cfg
-        old_outputs, values = self.values(critic)
-        _, next_values = self.values(next_critic)  # of the true next observations, at every step
-        rewards = rewards + cfg.discount_factor * next_values * cut
-        advantages, following = torch.zeros_like(rewards), torch.zeros(ENVS)
-        for t in reversed(range(STEPS)):
-            after = next_values[t] if t == STEPS - 1 else values[t + 1]
-            delta = rewards[t] + cfg.discount_factor * after * ~ended[t] - values[t]
-            following = delta + cfg.discount_factor * cfg.gae_lambda * following * ~ended[t]
-            advantages[t] = following
-        returns = (advantages + values).flatten()
-        self.history["returns"].append(returns)
-        seen = torch.cat(self.history["returns"])
-        targets = (returns - seen.mean()) / seen.std(correction=0) if cfg.normalize_values else returns
-        advantages = ((advantages - advantages.mean()) / advantages.std(correction=0)).flatten()
-        x = self.normal("inputs", obs, cfg.normalize_observations).flatten(0, 1)
-        c = self.normal("critic", critic, cfg.normalize_observations).flatten(0, 1)
-        a, old_outputs = actions.flatten(0, 1), old_outputs.flatten()
-        old_log_prob = self.policy(x, a)[0].detach()
-        for _ in range(cfg.learning_epochs):
-            for rows in torch.randperm(STEPS * ENVS).tensor_split(cfg.mini_batches):
-                log_prob, entropy = self.policy(x[rows], a[rows])
-                ratio = (log_prob - old_log_prob[rows]).exp()
-                clipped = ratio.clamp(1 - cfg.ratio_clip, 1 + cfg.ratio_clip)
-                loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
-                loss = loss - cfg.entropy_loss_scale * entropy.mean()
-                out, old = self.net("value", c[rows]).squeeze(-1), old_outputs[rows]
-                near = old + (out - old).clamp(-cfg.value_clip, cfg.value_clip)
-                errors = torch.max((out - targets[rows]) ** 2, (near - targets[rows]) ** 2)
-                loss = loss + cfg.value_loss_scale * errors.mean()
-                self.optimizer.zero_grad()
-                loss.backward()
-                if cfg.grad_norm_clip:
-                    torch.nn.utils.clip_grad_norm_(list(self.leaves.values()), cfg.grad_norm_clip)
-                self.optimizer.step()
-        self.history["inputs"].append(obs.flatten(0, 1))
-        self.history["critic"].append(critic.flatten(0, 1))
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("asymmetric", [False, True])
-@pytest.mark.parametrize(
-    ("action_space", "components"),
-    [
-        (gymnasium.spaces.Box(-1, 1, (2,)), []),
-        (gymnasium.spaces.Discrete(3, start=-1), [range(-1, 2)]),
-        (gymnasium.spaces.MultiDiscrete([3, 2, 4], start=[-1, 5, 0]), [range(-1, 2), range(5, 7), range(4)]),
-    ],
-    ids=["gaussian", "discrete", "multi-discrete"],
-)
-def test_whole_updates_against_reference(action_space, components, asymmetric, normalize):
-    state_space = gymnasium.spaces.Box(-1, 1, (STATE_WIDTH,)) if asymmetric else None
-    cfg = {"normalize_observations": normalize, "normalize_values": normalize, "grad_norm_clip": 0.5 * normalize}
-    agent = _agent(action_space, state_space, **cfg)
-    agent.enable_training_mode(True)
-    reference = _Reference(agent, components)
-    for rollout in range(3):
-        obs = 2.0 * torch.randn(STEPS + 1, ENVS, WIDTH) + 1.0
-        state = torch.randn(STEPS + 1, ENVS, STATE_WIDTH) - 0.5  # Adam blows up rounding where tanh saturates
-        terminated, truncated = torch.rand(2, STEPS, ENVS, 1) < 0.25
-        rewards, ended = torch.randn(STEPS, ENVS, 1), terminated | truncated
-        # Where an episode ended, what follows is another observation than the one that the action led to.
-        next_obs, next_state = obs[1:].clone(), state[1:].clone()
-        next_obs[ended.squeeze(-1)] += 1.0
-        next_state[ended.squeeze(-1)] += 1.0
-        taken = []
-        for t in range(STEPS):
-            states, next_states = (state[t], next_state[t]) if asymmetric else (None, None)
-            actions, _ = agent.act(obs[t], states, timestep=t, timesteps=STEPS)
-            taken.append(actions)
-            agent.record_transition(
-                observations=obs[t],
-                states=states,
-                actions=actions,
-                rewards=rewards[t],
-                next_observations=next_obs[t],
-                next_states=next_states,
-                terminated=terminated[t],
-                truncated=truncated[t],
-                infos={},
-                timestep=t,
-                timesteps=STEPS,
-            )
-        torch.manual_seed(rollout)
-        agent.post_interaction(timestep=STEPS, timesteps=STEPS)
-        torch.manual_seed(rollout)
-        critic, next_critic = (state[:-1], next_state) if asymmetric else (obs[:-1], next_obs)
-        cut = truncated & ~terminated
-        reference.learn(obs[:-1], critic, next_critic, torch.stack(taken), rewards[..., 0], ended[..., 0], cut[..., 0])
-        values = agent.state_dict()["models"]
-        for name, leaf in reference.leaves.items():
-            torch.testing.assert_close(values[name], leaf.detach(), rtol=1e-4, atol=1e-5, msg=name)

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
 
-from workers.agents.torch import PPO, PPOCfg
+from tests.support.parity import ppo
+from tests.support.ppo import BOX, CLOCK, ENVS, STEPS, WIDTH, make, record, to_framework, transition
+from workers.agents.ppo import PPOCfg
 from workers.errors import AgentError, ConfigError
 
-STEPS, ENVS, WIDTH = 4, 3, 5
-BOX = gymnasium.spaces.Box(-np.inf, np.inf, (WIDTH,))
 DISCRETE = gymnasium.spaces.Discrete(3)
-CLOCK = {"timestep": 0, "timesteps": 100}
-
-
-def make(**cfg: Any) -> PPO:
-    agent = PPO(
-        observation_space=BOX,
-        action_space=gymnasium.spaces.Box(-1, 1, (2,)),
-        state_space=gymnasium.spaces.Box(-1, 1, (2,)),
-        num_envs=ENVS,
-        cfg={"rollouts": STEPS} | cfg,
-    )
-    agent.enable_training_mode(True)
-    return agent
-
-
-def transition() -> dict[str, Any]:
-    widths = {"observations": WIDTH, "states": 2, "actions": 2, "rewards": 1}
-    arrays = {name: torch.zeros(ENVS, width) for name, width in widths.items()}
-    arrays |= {f"next_{name}": arrays[name] for name in ("observations", "states")}
-    return arrays | {name: torch.zeros(ENVS, 1, dtype=torch.bool) for name in ("terminated", "truncated")}
 
 
 @pytest.mark.parametrize(
@@ -59,23 +37,23 @@ def transition() -> dict[str, Any]:
         ("normalize_values", 1),
     ],
 )
-def test_wrong_config_values_are_named(name, value):
+def test_wrong_config_values_are_named(framework, name, value):
     with pytest.raises(ConfigError, match=rf"{name} must be .*, got "):
         PPOCfg(**{name: value}).validate()
     with pytest.raises(ConfigError, match=name):
-        make(**{name: value})
+        make(framework, **{name: value})
 
 
-def test_config_is_checked_and_copied():
+def test_config_is_checked_and_copied(framework):
     assert PPOCfg().validate()
     with pytest.raises(ConfigError, match="unknown PPO options rolouts; valid options are rollouts"):
-        make(rolouts=3)
+        make(framework, rolouts=3)
     with pytest.raises(ConfigError, match="at most rollouts x num_envs = 4 x 3 = 12, got 13"):
-        make(mini_batches=13)
+        make(framework, mini_batches=13)
     with pytest.raises(ConfigError, match="PPOCfg or a dict, got list"):
-        PPO(observation_space=BOX, action_space=DISCRETE, num_envs=1, cfg=[])  # type: ignore[arg-type]
+        ppo(framework)(observation_space=BOX, action_space=DISCRETE, num_envs=1, cfg=[])
     cfg = PPOCfg(rollouts=2)
-    agent = PPO(observation_space=BOX, action_space=DISCRETE, num_envs=2, cfg=cfg)
+    agent = ppo(framework)(observation_space=BOX, action_space=DISCRETE, num_envs=2, cfg=cfg)
     cfg.rollouts = 100
     assert agent.cfg.rollouts == 2
 
@@ -89,45 +67,46 @@ def test_config_is_checked_and_copied():
         "Discrete(2)",
     ],
 )
-def test_unsupported_action_spaces_are_refused(space):
+def test_unsupported_action_spaces_are_refused(framework, space):
     supported = "a Discrete, MultiDiscrete, MultiBinary or a Box of floats"
     with pytest.raises(AgentError, match=f"^action_space must be {supported}, got {re.escape(repr(space))}$"):
-        PPO(observation_space=BOX, action_space=space, num_envs=1)
+        ppo(framework)(observation_space=BOX, action_space=space, num_envs=1)
 
 
-def test_action_spaces_without_elements_are_refused():
+def test_action_spaces_without_elements_are_refused(framework):
     for space in (gymnasium.spaces.MultiDiscrete([]), gymnasium.spaces.Box(0, 1, (0,))):
         with pytest.raises(AgentError, match=r"action_space .* must have at least one element, got 0"):
-            PPO(observation_space=BOX, action_space=space, num_envs=1)
+            ppo(framework)(observation_space=BOX, action_space=space, num_envs=1)
 
 
-def test_unsuitable_observation_spaces_and_numbers_are_refused():
+def test_unsuitable_observation_spaces_and_numbers_are_refused(framework):
     actions = DISCRETE
     with pytest.raises(AgentError, match=r"observation_space must be a gymnasium\.Space"):
-        PPO(observation_space=None, action_space=actions, num_envs=1)  # type: ignore[arg-type]
+        ppo(framework)(observation_space=None, action_space=actions, num_envs=1)
     with pytest.raises(AgentError, match="cannot be flattened"):
-        PPO(observation_space=gymnasium.spaces.Sequence(BOX), action_space=actions, num_envs=1)
+        ppo(framework)(observation_space=gymnasium.spaces.Sequence(BOX), action_space=actions, num_envs=1)
     for num_envs in (0, 1.0, True):
         with pytest.raises(AgentError, match="num_envs must be a positive integer"):
-            PPO(observation_space=BOX, action_space=actions, num_envs=num_envs)  # type: ignore[arg-type]
+            ppo(framework)(observation_space=BOX, action_space=actions, num_envs=num_envs)
 
 
-def test_wrong_shapes_are_refused():
-    agent = make()
+def test_wrong_shapes_are_refused(framework):
+    agent = make(framework, asymmetric=True)
+    wrong = to_framework(framework, np.zeros((2, WIDTH), np.float32))
     with pytest.raises(AgentError, match=r"observations must be an array of shape \(3, 5\), got shape \(2, 5\)"):
-        agent.act(torch.zeros(2, WIDTH), None, **CLOCK)
-    good = transition()
+        agent.act(wrong, None, **CLOCK)
+    good = transition(agent, 0)
     for name in good:
-        for wrong in (torch.zeros(ENVS), None):
+        for changed in (np.zeros(ENVS, np.float32), None):
             with pytest.raises(AgentError, match=rf"^{name} must be an array of shape"):
-                agent.record_transition(**(good | {name: wrong}), infos={}, **CLOCK)
+                record(agent, good | {name: changed})
     assert agent._recorded == 0
 
 
-def test_a_full_rollout_asks_for_post_interaction():
-    agent = make()
-    given = transition()
+def test_a_full_rollout_asks_for_post_interaction(framework):
+    agent = make(framework)
+    given = {"states": None, "next_states": None, "infos": {}} | to_framework(framework, transition(agent, 0))
     for _ in range(STEPS):
-        agent.record_transition(**given, infos={}, **CLOCK)
+        agent.record_transition(**given, **CLOCK)
     with pytest.raises(AgentError, match="call post_interaction"):
-        agent.record_transition(**given, infos={}, **CLOCK)
+        agent.record_transition(**given, **CLOCK)

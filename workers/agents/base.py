@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import gymnasium
 from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
+from workers.frameworks import load_framework
+from workers.state_file import decode_state, encode_state
 from workers.tracking import Scalars
 
 __all__ = ["Agent", "discrete_components", "space_width"]
 
+Space = gymnasium.Space[Any]
 
-def space_width(space: gymnasium.Space[Any], name: str) -> int:
+
+def space_width(space: Space, name: str) -> int:
     """Number of columns that one flattened sample of `space` takes.
 
     Args:
@@ -40,7 +46,7 @@ def space_width(space: gymnasium.Space[Any], name: str) -> int:
     return int(width)
 
 
-def discrete_components(space: gymnasium.Space[Any]) -> tuple[range, ...] | None:
+def discrete_components(space: Space) -> tuple[range, ...] | None:
     """The values of each component of a discrete space, in the order of the columns of flat actions.
 
     Args:
@@ -62,7 +68,7 @@ def discrete_components(space: gymnasium.Space[Any]) -> tuple[range, ...] | None
 
 
 class Agent(ABC):
-    """A learner on one scope, as the trainer sees it.
+    """A learner on one scope: what every agent of ours has besides `act`, `record_transition` and `post_interaction`.
 
     The loop that it lives in::
 
@@ -80,18 +86,16 @@ class Agent(ABC):
         action_space: Space of one environment's actions.
         state_space: Space of one environment's privileged states, or None.
         num_envs: Number of environments, the rows of every array exchanged.
+        framework: Name of the framework whose arrays it takes and gives.
         training: Whether transitions are learnt from.
         tracked: What has been given to `track_data` since it was written last.
         writer: What `write_tracking_data` writes to; the trainer's, while it has the agent.
     """
 
+    framework: ClassVar[str]
+
     def __init__(
-        self,
-        *,
-        observation_space: gymnasium.Space[Any],
-        action_space: gymnasium.Space[Any],
-        state_space: gymnasium.Space[Any] | None = None,
-        num_envs: int,
+        self, *, observation_space: Space, action_space: Space, state_space: Space | None = None, num_envs: int
     ) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise AgentError(f"num_envs must be a positive integer, got {num_envs!r}")
@@ -127,61 +131,6 @@ class Agent(ABC):
             timesteps: Total number of timesteps.
         """
 
-    @abstractmethod
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
-        """Choose actions.
-
-        Args:
-            observations: ``(num_envs, size)``.
-            states: ``(num_envs, size)``, or None.
-            timestep: Current timestep.
-            timesteps: Total number of timesteps.
-
-        Returns:
-            Sampled actions ``(num_envs, size)``, and outputs with the deterministic ``mean_actions`` of that shape.
-        """
-
-    @abstractmethod
-    def record_transition(
-        self,
-        *,
-        observations: Any,
-        states: Any,
-        actions: Any,
-        rewards: Any,
-        next_observations: Any,
-        next_states: Any,
-        terminated: Any,
-        truncated: Any,
-        infos: Any,
-        timestep: int,
-        timesteps: int,
-    ) -> None:
-        """Record a transition; no array is changed or kept.
-
-        Args:
-            observations: ``(num_envs, size)``.
-            states: ``(num_envs, size)``, or None.
-            actions: ``(num_envs, size)``.
-            rewards: ``(num_envs, 1)``, float32.
-            next_observations: ``(num_envs, size)``, what the actions led to: the final ones where an episode ended.
-            next_states: ``(num_envs, size)``, or None.
-            terminated: ``(num_envs, 1)``, bool.
-            truncated: ``(num_envs, 1)``, bool.
-            infos: Additional information.
-            timestep: Current timestep.
-            timesteps: Total number of timesteps.
-        """
-
-    @abstractmethod
-    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Called after the interaction with the environments: where the agent learns.
-
-        Args:
-            timestep: Current timestep.
-            timesteps: Total number of timesteps.
-        """
-
     def track_data(self, tag: str, value: float) -> None:
         """Take note of a scalar: bounded memory, however many values come.
 
@@ -207,17 +156,33 @@ class Agent(ABC):
         """Copies of everything learnt (not of the rollout in progress)."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
         Raises:
             AgentError: `state` is of an agent of another shape.
         """
 
-    @abstractmethod
     def save(self, path: Any) -> None:
-        """Write `state_dict` to a file."""
+        """Write `state_dict` to a file of the format safetensors; see `workers.state_file`.
 
-    @abstractmethod
+        Args:
+            path: Path, or a file open for writing in binary mode.
+        """
+        data = encode_state(self.state_dict(), load_framework(self.framework))
+        if hasattr(path, "write"):
+            path.write(data)
+        else:
+            Path(path).write_bytes(data)
+
     def load(self, path: Any) -> None:
-        """Restore from a file that `save` wrote."""
+        """Restore from a file that `save` wrote, of an agent of any framework.
+
+        Args:
+            path: Path, or a file open for reading in binary mode.
+
+        Raises:
+            AgentError: The file is of an agent of another shape, or is damaged; this agent is left as it was.
+        """
+        data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
+        self.load_state_dict(decode_state(data, load_framework(self.framework)))

@@ -1,4 +1,4 @@
-"""Proximal Policy Optimization without the arrays: configuration, rollout logic and learning-rate rule.
+"""Proximal Policy Optimization without the arrays: rollout logic, learning-rate rule, saving.
 
 A framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
 
@@ -8,16 +8,21 @@ Sources: PPO, https://arxiv.org/abs/1707.06347; GAE, https://arxiv.org/abs/1506.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from workers.agents.base import Agent, discrete_components, space_width
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.errors import AgentError, ConfigError
+from workers.frameworks import Framework, load_framework
 
-__all__ = ["PPO", "PPOCfg", "adapt_learning_rate"]
+__all__ = ["PPO", "PPOCfg", "adapt_learning_rate", "run_epochs"]
+
+INPUT_LIMIT = 10.0
+"""Normalised observations and states are limited to this and its negative."""
 
 MIN_LEARNING_RATE = 1e-6
 MAX_LEARNING_RATE = 1e-2
@@ -42,6 +47,24 @@ def adapt_learning_rate(learning_rate: float, kl: float, target: float) -> float
     return learning_rate
 
 
+def run_epochs(cfg: PPOCfg, learning_rate: float, run_epoch: Callable[[int, float], Any]) -> float:
+    """All epochs of an update, the learning rate of each adapted to the KL divergence of the one before.
+
+    Args:
+        cfg: The agent's configuration.
+        learning_rate: Learning rate of the first epoch.
+        run_epoch: Called with the index and the learning rate of an epoch; returns its mean KL divergence.
+
+    Returns:
+        Learning rate of what follows.
+    """
+    for epoch in range(cfg.learning_epochs):
+        kl = run_epoch(epoch, learning_rate)
+        if cfg.kl_threshold:
+            learning_rate = adapt_learning_rate(learning_rate, float(kl), cfg.kl_threshold)
+    return learning_rate
+
+
 class PPO(Agent):
     """Proximal Policy Optimization (https://arxiv.org/abs/1707.06347), the part that needs no arrays.
 
@@ -51,6 +74,10 @@ class PPO(Agent):
     the critic sees states where there is a state space, else observations: any space that Gymnasium can flatten, as
     arrays that are flat already. Episodes that are truncated are bootstrapped from the value of their true final
     observation.
+
+    ``pickle`` and ``copy.deepcopy`` carry the whole agent, with the rollout in progress: the copy goes on bit for bit
+    as the original. `state_dict` and `save` carry what was learnt, without the rollout and the random stream; its
+    names and shapes are the same in every framework, so an agent of one can go on as that of another.
 
     Args:
         observation_space: Space of one environment's observations.
@@ -123,7 +150,7 @@ class PPO(Agent):
         super().enable_training_mode(enabled, apply_to_models=apply_to_models)
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
-        """Sample actions from the policy, with one draw from the framework's global generator.
+        """Sample actions from the policy.
 
         Args:
             observations: ``(num_envs, size)``, any dtype; in evaluation any number of rows.
@@ -132,9 +159,9 @@ class PPO(Agent):
             timesteps: Total number of timesteps.
 
         Returns:
-            Actions, ``(num_envs, size)`` float32 or ``(num_envs, components)`` int64, and outputs with
-            ``mean_actions`` of the same shape and dtype: the Gaussian mean or the most probable category of each
-            component. Both are fresh arrays.
+            Actions, ``(num_envs, size)`` float32 or ``(num_envs, components)`` int64 (int32 in JAX, unless its 64-bit
+            numbers are enabled), and outputs with ``mean_actions`` of the same shape and dtype: the Gaussian mean or
+            the most probable category of each component. Both are fresh arrays.
 
         Raises:
             AgentError: `observations` has the wrong shape.
@@ -217,13 +244,7 @@ class PPO(Agent):
 
     def _learn(self) -> None:
         """One update from a full rollout."""
-        samples = self._prepare_update()
-        target = self.cfg.kl_threshold
-        for _ in range(self.cfg.learning_epochs):
-            kl = self._run_epoch(samples, self.learning_rate)
-            if target:
-                self.learning_rate = adapt_learning_rate(self.learning_rate, float(kl), target)
-        for tag, value in self._finish_update().items():
+        for tag, value in self._update(self._draw_orders()).items():
             self.track_data(tag, value)
         self.track_data("Learning / Learning rate", self.learning_rate)
 
@@ -231,6 +252,36 @@ class PPO(Agent):
         """What is recorded next will not follow the last transition: treat its rows as truncated there."""
         if self._recorded:
             self._cut_rollout(self._recorded - 1)
+
+    # Saving.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt, as copies, in plain dictionaries of the framework's arrays and numbers.
+
+        Returns:
+            ``"models"``: arrays by name, such as ``policy.network.0.weight`` ``(outputs, inputs)``, ``value.0.bias``,
+            ``policy.log_std``, ``normalizers.observations.mean``. ``"optimizer"``: ``"step"``, the number of Adam's
+            steps, and its moments ``"exp_avg"`` and ``"exp_avg_sq"``, by the names of the weights.
+            ``"learning_rate"``: the current one.
+        """
+        return self._state() | {"learning_rate": self.learning_rate}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned. A rollout in progress is dropped: other weights gathered it.
+
+        Args:
+            state: What `state_dict` of an agent of the same shape returned, with arrays of this framework or NumPy's.
+
+        Raises:
+            AgentError: `state` does not fit this agent, which is left as it was.
+        """
+        try:
+            numbers = _conformed(state, self.state_dict(), load_framework(self.framework))
+        except (TypeError, ValueError) as error:
+            raise AgentError(f"the state does not fit this agent: {error}") from error
+        self._restore(numbers)
+        self.learning_rate = float(numbers["learning_rate"])
+        self._recorded = 0
 
     @staticmethod
     def _check_shape(name: str, array: Any, width: int, rows: int | None) -> None:
@@ -240,9 +291,11 @@ class PPO(Agent):
             expected = f"({'rows' if rows is None else rows}, {width})"
             raise AgentError(f"{name} must be an array of shape {expected}, got {given}")
 
+    # What a framework implements.
+
     @abstractmethod
     def _build(self) -> None:
-        """Make networks, optimiser, normalisers and rollout.
+        """Make networks, optimiser (Adam), normalisers and rollout, on `device`.
 
         Weights are orthogonal, of gain sqrt(2) in hidden layers, 0.01 in the policy's head and 1 in the value's.
         """
@@ -280,13 +333,49 @@ class PPO(Agent):
         """End the episodes that go on after `row`, the last one recorded, as by truncation; again, change nothing."""
 
     @abstractmethod
-    def _prepare_update(self) -> Any:
-        """The rollout's samples, with old log-probabilities, values, advantages and returns."""
+    def _draw_orders(self) -> Any:
+        """Random orders of the rollout's samples, one for each epoch: ``(learning_epochs, rollouts x num_envs)``.
+
+        Sample ``t x num_envs + i`` is that of environment i at timestep t of the rollout. Each order is cut into
+        `mini_batches` parts, the first of which have one sample more where it does not divide evenly.
+        """
 
     @abstractmethod
-    def _run_epoch(self, samples: Any, learning_rate: float) -> Any:
-        """One pass over all mini-batches; the mean KL divergence, ``mean((exp(r) - 1) - r)`` with r the log ratio."""
+    def _update(self, orders: Any) -> dict[str, float]:
+        """One update from a full rollout, which sets `learning_rate`; the statistics of the inputs come last.
+
+        Args:
+            orders: What `_draw_orders` gave.
+
+        Returns:
+            The scalars to track.
+        """
 
     @abstractmethod
-    def _finish_update(self) -> dict[str, float]:
-        """Update the statistics of the observations; the scalars to track."""
+    def _state(self) -> dict[str, Any]:
+        """``"models"`` and ``"optimizer"`` of `state_dict`, as copies."""
+
+    @abstractmethod
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over copies of what `_state` gave, which is NumPy's now, of the right names and shapes."""
+
+
+def _conformed(state: Any, like: Any, framework: Framework, path: str = "state") -> Any:
+    """`state` with NumPy's arrays, of the names and shapes of `like`.
+
+    Raises:
+        ValueError: It has other names or shapes.
+        TypeError: It has something else than numbers.
+    """
+    if isinstance(like, Mapping):
+        names = list(state) if isinstance(state, Mapping) else type(state).__name__
+        if not isinstance(state, Mapping) or state.keys() != like.keys():
+            raise ValueError(f"{path} is {names}; expected {list(like)}")
+        return {key: _conformed(state[key], like[key], framework, f"{path}[{key!r}]") for key in like}
+    array = framework.to_numpy(state) if framework.is_array(state) else np.asarray(state)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{path} is {state!r}; expected numbers")
+    shape = getattr(like, "shape", ())
+    if (array.shape or (1,)) != (tuple(shape) or (1,)):  # not every framework has arrays without dimensions
+        raise ValueError(f"{path} has shape {array.shape}; expected {tuple(shape)}")
+    return array.reshape(shape)

@@ -76,14 +76,7 @@ class PPOCfg:
     """Whether the critic predicts returns normalised by their running mean and variance."""
 
     def validate(self) -> bool:
-        """Check every value.
-
-        Returns:
-            True.
-
-        Raises:
-            ConfigError: A value is wrong; the message names it, what was given and what is expected.
-        """
+        """True if every value is right; else a `ConfigError` that says what was given and what is expected."""
         for name in ("rollouts", "learning_epochs", "mini_batches"):
             _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "an integer >= 1")
         for name in ("discount_factor", "gae_lambda"):

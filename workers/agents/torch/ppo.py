@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,22 +13,19 @@ from torch import Tensor, nn
 from workers.agents import ppo
 from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss, compute_gae
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, perceptron
-from workers.errors import AgentError
 
 __all__ = ["PPO"]
-
-INPUT_LIMIT = 10.0  # of normalised observations and states
 
 
 class PPO(ppo.PPO):
     """Proximal Policy Optimization for PyTorch.
 
-    Randomness comes from torch's global generator only. ``pickle`` and ``copy.deepcopy`` carry the whole agent, with
-    the rollout in progress: the copy goes on bit for bit as the original. `state_dict` and `save` carry what was
-    learnt, without the rollout.
+    Randomness comes from torch's global generator only: one draw in every `act`, and the orders of an update.
 
     Its arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a torch device.
     """
+
+    framework = "torch"
 
     def _build(self) -> None:
         self.device = torch.device("cpu" if self.device is None else self.device)
@@ -47,12 +43,13 @@ class PPO(ppo.PPO):
         self._value = perceptron((widths[self._critic_input], *hidden, 1), cfg.activation, head_gain=1.0)
         self._normalizers: dict[str, Normalizer] = {}
         if cfg.normalize_observations:
-            self._normalizers = {name: Normalizer(width, INPUT_LIMIT) for name, width in widths.items()}
+            self._normalizers = {name: Normalizer(width, ppo.INPUT_LIMIT) for name, width in widths.items()}
         if cfg.normalize_values:
             self._normalizers["returns"] = Normalizer(1)
         modules = {"policy": self._policy, "value": self._value, "normalizers": nn.ModuleDict(self._normalizers)}
         self._models = nn.ModuleDict(modules).to(self.device)
-        self._parameters = list(self._models.parameters())
+        self._named_parameters = dict(self._models.named_parameters())
+        self._parameters = list(self._named_parameters.values())
         self._optimizer = torch.optim.Adam(self._parameters, fused=True)
 
     def _build_rollout(self) -> None:
@@ -115,6 +112,19 @@ class PPO(ppo.PPO):
 
     # Update.
 
+    def _draw_orders(self) -> Tensor:
+        samples = self.cfg.rollouts * self.num_envs
+        return torch.stack([torch.randperm(samples, device=self.device) for _ in range(self.cfg.learning_epochs)])
+
+    def _update(self, orders: Tensor) -> dict[str, float]:
+        samples = self._prepare_update()
+
+        def run_epoch(epoch: int, learning_rate: float) -> Tensor:
+            return self._run_epoch(samples, orders[epoch], learning_rate)
+
+        self.learning_rate = ppo.run_epochs(self.cfg, self.learning_rate, run_epoch)
+        return self._finish_update()
+
     @torch.no_grad()
     def _prepare_update(self) -> dict[str, Tensor]:
         """Weights and statistics are those of the whole rollout, so what the networks said then is computed here."""
@@ -148,9 +158,9 @@ class PPO(ppo.PPO):
             yield {name: tensor.index_select(0, rows) for name, tensor in samples.items()}
 
     @torch.enable_grad()
-    def _run_epoch(self, samples: dict[str, Tensor], learning_rate: float) -> Tensor:
+    def _run_epoch(self, samples: dict[str, Tensor], order: Tensor, learning_rate: float) -> Tensor:
+        """One pass over all mini-batches; the mean KL divergence, ``mean((exp(r) - 1) - r)`` with r the log ratio."""
         self._optimizer.param_groups[0]["lr"] = learning_rate
-        order = torch.randperm(len(samples["actions"]), device=self.device)
         log_ratios = []
         for batch in self._mini_batches(samples, order):
             loss, log_ratio = self._loss(batch)
@@ -191,6 +201,7 @@ class PPO(ppo.PPO):
 
     @torch.no_grad()
     def _finish_update(self) -> dict[str, float]:
+        """Update the statistics of the inputs; the scalars to track."""
         for name in self._input_widths:
             if name in self._normalizers:
                 self._normalizers[name].update(self._rollout[name].flatten(0, 1))
@@ -202,48 +213,24 @@ class PPO(ppo.PPO):
 
     # Saving.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of weights, normalisers, optimiser and learning rate, as plain containers of tensors and numbers."""
-        state = {"models": self._models.state_dict(), "optimizer": self._optimizer.state_dict()}
-        return copy.deepcopy(state) | {"learning_rate": self.learning_rate}
+    def _state(self) -> dict[str, Any]:
+        models = {name: tensor.clone() for name, tensor in self._models.state_dict().items()}
+        moments: dict[str, Any] = {"step": 0, "exp_avg": {}, "exp_avg_sq": {}}
+        for name, parameter in self._named_parameters.items():
+            adam = self._optimizer.state.get(parameter, {})  # empty before the first step
+            moments["step"] = int(adam.get("step", 0))
+            for kind in ("exp_avg", "exp_avg_sq"):
+                moments[kind][name] = adam[kind].clone() if adam else torch.zeros_like(parameter).detach()
+        return {"models": models, "optimizer": moments}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned. A rollout in progress is dropped: other weights gathered it.
-
-        Args:
-            state: What `state_dict` of an agent of the same shape returned.
-
-        Raises:
-            AgentError: `state` does not fit this agent, which is left as it was.
-        """
-        before = self.state_dict()
-        try:
-            self._restore(state)
-        except (KeyError, RuntimeError, ValueError) as error:
-            self._restore(before)
-            raise AgentError(f"the state does not fit this agent: {error}") from error
-        self._recorded = 0
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._models.load_state_dict(state["models"])
-        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the tensors given
-        self.learning_rate = float(state["learning_rate"])
-
-    def save(self, path: Any) -> None:
-        """Write `state_dict` to a file, readable by ``torch.load(path, weights_only=True)``.
-
-        Args:
-            path: Path, or a file open for writing in binary mode.
-        """
-        torch.save(self.state_dict(), path)
-
-    def load(self, path: Any) -> None:
-        """Restore from a file that `save` wrote.
-
-        Args:
-            path: Path, or a file open for reading in binary mode.
-
-        Raises:
-            AgentError: The file is of an agent of another shape.
-        """
-        self.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._models.load_state_dict({name: torch.tensor(array) for name, array in state["models"].items()})
+        adam, optimizer = state["optimizer"], self._optimizer.state_dict()
+        optimizer["state"] = {
+            index: {
+                "step": torch.tensor(float(adam["step"])),
+                **{kind: torch.tensor(adam[kind][name]) for kind in ("exp_avg", "exp_avg_sq")},
+            }
+            for index, name in enumerate(self._named_parameters)
+        }
+        self._optimizer.load_state_dict(optimizer)

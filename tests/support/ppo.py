@@ -1,0 +1,201 @@
+"""Agents of every framework, and what they are fed: arrays are made in NumPy, and results compared as NumPy's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box, Discrete
+
+from tests.support.agents import copied
+from tests.support.parity import assert_same, ppo
+from workers.agents.base import discrete_components
+from workers.agents.ppo import PPO
+from workers.frameworks import load_framework
+
+STEPS, ENVS, WIDTH, STATE_WIDTH = 4, 3, 5, 2
+BOX = Box(-np.inf, np.inf, (WIDTH,))
+STATES = Box(-np.inf, np.inf, (STATE_WIDTH,))
+ACTIONS: dict[str, gymnasium.Space[Any]] = {"discrete": Discrete(3, start=2), "gaussian": Box(-1, 1, (2,))}
+CLOCK = {"timestep": 0, "timesteps": 100}
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def integer_dtype(framework: str) -> type[np.integer[Any]]:
+    """That of discrete actions."""
+    return np.int32 if framework == "jax" else np.int64
+
+
+def seed_everything(framework: str, seed: int) -> None:
+    """Seed NumPy's global generator, and the framework's where it has one."""
+    np.random.seed(seed)
+    adapter = load_framework(framework)
+    adapter.set_rng_state(adapter.seeded_rng_state(seed))
+
+
+def make(
+    framework: str,
+    actions: str | gymnasium.Space[Any] = "gaussian",
+    *,
+    asymmetric: bool = False,
+    num_envs: int = ENVS,
+    seed: int | None = 0,
+    **cfg: Any,
+) -> PPO:
+    """A small agent in training; those of one seed are equal. None leaves the global generators as they are."""
+    defaults = {"rollouts": STEPS, "mini_batches": 2, "learning_epochs": 2, "hidden_sizes": (8,), "kl_threshold": 0.01}
+    if seed is not None:
+        seed_everything(framework, seed)
+    agent = ppo(framework)(
+        observation_space=BOX,
+        action_space=ACTIONS[actions] if isinstance(actions, str) else actions,
+        state_space=STATES if asymmetric else None,
+        num_envs=num_envs,
+        cfg=defaults | cfg,
+    )
+    agent.init()
+    agent.enable_training_mode(True)
+    return agent
+
+
+# Arrays.
+
+
+def to_framework(framework: str, tree: Any) -> Any:
+    """The tree with arrays of the framework in place of NumPy's."""
+    if isinstance(tree, dict):
+        return {key: to_framework(framework, value) for key, value in tree.items()}
+    return load_framework(framework).from_numpy(tree) if isinstance(tree, np.ndarray) else tree
+
+
+def state_of(agent: PPO) -> dict[str, Any]:
+    """The agent's `state_dict` with NumPy arrays."""
+    state: dict[str, Any] = copied(agent.state_dict())
+    return state
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two trees are equal bit for bit."""
+    try:
+        assert_same(first, second)
+    except AssertionError:
+        return False
+    return True
+
+
+def assert_close(given: Any, expected: Any, tolerance: float, path: str = "") -> None:
+    """Assert that arrays and numbers differ by no more than `tolerance` of the largest value of each array."""
+    if isinstance(expected, dict):
+        assert given.keys() == expected.keys(), f"{path}: {sorted(given)} are not {sorted(expected)}"
+        for key in expected:
+            assert_close(given[key], expected[key], tolerance, f"{path}.{key}")
+        return
+    assert np.shape(given) == np.shape(expected), f"{path}: {np.shape(given)} is not {np.shape(expected)}"
+    limit = tolerance * float(np.abs(expected).max())
+    np.testing.assert_allclose(given, expected, rtol=0.0, atol=limit, err_msg=path)
+
+
+# Interaction.
+
+
+def transition(agent: PPO, step: int, **changes: Any) -> Arrays:
+    """Arguments of `record_transition` that depend on the step only, so that two agents can be given the same."""
+    rng = np.random.default_rng(step)
+
+    def draw(width: int) -> npt.NDArray[Any]:
+        return rng.normal(1.0, 2.0, (agent.num_envs, width)).astype(np.float32)
+
+    given = {"observations": draw(WIDTH), "rewards": draw(1), "next_observations": draw(WIDTH)}
+    given |= {"terminated": draw(1) > 2.5, "truncated": draw(1) > 2.5}
+    if agent.state_space is not None:
+        given |= {"states": draw(STATE_WIDTH), "next_states": draw(STATE_WIDTH)}
+    if components := discrete_components(agent.action_space):
+        rows = [[rng.integers(values.start, values.stop) for values in components] for _ in range(agent.num_envs)]
+        given["actions"] = np.array(rows)
+    else:
+        given["actions"] = draw(agent.action_space.shape[0]) / 2  # type: ignore[index]
+    return given | changes
+
+
+def rollout(agent: PPO, steps: range) -> Arrays:
+    """Those of some timesteps, ``(timesteps, num_envs, size)``."""
+    given = [transition(agent, step) for step in steps]
+    return {name: np.stack([each[name] for each in given]) for name in given[0]}
+
+
+def act(agent: PPO, observations: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Sampled and mean actions."""
+    actions, outputs = agent.act(to_framework(agent.framework, observations), None, **CLOCK)
+    return copied(actions), copied(outputs["mean_actions"])
+
+
+def record(agent: PPO, given: dict[str, Any]) -> None:
+    """Record a transition, with arrays of NumPy or of the framework, and learn where the rollout is full."""
+    rest: dict[str, Any] = {"states": None, "next_states": None, "infos": {}} | CLOCK
+    agent.record_transition(**rest | to_framework(agent.framework, given))
+    agent.post_interaction(**CLOCK)
+
+
+def run(agent: PPO, steps: range, **changes: Any) -> list[npt.NDArray[Any]]:
+    """Some timesteps; the actions are returned."""
+    taken: list[npt.NDArray[Any]] = []
+    for step in steps:
+        given = transition(agent, step, **changes)
+        agent.pre_interaction(**CLOCK)
+        actions, mean_actions = act(agent, given["observations"])
+        taken += [actions, mean_actions]
+        record(agent, given | {"actions": actions})
+    return taken
+
+
+def fix_orders(agent: PPO, seed: int = 0) -> npt.NDArray[Any]:
+    """Make every update take the samples in these orders, ``(learning_epochs, samples)``."""
+    rng, samples = np.random.default_rng(seed), agent.cfg.rollouts * agent.num_envs
+    orders = np.array([rng.permutation(samples) for _ in range(agent.cfg.learning_epochs)], np.int32)
+    agent._draw_orders = lambda: to_framework(agent.framework, orders)  # type: ignore[method-assign]
+    return orders
+
+
+def learn(agent: PPO, steps: range, **changes: Any) -> dict[str, Any]:
+    """The state after given transitions, with mini-batches that depend on nothing."""
+    fix_orders(agent)
+    for step in steps:
+        record(agent, transition(agent, step, **changes))
+    return state_of(agent)
+
+
+def flags(*values: bool) -> npt.NDArray[np.bool_]:
+    """One flag for each environment."""
+    return np.array(values).reshape(-1, 1)
+
+
+def learn_bandit(framework: str, actions: str | gymnasium.Space[Any]) -> tuple[float, float]:
+    """Mean rewards, at most 1, before and after learning which actions each of three observations asks for."""
+    cfg: dict[str, Any] = {"rollouts": 8, "learning_epochs": 4, "mini_batches": 4, "learning_rate": 3e-3}
+    agent = make(framework, actions, num_envs=32, hidden_sizes=(16,), **cfg)
+    before = _play(agent, 8)
+    _play(agent, 400)
+    agent.enable_training_mode(False)
+    return before, _play(agent, 20)
+
+
+def _play(agent: PPO, steps: int) -> float:
+    """Mean reward of some timesteps: that of mean actions in evaluation."""
+    rng, components, total = np.random.default_rng(steps), discrete_components(agent.action_space), 0.0
+    ended = np.ones((agent.num_envs, 1), np.bool_)
+    for _ in range(steps):
+        context = rng.integers(0, 3, agent.num_envs)
+        observations = np.eye(WIDTH)[context].astype(np.int64)
+        taken = act(agent, observations)[0 if agent.training else 1]
+        if components:  # each component wants another of its values, and all of its values in turns
+            wanted = np.array([[values[(i + k) % len(values)] for k, values in enumerate(components)] for i in context])
+            rewards = (taken == wanted).mean(1, keepdims=True)
+        else:
+            rewards = 1.0 - np.abs(taken - (context - 1.0)[:, None]).mean(1, keepdims=True)
+        given = {"observations": observations, "next_observations": observations, "actions": taken}
+        record(agent, given | {"rewards": rewards.astype(np.float32), "terminated": ended, "truncated": ~ended})
+        total += float(rewards.mean()) / steps
+    return total

@@ -1,0 +1,173 @@
+"""What is particular to the PPO agent for JAX: compilation, donated memory, devices and 64-bit numbers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gymnasium.spaces import Discrete, MultiDiscrete
+
+from tests.support.ppo import BOX, CLOCK, ENVS, STEPS, WIDTH, act, make, run, same, state_of, transition
+from workers.agents.jax import PPO, programs
+from workers.agents.ppo import adapt_learning_rate
+from workers.errors import AgentError
+
+PROGRAMS = (programs.initialize, programs.act, programs.record, programs.cut, programs.update)
+
+
+def compilations() -> list[int]:
+    """How many shapes each program has been compiled for."""
+    return [program._cache_size() for program in PROGRAMS]
+
+
+def interact(agent: Any) -> None:
+    """All that an agent does, in training."""
+    run(agent, range(2 * STEPS + 1))
+    agent.init()
+
+
+def test_agents_of_one_shape_share_what_is_compiled():
+    agent = make("jax")
+    interact(agent)
+    before = compilations()
+    assert all(before)
+    interact(make("jax", seed=1, learning_rate=1e-2))
+    interact(pickle.loads(pickle.dumps(agent)))
+    restored = make("jax", seed=2)
+    restored.load_state_dict(state_of(agent))
+    interact(restored)
+    assert compilations() == before
+    interact(make("jax", discount_factor=0.5))
+    assert compilations() != before
+
+
+def test_what_is_replaced_is_not_copied():
+    agent: Any = make("jax")
+    run(agent, range(STEPS - 1))
+    rows = {name: array for name, array in agent._rollout.items() if name != "next"}
+    replaced = jax.tree.leaves([rows, agent._weights, agent._optimizer, agent._normalizers])
+    run(agent, range(STEPS - 1, STEPS))
+    assert all(array.is_deleted() for array in replaced)
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy in memory that JAX can use as it is."""
+    memory = np.zeros(array.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[:] = array
+    return copy
+
+
+def test_memory_shared_with_numpy_may_change_after_recording():
+    agent: Any = make("jax", num_envs=512, rollouts=64, hidden_sizes=(256, 256))
+    for row in range(64):
+        given = transition(agent, row)
+        memory = {name: aligned(array) for name, array in given.items()}
+        shared = {name: jax.device_put(array) for name, array in memory.items()}
+        agent.record_transition(states=None, next_states=None, infos={}, **shared, **CLOCK)
+        for name, array in memory.items():
+            array[:] = 0
+            assert not np.asarray(shared[name]).any()  # it is shared, or this proves nothing
+        assert same(np.asarray(agent._rollout["observations"][row]), given["observations"])
+        assert same(np.asarray(agent._rollout["next"]), given["next_observations"])
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.0049, 0.0051, 0.01, 0.0199, 0.0201, 1.0])
+@pytest.mark.parametrize("learning_rate", [1e-6, 1.2e-6, 1e-3, 9e-3, 1e-2])
+def test_compiled_rule_of_the_learning_rate(learning_rate, kl):
+    adapted = programs._adapt_learning_rate(jax.numpy.float32(learning_rate), jax.numpy.float32(kl), 0.01)
+    assert float(adapted) == pytest.approx(adapt_learning_rate(learning_rate, kl, 0.01))
+
+
+# Integers and devices.
+
+
+@pytest.mark.parametrize(
+    "space", [Discrete(3, start=2**31 - 2), Discrete(2, start=-(2**31) - 1), MultiDiscrete([2, 3], start=[0, 2**40])]
+)
+def test_actions_beyond_32_bits_are_refused(space):
+    with pytest.raises(AgentError, match=r"^action_space .* integers of 32 bits .*, or set jax_enable_x64"):
+        make("jax", space)
+
+
+def test_actions_at_the_limit_of_32_bits():
+    for start in (2**31 - 3, -(2**31)):
+        agent = make("jax", Discrete(3, start=start), num_envs=100)
+        actions, _ = act(agent, np.zeros((100, WIDTH), np.float32))
+        assert {*actions[:, 0].tolist()} == {start, start + 1, start + 2}
+
+
+def build(device: Any) -> PPO:
+    return PPO(observation_space=BOX, action_space=Discrete(3), num_envs=ENVS, device=device)
+
+
+def test_device_is_one_of_jax_or_its_name():
+    cpu = jax.devices("cpu")[0]
+    for device in (None, cpu, "cpu", "cpu:0"):
+        assert build(device).device == cpu
+
+
+@pytest.mark.parametrize("device", ["cpu:99", "cpu:one", "abacus", "abacus:0", 0])
+def test_unknown_devices_are_refused(device):
+    with pytest.raises(AgentError, match=r"^device must be .* such as 'cpu:0'; got"):
+        build(device)
+
+
+def run_in_process(code: str, **variables: str) -> None:
+    """Run a script in a fresh process, with warnings as errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env=os.environ | variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_arrays_stay_on_the_device():
+    code = """
+import copy, pickle, jax
+from tests.support.ppo import BOX, ACTIONS, ENVS, STEPS, run
+from workers.agents.jax import PPO
+
+agent = PPO(observation_space=BOX, action_space=ACTIONS["gaussian"], num_envs=ENVS, cfg={"rollouts": STEPS},
+            device="cpu:1")
+agent.enable_training_mode(True)
+agent.load_state_dict(agent.state_dict())
+for each in (agent, pickle.loads(pickle.dumps(agent)), copy.deepcopy(agent)):
+    run(each, range(STEPS + 1))
+    arrays = [each._weights, each._optimizer, each._normalizers, each._rollout, each._key, each.state_dict()["models"]]
+    places = {place for array in jax.tree.leaves(arrays) for place in array.devices()}
+    assert places == {jax.devices()[1]} == {each.device}, places
+"""
+    run_in_process(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+
+
+def test_numbers_of_64_bits():
+    code = """
+import numpy as np
+from gymnasium.spaces import Discrete
+from tests.support.ppo import WIDTH, act, assert_close, fix_orders, make, learn, state_of, rollout
+from tests.support.ppo_reference import Reference
+
+for actions, cfg in (("gaussian", {"value_clip": 0.2}), ("discrete", {"entropy_loss_scale": 0.1, "mini_batches": 5})):
+    agent = make("jax", actions, asymmetric=True, **cfg)
+    reference, orders = Reference(agent, state_of(agent)), fix_orders(agent)
+    state = learn(agent, range(4))
+    reference.learn(rollout(agent, range(4)), orders)
+    assert_close(state["models"], reference.state()["models"], 1e-4)
+    for name, value in state["models"].items():
+        assert value.dtype == (np.float64 if name.startswith("normalizers") else np.float32), name
+    taken, means = act(agent, np.zeros((3, WIDTH)))
+    assert taken.dtype == means.dtype == (np.float32 if actions == "gaussian" else np.int64)
+    assert agent._rollout["actions"].dtype == taken.dtype
+    assert agent._rollout["observations"].dtype == agent._rollout["rewards"].dtype == np.float32
+agent = make("jax", Discrete(3, start=2**40), num_envs=50)
+assert {*act(agent, np.zeros((50, WIDTH)))[0][:, 0].tolist()} == {2**40, 2**40 + 1, 2**40 + 2}
+"""
+    run_in_process(code, JAX_ENABLE_X64="1")

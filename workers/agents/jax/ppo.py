@@ -1,0 +1,157 @@
+"""PPO for JAX: the arrays of an agent. The rollout logic is in `workers.agents.ppo`, the computing in `programs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+from jax import numpy as jnp
+
+from workers.agents import ppo
+from workers.agents.jax import programs
+from workers.errors import AgentError
+
+__all__ = ["PPO"]
+
+ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key")
+"""The agent's attributes that are trees of arrays on its device."""
+
+
+class PPO(ppo.PPO):
+    """Proximal Policy Optimization for JAX.
+
+    At construction an integer is drawn from NumPy's global generator; all randomness comes from that seed. Acting,
+    recording and a whole update are one compiled call each, with the values of ``cfg`` in them: a change of it after
+    construction goes unnoticed. Agents of equal spaces, ``num_envs`` and ``cfg`` share what is compiled.
+
+    Its arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a `jax.Device` or a name such as
+    ``"cpu"`` or ``"cuda:0"``. Arrays given to the agent must not have been put on another device explicitly.
+    Statistics are float64 and discrete actions int64 where JAX has 64-bit numbers enabled, else of 32 bits.
+    """
+
+    framework = "jax"
+
+    def _build(self) -> None:
+        integers = np.iinfo(jnp.result_type(int))
+        for actions in self._components or ():
+            if actions.start < integers.min or actions.stop - 1 > integers.max:
+                raise AgentError(
+                    f"action_space {self.action_space} has actions from {actions.start} to {actions.stop - 1}; JAX's "
+                    f"integers of {integers.bits} bits go from {integers.min} to {integers.max}: use such actions, or "
+                    "set jax_enable_x64"
+                )
+        self.device = _find_device(self.device)
+        self._specification = programs.Specification(
+            cfg=programs.StaticCfg(**vars(self.cfg)),
+            input_widths=tuple(self._input_widths.items()),
+            critic_input=self._critic_input,
+            components=self._components,
+            action_width=self._action_width,
+            head_width=self._head_width,
+        )
+        seed = np.random.randint(2**31)
+        self._generator = np.random.default_rng(seed)  # of the orders: sorting takes XLA milliseconds on a CPU
+        arrays = jax.device_put(programs.initialize(self._specification, self.num_envs, seed), self.device)
+        self._weights, self._optimizer, self._normalizers, self._rollout, self._key = arrays
+
+    def _sample_actions(self, observations: Array) -> tuple[Array, dict[str, Any]]:
+        actions, mean_actions, self._key = programs.act(
+            self._specification, self._weights["policy"], self._normalizers, self._key, observations
+        )
+        return actions, {"mean_actions": mean_actions}
+
+    def _store_transition(
+        self,
+        row: int,
+        *,
+        inputs: dict[str, Array],
+        next_critic_input: Array,
+        actions: Array,
+        rewards: Array,
+        terminated: Array,
+        truncated: Array,
+    ) -> None:
+        arrays = inputs | {"next": next_critic_input, "actions": actions, "rewards": rewards}
+        self._rollout = programs.record(
+            self._specification, self._critic(), self._rollout, row, arrays, terminated, truncated
+        )
+        if self.device.platform == "cpu":  # an array may be a view of NumPy's memory, which may change after this
+            jax.block_until_ready(self._rollout)
+
+    def _cut_rollout(self, row: int) -> None:
+        self._rollout = programs.cut(self._specification, self._critic(), self._rollout, row)
+
+    def _critic(self) -> programs.Critic:
+        return self._weights["value"], self._normalizers
+
+    def _draw_orders(self) -> npt.NDArray[np.int64]:
+        samples = self.cfg.rollouts * self.num_envs
+        return np.stack([self._generator.permutation(samples) for _ in range(self.cfg.learning_epochs)])
+
+    def _update(self, orders: Array) -> dict[str, float]:
+        self._weights, self._optimizer, self._normalizers, learning_rate, scalars = programs.update(
+            self._specification,
+            self._weights,
+            self._optimizer,
+            self._normalizers,
+            self._rollout,
+            orders,
+            self.learning_rate,
+        )
+        scalars, learning_rate = jax.device_get((scalars, learning_rate))
+        if self.cfg.kl_threshold:
+            self.learning_rate = float(learning_rate)
+        return {tag: float(value) for tag, value in scalars.items()}
+
+    # Saving.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, with NumPy's arrays and the device's name."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return vars(self) | jax.device_get(arrays) | {"device": f"{self.device.platform}:{self.device.id}"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` gave."""
+        device = _find_device(state["device"])
+        arrays = jax.device_put({name: state[name] for name in ARRAYS}, device, may_alias=False)
+        vars(self).update(state | arrays | {"device": device})
+
+    def _state(self) -> dict[str, Any]:
+        models = flatten_dict(self._weights | {"normalizers": self._normalizers}, sep=".")
+        adam = self._optimizer
+        moments = {"exp_avg": flatten_dict(adam.mu, sep="."), "exp_avg_sq": flatten_dict(adam.nu, sep=".")}
+        copies = jax.tree.map(jnp.array, {"models": models, "optimizer": moments})
+        copies["optimizer"]["step"] = int(adam.count)
+        return copies
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        weights = unflatten_dict(state["models"], sep=".")
+        normalizers = weights.pop("normalizers", {})
+        moments = state["optimizer"]
+        trees = {name: unflatten_dict(moments[name], sep=".") for name in ("exp_avg", "exp_avg_sq")}
+        optimizer = type(self._optimizer)(count=moments["step"], mu=trees["exp_avg"], nu=trees["exp_avg_sq"])
+        copies = jax.tree.map(
+            lambda given, kept: jnp.array(given, kept.dtype),
+            (weights, optimizer, normalizers),
+            (self._weights, self._optimizer, self._normalizers),
+        )
+        self._weights, self._optimizer, self._normalizers = jax.device_put(copies, self.device)
+
+
+def _find_device(device: Any) -> jax.Device:
+    if device is None:
+        [default] = jnp.zeros(()).devices()
+        return default
+    if isinstance(device, jax.Device):
+        return device
+    try:
+        platform, _, index = device.partition(":")
+        return jax.devices(platform)[int(index or 0)]
+    except (AttributeError, IndexError, RuntimeError, ValueError) as error:
+        known = ", ".join(f"'{each.platform}:{each.id}'" for each in jax.devices())
+        raise AgentError(f"device must be None, a jax.Device or a name such as {known}; got {device!r}") from error

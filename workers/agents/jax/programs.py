@@ -1,0 +1,285 @@
+"""The compiled functions of the PPO agent for JAX: pure, and shared by all agents of one specification.
+
+What they are given and give, all on one device:
+
+- weights: ``{"policy": …, "value": …}``, each nested as Flax has it; float32.
+- optimizer: state of `ADAM`.
+- normalizers: statistics (see `networks.initial_statistics`) by name: of the inputs, and ``"returns"``.
+- rollout: arrays ``(rollouts, num_envs, width)`` by name: the raw inputs, ``"actions"``, ``"rewards"`` and ``"ended"``;
+  and ``"next"``, the critic's raw input after the last row, ``(num_envs, width)``. Of dtype float32, but for discrete
+  actions and ``"ended"``, which is bool.
+- key: the data of a random key, which NumPy can hold: a key itself it cannot.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import Array, lax
+from jax import numpy as jnp
+
+from workers.agents import ppo
+from workers.agents.jax.losses import clipped_policy_loss, clipped_value_loss, compute_gae
+from workers.agents.jax.networks import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    Perceptron,
+    denormalize,
+    initial_statistics,
+    merge_statistics,
+    normalize,
+)
+
+__all__ = ["Specification", "StaticCfg", "act", "cut", "initialize", "record", "update"]
+
+Critic = tuple[Any, dict[str, Any]]
+"""Its weights, and all normalizers."""
+
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class StaticCfg(ppo.PPOCfg):
+    """A configuration that is hashable and never changed; the learning rate, which changes, is not part of it."""
+
+    learning_rate: float = field(default=0.0, compare=False)
+
+
+class Specification(NamedTuple):
+    """What the compiled functions depend on besides arrays."""
+
+    cfg: StaticCfg
+    input_widths: tuple[tuple[str, int], ...]
+    critic_input: str
+    components: tuple[range, ...] | None
+    action_width: int
+    head_width: int
+
+    def policy(self) -> CategoricalPolicy | GaussianPolicy:
+        """The policy's module."""
+        network = Perceptron((*self.cfg.hidden_sizes, self.head_width), self.cfg.activation, head_gain=0.01)
+        if self.components:
+            return CategoricalPolicy(network, self.components)
+        return GaussianPolicy(network, self.action_width, self.cfg.initial_log_std)
+
+    def value(self) -> Perceptron:
+        """The critic's module."""
+        return Perceptron((*self.cfg.hidden_sizes, 1), self.cfg.activation, head_gain=1.0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def initialize(specification: Specification, num_envs: int, seed: int) -> tuple[Any, Any, Any, Any, Array]:
+    """A fresh agent's weights, optimizer, normalizers, rollout and key."""
+    cfg, widths = specification.cfg, dict(specification.input_widths)
+    policy_key, value_key, key = jax.random.split(jax.random.key(seed), 3)
+    critic_width = widths[specification.critic_input]
+    weights = {
+        "policy": specification.policy().init(policy_key, jnp.zeros((1, widths["observations"])))["params"],
+        "value": specification.value().init(value_key, jnp.zeros((1, critic_width)))["params"],
+    }
+    normalizers = {name: initial_statistics(width) for name, width in widths.items() if cfg.normalize_observations}
+    if cfg.normalize_values:
+        normalizers["returns"] = initial_statistics(1)
+
+    def zeros(width: int, dtype: Any = jnp.float32) -> Array:
+        return jnp.zeros((cfg.rollouts, num_envs, width), dtype)
+
+    rollout = {name: zeros(width) for name, width in widths.items()}
+    rollout["actions"] = zeros(specification.action_width, int if specification.components else jnp.float32)
+    rollout |= {"rewards": zeros(1), "ended": zeros(1, bool)}
+    rollout["next"] = jnp.zeros((num_envs, critic_width), jnp.float32)
+    return weights, ADAM.init(weights), normalizers, rollout, jax.random.key_data(key)
+
+
+# Interaction.
+
+
+def _network_input(normalizers: dict[str, Any], name: str, raw: Array) -> Array:
+    inputs = raw.astype(jnp.float32)
+    return normalize(normalizers[name], inputs, ppo.INPUT_LIMIT) if name in normalizers else inputs
+
+
+def _denormalize(normalizers: dict[str, Any], values: Array) -> Array:
+    return denormalize(normalizers["returns"], values) if "returns" in normalizers else values
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def act(
+    specification: Specification, weights: Any, normalizers: dict[str, Any], key: Array, observations: Array
+) -> tuple[Array, Array, Array]:
+    """Actions, mean actions and the next key; `weights` are the policy's."""
+    following, now = jax.random.split(jax.random.wrap_key_data(key))
+    policy = specification.policy()
+    head = policy.apply({"params": weights}, _network_input(normalizers, "observations", observations))
+    return *policy.sample(head, now), jax.random.key_data(following)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def record(
+    specification: Specification,
+    critic: Critic,
+    rollout: dict[str, Array],
+    row: int,
+    arrays: dict[str, Array],
+    terminated: Array,
+    truncated: Array,
+) -> dict[str, Array]:
+    """The rollout with a transition in `row`; `arrays` are all the rest of it, by their names in the rollout."""
+    terminated, truncated = terminated.astype(bool), truncated.astype(bool)
+    following = arrays["next"].astype(jnp.float32)
+    rows = {"ended": terminated | truncated} | {name: array for name, array in arrays.items() if name != "next"}
+    rollout = {name: rollout[name].at[row].set(array.astype(rollout[name].dtype)) for name, array in rows.items()}
+    return _add_next_values(specification, critic, rollout | {"next": following}, row, truncated & ~terminated)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def cut(specification: Specification, critic: Critic, rollout: dict[str, Array], row: int) -> dict[str, Array]:
+    """The rollout with the episodes that went on after `row` truncated."""
+    rollout = _add_next_values(specification, critic, rollout, row, ~rollout["ended"][row])
+    return rollout | {"ended": rollout["ended"].at[row].set(True)}
+
+
+def _add_next_values(
+    specification: Specification, critic: Critic, rollout: dict[str, Array], row: int, mask: Array
+) -> dict[str, Array]:
+    values = lax.cond(
+        mask.any(),
+        lambda: jnp.where(mask, _next_values(specification, critic, rollout["next"]), 0.0),
+        lambda: jnp.zeros(mask.shape, jnp.float32),
+    )
+    return rollout | {"rewards": rollout["rewards"].at[row].add(specification.cfg.discount_factor * values)}
+
+
+def _next_values(specification: Specification, critic: Critic, raw: Array) -> Array:
+    """Values of what the last recorded actions led to, ``(num_envs, 1)``."""
+    weights, normalizers = critic
+    inputs = _network_input(normalizers, specification.critic_input, raw)
+    return _denormalize(normalizers, specification.value().apply({"params": weights}, inputs))
+
+
+# Update.
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+def update(
+    specification: Specification,
+    weights: Any,
+    optimizer: Any,
+    normalizers: dict[str, Any],
+    rollout: dict[str, Array],
+    orders: Array,
+    learning_rate: float,
+) -> tuple[Any, Any, dict[str, Any], Array, dict[str, Array]]:
+    """Weights, optimizer and normalizers after an update, the learning rate and the scalars to track by tag.
+
+    `orders` are those of `PPO._draw_orders`.
+    """
+    cfg = specification.cfg
+    samples, normalizers = _prepare(specification, weights, normalizers, rollout)
+
+    def run_epoch(carry: tuple[Any, Any, Array], order: Array) -> tuple[tuple[Any, Any, Array], dict[str, Array]]:
+        weights, optimizer, learning_rate = carry
+        shuffled = {name: array.at[order].get(mode="promise_in_bounds") for name, array in samples.items()}
+        outputs = []
+        for batches in _mini_batches(shuffled, cfg.mini_batches):
+            step = functools.partial(_step, specification, learning_rate)
+            (weights, optimizer), output = lax.scan(step, (weights, optimizer), batches)
+            outputs.append(output)
+        losses = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+        kl = losses.pop("kl").sum() / len(order)
+        if cfg.kl_threshold:
+            learning_rate = _adapt_learning_rate(learning_rate, kl, cfg.kl_threshold)
+        return (weights, optimizer, learning_rate), losses | {"Policy / KL divergence": kl}
+
+    carry, scalars = lax.scan(run_epoch, (weights, optimizer, jnp.float32(learning_rate)), orders)
+    weights, optimizer, adapted = carry
+    scalars = jax.tree.map(jnp.mean, scalars)
+    if not specification.components:
+        scalars["Policy / Standard deviation"] = jnp.exp(weights["policy"]["log_std"]).mean()
+    for name, _ in specification.input_widths:
+        if name in normalizers:
+            normalizers[name] = merge_statistics(normalizers[name], rollout[name].reshape(len(samples["actions"]), -1))
+    return weights, optimizer, normalizers, adapted, scalars
+
+
+def _prepare(
+    specification: Specification, weights: Any, normalizers: dict[str, Any], rollout: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The rollout's samples with what the networks said at the rollout, and the normalizers with the returns' updated.
+
+    Weights and statistics are those of the whole rollout, so what the networks said then is computed here.
+    """
+    cfg, critic_input, policy = specification.cfg, specification.critic_input, specification.policy()
+    names = [*dict(specification.input_widths), "actions"]
+    samples = {name: rollout[name].reshape(-1, rollout[name].shape[2]) for name in names}
+    for name in names[:-1]:
+        samples[name] = _network_input(normalizers, name, samples[name])
+    head = policy.apply({"params": weights["policy"]}, samples["observations"])
+    samples["log_prob"] = policy.log_prob(head, samples["actions"])
+    samples["values"] = specification.value().apply({"params": weights["value"]}, samples[critic_input])
+    values = _denormalize(normalizers, samples["values"])
+    advantages = compute_gae(
+        rewards=rollout["rewards"],
+        values=values.reshape(rollout["rewards"].shape),
+        last_values=_next_values(specification, (weights["value"], normalizers), rollout["next"]),
+        continues=~rollout["ended"],
+        discount_factor=cfg.discount_factor,
+        gae_lambda=cfg.gae_lambda,
+    ).reshape(-1, 1)
+    samples["targets"] = advantages + values
+    if "returns" in normalizers:
+        normalizers = normalizers | {"returns": merge_statistics(normalizers["returns"], samples["targets"])}
+        samples["targets"] = normalize(normalizers["returns"], samples["targets"])
+    samples["advantages"] = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return samples, normalizers
+
+
+def _mini_batches(samples: dict[str, Array], count: int) -> Iterator[dict[str, Array]]:
+    """The samples in mini-batches, stacked: those with one sample more, if any, and those with one less."""
+    size, longer = divmod(len(samples["actions"]), count)
+    first = longer * (size + 1)
+    if longer:
+        yield {name: array[:first].reshape(longer, size + 1, -1) for name, array in samples.items()}
+    yield {name: array[first:].reshape(count - longer, size, -1) for name, array in samples.items()}
+
+
+def _step(
+    specification: Specification, learning_rate: Array, carry: tuple[Any, Any], batch: dict[str, Array]
+) -> tuple[tuple[Any, Any], dict[str, Array]]:
+    """One step of Adam on a mini-batch; also gives the losses and the sum of ``(exp(r) - 1) - r``, r the log ratio."""
+    weights, optimizer = carry
+    grads, outputs = jax.grad(_loss, has_aux=True)(weights, specification, batch)
+    if limit := specification.cfg.grad_norm_clip:
+        scale = jnp.minimum(1.0, limit / (optax.tree.norm(grads) + 1e-6))
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
+    directions, optimizer = ADAM.update(grads, optimizer)
+    weights = jax.tree.map(lambda weight, direction: weight - learning_rate * direction, weights, directions)
+    return (weights, optimizer), outputs
+
+
+def _loss(weights: Any, specification: Specification, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """The loss of a mini-batch; also its parts, and the sum of which `_step` speaks."""
+    cfg, policy = specification.cfg, specification.policy()
+    head = policy.apply({"params": weights["policy"]}, batch["observations"])
+    log_ratio = policy.log_prob(head, batch["actions"]) - batch["log_prob"]
+    values = specification.value().apply({"params": weights["value"]}, batch[specification.critic_input])
+    value_loss = clipped_value_loss(values, batch["targets"], batch["values"], cfg.value_clip)
+    losses = {
+        "Loss / Policy loss": clipped_policy_loss(jnp.exp(log_ratio), batch["advantages"], cfg.ratio_clip),
+        "Loss / Value loss": cfg.value_loss_scale * value_loss,
+    }
+    if cfg.entropy_loss_scale:
+        losses["Loss / Entropy loss"] = -cfg.entropy_loss_scale * policy.entropy(head)
+    return sum(losses.values()), losses | {"kl": (jnp.expm1(log_ratio) - log_ratio).sum()}
+
+
+def _adapt_learning_rate(learning_rate: Array, kl: Array, target: float) -> Array:
+    """`ppo.adapt_learning_rate` of an array."""
+    slower = jnp.maximum(learning_rate / 1.5, ppo.MIN_LEARNING_RATE)
+    faster = jnp.minimum(learning_rate * 1.5, ppo.MAX_LEARNING_RATE)
+    return jnp.where(kl > 2.0 * target, slower, jnp.where(kl < 0.5 * target, faster, learning_rate))

@@ -1,0 +1,6 @@
+"""Agents for Warp."""
+
+from workers.agents.ppo import PPOCfg
+from workers.agents.warp.ppo import PPO
+
+__all__ = ["PPO", "PPOCfg"]

@@ -1,0 +1,223 @@
+"""Warp kernels of policies, normalisers and storage; those of advantages and losses are in `losses`.
+
+Only the kernels on the way from the networks to the losses have a backward pass, which spares the compiler time.
+"""
+
+# Warp compiles what is in kernels, where its own types and rules hold: `float(0.0)` is a variable, `0.0` a constant.
+# mypy: ignore-errors
+# ruff: noqa: UP018
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import warp as wp
+
+__all__ = ["Flags", "Indices", "Matrix", "PreciseVector", "Vector", "cast", "launch"]
+
+Matrix, Vector, PreciseVector = wp.array2d[float], wp.array1d[float], wp.array1d[wp.float64]
+Indices, Flags = wp.array1d[int], wp.array2d[wp.bool]
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def launch(kernel: Any, dim: int | tuple[int, ...], inputs: Sequence[Any], outputs: Sequence[wp.array]) -> None:
+    """Launch a kernel on the device of its outputs."""
+    wp.launch(kernel, dim=dim, inputs=inputs, outputs=outputs, device=outputs[0].device)
+
+
+def cast(source: wp.array, target: wp.array) -> None:
+    """Copy values to an array of any dtype, layout and device that has the same shape."""
+    wp.utils.array_cast(source.to(target.device), target)
+
+
+# Policies.
+
+
+@wp.kernel(enable_backward=False)
+def sample_gaussian(mean: Matrix, log_std: Vector, noise: Indices, actions: Matrix) -> None:
+    """Sampled actions; `noise` is a seed, and the number of draws so far."""
+    row, column = wp.tid()
+    state = wp.rand_init(noise[0], noise[1] + row * mean.shape[1] + column)
+    actions[row, column] = mean[row, column] + wp.exp(log_std[column]) * wp.randn(state)
+
+
+@wp.kernel
+def log_prob_gaussian(
+    mean: Matrix, log_std: Vector, actions: Matrix, rows: Indices, log_prob: Vector, entropy: Vector
+) -> None:
+    """Add each column's share to log-probability and entropy; row i of `mean` belongs to row `rows[i]` of `actions`."""
+    row, column = wp.tid()
+    score = (actions[rows[row], column] - mean[row, column]) * wp.exp(-log_std[column])
+    constant = log_std[column] + wp.static(HALF_LOG_TWO_PI)
+    wp.atomic_add(log_prob, row, -0.5 * score * score - constant)
+    wp.atomic_add(entropy, row, constant + 0.5)
+
+
+@wp.kernel(enable_backward=False)
+def sample_categorical(
+    logits: Matrix,
+    firsts: Indices,
+    starts: wp.array1d[wp.int64],
+    noise: Indices,
+    actions: wp.array2d[wp.int64],
+    most_likely: wp.array2d[wp.int64],
+) -> None:
+    """Sampled and most likely actions of each component; the former by Gumbel noise."""
+    row, component = wp.tid()
+    first = firsts[component]
+    noisiest = int(first)
+    largest = int(first)
+    best = float(-wp.inf)
+    for column in range(first, firsts[component + 1]):
+        state = wp.rand_init(noise[0], noise[1] + row * logits.shape[1] + column)
+        score = logits[row, column] - wp.log(-wp.log(wp.randf(state)))
+        if score > best:
+            best = score
+            noisiest = column
+        if logits[row, column] > logits[row, largest]:
+            largest = column
+    actions[row, component] = starts[component] + wp.int64(noisiest - first)
+    most_likely[row, component] = starts[component] + wp.int64(largest - first)
+
+
+@wp.func
+def log_sum_exp(logits: Matrix, row: int, first: int, stop: int) -> float:
+    """Logarithm of the sum of the exponentials of some columns."""
+    largest = float(logits[row, first])
+    for column in range(first, stop):
+        largest = wp.max(largest, logits[row, column])
+    total = float(0.0)
+    for column in range(first, stop):
+        total += wp.exp(logits[row, column] - largest)
+    return largest + wp.log(total)
+
+
+@wp.func_grad(log_sum_exp)
+def log_sum_exp_backward(logits: Matrix, row: int, first: int, stop: int, adj_ret: float) -> None:
+    """Gradient by hand: that which Warp derives is wrong for variables that change in a loop."""
+    normalizer = log_sum_exp(logits, row, first, stop)
+    for column in range(first, stop):
+        wp.adjoint[logits][row, column] += adj_ret * wp.exp(logits[row, column] - normalizer)
+
+
+@wp.kernel
+def log_prob_categorical(
+    logits: Matrix,
+    firsts: Indices,
+    starts: wp.array1d[wp.int64],
+    actions: wp.array2d[wp.int64],
+    rows: Indices,
+    log_prob: Vector,
+    entropy: Vector,
+) -> None:
+    """Add each component's share to log-probability and entropy, as `log_prob_gaussian` does for each column."""
+    row, component = wp.tid()
+    first, stop = firsts[component], firsts[component + 1]
+    normalizer = log_sum_exp(logits, row, first, stop)
+    chosen = first + wp.int32(actions[rows[row], component] - starts[component])
+    wp.atomic_add(log_prob, row, logits[row, chosen] - normalizer)
+    for column in range(first, stop):
+        category = logits[row, column] - normalizer
+        wp.atomic_add(entropy, row, -wp.exp(category) * category)
+
+
+@wp.kernel(enable_backward=False)
+def advance(by: int, counter: Indices) -> None:
+    """Add to the last element of `counter`."""
+    counter[counter.shape[0] - 1] += by
+
+
+# Normalisers.
+
+
+@wp.kernel(enable_backward=False)
+def add_means(batch: Matrix, mean: PreciseVector) -> None:
+    """Add each value's share to the mean of its column."""
+    row, column = wp.tid()
+    wp.atomic_add(mean, column, wp.float64(batch[row, column]) / wp.float64(batch.shape[0]))
+
+
+@wp.kernel(enable_backward=False)
+def add_variances(batch: Matrix, mean: PreciseVector, variance: PreciseVector) -> None:
+    """Add each value's share to the population variance of its column."""
+    row, column = wp.tid()
+    difference = wp.float64(batch[row, column]) - mean[column]
+    wp.atomic_add(variance, column, difference * difference / wp.float64(batch.shape[0]))
+
+
+@wp.kernel(enable_backward=False)
+def merge_statistics(
+    rows: int,
+    batch_mean: PreciseVector,
+    batch_variance: PreciseVector,
+    mean: PreciseVector,
+    variance: PreciseVector,
+    count: PreciseVector,
+) -> None:
+    """Merge the statistics of a batch of `rows`; by one thread, since all columns share the count."""
+    count[0] += wp.float64(rows)
+    weight = wp.float64(rows) / count[0]
+    rest = wp.float64(1.0) - weight
+    for column in range(mean.shape[0]):
+        difference = batch_mean[column] - mean[column]
+        mean[column] += weight * difference
+        variance[column] = rest * variance[column] + weight * (batch_variance[column] + rest * difference * difference)
+
+
+@wp.func
+def deviation(variance: wp.float64) -> wp.float32:
+    """Standard deviation that values are normalised by."""
+    return wp.float32(wp.sqrt(variance + wp.float64(1e-8)))
+
+
+@wp.kernel(enable_backward=False)
+def normalize(values: Matrix, mean: PreciseVector, variance: PreciseVector, limit: float, normal: Matrix) -> None:
+    """Normalised values, limited to ``[-limit, limit]``."""
+    row, column = wp.tid()
+    value = (values[row, column] - wp.float32(mean[column])) / deviation(variance[column])
+    # not `wp.clamp`, which makes a number of NaN
+    normal[row, column] = wp.where(wp.abs(value) > limit, wp.sign(value) * limit, value)
+
+
+@wp.kernel(enable_backward=False)
+def denormalize(normal: Matrix, mean: PreciseVector, variance: PreciseVector, values: Matrix) -> None:
+    """What has been normalised to `normal`, but for the limit."""
+    row, column = wp.tid()
+    values[row, column] = normal[row, column] * deviation(variance[column]) + wp.float32(mean[column])
+
+
+# Storage.
+
+
+@wp.kernel(enable_backward=False)
+def end_episodes(terminated: Flags, truncated: Flags, continues: Flags, cut: Flags) -> None:
+    """Whether each episode goes on, and whether it was truncated only."""
+    row = wp.tid()
+    continues[row, 0] = not (terminated[row, 0] or truncated[row, 0])
+    cut[row, 0] = truncated[row, 0] and not terminated[row, 0]
+
+
+@wp.kernel(enable_backward=False)
+def add_next_values(values: Matrix, mask: Flags, discount_factor: float, rewards: Matrix) -> None:
+    """Add discounted values to the rewards of the rows of `mask`."""
+    row = wp.tid()
+    if mask[row, 0]:
+        rewards[row, 0] += discount_factor * values[row, 0]
+
+
+@wp.kernel(enable_backward=False)
+def select(orders: wp.array2d[int], position: Indices, rows: Indices) -> None:
+    """The next rows of the rollout; `position` is the number of those taken, of all orders one after the other."""
+    index = wp.tid()
+    taken = position[0] + index
+    rows[index] = orders[taken / orders.shape[1], taken % orders.shape[1]]
+
+
+@wp.kernel(enable_backward=False)
+def gather(samples: Matrix, rows: Indices, batch: Matrix) -> None:
+    """The samples of some rows."""
+    row, column = wp.tid()
+    batch[row, column] = samples[rows[row], column]

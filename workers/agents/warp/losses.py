@@ -1,0 +1,139 @@
+"""Advantages and losses of PPO: functions of one sample for kernels, and kernels that sum them up."""
+
+# Warp compiles what is in kernels, where its own types and rules hold: `float(0.0)` is a variable, `0.0` a constant.
+# mypy: ignore-errors
+# ruff: noqa: UP018
+
+from __future__ import annotations
+
+import warp as wp
+
+from workers.agents.warp.kernels import Indices, Matrix, PreciseVector, Vector, launch
+
+__all__ = ["clipped_policy_loss", "clipped_value_loss", "compute_gae"]
+
+
+def compute_gae(
+    *,
+    rewards: wp.array,
+    values: wp.array,
+    last_values: wp.array,
+    continues: wp.array,
+    discount_factor: float,
+    gae_lambda: float,
+) -> wp.array:
+    """Generalized Advantage Estimation (https://arxiv.org/abs/1506.02438), with a thread for each environment.
+
+    Args:
+        rewards: ``(timesteps, num_envs, 1)``, float32.
+        values: Values of the observations, float32 of the shape of `rewards`.
+        last_values: Values of what follows the last timestep, ``(num_envs, 1)``, float32.
+        continues: Bools of the shape of `rewards`: whether the episode goes on after the timestep.
+        discount_factor: Weight of future rewards.
+        gae_lambda: Lambda.
+
+    Returns:
+        A new array of the shape of `rewards`: advantages, not normalised.
+    """
+    advantages = wp.empty_like(rewards)
+    inputs = [rewards, values, last_values, continues, discount_factor, gae_lambda]
+    launch(accumulate_advantages, rewards.shape[1], inputs, [advantages])
+    return advantages
+
+
+@wp.kernel(enable_backward=False)
+def accumulate_advantages(
+    rewards: wp.array3d[float],
+    values: wp.array3d[float],
+    last_values: Matrix,
+    continues: wp.array3d[wp.bool],
+    discount_factor: float,
+    gae_lambda: float,
+    advantages: wp.array3d[float],
+) -> None:
+    """The advantages of one environment, from the last timestep to the first."""
+    env = wp.tid()
+    next_value = float(last_values[env, 0])
+    advantage = float(0.0)
+    for back in range(rewards.shape[0]):
+        step = rewards.shape[0] - 1 - back
+        discount = wp.where(continues[step, env, 0], discount_factor, 0.0)
+        difference = rewards[step, env, 0] + discount * next_value - values[step, env, 0]
+        advantage = difference + discount * gae_lambda * advantage
+        advantages[step, env, 0] = advantage
+        next_value = values[step, env, 0]
+
+
+@wp.kernel(enable_backward=False)
+def standardize(advantages: Matrix, mean: PreciseVector, variance: PreciseVector, standardized: Matrix) -> None:
+    """Advantages of mean 0 and standard deviation 1."""
+    row = wp.tid()
+    scale = wp.float32(wp.sqrt(variance[0])) + 1.0e-8
+    standardized[row, 0] = (advantages[row, 0] - wp.float32(mean[0])) / scale
+
+
+@wp.kernel(enable_backward=False)
+def add(first: Matrix, second: Matrix, sums: Matrix) -> None:
+    """Sums of each row's single values."""
+    row = wp.tid()
+    sums[row, 0] = first[row, 0] + second[row, 0]
+
+
+@wp.func
+def clipped_policy_loss(ratio: float, advantage: float, clip: float) -> float:
+    """PPO's clipped surrogate objective (https://arxiv.org/abs/1707.06347, equation 7) of one sample, to be minimised.
+
+    Args:
+        ratio: Probability ratio.
+        advantage: Advantage.
+        clip: How far the ratio may move from 1.
+    """
+    surrogate = ratio * advantage
+    clipped = wp.clamp(ratio, 1.0 - clip, 1.0 + clip) * advantage
+    return -wp.where(clipped < surrogate, clipped, surrogate)  # not `wp.min`, which drops NaN
+
+
+@wp.func
+def clipped_value_loss(value: float, target: float, old_value: float, clip: float) -> float:
+    """Squared error of the critic, the larger of those without and with the move from `old_value` clipped.
+
+    Args:
+        value: Output of the critic.
+        target: What it should be.
+        old_value: What it was at the rollout.
+        clip: How far the output may move; 0 for no limit.
+    """
+    free = (value - target) * (value - target)
+    limited = wp.clamp(value, old_value - clip, old_value + clip) - target
+    return wp.where(clip > 0.0 and limited * limited > free, limited * limited, free)
+
+
+@wp.kernel
+def add_losses(
+    log_prob: Vector,
+    entropy: Vector,
+    values: Matrix,
+    rows: Indices,
+    old_log_prob: Vector,
+    old_values: Matrix,
+    advantages: Matrix,
+    targets: Matrix,
+    ratio_clip: float,
+    value_clip: float,
+    value_loss_scale: float,
+    entropy_loss_scale: float,
+    losses: Vector,
+    kl: PreciseVector,
+) -> None:
+    """Add one sample's share to the mini-batch's losses (policy, value, entropy), and its KL divergence to a sum."""
+    index = wp.tid()
+    row = rows[index]
+    share = 1.0 / float(rows.shape[0])
+    log_ratio = log_prob[index] - old_log_prob[row]
+    policy_loss = clipped_policy_loss(wp.exp(log_ratio), advantages[row, 0], ratio_clip)
+    value_loss = clipped_value_loss(values[index, 0], targets[row, 0], old_values[row, 0], value_clip)
+    wp.atomic_add(losses, 0, share * policy_loss)
+    wp.atomic_add(losses, 1, share * value_loss_scale * value_loss)
+    wp.atomic_add(losses, 2, -share * entropy_loss_scale * entropy[index])
+    precise = wp.float64(log_ratio)  # exp(r) - 1 - r is lost in float32 where r is small
+    wp.atomic_add(kl, 0, wp.exp(precise) - wp.float64(1.0) - precise)

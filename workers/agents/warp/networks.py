@@ -1,0 +1,222 @@
+"""What the PPO agent for Warp is made of: perceptrons, policies and normalisers.
+
+As in warp-nn, what a module returns is kept and overwritten by its next call on as many rows: a captured graph needs
+the same memory each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import warp as wp
+from warp_nn import nn
+from warp_nn.modules._common import create_unary_kernels
+from warp_nn.utils import kernel_config
+
+from workers.agents.warp import kernels
+from workers.agents.warp.kernels import launch
+
+__all__ = ["CategoricalPolicy", "GaussianPolicy", "Normalizer", "Scratch", "initialize", "moments", "perceptron"]
+
+TILE_LIMIT = 64
+
+
+class Scratch:
+    """Arrays for results on the default device, made once for each name and shape."""
+
+    def __init__(self) -> None:
+        self._device = wp.get_device().alias
+        self._arrays: dict[Any, wp.array] = {}
+
+    def __call__(self, name: str, *shape: int, dtype: Any = wp.float32, requires_grad: bool = False) -> wp.array:
+        """An array that holds what has last been written to it."""
+        key = (name, shape)
+        if key not in self._arrays:
+            self._arrays[key] = wp.zeros(shape, dtype=dtype, device=self._device, requires_grad=requires_grad)
+        return self._arrays[key]
+
+    def zeros_for_sums(self, *names: str, size: int) -> list[wp.array]:
+        """Differentiable arrays of zeros, to which a kernel adds."""
+        arrays = [self(name, size, requires_grad=True) for name in names]
+        for array in arrays:
+            array.zero_()
+        return arrays
+
+
+# Networks.
+
+
+class Linear(nn.Linear):
+    """A linear layer, not initialised, with a kernel that suits its width.
+
+    The kernel is in a module of its own. In that of warp-nn those of other widths have the same name, by which graphs
+    of Warp 1.19 on a CPU mistake one for another, and all would be compiled again for every width that comes.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        # on a CPU, where warp-nn's default was measured to take up to four times as long, a tile as wide as the layer
+        tile = (TILE_LIMIT, min(outputs, TILE_LIMIT)) if wp.get_device().is_cpu else None
+        with kernel_config(tile_2d=tile):
+            super().__init__(inputs, outputs, initialize_parameters=False)
+        self._kernel: Any = wp.kernel(self._kernel.func, grid_stride=False, module="unique")
+
+
+@wp.func
+def tanh(x: Any) -> Any:
+    """Tanh by an exponential that cannot overflow: within 2e-7 of `wp.tanh`, which takes several times as long."""
+    decay = wp.exp(x.dtype(-2.0) * wp.abs(x))
+    return wp.sign(x) * (x.dtype(1.0) - decay) / (x.dtype(1.0) + decay)
+
+
+class Tanh(nn.Tanh):
+    """Hyperbolic tangent by the function above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kernels = create_unary_kernels(config=self._config, function=tanh)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
+
+def perceptron(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
+    """A multi-layer perceptron with a linear head on the default device, its weights not initialised.
+
+    Args:
+        sizes: Width of the inputs, of each hidden layer and of the outputs.
+        activation: Name of the hidden layers' activation.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def initialize(network: nn.Sequential, head_gain: float, generator: np.random.Generator) -> None:
+    """Zero biases and orthogonal weights, of gain sqrt(2) in hidden layers."""
+    *hidden, head = (layer for layer in network.modules() if isinstance(layer, Linear))
+    for layer in (*hidden, head):
+        gain = head_gain if layer is head else math.sqrt(2.0)
+        layer.weight.data.assign(_orthogonal(generator, layer.weight.shape, gain))
+        layer.bias.data.zero_()
+
+
+def _orthogonal(generator: np.random.Generator, shape: tuple[int, int], gain: float) -> npt.NDArray[np.float64]:
+    """Orthogonal rows, or columns where there are fewer (https://arxiv.org/abs/1312.6120)."""
+    q, r = np.linalg.qr(generator.standard_normal((max(shape), min(shape))))
+    q *= gain * np.sign(np.diag(r))  # without the signs they would not be uniformly distributed
+    return np.ascontiguousarray(q if shape[0] >= shape[1] else q.T)
+
+
+# Policies.
+
+
+class CategoricalPolicy:
+    """Independent categorical components by their logits; actions are ``(rows, components)`` int64.
+
+    Args:
+        network: From observations ``(rows, size)`` to the logits of all components, one component after the other.
+        components: Actions of each component, in the order of the logits.
+    """
+
+    def __init__(self, network: nn.Sequential, components: Sequence[range]) -> None:
+        self.network = network
+        firsts = itertools.accumulate(map(len, components), initial=0)
+        self._firsts = wp.array(list(firsts), dtype=wp.int32)
+        self._starts = wp.array([actions.start for actions in components], dtype=wp.int64)
+        self._scratch = Scratch()
+
+    def sample(self, head: wp.array, noise: wp.array) -> tuple[wp.array, wp.array]:
+        """Sampled and most likely actions; `noise` is a seed, and the number of draws so far."""
+        shape = (head.shape[0], self._starts.size)
+        actions, most_likely = (self._scratch(name, *shape, dtype=wp.int64) for name in ("actions", "most likely"))
+        launch(kernels.sample_categorical, shape, [head, self._firsts, self._starts, noise], [actions, most_likely])
+        launch(kernels.advance, 1, [head.size], [noise])
+        return actions, most_likely
+
+    def log_prob(self, head: wp.array, actions: wp.array, rows: wp.array) -> list[wp.array]:
+        """Log-probability of the actions in some rows, and entropy, both ``(rows,)``."""
+        outputs = self._scratch.zeros_for_sums("log_prob", "entropy", size=head.shape[0])
+        inputs = [head, self._firsts, self._starts, actions, rows]
+        launch(kernels.log_prob_categorical, (head.shape[0], self._starts.size), inputs, outputs)
+        return outputs
+
+
+class GaussianPolicy:
+    """Independent normal distributions, whose deviation does not depend on the observation.
+
+    Args:
+        network: From observations ``(rows, size)`` to means ``(rows, width)``.
+        log_std: Logarithm of the standard deviation, ``(width,)``, a parameter.
+    """
+
+    def __init__(self, network: nn.Sequential, log_std: wp.array) -> None:
+        self.network = network
+        self.log_std = log_std
+        self._scratch = Scratch()
+
+    def sample(self, head: wp.array, noise: wp.array) -> tuple[wp.array, wp.array]:
+        """Sampled and most likely actions; `noise` is a seed, and the number of draws so far."""
+        actions = self._scratch("actions", *head.shape)
+        launch(kernels.sample_gaussian, head.shape, [head, self.log_std, noise], [actions])
+        launch(kernels.advance, 1, [head.size], [noise])
+        return actions, head
+
+    def log_prob(self, head: wp.array, actions: wp.array, rows: wp.array) -> list[wp.array]:
+        """Log-probability density of the actions in some rows, and entropy, both ``(rows,)``."""
+        outputs = self._scratch.zeros_for_sums("log_prob", "entropy", size=head.shape[0])
+        launch(kernels.log_prob_gaussian, head.shape, [head, self.log_std, actions, rows], outputs)
+        return outputs
+
+
+# Normalisers.
+
+
+def moments(batch: wp.array) -> tuple[wp.array, wp.array]:
+    """Mean and population variance of the columns of a batch ``(rows, width)``, ``(width,)`` float64."""
+    mean = wp.zeros(batch.shape[1], dtype=wp.float64, device=batch.device)
+    variance = wp.zeros_like(mean)
+    launch(kernels.add_means, batch.shape, [batch], [mean])
+    launch(kernels.add_variances, batch.shape, [batch, mean], [variance])
+    return mean, variance
+
+
+class Normalizer:
+    """Running mean and variance of columns in float64, applied in float32.
+
+    Batches are merged by the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). Before the first
+    batch the mean is 0 and the variance 1.
+
+    Args:
+        width: Number of columns.
+        limit: Normalised values are limited to ``[-limit, limit]``.
+    """
+
+    def __init__(self, width: int, limit: float = math.inf) -> None:
+        self.limit = limit
+        self.mean = wp.zeros(width, dtype=wp.float64)
+        self.variance = wp.ones(width, dtype=wp.float64)
+        self.count = wp.zeros(1, dtype=wp.float64)
+        self._scratch = Scratch()
+
+    def update(self, batch: wp.array) -> None:
+        """Merge the statistics of a batch ``(rows, width)``."""
+        statistics = [self.mean, self.variance, self.count]
+        launch(kernels.merge_statistics, 1, [batch.shape[0], *moments(batch)], statistics)
+
+    def __call__(self, values: wp.array) -> wp.array:
+        """Normalised values, ``(rows, width)`` float32."""
+        normal = self._scratch("normal", *values.shape)
+        launch(kernels.normalize, values.shape, [values, self.mean, self.variance, self.limit], [normal])
+        return normal
+
+    def inverse(self, normal: wp.array) -> wp.array:
+        """What has been normalised to `normal`, but for the limit."""
+        values = self._scratch("values", *normal.shape)
+        launch(kernels.denormalize, normal.shape, [normal, self.mean, self.variance], [values])
+        return values

@@ -1,0 +1,335 @@
+"""PPO for Warp: storage and update. The rollout logic is in `workers.agents.ppo`."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import warp as wp
+from warp_nn.optimizers import Adam
+
+from workers.agents import ppo
+from workers.agents.warp import kernels, losses
+from workers.agents.warp.kernels import cast, launch
+from workers.agents.warp.networks import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    Normalizer,
+    Scratch,
+    initialize,
+    moments,
+    perceptron,
+)
+
+__all__ = ["PPO"]
+
+
+class PPO(ppo.PPO):
+    """Proximal Policy Optimization for Warp.
+
+    At construction an integer is drawn from NumPy's global generator; all randomness comes from that seed. Acting and
+    the steps of an update are captured as graphs, on a CPU too, with the values of ``cfg`` in them: a change of it
+    after construction may go unnoticed. On a CPU equal agents give equal bits. On a GPU sums are made by atomic
+    additions in no fixed order, so there results are equal up to rounding.
+
+    Its arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a Warp device or the name of one.
+    """
+
+    framework = "warp"
+
+    def _build(self) -> None:
+        self.device = wp.get_device(self.device).alias
+        self._generator = np.random.default_rng(np.random.randint(2**31))
+        self._allocate()
+        initialize(self._policy.network, 0.01, self._generator)
+        initialize(self._value, 1.0, self._generator)
+        self._noise.assign([self._generator.integers(2**31), 0])
+
+    def _allocate(self) -> None:
+        """Make all that lives on the device; its attributes are not pickled."""
+        before = set(vars(self))
+        with wp.ScopedDevice(self.device):
+            self._build_models()
+            self._build_rollout()
+        self._allocated = set(vars(self)) - before
+
+    def _build_models(self) -> None:
+        cfg, hidden, widths = self.cfg, self.cfg.hidden_sizes, self._input_widths
+        parameters: dict[str, wp.array] = {}
+        network = perceptron((widths["observations"], *hidden, self._head_width), cfg.activation)
+        self._policy: CategoricalPolicy | GaussianPolicy
+        if self._components:
+            self._policy = CategoricalPolicy(network, self._components)
+        else:
+            log_std = wp.full(self._action_width, cfg.initial_log_std, dtype=wp.float32, requires_grad=True)
+            self._policy = GaussianPolicy(network, log_std)
+            parameters["policy.log_std"] = log_std
+        self._value = perceptron((widths[self._critic_input], *hidden, 1), cfg.activation)
+        for prefix, module in (("policy.network", network), ("value", self._value)):
+            for name, array in module.state_dict().items():  # warp-nn has biases as columns
+                parameters[f"{prefix}.{name}"] = array.flatten() if name.endswith("bias") else array
+        self._normalizers: dict[str, Normalizer] = {}
+        if cfg.normalize_observations:
+            self._normalizers = {name: Normalizer(width, ppo.INPUT_LIMIT) for name, width in widths.items()}
+        if cfg.normalize_values:
+            self._normalizers["returns"] = Normalizer(1)
+        statistics = {
+            f"normalizers.{name}.{statistic}": getattr(normalizer, statistic)
+            for name, normalizer in self._normalizers.items()
+            for statistic in ("mean", "variance", "count")
+        }
+        self._optimizer = Adam(
+            list(parameters.values()), device=self.device, max_norm=cfg.grad_norm_clip or None, disable_graph=True
+        )
+        # warp-nn's Adam has no state of its own to give; it keeps moments flat
+        moments = {"exp_avg": self._optimizer._m1, "exp_avg_sq": self._optimizer._m2}
+        optimizer = {
+            kind: {name: array.reshape(parameters[name].shape) for name, array in zip(parameters, arrays, strict=True)}
+            for kind, arrays in moments.items()
+        }
+        # by the names of `state_dict`, in the memory of networks, normalisers and optimiser
+        self._learnt: dict[str, Any] = {
+            "models": parameters | statistics,
+            "optimizer": {"step": self._optimizer._timestep, **optimizer},
+        }
+
+    def _build_rollout(self) -> None:
+        timesteps, envs = self.cfg.rollouts, self.num_envs
+        samples = timesteps * envs
+        widths = self._input_widths | {"actions": self._action_width, "rewards": 1}
+        self._rollout = {name: wp.zeros((timesteps, envs, width), dtype=wp.float32) for name, width in widths.items()}
+        if self._components:
+            self._rollout["actions"] = wp.zeros((timesteps, envs, self._action_width), dtype=wp.int64)
+        self._rollout["continues"] = wp.zeros((timesteps, envs, 1), dtype=wp.bool)
+        self._next = wp.zeros((envs, widths[self._critic_input]), dtype=wp.float32)  # raw, after the last row
+        self._terminated, self._truncated, self._cut = (wp.zeros((envs, 1), dtype=wp.bool) for _ in range(3))
+        self._noise = wp.zeros(2, dtype=wp.int32)  # a seed, and the number of draws so far
+        # of an update
+        self._rows = wp.array(np.arange(samples), dtype=wp.int32)
+        self._orders = wp.zeros((self.cfg.learning_epochs, samples), dtype=wp.int32)
+        self._position = wp.zeros(1, dtype=wp.int32)  # of the next mini-batch
+        self._samples: dict[str, wp.array] = {}
+        self._losses = wp.zeros(3, dtype=wp.float32, requires_grad=True)
+        self._kl = wp.zeros(1, dtype=wp.float64)
+        self._scratch = Scratch()
+        self._graphs: dict[Any, Any] = {}
+
+    def _run(self, launches: Callable[[int], Any], rows: int) -> Any:
+        """What `launches(rows)` returns, with its launches done.
+
+        The first time as they are, which compiles kernels and makes arrays; later as a graph, captured the second time.
+        """
+        key = (launches.__name__, rows)
+        if key not in self._graphs:
+            result = launches(rows)
+            self._graphs[key] = result, None
+            return result
+        result, graph = self._graphs[key]
+        if graph is None:
+            with wp.ScopedCapture(self.device) as capture:
+                result = launches(rows)
+            graph = capture.graph
+            self._graphs[key] = result, graph
+        wp.capture_launch(graph)
+        return result
+
+    # Interaction.
+
+    def _network_input(self, name: str, raw: wp.array) -> wp.array:
+        """Normalised observations or states."""
+        return self._normalizers[name](raw) if name in self._normalizers else raw
+
+    def _denormalize(self, values: wp.array) -> wp.array:
+        return self._normalizers["returns"].inverse(values) if "returns" in self._normalizers else values
+
+    def _next_values(self) -> wp.array:
+        """Values of what the last recorded actions led to, ``(num_envs, 1)``."""
+        return self._denormalize(self._value(self._network_input(self._critic_input, self._next)))
+
+    def _raw_observations(self, rows: int) -> wp.array:
+        return self._scratch("raw observations", rows, self._input_widths["observations"])
+
+    def _sample_actions(self, observations: wp.array) -> tuple[wp.array, dict[str, Any]]:
+        rows = observations.shape[0]
+        cast(observations, self._raw_observations(rows))
+        actions, mean_actions = (wp.clone(array, requires_grad=False) for array in self._run(self._act, rows))
+        return actions, {"mean_actions": mean_actions}
+
+    def _act(self, rows: int) -> tuple[wp.array, wp.array]:
+        head = self._policy.network(self._network_input("observations", self._raw_observations(rows)))
+        return self._policy.sample(head, self._noise)
+
+    def _store_transition(
+        self,
+        row: int,
+        *,
+        inputs: dict[str, wp.array],
+        next_critic_input: wp.array,
+        actions: wp.array,
+        rewards: wp.array,
+        terminated: wp.array,
+        truncated: wp.array,
+    ) -> None:
+        for name, array in (inputs | {"actions": actions, "rewards": rewards}).items():
+            cast(array, self._rollout[name][row])
+        cast(next_critic_input, self._next)
+        cast(terminated, self._terminated)
+        cast(truncated, self._truncated)
+        ended = [self._terminated, self._truncated]
+        launch(kernels.end_episodes, self.num_envs, ended, [self._rollout["continues"][row], self._cut])
+        if self._truncated.numpy().any():
+            self._add_next_values(row, self._cut)
+
+    def _cut_rollout(self, row: int) -> None:
+        continues = self._rollout["continues"][row]
+        self._add_next_values(row, continues)
+        continues.zero_()
+
+    def _add_next_values(self, row: int, mask: wp.array) -> None:
+        inputs = [self._next_values(), mask, self.cfg.discount_factor]
+        launch(kernels.add_next_values, self.num_envs, inputs, [self._rollout["rewards"][row]])
+
+    # Update.
+
+    def _draw_orders(self) -> wp.array:
+        samples = self.cfg.rollouts * self.num_envs
+        orders = [self._generator.permutation(samples) for _ in range(self.cfg.learning_epochs)]
+        return wp.array(np.stack(orders), dtype=wp.int32, device=self.device)
+
+    def _update(self, orders: wp.array) -> dict[str, float]:
+        cast(orders, self._orders)
+        self._position.zero_()
+        self._prepare_update()
+        epochs: list[dict[str, float]] = []
+
+        def run_epoch(epoch: int, learning_rate: float) -> float:
+            epochs.append(self._run_epoch(learning_rate))
+            return epochs[-1]["Policy / KL divergence"]
+
+        self.learning_rate = ppo.run_epochs(self.cfg, self.learning_rate, run_epoch)
+        for name in self._input_widths:
+            if name in self._normalizers:
+                self._normalizers[name].update(self._flat(name))
+        scalars = {tag: sum(epoch[tag] for epoch in epochs) / len(epochs) for tag in epochs[0]}
+        if isinstance(self._policy, GaussianPolicy):
+            scalars["Policy / Standard deviation"] = float(np.exp(self._policy.log_std.numpy()).mean())
+        return scalars
+
+    def _flat(self, name: str) -> wp.array:
+        """An array of the rollout as ``(samples, size)``."""
+        array = self._rollout[name]
+        return array.reshape((-1, array.shape[2]))
+
+    def _mini_batch_sizes(self) -> list[int]:
+        size, larger = divmod(self._rows.size, self.cfg.mini_batches)
+        return [size + 1] * larger + [size] * (self.cfg.mini_batches - larger)
+
+    def _prepare_update(self) -> None:
+        """Weights and statistics are those of the whole rollout, so what the networks said then is computed here."""
+        samples = self._samples
+        shape = (self._rows.size, 1)
+        last_values = wp.clone(self._next_values())  # before its memory is used for as many samples
+        for name in self._input_widths:
+            samples[name] = self._network_input(name, self._flat(name))
+        samples["log_prob"], samples["values"] = self._scratch("log_prob", shape[0]), self._scratch("values", *shape)
+        for start, stop in itertools.pairwise(itertools.accumulate(self._mini_batch_sizes(), initial=0)):
+            head = self._policy.network(samples["observations"][start:stop])
+            log_prob, _ = self._policy.log_prob(head, self._flat("actions"), self._rows[start:stop])
+            wp.copy(samples["log_prob"], log_prob, dest_offset=start)
+            wp.copy(samples["values"], self._value(samples[self._critic_input][start:stop]), dest_offset=start)
+        values = self._denormalize(samples["values"])
+        advantages = losses.compute_gae(
+            rewards=self._rollout["rewards"],
+            values=values.reshape(self._rollout["rewards"].shape),
+            last_values=last_values,
+            continues=self._rollout["continues"],
+            discount_factor=self.cfg.discount_factor,
+            gae_lambda=self.cfg.gae_lambda,
+        ).reshape(shape)
+        samples["targets"] = self._scratch("targets", *shape)
+        launch(losses.add, shape[0], [advantages, values], [samples["targets"]])
+        if "returns" in self._normalizers:
+            self._normalizers["returns"].update(samples["targets"])
+            samples["targets"] = self._normalizers["returns"](samples["targets"])
+        samples["advantages"] = self._scratch("advantages", *shape)
+        launch(losses.standardize, shape[0], [advantages, *moments(advantages)], [samples["advantages"]])
+
+    def _run_epoch(self, learning_rate: float) -> dict[str, float]:
+        """One pass over all mini-batches; the scalars to track."""
+        self._optimizer._lr.fill_(learning_rate)
+        self._losses.zero_()
+        self._kl.zero_()
+        for size in self._mini_batch_sizes():
+            self._run(self._step, size)
+        policy_loss, value_loss, entropy_loss = (self._losses.numpy() / self.cfg.mini_batches).tolist()
+        scalars = {"Loss / Policy loss": policy_loss, "Loss / Value loss": value_loss}
+        if self.cfg.entropy_loss_scale:
+            scalars["Loss / Entropy loss"] = entropy_loss
+        return scalars | {"Policy / KL divergence": float(self._kl.numpy()[0]) / self._rows.size}
+
+    def _step(self, size: int) -> None:
+        """One step of the optimiser, on the next mini-batch."""
+        cfg, samples = self.cfg, self._samples
+        rows = self._scratch("rows", size, dtype=wp.int32)
+        launch(kernels.select, size, [self._orders, self._position], [rows])
+        launch(kernels.advance, 1, [size], [self._position])
+        batch = {name: self._scratch(name, size, width) for name, width in self._input_widths.items()}
+        for name, array in batch.items():
+            launch(kernels.gather, array.shape, [samples[name], rows], [array])
+        with wp.Tape() as tape:
+            head = self._policy.network(batch["observations"])
+            log_prob, entropy = self._policy.log_prob(head, self._flat("actions"), rows)
+            values = self._value(batch[self._critic_input])
+            old = [samples[name] for name in ("log_prob", "values", "advantages", "targets")]
+            scales = [cfg.ratio_clip, cfg.value_clip, cfg.value_loss_scale, cfg.entropy_loss_scale]
+            inputs = [log_prob, entropy, values, rows, *old, *scales]
+            launch(losses.add_losses, size, inputs, [self._losses, self._kl])
+        self._losses.grad.fill_(1.0)
+        tape.backward()
+        self._optimizer.step()
+        tape.zero()
+
+    # Saving.
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = _map(functools.partial(wp.clone, requires_grad=False), self._learnt)
+        # Warp has no arrays without dimensions
+        models, optimizer = state["models"], state["optimizer"]
+        models |= {name: np.array(models[name].numpy()[0]) for name in models if name.endswith(".count")}
+        optimizer["step"] = int(optimizer["step"].numpy()[0])
+        return state
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        _fill(self._learnt, state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = {name: value for name, value in vars(self).items() if name not in self._allocated}
+        return attributes | {"_contents": _map(lambda array: array.numpy().copy(), self._contents())}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).clear()
+        vars(self).update(state)
+        contents = vars(self).pop("_contents")
+        self._allocate()
+        _fill(self._contents(), contents)
+
+    def _contents(self) -> dict[str, Any]:
+        """Every array that a copy of the agent needs; what is not here is made anew by an update."""
+        return {"learnt": self._learnt, "rollout": self._rollout, "next": self._next, "noise": self._noise}
+
+
+def _map(function: Callable[[wp.array], Any], tree: Any) -> Any:
+    """The dictionaries with what `function` makes of each array."""
+    return {key: _map(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
+
+
+def _fill(arrays: Any, values: Any) -> None:
+    """Copy values, Warp's or NumPy's or numbers, to the arrays at the same places."""
+    if isinstance(arrays, dict):
+        for key, array in arrays.items():
+            _fill(array, values[key])
+    else:
+        arrays.assign(np.reshape(values.numpy() if isinstance(values, wp.array) else values, arrays.shape))
