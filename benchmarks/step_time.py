@@ -1,4 +1,4 @@
-"""Time of one `train()` in local mode: ours against skrl's StepTrainer, ratios of medians within one run.
+"""Time of one `train()` in local mode: ours against skrl's, in each framework; ratios of medians within one run.
 
 What is compared takes turns, so that a slower moment of the machine meets all alike. Run it as `make bench`; it prints
 Markdown tables for RESULTS.md.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "1")
 
 import argparse
+import importlib
 import logging
 import platform
 import statistics
@@ -29,7 +31,8 @@ from skrl.trainers.torch import StepTrainer as SkrlStepTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from profile_ppo import make_ours, make_skrl
+from contestants import make_ours, make_skrl
+from profile_ppo import PENDULUM, compare
 
 from trainer.torch import StepTrainer, generate_equally_spaced_scopes
 from workers.envs import make_env
@@ -158,10 +161,10 @@ def cartpole(repetitions: int) -> None:
         return skrl_wrap_env(env, wrapper="gymnasium", verbose=False)
 
     def skrl_agent(num_envs: int) -> Any:
-        return make_skrl(*spaces, num_envs)
+        return make_skrl("torch", *spaces, num_envs)
 
     def our_agent(num_envs: int) -> Any:
-        return make_ours(*spaces, num_envs)
+        return make_ours("torch", *spaces, num_envs)
 
     def our_env() -> Any:
         return make_env("CartPole-v1", num_envs=NUM_ENVS, framework="torch")
@@ -186,6 +189,47 @@ def cartpole(repetitions: int) -> None:
         print(f"Only the PPO differs: {medians[2] / medians[3]:.2f} times the env-steps/s (bar 1.3).")
 
 
+def pendulum(framework: str, repetitions: int) -> None:
+    """Our PPO and skrl's under our trainer, and under skrl's where it has one for the framework."""
+
+    def skrl_env() -> Any:
+        wrap_env = importlib.import_module(f"skrl.envs.wrappers.{framework}").wrap_env
+        env = gymnasium.make_vec("Pendulum-v1", num_envs=NUM_ENVS, vectorization_mode="sync")
+        return wrap_env(env, wrapper="gymnasium", verbose=False)
+
+    def skrl_agent(num_envs: int) -> Any:
+        return make_skrl(framework, *PENDULUM, num_envs)
+
+    def our_agent(num_envs: int) -> Any:
+        return make_ours(framework, *PENDULUM, num_envs)
+
+    def our_env() -> Any:
+        return make_env("Pendulum-v1", num_envs=NUM_ENVS, framework=framework)
+
+    ours = importlib.import_module(f"trainer.{framework}").StepTrainer
+    contestants = {
+        "our trainer, skrl's environment and PPO": (ours, skrl_env, skrl_agent),
+        "our trainer and environment, skrl's PPO": (ours, our_env, skrl_agent),
+        "our trainer, environment and PPO": (ours, our_env, our_agent),
+    }
+    if framework == "jax":
+        skrls = importlib.import_module("skrl.trainers.jax.step").StepTrainer
+        contestants = {"skrl's trainer, environment and PPO": (skrls, skrl_env, skrl_agent), **contestants}
+    head(
+        f"{framework}: Pendulum-v1 x {NUM_ENVS}, one agent: rollouts 32, 4 epochs of 4 mini-batches",
+        ["what", "µs a step: median (spread)", "env-steps/s", "time / the first's"],
+    )
+    trainers = {name: build(kind, env(), agent, 1) for name, (kind, env, agent) in contestants.items()}
+    times = measure(trainers, steps=128, repetitions=repetitions)
+    medians = [statistics.median(values) for values in times.values()]
+    for (name, values), median in zip(times.items(), medians, strict=True):
+        row(name, spread(values), f"{NUM_ENVS / median * 1e6:,.0f}", f"{median / medians[0]:.2f}")
+    bar = " (bar 2)" if framework == "jax" else ""
+    print(f"\nOnly the PPO differs: {medians[-2] / medians[-1]:.2f} times the env-steps/s{bar}.")
+    print(f"\nThe agent itself, without environments (bar {3 if framework == 'jax' else 1.5}):\n")
+    compare(framework, PENDULUM, num_envs=NUM_ENVS, rollouts=4, repetitions=repetitions, skrl=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=9)
@@ -199,6 +243,8 @@ def main() -> None:
     )
     no_op(repetitions)
     cartpole(repetitions)
+    for framework in ("jax", "warp"):
+        pendulum(framework, repetitions)
 
 
 if __name__ == "__main__":
