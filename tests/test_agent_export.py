@@ -203,3 +203,22 @@ def test_an_agents_own_state_is_left_as_it_is():
     copy_state(agent, agent)
     assert numbers(agent) == before
     assert agent.writer is lock
+
+
+class Restorable:
+    """Says itself how it is unpickled, and has something that refers to it."""
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.owner = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def test_what_refers_to_the_agent_refers_to_mine_afterwards():
+    trained, mine = Restorable(), Restorable()
+    trained.weight = 3.0
+    copy_state(trained, mine)
+    assert mine.weight == 3.0
+    assert mine.owner is mine

@@ -349,7 +349,8 @@ def test_doctor_on_a_healthy_machine(
 ):
     code, lines, _ = run(capsys, "doctor", config, "--set", *overrides, "seed=0")
     found = {match[1]: line for line in lines if (match := re.match(r"ok   ([a-z ]+): ", line))}
-    assert {"versions", "torch", "shared memory", "write access", "ray", "configuration"} == set(found)
+    subjects = {"versions", "torch", "jax", "warp", "shared memory", "write access", "ray", "configuration"}
+    assert set(found) == subjects
     assert "4 CPU" in found["ray"]
     assert "devices cpu; 1 compute threads" in found["torch"]
     assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]

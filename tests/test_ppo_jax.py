@@ -19,7 +19,7 @@ from workers.agents.jax import PPO, programs
 from workers.agents.ppo import adapt_learning_rate
 from workers.errors import AgentError
 
-PROGRAMS = (programs.initialize, programs.act, programs.record, programs.cut, programs.update)
+PROGRAMS = (programs.act, programs.record, programs.cut, programs.update)
 
 
 def compilations() -> list[int]:
@@ -48,13 +48,36 @@ def test_agents_of_one_shape_share_what_is_compiled():
     assert compilations() != before
 
 
-def test_what_is_replaced_is_not_copied():
+def test_the_rollout_is_not_copied():
     agent: Any = make("jax")
-    run(agent, range(STEPS - 1))
-    rows = {name: array for name, array in agent._rollout.items() if name != "next"}
-    replaced = jax.tree.leaves([rows, agent._weights, agent._optimizer, agent._normalizers])
-    run(agent, range(STEPS - 1, STEPS))
+    run(agent, range(STEPS - 2))
+    replaced = [array for name, array in agent._rollout.items() if name != "next"]
+    run(agent, range(STEPS - 2, STEPS - 1))
     assert all(array.is_deleted() for array in replaced)
+
+
+@pytest.mark.parametrize("program", ["record", "cut", "update"])
+def test_an_interrupt_costs_nothing_that_was_learnt(program, monkeypatch):
+    """Python may raise it right after a program has returned, before its result is stored."""
+    agent: Any = make("jax")
+    run(agent, range(2 * STEPS - 1))  # all but the last row of a second rollout
+    before, original = state_of(agent), getattr(programs, program)
+
+    def interrupted(*arguments: Any) -> Any:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(programs, program, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        agent.init() if program == "cut" else run(agent, range(2 * STEPS - 1, 2 * STEPS))
+    monkeypatch.undo()
+    for survivor in (pickle.loads(pickle.dumps(agent)), agent):
+        assert same(state_of(survivor), before)
+        survivor.init()
+        run(survivor, range(STEPS))  # enough for an update, whatever is left of the rollout
+        state = state_of(survivor)
+        assert not same(state, before)
+        assert all(np.isfinite(array).all() for array in state["models"].values())
 
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

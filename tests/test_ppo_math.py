@@ -120,7 +120,8 @@ def test_losses_and_gradients_of_one_mini_batch(framework, actions, cfg, scale):
         record(agent, transition(agent, step))
     assert_tracked(agent, reference.learn(rollout(agent, range(STEPS)), orders))
     optimizer, expected = state_of(agent)["optimizer"], reference.state()["optimizer"]
-    assert_close(optimizer, expected, 5e-6)  # the first moment is a tenth of the clipped gradient
+    assert_close(optimizer["exp_avg"], expected["exp_avg"], 5e-6)  # a tenth of the clipped gradient
+    assert_close(optimizer["exp_avg_sq"], expected["exp_avg_sq"], 1e-5)  # of its square, with twice the rounding
 
 
 @on_all_activations
@@ -131,15 +132,12 @@ def test_first_ratio_is_one(framework, actions, cfg):
         assert abs(agent.tracked.drain()["Policy / KL divergence"]) < 1e-10
 
 
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalised"])
+@pytest.mark.parametrize("asymmetric", [False, True], ids=["observations", "states"])
 @pytest.mark.parametrize(
-    ("actions", "asymmetric", "normalize", "mini_batches"),
-    [
-        ("gaussian", False, False, 5),
-        ("gaussian", True, True, 5),
-        ("discrete", True, False, 7),
-        (MULTI_DISCRETE, False, True, 7),
-    ],
-    ids=["gaussian", "gaussian-states-normalised", "discrete-states", "multi-discrete-normalised"],
+    ("actions", "mini_batches"),
+    [("gaussian", 5), ("discrete", 7), (MULTI_DISCRETE, 7)],
+    ids=["gaussian", "discrete", "multi-discrete"],
 )
 def test_whole_updates_against_the_reference(framework, actions, asymmetric, normalize, mini_batches):
     cfg = {"normalize_observations": normalize, "normalize_values": normalize, "grad_norm_clip": 0.5 * normalize}

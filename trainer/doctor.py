@@ -16,6 +16,7 @@ from orchestrator.run_dir import RunDirectory
 from trainer.run import prepare
 from trainer.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.versions import versions
+from workers.agents import load_ppo
 from workers.errors import LockstepError
 from workers.frameworks import available_frameworks, load_framework
 
@@ -71,8 +72,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
 def _framework(name: str, *, needed: bool) -> Finding:
     try:
         framework = load_framework(name)
+        load_ppo(name)
     except LockstepError as error:
         return Finding(name, str(error), remedy=f"pip install 'lockstep-rl[{name}]'" if needed else "")
+    framework.silence()
     return Finding(
         name,
         f"devices {', '.join(framework.devices())}; {framework.num_threads()} compute threads of {os.cpu_count()} CPUs",

@@ -15,9 +15,11 @@ from typing import Any
 
 from trainer.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
 from trainer.step import StepTrainer
+from workers.agents import load_ppo
 from workers.agents.ppo import PPOCfg
 from workers.envs import EnvFactory, make_env
 from workers.errors import ConfigError, LockstepError
+from workers.frameworks import load_framework
 from workers.types import Scope
 
 __all__ = ["Run", "prepare"]
@@ -81,6 +83,7 @@ def prepare(config: RunConfig) -> Run:
     """
     if (folder := os.getcwd()) not in sys.path:  # modules of the user's project; a console script does not have it
         sys.path.insert(0, folder)
+    load_framework(config.framework).silence()
     agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
     config = dataclasses.replace(config, agents=agents)
     _orchestrator(config)
@@ -133,8 +136,7 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
 
 def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
     if name == "ppo":
-        made: Callable[..., Any] = importlib.import_module(f"workers.agents.{framework}").PPO
-        return made
+        return load_ppo(framework)
     if ":" not in name:
         raise ConfigError(f"{key} is {name!r}; expected 'ppo', or an import path such as 'package.module:name'")
     return _imported(name, key)

@@ -96,7 +96,7 @@ def copy_state(trained: Any, agent: Any) -> None:
         return
     mine, theirs = (getattr(one, "checkpoint_modules", {}) for one in (agent, trained))
     if hasattr(agent, "__setstate__") and not mine:
-        agent.__setstate__(deepcopy(trained.__getstate__()))
+        agent.__setstate__(deepcopy(trained.__getstate__(), {id(trained): agent}))
         return
     memo = {id(trained): agent, id(theirs): mine}
     loaded = [name for name, module in theirs.items() if module is not None and _is_module(mine.get(name))]

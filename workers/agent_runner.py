@@ -13,7 +13,7 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.agent_file import dump_agent
 from workers.errors import AgentError, Failure, WorkerError
-from workers.frameworks import Framework
+from workers.frameworks import Framework, available_frameworks
 from workers.infos import scalars, take_rows
 from workers.node import node_name
 from workers.seeding import RandomStream, skrl_key
@@ -90,6 +90,7 @@ class AgentRunner:
         with self._stream, skrl_key(framework.name, scope.seed):
             self.agent = agent(scope) if is_factory(agent) else agent
             check_agent(self.agent, scope)
+            _check_framework(self.agent, scope, framework)
             _check_width(self.agent, scope, observation_space)
             self._shape = _asked_shape(self.agent, scope, observation_space)
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
@@ -334,6 +335,15 @@ def _splitter(framework: Framework, sizes: Sequence[int]) -> Callable[[Array], S
     if len(sizes) == 1:
         return lambda array: (copy(array),)
     return lambda array: split(array, sizes)
+
+
+def _check_framework(agent: Any, scope: Scope, framework: Framework) -> None:
+    given = getattr(agent, "framework", framework.name)
+    if given != framework.name and given in available_frameworks():
+        raise AgentError(
+            f"the agent of scope {scope.index}, {type(agent).__module__}.{type(agent).__qualname__}, is for {given!r}, "
+            f"but the trainer is for {framework.name!r}"
+        )
 
 
 def _check_width(agent: Any, scope: Scope, observation_space: Any) -> None:

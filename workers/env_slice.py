@@ -142,7 +142,8 @@ class EnvSlice:
                 with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
                     observations, _ = self.env.reset()
             self._seed = None  # only the first reset seeds: the generators go on from there
-            self._observations, self._states = observations, self.env.state()
+            # a copy: an environment may write its observations to one and the same array
+            self._observations, self._states = self._framework.copy(observations), self.env.state()
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
     def _final(self, infos: dict[str, Any], key: str, array: Array | None) -> Array | None:

@@ -129,6 +129,7 @@ class Service:
         for name in spec.modules:
             importlib.import_module(name)
         framework = self._framework = load_framework(spec.framework)
+        framework.silence()  # Ray brings what a worker prints to the driver's output
         cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
         space = None if spec.observation_space is None else pickle.loads(spec.observation_space)
         env_slice = None

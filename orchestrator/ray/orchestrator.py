@@ -171,6 +171,7 @@ def _warn_of_threads(plan: Plan, num_threads: list[int]) -> None:
     if set(num_threads) != {mine}:
         warnings.warn(
             f"{plan.framework.name} uses {mine} compute threads in this process, but {num_threads} in the workers, so "
-            f"that local mode may give other numbers; set {plan.framework.threads_variable} before it is imported",
+            f"that local mode may give other numbers; set {plan.framework.threads_variable} before "
+            f"{plan.framework.name} is imported",
             stacklevel=5,
         )

@@ -3,3 +3,28 @@
 `workers.agents.base` and `workers.agents.ppo` hold what does not depend on an array framework;
 ``workers.agents.<framework>`` holds the networks, the array operations and the update.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from workers.errors import ConfigError
+
+__all__ = ["load_ppo"]
+
+
+def load_ppo(framework: str) -> type[Any]:
+    """The PPO of a framework.
+
+    Raises:
+        ConfigError: A package that it needs is not installed.
+    """
+    try:
+        kind: type[Any] = importlib.import_module(f"workers.agents.{framework}").PPO
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"PPO for {framework} needs the package {error.name!r}, which is not installed; "
+            f"pip install 'lockstep-rl[{framework}]'"
+        ) from error
+    return kind

@@ -7,22 +7,27 @@ Sources: PPO, https://arxiv.org/abs/1707.06347; GAE, https://arxiv.org/abs/1506.
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 
 from workers.agents.base import Agent, discrete_components, space_width
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.errors import AgentError, ConfigError
 from workers.frameworks import Framework, load_framework
 
-__all__ = ["PPO", "PPOCfg", "adapt_learning_rate", "run_epochs"]
+__all__ = ["PPO", "PPOCfg", "adapt_learning_rate", "initial_layers", "run_epochs"]
 
 INPUT_LIMIT = 10.0
 """Normalised observations and states are limited to this and its negative."""
+
+NumpyArray = npt.NDArray[Any]
 
 MIN_LEARNING_RATE = 1e-6
 MAX_LEARNING_RATE = 1e-2
@@ -65,6 +70,28 @@ def run_epochs(cfg: PPOCfg, learning_rate: float, run_epoch: Callable[[int, floa
     return learning_rate
 
 
+def initial_layers(
+    sizes: tuple[int, ...], head_gain: float, generator: np.random.Generator
+) -> list[tuple[NumpyArray, NumpyArray]]:
+    """Weights ``(outputs, inputs)`` and biases ``(outputs,)`` of each layer of a perceptron, float32.
+
+    Weights are orthogonal (https://arxiv.org/abs/1312.6120), of gain sqrt(2) in hidden layers; biases are zero.
+
+    Args:
+        sizes: Width of the inputs, of each hidden layer and of the outputs.
+        head_gain: Gain of the last layer.
+        generator: Where the numbers come from.
+    """
+    layers = []
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        gain = head_gain if index == len(sizes) - 2 else math.sqrt(2.0)
+        q, r = np.linalg.qr(generator.standard_normal((max(inputs, outputs), min(inputs, outputs))))
+        q *= gain * np.sign(np.diag(r))  # without the signs they would not be uniformly distributed
+        weight = q if outputs >= inputs else q.T
+        layers.append((weight.astype(np.float32, order="C"), np.zeros(outputs, np.float32)))
+    return layers
+
+
 class PPO(Agent):
     """Proximal Policy Optimization (https://arxiv.org/abs/1707.06347), the part that needs no arrays.
 
@@ -77,7 +104,8 @@ class PPO(Agent):
 
     ``pickle`` and ``copy.deepcopy`` carry the whole agent, with the rollout in progress: the copy goes on bit for bit
     as the original. `state_dict` and `save` carry what was learnt, without the rollout and the random stream; its
-    names and shapes are the same in every framework, so an agent of one can go on as that of another.
+    names and shapes are the same in every framework, so an agent of one can go on as that of another. Values of ``cfg``
+    are compiled in: they are not to be changed after construction.
 
     Args:
         observation_space: Space of one environment's observations.
@@ -88,7 +116,7 @@ class PPO(Agent):
         device: Where the arrays live; None for the framework's default.
 
     Raises:
-        AgentError: A space or `num_envs` is unsuitable.
+        AgentError: A space or `num_envs` is unsuitable, or there is no such device.
         ConfigError: A value of `cfg` is wrong.
     """
 
@@ -239,8 +267,10 @@ class PPO(Agent):
             timesteps: Total number of timesteps.
         """
         if self.training and self._recorded == self.cfg.rollouts:
-            self._learn()
-            self._recorded = 0
+            try:
+                self._learn()
+            finally:  # after an error, too: another trainer may go on with the agent
+                self._recorded = 0
 
     def _learn(self) -> None:
         """One update from a full rollout."""
@@ -283,13 +313,19 @@ class PPO(Agent):
         self.learning_rate = float(numbers["learning_rate"])
         self._recorded = 0
 
-    @staticmethod
-    def _check_shape(name: str, array: Any, width: int, rows: int | None) -> None:
-        shape = getattr(array, "shape", None)
-        if shape is None or len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
-            given = f"{type(array).__name__}" if shape is None else f"shape {tuple(shape)}"
+    def _check_shape(self, name: str, array: Any, width: int, rows: int | None) -> None:
+        is_array = load_framework(self.framework).is_array(array)
+        shape: tuple[int, ...] = tuple(array.shape) if is_array else ()
+        if len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
+            given = f"shape {shape}" if is_array else f"{type(array).__qualname__}, which is none of {self.framework}"
             expected = f"({'rows' if rows is None else rows}, {width})"
             raise AgentError(f"{name} must be an array of shape {expected}, got {given}")
+
+    def _initial_networks(self, generator: np.random.Generator) -> tuple[Any, Any]:
+        """Layers of a fresh policy network and a fresh critic; see `initial_layers`."""
+        hidden, widths = self.cfg.hidden_sizes, self._input_widths
+        policy = initial_layers((widths["observations"], *hidden, self._head_width), 0.01, generator)
+        return policy, initial_layers((widths[self._critic_input], *hidden, 1), 1.0, generator)
 
     # What a framework implements.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from types import ModuleType
 
 import numpy as np
 
@@ -27,16 +26,16 @@ def load_framework(name: str) -> Framework:
     Raises:
         ConfigError: There is no such framework, or it is not installed.
     """
+    framework: Framework | None = getattr(sys.modules.get(f"{__name__}.{name}"), "FRAMEWORK", None)
+    return framework or _import(name)
+
+
+def _import(name: str) -> Framework:
     if name not in available_frameworks():
         raise ConfigError(f"framework {name!r} is not known; expected one of {', '.join(available_frameworks())}")
-    framework: Framework = (sys.modules.get(f"{__name__}.{name}") or _import(name)).FRAMEWORK
-    return framework
-
-
-def _import(name: str) -> ModuleType:
     numbers = np.random.get_state()
     try:
-        return importlib.import_module(f"{__name__}.{name}")
+        framework: Framework = importlib.import_module(f"{__name__}.{name}").FRAMEWORK
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"framework {name!r} needs the package {error.name!r}, which is not installed; "
@@ -44,3 +43,4 @@ def _import(name: str) -> ModuleType:
         ) from error
     finally:
         np.random.set_state(numbers)  # importing jax draws from the user's generator
+    return framework

@@ -75,6 +75,9 @@ class Framework(ABC):
     def set_rng_state(self, state: Any) -> None:  # noqa: B027 - nothing to do without a generator
         """Put the framework's global random generator into `state`."""
 
+    def silence(self) -> None:  # noqa: B027 - nothing to do for a framework that prints nothing
+        """Keep the framework from printing to the process's output, where results are; its warnings stay."""
+
     def devices(self) -> list[str]:
         """What the framework can compute on in this process, such as ``["cpu", "cuda:0 (its name)"]``."""
         return ["cpu"]

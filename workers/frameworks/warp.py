@@ -53,6 +53,9 @@ class WarpFramework(Framework):
     def flags_for_skrl(self, flags: wp.array) -> wp.array:
         return flags.view(wp.int8) if flags.dtype is wp.bool else flags
 
+    def silence(self) -> None:
+        wp.config.log_level = wp.LOG_WARNING
+
     def devices(self) -> list[str]:
         return ["cpu", *(f"{device.alias} ({device.name})" for device in wp.get_cuda_devices())]
 

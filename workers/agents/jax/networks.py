@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax import Array
 from jax import numpy as jnp
-from jax.nn.initializers import constant, orthogonal, zeros
+from jax.nn.initializers import zeros
 
 __all__ = [
     "CategoricalPolicy",
@@ -30,33 +31,29 @@ class Linear(nn.Module):
 
     Args:
         outputs: Number of outputs.
-        gain: Gain of the orthogonal weight.
     """
 
     outputs: int
-    gain: float
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         """``(inputs, samples)`` to ``(outputs, samples)``."""
-        weight = self.param("weight", orthogonal(self.gain), (self.outputs, len(inputs)), jnp.float32)
+        weight = self.param("weight", zeros, (self.outputs, len(inputs)), jnp.float32)
         bias = self.param("bias", zeros, (self.outputs,), jnp.float32)
         # the default precision of GPUs and TPUs is lower than float32
         return jnp.matmul(weight, inputs, precision=jax.lax.Precision.HIGHEST) + bias[:, None]
 
 
 class Perceptron(nn.Module):
-    """A multi-layer perceptron with a linear head, zero biases and orthogonal weights of gain sqrt(2).
+    """A multi-layer perceptron with a linear head.
 
     Args:
         widths: Width of each hidden layer and of the outputs.
         activation: Name of the hidden layers' activation.
-        head_gain: Gain of the head's weight.
     """
 
     widths: tuple[int, ...]
     activation: str
-    head_gain: float
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -64,9 +61,9 @@ class Perceptron(nn.Module):
         *hidden, outputs = self.widths
         inputs = inputs.T  # samples as columns: XLA's gradients take a third less time on a CPU
         for index, width in enumerate(hidden):  # numbered as in `torch.nn.Sequential`, where activations count
-            layer = Linear(width, math.sqrt(2.0), name=str(2 * index))
+            layer = Linear(width, name=str(2 * index))
             inputs = ACTIVATIONS[self.activation](layer(inputs))
-        return Linear(outputs, self.head_gain, name=str(2 * len(hidden)))(inputs).T
+        return Linear(outputs, name=str(2 * len(hidden)))(inputs).T
 
 
 class CategoricalPolicy(nn.Module):
@@ -123,17 +120,15 @@ class GaussianPolicy(nn.Module):
     Args:
         network: From observations ``(rows, size)`` to means ``(rows, width)``.
         width: Width of the actions.
-        initial_log_std: Initial logarithm of the standard deviation.
     """
 
     network: nn.Module
     width: int
-    initial_log_std: float
 
     @nn.compact
     def __call__(self, observations: Array) -> tuple[Array, Array]:
         """Means ``(rows, width)`` and logarithms of the deviation ``(width,)``: the `head` of the other methods."""
-        log_std = self.param("log_std", constant(self.initial_log_std), (self.width,), jnp.float32)
+        log_std = self.param("log_std", zeros, (self.width,), jnp.float32)
         return self.network(observations), log_std
 
     def sample(self, head: tuple[Array, Array], key: Array) -> tuple[Array, Array]:
@@ -153,10 +148,10 @@ class GaussianPolicy(nn.Module):
         return (head[1] + 0.5 * math.log(2.0 * math.pi * math.e)).sum()
 
 
-def initial_statistics(width: int) -> dict[str, Array]:
+def initial_statistics(width: int) -> dict[str, Any]:
     """Statistics of no batch yet: mean 0 and variance 1 of each column, float64 where JAX has it enabled."""
     dtype = jnp.result_type(float)
-    return {"mean": jnp.zeros(width, dtype), "variance": jnp.ones(width, dtype), "count": jnp.zeros((), dtype)}
+    return {"mean": np.zeros(width, dtype), "variance": np.ones(width, dtype), "count": np.zeros((), dtype)}
 
 
 def merge_statistics(statistics: dict[str, Array], batch: Array) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -46,18 +47,24 @@ class PPO(ppo.PPO):
                     "set jax_enable_x64"
                 )
         self.device = _find_device(self.device)
-        self._specification = programs.Specification(
-            cfg=programs.StaticCfg(**vars(self.cfg)),
+        specification = programs.Specification(
+            cfg=programs.StaticCfg(**{field.name: getattr(self.cfg, field.name) for field in fields(ppo.PPOCfg)}),
             input_widths=tuple(self._input_widths.items()),
             critic_input=self._critic_input,
             components=self._components,
             action_width=self._action_width,
             head_width=self._head_width,
         )
+        self._specification = programs.the_one(specification)
         seed = np.random.randint(2**31)
         self._generator = np.random.default_rng(seed)  # of the orders: sorting takes XLA milliseconds on a CPU
-        arrays = jax.device_put(programs.initialize(self._specification, self.num_envs, seed), self.device)
-        self._weights, self._optimizer, self._normalizers, self._rollout, self._key = arrays
+        networks = self._initial_networks(self._generator)
+        key = jax.random.key_data(jax.random.key(seed))
+        arrays = *programs.initialize(self._specification, *networks), key
+        self._weights, self._optimizer, self._normalizers, self._key = jax.device_put(
+            arrays, self.device, may_alias=False
+        )
+        self._rollout: Any = None
 
     def _sample_actions(self, observations: Array) -> tuple[Array, dict[str, Any]]:
         actions, mean_actions, self._key = programs.act(
@@ -77,14 +84,33 @@ class PPO(ppo.PPO):
         truncated: Array,
     ) -> None:
         arrays = inputs | {"next": next_critic_input, "actions": actions, "rewards": rewards}
+        rollout = self._take_rollout()
+        if not self._recorded:
+            row = 0
         self._rollout = programs.record(
-            self._specification, self._critic(), self._rollout, row, arrays, terminated, truncated
+            self._specification, self._critic(), rollout, row, arrays, terminated, truncated
         )
         if self.device.platform == "cpu":  # an array may be a view of NumPy's memory, which may change after this
             jax.block_until_ready(self._rollout)
 
     def _cut_rollout(self, row: int) -> None:
-        self._rollout = programs.cut(self._specification, self._critic(), self._rollout, row)
+        rollout = self._take_rollout()
+        if self._recorded:
+            rollout = programs.cut(self._specification, self._critic(), rollout, row)
+        self._rollout = rollout
+
+    def _take_rollout(self) -> Any:
+        """The rollout, to be given away: its memory is used for the next one.
+
+        An interrupt before that is stored costs what has been recorded of the rollout, and nothing that was learnt.
+        """
+        rollout, self._rollout = self._rollout, None
+        if rollout is None:
+            self._recorded = 0
+            rollout = jax.device_put(
+                programs.empty_rollout(self._specification, self.num_envs), self.device, may_alias=False
+            )
+        return rollout
 
     def _critic(self) -> programs.Critic:
         return self._weights["value"], self._normalizers
@@ -119,7 +145,8 @@ class PPO(ppo.PPO):
         """Take over what `__getstate__` gave."""
         device = _find_device(state["device"])
         arrays = jax.device_put({name: state[name] for name in ARRAYS}, device, may_alias=False)
-        vars(self).update(state | arrays | {"device": device})
+        specification = programs.the_one(state["_specification"])
+        vars(self).update(state | arrays | {"device": device, "_specification": specification})
 
     def _state(self) -> dict[str, Any]:
         models = flatten_dict(self._weights | {"normalizers": self._normalizers}, sep=".")

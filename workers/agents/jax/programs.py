@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax import Array, lax
 from jax import numpy as jnp
@@ -62,38 +63,59 @@ class Specification(NamedTuple):
 
     def policy(self) -> CategoricalPolicy | GaussianPolicy:
         """The policy's module."""
-        network = Perceptron((*self.cfg.hidden_sizes, self.head_width), self.cfg.activation, head_gain=0.01)
+        network = Perceptron((*self.cfg.hidden_sizes, self.head_width), self.cfg.activation)
         if self.components:
             return CategoricalPolicy(network, self.components)
-        return GaussianPolicy(network, self.action_width, self.cfg.initial_log_std)
+        return GaussianPolicy(network, self.action_width)
 
     def value(self) -> Perceptron:
         """The critic's module."""
-        return Perceptron((*self.cfg.hidden_sizes, 1), self.cfg.activation, head_gain=1.0)
+        return Perceptron((*self.cfg.hidden_sizes, 1), self.cfg.activation)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def initialize(specification: Specification, num_envs: int, seed: int) -> tuple[Any, Any, Any, Any, Array]:
-    """A fresh agent's weights, optimizer, normalizers, rollout and key."""
+@functools.cache
+def the_one(specification: Specification) -> Specification:
+    """The one of all equal specifications: compiled functions find it by its identity, without comparing."""
+    return specification
+
+
+def initialize(specification: Specification, policy: Any, value: Any) -> tuple[Any, Any, Any]:
+    """A fresh agent's weights, optimizer and normalizers, in NumPy: nothing need be compiled for it.
+
+    Args:
+        specification: What the agent depends on.
+        policy: Weights and biases of each layer of the policy's network.
+        value: The same of the critic's.
+    """
     cfg, widths = specification.cfg, dict(specification.input_widths)
-    policy_key, value_key, key = jax.random.split(jax.random.key(seed), 3)
-    critic_width = widths[specification.critic_input]
-    weights = {
-        "policy": specification.policy().init(policy_key, jnp.zeros((1, widths["observations"])))["params"],
-        "value": specification.value().init(value_key, jnp.zeros((1, critic_width)))["params"],
-    }
+    weights: dict[str, Any] = {"policy": {"network": _numbered(policy)}, "value": _numbered(value)}
+    if not specification.components:
+        weights["policy"]["log_std"] = np.full(specification.action_width, cfg.initial_log_std, np.float32)
+    optimizer = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(ADAM.init, weights))
     normalizers = {name: initial_statistics(width) for name, width in widths.items() if cfg.normalize_observations}
     if cfg.normalize_values:
         normalizers["returns"] = initial_statistics(1)
+    return weights, optimizer, normalizers
 
-    def zeros(width: int, dtype: Any = jnp.float32) -> Array:
-        return jnp.zeros((cfg.rollouts, num_envs, width), dtype)
+
+def empty_rollout(specification: Specification, num_envs: int) -> dict[str, Any]:
+    """A rollout of zeros, in NumPy."""
+    cfg, widths = specification.cfg, dict(specification.input_widths)
+
+    def zeros(width: int, dtype: Any = np.float32) -> Any:
+        return np.zeros((cfg.rollouts, num_envs, width), dtype)
 
     rollout = {name: zeros(width) for name, width in widths.items()}
-    rollout["actions"] = zeros(specification.action_width, int if specification.components else jnp.float32)
-    rollout |= {"rewards": zeros(1), "ended": zeros(1, bool)}
-    rollout["next"] = jnp.zeros((num_envs, critic_width), jnp.float32)
-    return weights, ADAM.init(weights), normalizers, rollout, jax.random.key_data(key)
+    integers = jnp.result_type(int)
+    rollout["actions"] = zeros(specification.action_width, integers if specification.components else np.float32)
+    rollout |= {"rewards": zeros(1), "ended": zeros(1, np.bool_)}
+    rollout["next"] = zeros(widths[specification.critic_input])[0]  # the critic's raw input after the last row
+    return rollout
+
+
+def _numbered(layers: Any) -> dict[str, Any]:
+    """Layers by the names that `Perceptron` gives them."""
+    return {str(2 * index): {"weight": weight, "bias": bias} for index, (weight, bias) in enumerate(layers)}
 
 
 # Interaction.
@@ -165,7 +187,7 @@ def _next_values(specification: Specification, critic: Critic, raw: Array) -> Ar
 # Update.
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+@functools.partial(jax.jit, static_argnums=0)
 def update(
     specification: Specification,
     weights: Any,

@@ -11,8 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import warp as wp
 from warp_nn import nn
 from warp_nn.modules._common import create_unary_kernels
@@ -97,20 +95,12 @@ def perceptron(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def initialize(network: nn.Sequential, head_gain: float, generator: np.random.Generator) -> None:
-    """Zero biases and orthogonal weights, of gain sqrt(2) in hidden layers."""
-    *hidden, head = (layer for layer in network.modules() if isinstance(layer, Linear))
-    for layer in (*hidden, head):
-        gain = head_gain if layer is head else math.sqrt(2.0)
-        layer.weight.data.assign(_orthogonal(generator, layer.weight.shape, gain))
-        layer.bias.data.zero_()
-
-
-def _orthogonal(generator: np.random.Generator, shape: tuple[int, int], gain: float) -> npt.NDArray[np.float64]:
-    """Orthogonal rows, or columns where there are fewer (https://arxiv.org/abs/1312.6120)."""
-    q, r = np.linalg.qr(generator.standard_normal((max(shape), min(shape))))
-    q *= gain * np.sign(np.diag(r))  # without the signs they would not be uniformly distributed
-    return np.ascontiguousarray(q if shape[0] >= shape[1] else q.T)
+def initialize(network: nn.Sequential, layers: Sequence[tuple[Any, Any]]) -> None:
+    """Give a perceptron the weights and biases of each layer."""
+    linear = (layer for layer in network.modules() if isinstance(layer, Linear))
+    for layer, (weight, bias) in zip(linear, layers, strict=True):
+        layer.weight.data.assign(weight)
+        layer.bias.data.assign(bias[:, None])
 
 
 # Policies.

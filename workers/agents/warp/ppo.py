@@ -23,6 +23,7 @@ from workers.agents.warp.networks import (
     moments,
     perceptron,
 )
+from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
@@ -41,12 +42,17 @@ class PPO(ppo.PPO):
     framework = "warp"
 
     def _build(self) -> None:
-        self.device = wp.get_device(self.device).alias
+        try:
+            self.device = wp.get_device(self.device).alias
+        except (TypeError, ValueError) as error:
+            known = ", ".join(repr(device.alias) for device in wp.get_devices())
+            raise AgentError(f"device must be None, a wp.Device or one of {known}; got {self.device!r}") from error
         self._generator = np.random.default_rng(np.random.randint(2**31))
         self._allocate()
-        initialize(self._policy.network, 0.01, self._generator)
-        initialize(self._value, 1.0, self._generator)
-        self._noise.assign([self._generator.integers(2**31), 0])
+        policy, value = self._initial_networks(self._generator)
+        initialize(self._policy.network, policy)
+        initialize(self._value, value)
+        self._restart_noise()
 
     def _allocate(self) -> None:
         """Make all that lives on the device; its attributes are not pickled."""
@@ -216,7 +222,12 @@ class PPO(ppo.PPO):
         scalars = {tag: sum(epoch[tag] for epoch in epochs) / len(epochs) for tag in epochs[0]}
         if isinstance(self._policy, GaussianPolicy):
             scalars["Policy / Standard deviation"] = float(np.exp(self._policy.log_std.numpy()).mean())
+        self._restart_noise()
         return scalars
+
+    def _restart_noise(self) -> None:
+        """A new seed, long before the numbers of the last one repeat after 2**32 draws."""
+        self._noise.assign([self._generator.integers(2**31), 0])
 
     def _flat(self, name: str) -> wp.array:
         """An array of the rollout as ``(samples, size)``."""
@@ -288,9 +299,11 @@ class PPO(ppo.PPO):
             inputs = [log_prob, entropy, values, rows, *old, *scales]
             launch(losses.add_losses, size, inputs, [self._losses, self._kl])
         self._losses.grad.fill_(1.0)
-        tape.backward()
-        self._optimizer.step()
-        tape.zero()
+        try:
+            tape.backward()
+            self._optimizer.step()
+        finally:  # after an interrupt, too: the next step would add to these gradients
+            tape.zero()
 
     # Saving.
 
