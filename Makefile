@@ -34,7 +34,7 @@ train: $(STAMP)
 	$(BIN)/lockstep train $(CONFIG) $(if $(ORCHESTRATOR),--set orchestrator.kind=$(ORCHESTRATOR))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

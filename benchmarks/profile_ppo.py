@@ -102,6 +102,7 @@ def describe(name: str, repetitions: list[dict[str, float]]) -> float:
 
 def compare(framework: str, spaces: Any, *, num_envs: int, rollouts: int, repetitions: int, skrl: bool) -> None:
     """Measure both agents in turns, and print where the time goes."""
+    load_framework(framework).silence()
     makers = {"ours": make_ours, "skrl": make_skrl} if skrl else {"ours": make_ours}
     np.random.seed(0)
     loops = {

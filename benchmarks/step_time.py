@@ -36,6 +36,7 @@ from profile_ppo import PENDULUM, compare
 
 from trainer.torch import StepTrainer, generate_equally_spaced_scopes
 from workers.envs import make_env
+from workers.frameworks import load_framework
 
 NUM_ENVS = 64
 CFG = {"headless": True, "disable_progressbar": True, "close_environment_at_exit": False}
@@ -206,6 +207,7 @@ def pendulum(framework: str, repetitions: int) -> None:
     def our_env() -> Any:
         return make_env("Pendulum-v1", num_envs=NUM_ENVS, framework=framework)
 
+    load_framework(framework).silence()
     ours = importlib.import_module(f"trainer.{framework}").StepTrainer
     contestants = {
         "our trainer, skrl's environment and PPO": (ours, skrl_env, skrl_agent),

@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(_compiled.cleanup)
     os.environ.update(
         JAX_COMPILATION_CACHE_DIR=_compiled.name,
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )
 
