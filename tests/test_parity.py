@@ -56,11 +56,16 @@ def count_ends(outputs: Any) -> int:
     return sum(int((output[2] | output[3]).sum()) for output in outputs)
 
 
-@pytest.mark.parametrize(
-    ("scopes", "discrete"),
-    [((5,), False), ((2, 3), False), ((2, 3), True), ((1, 2, 4), False)],
-    ids=["one", "two", "two-discrete", "three-unequal"],
-)
+SCOPES = {"one": ((5,), False), "two": ((2, 3), False), "two-discrete": ((2, 3), True), "unequal": ((1, 2, 4), False)}
+# each actor imports its framework and compiles: of JAX and Warp there are those that differ most
+CASES = [
+    pytest.param(framework, *SCOPES[name], id=f"{framework}-{name}")
+    for framework in parity.FRAMEWORKS
+    for name in (SCOPES if framework == "torch" else ("two-discrete", "unequal"))
+]
+
+
+@pytest.mark.parametrize(("framework", "scopes", "discrete"), CASES)
 def test_local_is_ray_sharded_is_ray_shared(ray_cluster, framework, scopes, discrete):
     agents = [partial(ppo, framework, discrete)] * len(scopes)
     factory = noisy_factory(sum(scopes), discrete=discrete)
