@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from workers.errors import AgentError
 from workers.frameworks import Framework
 
-__all__ = ["decode_state", "encode_state"]
+__all__ = ["conform_state", "decode_state", "encode_state"]
 
 _DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
@@ -60,6 +60,27 @@ def decode_state(data: bytes, framework: Framework) -> Any:
         return _decode(tree, arrays, framework)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AgentError(f"the file is no state of an agent, or is damaged: {type(error).__name__}: {error}") from error
+
+
+def conform_state(state: Any, like: Any, framework: Framework, path: str = "state") -> Any:
+    """`state` with NumPy's arrays, of the names and shapes of `like`.
+
+    Raises:
+        ValueError: It has other names or shapes.
+        TypeError: It has something else than numbers.
+    """
+    if isinstance(like, Mapping):
+        names = list(state) if isinstance(state, Mapping) else type(state).__name__
+        if not isinstance(state, Mapping) or state.keys() != like.keys():
+            raise ValueError(f"{path} is {names}; expected {list(like)}")
+        return {key: conform_state(state[key], like[key], framework, f"{path}[{key!r}]") for key in like}
+    array = framework.to_numpy(state) if framework.is_array(state) else np.asarray(state)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{path} is {state!r}; expected numbers")
+    shape = getattr(like, "shape", ())
+    if (array.shape or (1,)) != (tuple(shape) or (1,)):  # not every framework has arrays without dimensions
+        raise ValueError(f"{path} has shape {array.shape}; expected {tuple(shape)}")
+    return array.reshape(shape)
 
 
 def _encode(value: Any, path: str, framework: Framework, arrays: dict[str, npt.NDArray[Any]]) -> Any:

@@ -103,6 +103,7 @@ class Agent(ABC):
         self.action_space = action_space
         self.state_space = state_space
         self.num_envs = num_envs
+        self._framework = load_framework(self.framework)
         self.training = False
         self.tracked = Scalars()
         self.writer: Any = None
@@ -169,7 +170,7 @@ class Agent(ABC):
         Args:
             path: Path, or a file open for writing in binary mode.
         """
-        data = encode_state(self.state_dict(), load_framework(self.framework))
+        data = encode_state(self.state_dict(), self._framework)
         if hasattr(path, "write"):
             path.write(data)
         else:
@@ -185,4 +186,4 @@ class Agent(ABC):
             AgentError: The file is of an agent of another shape, or is damaged; this agent is left as it was.
         """
         data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
-        self.load_state_dict(decode_state(data, load_framework(self.framework)))
+        self.load_state_dict(decode_state(data, self._framework))

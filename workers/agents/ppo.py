@@ -20,7 +20,7 @@ import numpy.typing as npt
 from workers.agents.base import Agent, discrete_components, space_width
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.errors import AgentError, ConfigError
-from workers.frameworks import Framework, load_framework
+from workers.state_file import conform_state
 
 __all__ = ["PPO", "PPOCfg", "adapt_learning_rate", "initial_layers", "run_epochs"]
 
@@ -306,7 +306,7 @@ class PPO(Agent):
             AgentError: `state` does not fit this agent, which is left as it was.
         """
         try:
-            numbers = _conformed(state, self.state_dict(), load_framework(self.framework))
+            numbers = conform_state(state, self.state_dict(), self._framework)
         except (TypeError, ValueError) as error:
             raise AgentError(f"the state does not fit this agent: {error}") from error
         self._restore(numbers)
@@ -314,7 +314,7 @@ class PPO(Agent):
         self._recorded = 0
 
     def _check_shape(self, name: str, array: Any, width: int, rows: int | None) -> None:
-        is_array = load_framework(self.framework).is_array(array)
+        is_array = self._framework.is_array(array)
         shape: tuple[int, ...] = tuple(array.shape) if is_array else ()
         if len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
             given = f"shape {shape}" if is_array else f"{type(array).__qualname__}, which is none of {self.framework}"
@@ -394,24 +394,3 @@ class PPO(Agent):
     @abstractmethod
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take over copies of what `_state` gave, which is NumPy's now, of the right names and shapes."""
-
-
-def _conformed(state: Any, like: Any, framework: Framework, path: str = "state") -> Any:
-    """`state` with NumPy's arrays, of the names and shapes of `like`.
-
-    Raises:
-        ValueError: It has other names or shapes.
-        TypeError: It has something else than numbers.
-    """
-    if isinstance(like, Mapping):
-        names = list(state) if isinstance(state, Mapping) else type(state).__name__
-        if not isinstance(state, Mapping) or state.keys() != like.keys():
-            raise ValueError(f"{path} is {names}; expected {list(like)}")
-        return {key: _conformed(state[key], like[key], framework, f"{path}[{key!r}]") for key in like}
-    array = framework.to_numpy(state) if framework.is_array(state) else np.asarray(state)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{path} is {state!r}; expected numbers")
-    shape = getattr(like, "shape", ())
-    if (array.shape or (1,)) != (tuple(shape) or (1,)):  # not every framework has arrays without dimensions
-        raise ValueError(f"{path} has shape {array.shape}; expected {tuple(shape)}")
-    return array.reshape(shape)

@@ -36,7 +36,18 @@ from workers.agents.jax.networks import (
     normalize,
 )
 
-__all__ = ["Specification", "StaticCfg", "act", "cut", "initialize", "record", "update"]
+__all__ = [
+    "Critic",
+    "Specification",
+    "StaticCfg",
+    "act",
+    "cut",
+    "empty_rollout",
+    "initialize",
+    "record",
+    "the_one",
+    "update",
+]
 
 Critic = tuple[Any, dict[str, Any]]
 """Its weights, and all normalizers."""
