@@ -47,6 +47,7 @@ ONCE = {"learning_epochs": 1, "mini_batches": 1, "kl_threshold": None}
 
 def compute_gae(framework: str, arrays: dict[str, Any], discount_factor: float, gae_lambda: float) -> Any:
     """Advantages by the framework's own function, ``(timesteps, num_envs)``, of arrays of that shape."""
+    arrays = {"acted": np.ones(arrays["rewards"].shape, np.bool_)} | arrays
     shaped = to_framework(framework, {name: array[..., None] for name, array in arrays.items()})
     function = importlib.import_module(f"workers.agents.{framework}.losses").compute_gae
     return copied(function(**shaped, discount_factor=discount_factor, gae_lambda=gae_lambda))[..., 0]

@@ -19,7 +19,7 @@ STEPS, ENVS, WIDTH, STATE_WIDTH = 4, 3, 5, 2
 BOX = Box(-np.inf, np.inf, (WIDTH,))
 STATES = Box(-np.inf, np.inf, (STATE_WIDTH,))
 ACTIONS: dict[str, gymnasium.Space[Any]] = {"discrete": Discrete(3, start=2), "gaussian": Box(-1, 1, (2,))}
-CLOCK = {"timestep": 0, "timesteps": 100}
+CLOCK: dict[str, Any] = {"timestep": 0, "timesteps": 100}
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -128,11 +128,15 @@ class Reference:
         raw = raw.astype(np.float64)
         return np.clip((raw - mean) / std, -10.0, 10.0) if self.normalizes(name) else raw
 
-    def policy(self, observations: Array, actions: npt.NDArray[Any]) -> tuple[dict[str, Any], list[Array]]:
+    def policy(self, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Array]]:
         """The distribution of the actions, and the values of the network's layers."""
-        values = forward(self.weights, "policy.network", self.cfg.activation, observations)
+        actions, values = (
+            batch["actions"],
+            forward(self.weights, "policy.network", self.cfg.activation, batch["observations"]),
+        )
         if self.components:
-            return categorical(values[-1], actions, self.components), values
+            head = np.where(batch["action_mask"], values[-1], -1e300) if "action_mask" in batch else values[-1]
+            return categorical(head, actions, self.components), values
         return gaussian(values[-1], actions, self.weights["policy.log_std"]), values
 
     def outputs(self, inputs: Array) -> Array:
@@ -148,36 +152,61 @@ class Reference:
     # Update.
 
     def advantages(self, rollout: dict[str, npt.NDArray[Any]]) -> Array:
-        """Generalized advantages ``(timesteps, num_envs)``, from the true next values where an episode was cut."""
+        """Generalized advantages ``(timesteps, num_envs)``, from the true next values where an episode was cut.
+
+        Those of an environment's own transitions: one begins where it acts, and takes all that comes before the next.
+        """
         cfg, values = self.cfg, self.values(rollout[self.critic_input])
         next_values = self.values(rollout[f"next_{self.critic_input}"])
-        terminated, ended = rollout["terminated"][..., 0], (rollout["terminated"] | rollout["truncated"])[..., 0]
-        following = np.where(ended, next_values, np.concatenate([values[1:], next_values[-1:]]))
-        errors = rollout["rewards"][..., 0] + cfg.discount_factor * following * ~terminated - values
-        advantages = np.zeros((len(errors) + 1, errors.shape[1]))
-        for t in reversed(range(len(errors))):
-            advantages[t] = errors[t] + cfg.discount_factor * cfg.gae_lambda * ~ended[t] * advantages[t + 1]
-        return advantages[:-1]
+        acted, advantages = self.acted(rollout), np.zeros_like(values)
+        for env in range(values.shape[1]):
+            transitions: list[dict[str, Any]] = []
+            for t in range(len(values)):
+                if acted[t, env]:
+                    transitions.append({"at": t, "reward": 0.0, "open": True, "cut": False, "next": None})
+                last = transitions[-1] if transitions else {"open": False}
+                if last["open"]:
+                    last["reward"] += rollout["rewards"][t, env, 0]
+                    if rollout["terminated"][t, env, 0]:
+                        last |= {"open": False, "cut": True, "next": 0.0}
+                    elif rollout["truncated"][t, env, 0]:
+                        last |= {"open": False, "cut": True, "next": next_values[t, env]}
+            following, advantage = next_values[-1, env], 0.0
+            for each in reversed(transitions):
+                after = each["next"] if each["cut"] else following
+                value = values[each["at"], env]
+                later = 0.0 if each["cut"] else cfg.gae_lambda * advantage
+                advantage = each["reward"] + cfg.discount_factor * (after + later) - value
+                advantages[each["at"], env], following = advantage, value
+        return advantages
+
+    @staticmethod
+    def acted(rollout: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+        """Which rows acted, ``(timesteps, num_envs)``."""
+        return rollout.get("acted", np.ones_like(rollout["terminated"]))[..., 0]
 
     def samples(self, rollout: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """What the mini-batches are made of; the statistics of the returns are updated."""
         names = dict.fromkeys(("observations", self.critic_input))
-        flat = {name: rollout[name].reshape(-1, rollout[name].shape[-1]) for name in (*names, "actions")}
-        samples = {name: self.normal(name, flat[name]) for name in names} | {"actions": flat["actions"]}
-        samples["log_prob"] = self.policy(samples["observations"], samples["actions"])[0]["log_prob"]
+        given = [name for name in ("actions", "action_mask") if name in rollout]
+        flat = {name: rollout[name].reshape(-1, rollout[name].shape[-1]) for name in (*names, *given)}
+        samples = {name: self.normal(name, flat[name]) for name in names} | {name: flat[name] for name in given}
+        samples["log_prob"] = self.policy(samples)[0]["log_prob"]
         samples["values"] = self.outputs(samples[self.critic_input])
         advantages = self.advantages(rollout)
         returns = (advantages + self.values(rollout[self.critic_input])).reshape(-1)
-        self.seen["returns"].append(returns[:, None])
+        acted = self.acted(rollout)
+        self.seen["returns"].append(returns[acted.reshape(-1), None])
         mean, std = self.moments("returns")
         samples["targets"] = (returns - mean) / std
-        samples["advantages"] = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).reshape(-1)
+        own = advantages[acted]
+        samples["advantages"] = ((advantages - own.mean()) / (own.std() + 1e-8)).reshape(-1)
         return samples
 
     def gradients(self, batch: dict[str, Any]) -> tuple[dict[str, float], Arrays, Array]:
         """Losses by tag, gradients of their sum, and the logarithms of the probability ratios."""
         cfg, rows = self.cfg, len(batch["advantages"])
-        policy, layers = self.policy(batch["observations"], batch["actions"])
+        policy, layers = self.policy(batch)
         log_ratio = policy["log_prob"] - batch["log_prob"]
         ratio, advantages = np.exp(log_ratio), batch["advantages"]
         clipped = np.clip(ratio, 1.0 - cfg.ratio_clip, 1.0 + cfg.ratio_clip) * advantages
@@ -238,7 +267,7 @@ class Reference:
                 self.learning_rate = adapt_learning_rate(self.learning_rate, kl, self.cfg.kl_threshold)
         for name in ("observations", "states"):
             if name in rollout:
-                self.seen[name].append(rollout[name].reshape(-1, rollout[name].shape[-1]).astype(np.float64))
+                self.seen[name].append(rollout[name][self.acted(rollout)].astype(np.float64))
         scalars = {tag: float(np.mean(values)) for tag, values in tracked.items()}
         scalars["Learning / Learning rate"] = self.learning_rate
         if not self.components:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.agents.base import Agent, discrete_components, space_width
+from workers.agents.masks import legal_actions
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.errors import AgentError, ConfigError
 from workers.state_file import conform_state
@@ -102,6 +103,12 @@ class PPO(Agent):
     arrays that are flat already. Episodes that are truncated are bootstrapped from the value of their true final
     observation.
 
+    What the infos say of the observations is heeded. ``infos["action_mask"]``: only legal actions are sampled.
+    ``infos["alive"]``: rows that do not act are not learnt from and count in no mean. What arrives in such a row,
+    reward and end, belongs to the row's last transition, so that an agent that moves in turns learns from what the
+    others' moves bring it. A transition that waits so when the rollout is full is bootstrapped from the observation
+    at that time.
+
     ``pickle`` and ``copy.deepcopy`` carry the whole agent, with the rollout in progress: the copy goes on bit for bit
     as the original. `state_dict` and `save` carry what was learnt, without the rollout and the random stream; its
     names and shapes are the same in every framework, so an agent of one can go on as that of another. Values of ``cfg``
@@ -146,6 +153,8 @@ class PPO(Agent):
         self.device = device
         self.learning_rate = float(self.cfg.learning_rate)
         self._recorded = 0  # transitions in the rollout in progress
+        self._acting: Any = None  # which rows the last `act` was for
+        self._legal: Any = None  # what they might do
         self._set_widths()
         self._build()
 
@@ -177,12 +186,23 @@ class PPO(Agent):
             self._interrupt_rollout()
         super().enable_training_mode(enabled, apply_to_models=apply_to_models)
 
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
+    def act(
+        self,
+        observations: Any,
+        states: Any,
+        *,
+        infos: Mapping[str, Any] | None = None,
+        timestep: int,
+        timesteps: int,
+    ) -> tuple[Any, dict[str, Any]]:
         """Sample actions from the policy.
 
         Args:
             observations: ``(num_envs, size)``, any dtype; in evaluation any number of rows.
             states: ``(num_envs, size)``, or None; the policy does not use them.
+            infos: What comes with the observations. Used are ``"alive"``, ``(num_envs, 1)`` bool: the rows that act;
+                and, of a discrete action space, ``"action_mask"``, ``(num_envs, n)``: the legal actions, for a space of
+                several components those of each after the other. A component without a legal action may do anything.
             timestep: Current timestep.
             timesteps: Total number of timesteps.
 
@@ -192,11 +212,25 @@ class PPO(Agent):
             the most probable category of each component. Both are fresh arrays.
 
         Raises:
-            AgentError: `observations` has the wrong shape.
+            AgentError: `observations`, or something in `infos`, has the wrong shape.
         """
         rows = self.num_envs if self.training else None
         self._check_shape("observations", observations, self._input_widths["observations"], rows)
-        return self._sample_actions(observations)
+        self._acting = self._legal = None
+        if infos:
+            self._heed(infos, observations.shape[0])
+        return self._sample_actions(observations, self._legal)
+
+    def _heed(self, infos: Mapping[str, Any], rows: int) -> None:
+        """Take note of who acts, and what is legal."""
+        alive = infos.get("alive")
+        if alive is not None:
+            self._acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
+            self._check_shape("infos['alive']", self._acting, 1, rows)
+        mask = infos.get("action_mask")
+        if mask is not None and self._components:
+            mask = self._framework.to_numpy(mask) if self._framework.is_array(mask) else mask
+            self._legal = self._framework.from_numpy(legal_actions(mask, rows, list(map(len, self._components))))
 
     def record_transition(
         self,
@@ -227,13 +261,15 @@ class PPO(Agent):
             next_states: ``(num_envs, size)``; None where there is no state space.
             terminated: ``(num_envs, 1)``, bool.
             truncated: ``(num_envs, 1)``, bool.
-            infos: Not used.
+            infos: Not used: those that `act` was given are what the transition begins with.
             timestep: Current timestep.
             timesteps: Total number of timesteps.
 
         Raises:
             AgentError: An array has the wrong shape, or the rollout is full because `post_interaction` was not called.
         """
+        acting, legal = self._acting, self._legal
+        self._acting = self._legal = None
         if not self.training:
             return
         if self._recorded >= self.cfg.rollouts:
@@ -256,6 +292,8 @@ class PPO(Agent):
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
+            acted=acting,
+            action_mask=legal,
         )
         self._recorded += 1
 
@@ -273,7 +311,9 @@ class PPO(Agent):
                 self._recorded = 0
 
     def _learn(self) -> None:
-        """One update from a full rollout."""
+        """One update from a full rollout, if there is anything in it to learn from."""
+        if not len(self._acted()):
+            return
         for tag, value in self._update(self._draw_orders()).items():
             self.track_data(tag, value)
         self.track_data("Learning / Learning rate", self.learning_rate)
@@ -337,8 +377,8 @@ class PPO(Agent):
         """
 
     @abstractmethod
-    def _sample_actions(self, observations: Any) -> tuple[Any, dict[str, Any]]:
-        """What `act` returns."""
+    def _sample_actions(self, observations: Any, action_mask: Any) -> tuple[Any, dict[str, Any]]:
+        """What `act` returns; `action_mask` is ``(rows, categories)`` bool, or None where everything is legal."""
 
     @abstractmethod
     def _store_transition(
@@ -351,6 +391,8 @@ class PPO(Agent):
         rewards: Any,
         terminated: Any,
         truncated: Any,
+        acted: Any,
+        action_mask: Any,
     ) -> None:
         """Copy a transition to `row` of the rollout, with the discounted next values added to truncated rewards.
 
@@ -362,7 +404,13 @@ class PPO(Agent):
             rewards: ``(num_envs, 1)``.
             terminated: ``(num_envs, 1)``.
             truncated: ``(num_envs, 1)``.
+            acted: ``(num_envs, 1)`` bool; None where all did.
+            action_mask: ``(num_envs, categories)`` bool; None where everything was legal.
         """
+
+    @abstractmethod
+    def _acted(self) -> Any:
+        """Indices, in NumPy or the framework, of the rollout's samples that were acted on; see `_draw_orders`."""
 
     @abstractmethod
     def _cut_rollout(self, row: int) -> None:
@@ -372,8 +420,10 @@ class PPO(Agent):
     def _draw_orders(self) -> Any:
         """Random orders of the rollout's samples, one for each epoch: ``(learning_epochs, rollouts x num_envs)``.
 
-        Sample ``t x num_envs + i`` is that of environment i at timestep t of the rollout. Each order is cut into
-        `mini_batches` parts, the first of which have one sample more where it does not divide evenly.
+        Sample ``t x num_envs + i`` is that of environment i at timestep t of the rollout. An order is made of the
+        samples that were acted on, and where these are not all it begins again until it has its length: mini-batches
+        keep their sizes. Each order is cut into `mini_batches` parts, the first of which have one sample more where it
+        does not divide evenly.
         """
 
     @abstractmethod

@@ -9,7 +9,14 @@ __all__ = ["clipped_policy_loss", "clipped_value_loss", "compute_gae"]
 
 
 def compute_gae(
-    *, rewards: Array, values: Array, last_values: Array, continues: Array, discount_factor: float, gae_lambda: float
+    *,
+    rewards: Array,
+    values: Array,
+    last_values: Array,
+    continues: Array,
+    acted: Array,
+    discount_factor: float,
+    gae_lambda: float,
 ) -> Array:
     """Generalized Advantage Estimation, a scan from the last timestep to the first.
 
@@ -20,23 +27,28 @@ def compute_gae(
         values: What the critic says of the observations, of the shape of `rewards`.
         last_values: The same of what follows the last timestep, ``(num_envs, 1)``.
         continues: Bools of the shape of `rewards`: whether the episode goes on after the timestep.
+        acted: Bools of the shape of `rewards`: whether there was an action in the timestep. What the others bring
+            belongs to the last one with an action before them.
         discount_factor: Weight of future rewards.
         gae_lambda: Lambda.
 
     Returns:
-        Advantages of the shape of `rewards`, not normalised.
+        Advantages of the shape of `rewards`, not normalised; 0 where there was no action.
     """
-    discounts = continues * jnp.float32(discount_factor)
-    differences = rewards + discounts * jnp.concatenate([values[1:], last_values[None]]) - values
+    nothing = jnp.zeros_like(last_values)
 
-    def accumulate(following: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        difference, decay = step
-        advantage = difference + decay * following
-        return advantage, advantage
+    def accumulate(following: tuple[Array, ...], step: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        reward, own_value, goes_on, acts = step
+        value, advantage, later = (jnp.where(goes_on, each, 0.0) for each in following)
+        later = later + reward
+        own = later + discount_factor * (value + gae_lambda * advantage) - own_value
+        # not by products: what the critic says where there was no action may be NaN
+        waiting = jnp.where(acts, own_value, value), jnp.where(acts, own, advantage), jnp.where(acts, 0.0, later)
+        return waiting, jnp.where(acts, own, 0.0)
 
-    _, advantages = lax.scan(
-        accumulate, jnp.zeros_like(last_values), (differences, discounts * gae_lambda), reverse=True
-    )
+    # of what follows: the value, the advantage, and rewards that no action has been found for yet
+    following = (last_values, nothing, nothing)
+    _, advantages = lax.scan(accumulate, following, (rewards, values, continues, acted), reverse=True)
     return advantages
 
 

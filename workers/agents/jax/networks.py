@@ -77,12 +77,18 @@ class CategoricalPolicy(nn.Module):
     network: nn.Module
     components: tuple[range, ...]
 
-    def __call__(self, observations: Array) -> Array:
+    def __call__(self, observations: Array, action_mask: Array | None = None) -> Array:
         """Log-probabilities ``(rows, components, categories)``: the `head` of the other methods.
 
         Components with fewer categories than the largest are padded with categories of probability 0.
+
+        Args:
+            observations: ``(rows, size)``.
+            action_mask: Legal categories, bools of the shape of the logits, some in each component; None for all.
         """
         logits = self.network(observations)
+        if action_mask is not None:
+            logits = jnp.where(action_mask, logits, jnp.finfo(logits.dtype).min)
         sizes = np.array([len(actions) for actions in self.components])
         exists = np.arange(sizes.max()) < sizes[:, None]
         if not exists.all():
@@ -104,7 +110,8 @@ class CategoricalPolicy(nn.Module):
 
     def entropy(self, head: Array) -> Array:
         """Mean entropy, a scalar."""
-        return -(jnp.exp(head) * head).sum((1, 2)).mean()
+        # limited where the probability is 0: the gradient of the lowest number could be infinity times 0
+        return -(jnp.exp(head) * jnp.maximum(head, -1e3)).sum((1, 2)).mean()
 
     def _starts(self) -> Array:
         return jnp.array([actions.start for actions in self.components])
@@ -154,17 +161,18 @@ def initial_statistics(width: int) -> dict[str, Any]:
     return {"mean": np.zeros(width, dtype), "variance": np.ones(width, dtype), "count": np.zeros((), dtype)}
 
 
-def merge_statistics(statistics: dict[str, Array], batch: Array) -> dict[str, Array]:
-    """Statistics with a batch ``(rows, width)`` merged in.
+def merge_statistics(statistics: dict[str, Array], batch: Array, acted: Array) -> dict[str, Array]:
+    """Statistics with those rows of a batch ``(rows, width)`` merged in for which `acted`, ``(rows, 1)``, is True.
 
     By the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). The batch is shifted by the mean so
     far, which keeps float32 exact for columns far from 0.
     """
     centred = batch - statistics["mean"]
-    delta = centred.mean(0)
-    variance = jnp.square(centred - delta).mean(0)
-    count = statistics["count"] + len(batch)
-    weight = len(batch) / count
+    delta = centred.mean(0, where=acted)
+    variance = jnp.square(centred - delta).mean(0, where=acted)
+    rows = acted.sum()
+    count = statistics["count"] + rows
+    weight = rows / count
     return {
         "mean": statistics["mean"] + weight * delta,
         "variance": (1.0 - weight) * statistics["variance"] + weight * (variance + (1.0 - weight) * jnp.square(delta)),

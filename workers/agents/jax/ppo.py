@@ -19,7 +19,7 @@ from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
-ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key")
+ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal")
 """The agent's attributes that are trees of arrays on its device."""
 
 
@@ -66,9 +66,9 @@ class PPO(ppo.PPO):
         )
         self._rollout: Any = None
 
-    def _sample_actions(self, observations: Array) -> tuple[Array, dict[str, Any]]:
+    def _sample_actions(self, observations: Array, action_mask: Array | None) -> tuple[Array, dict[str, Any]]:
         actions, mean_actions, self._key = programs.act(
-            self._specification, self._weights["policy"], self._normalizers, self._key, observations
+            self._specification, self._weights["policy"], self._normalizers, self._key, observations, action_mask
         )
         return actions, {"mean_actions": mean_actions}
 
@@ -82,9 +82,18 @@ class PPO(ppo.PPO):
         rewards: Array,
         terminated: Array,
         truncated: Array,
+        acted: Array | None,
+        action_mask: Array | None,
     ) -> None:
         arrays = inputs | {"next": next_critic_input, "actions": actions, "rewards": rewards}
         rollout = self._take_rollout()
+        if acted is not None:
+            arrays["acted"] = acted
+        if action_mask is not None:
+            arrays["action_mask"] = action_mask
+            if "action_mask" not in rollout:
+                everything = np.ones((self.cfg.rollouts, *action_mask.shape), np.bool_)
+                rollout = rollout | {"action_mask": jax.device_put(everything, self.device, may_alias=False)}
         if not self._recorded:
             row = 0
         self._rollout = programs.record(
@@ -115,9 +124,15 @@ class PPO(ppo.PPO):
     def _critic(self) -> programs.Critic:
         return self._weights["value"], self._normalizers
 
-    def _draw_orders(self) -> npt.NDArray[np.int64]:
-        samples = self.cfg.rollouts * self.num_envs
-        return np.stack([self._generator.permutation(samples) for _ in range(self.cfg.learning_epochs)])
+    def _acted(self) -> npt.NDArray[np.intp]:
+        if self._rollout is None:  # nothing has been recorded yet
+            return np.arange(self.cfg.rollouts * self.num_envs)
+        return np.flatnonzero(self._rollout["acted"])
+
+    def _draw_orders(self) -> npt.NDArray[np.intp]:
+        acted, samples = self._acted(), self.cfg.rollouts * self.num_envs
+        orders = [self._generator.permutation(acted) for _ in range(self.cfg.learning_epochs)]
+        return np.stack([np.resize(order, samples) for order in orders])
 
     def _update(self, orders: Array) -> dict[str, float]:
         self._weights, self._optimizer, self._normalizers, learning_rate, scalars = programs.update(

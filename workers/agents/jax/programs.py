@@ -5,9 +5,9 @@ What they are given and give, all on one device:
 - weights: ``{"policy": …, "value": …}``, each nested as Flax has it; float32.
 - optimizer: state of `ADAM`.
 - normalizers: statistics (see `networks.initial_statistics`) by name: of the inputs, and ``"returns"``.
-- rollout: arrays ``(rollouts, num_envs, width)`` by name: the raw inputs, ``"actions"``, ``"rewards"`` and ``"ended"``;
-  and ``"next"``, the critic's raw input after the last row, ``(num_envs, width)``. Of dtype float32, but for discrete
-  actions and ``"ended"``, which is bool.
+- rollout: arrays ``(rollouts, num_envs, width)`` by name: the raw inputs, ``"actions"``, ``"rewards"``, ``"ended"`` and
+  ``"acted"``, once there has been a mask also ``"action_mask"``, of the width of the logits; and ``"next"``, the
+  critic's raw input after the last row, ``(num_envs, width)``. Of dtype float32, but for discrete actions, and bools.
 - key: the data of a random key, which NumPy can hold: a key itself it cannot.
 """
 
@@ -119,7 +119,7 @@ def empty_rollout(specification: Specification, num_envs: int) -> dict[str, Any]
     rollout = {name: zeros(width) for name, width in widths.items()}
     integers = jnp.result_type(int)
     rollout["actions"] = zeros(specification.action_width, integers if specification.components else np.float32)
-    rollout |= {"rewards": zeros(1), "ended": zeros(1, np.bool_)}
+    rollout |= {"rewards": zeros(1), "ended": zeros(1, np.bool_), "acted": ~zeros(1, np.bool_)}
     rollout["next"] = zeros(widths[specification.critic_input])[0]  # the critic's raw input after the last row
     return rollout
 
@@ -141,15 +141,26 @@ def _denormalize(normalizers: dict[str, Any], values: Array) -> Array:
     return denormalize(normalizers["returns"], values) if "returns" in normalizers else values
 
 
+def _head(specification: Specification, weights: Any, batch: dict[str, Array]) -> Any:
+    """What the policy says of a batch's observations, and of its masks if it has any."""
+    inputs = [batch[name] for name in ("observations", "action_mask") if name in batch]
+    return specification.policy().apply({"params": weights}, *inputs)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def act(
-    specification: Specification, weights: Any, normalizers: dict[str, Any], key: Array, observations: Array
+    specification: Specification,
+    weights: Any,
+    normalizers: dict[str, Any],
+    key: Array,
+    observations: Array,
+    action_mask: Array | None,
 ) -> tuple[Array, Array, Array]:
     """Actions, mean actions and the next key; `weights` are the policy's."""
     following, now = jax.random.split(jax.random.wrap_key_data(key))
-    policy = specification.policy()
-    head = policy.apply({"params": weights}, _network_input(normalizers, "observations", observations))
-    return *policy.sample(head, now), jax.random.key_data(following)
+    batch = {"observations": _network_input(normalizers, "observations", observations)}
+    head = _head(specification, weights, batch if action_mask is None else batch | {"action_mask": action_mask})
+    return *specification.policy().sample(head, now), jax.random.key_data(following)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -162,12 +173,18 @@ def record(
     terminated: Array,
     truncated: Array,
 ) -> dict[str, Array]:
-    """The rollout with a transition in `row`; `arrays` are all the rest of it, by their names in the rollout."""
+    """The rollout with a transition in `row`; `arrays` are all the rest of it, by their names in the rollout.
+
+    A mask that is not among them is True.
+    """
     terminated, truncated = terminated.astype(bool), truncated.astype(bool)
     following = arrays["next"].astype(jnp.float32)
-    rows = {"ended": terminated | truncated} | {name: array for name, array in arrays.items() if name != "next"}
-    rollout = {name: rollout[name].at[row].set(array.astype(rollout[name].dtype)) for name, array in rows.items()}
-    return _add_next_values(specification, critic, rollout | {"next": following}, row, truncated & ~terminated)
+    rows = {"acted": True, "action_mask": True} | arrays | {"ended": terminated | truncated}
+    rollout = {
+        name: following if name == "next" else array.at[row].set(jnp.asarray(rows[name], array.dtype))
+        for name, array in rollout.items()
+    }
+    return _add_next_values(specification, critic, rollout, row, truncated & ~terminated)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -236,8 +253,13 @@ def update(
         scalars["Policy / Standard deviation"] = jnp.exp(weights["policy"]["log_std"]).mean()
     for name, _ in specification.input_widths:
         if name in normalizers:
-            normalizers[name] = merge_statistics(normalizers[name], rollout[name].reshape(len(samples["actions"]), -1))
+            normalizers[name] = merge_statistics(normalizers[name], _flat(rollout, name), _flat(rollout, "acted"))
     return weights, optimizer, normalizers, adapted, scalars
+
+
+def _flat(rollout: dict[str, Array], name: str) -> Array:
+    """An array of the rollout as ``(samples, width)``."""
+    return rollout[name].reshape(-1, rollout[name].shape[2])
 
 
 def _prepare(
@@ -247,13 +269,12 @@ def _prepare(
 
     Weights and statistics are those of the whole rollout, so what the networks said then is computed here.
     """
-    cfg, critic_input, policy = specification.cfg, specification.critic_input, specification.policy()
-    names = [*dict(specification.input_widths), "actions"]
-    samples = {name: rollout[name].reshape(-1, rollout[name].shape[2]) for name in names}
-    for name in names[:-1]:
-        samples[name] = _network_input(normalizers, name, samples[name])
-    head = policy.apply({"params": weights["policy"]}, samples["observations"])
-    samples["log_prob"] = policy.log_prob(head, samples["actions"])
+    cfg, critic_input = specification.cfg, specification.critic_input
+    inputs = {name: _flat(rollout, name) for name, _ in specification.input_widths}
+    samples = {name: _network_input(normalizers, name, raw) for name, raw in inputs.items()}
+    samples |= {name: _flat(rollout, name) for name in ("actions", "action_mask") if name in rollout}
+    head = _head(specification, weights["policy"], samples)
+    samples["log_prob"] = specification.policy().log_prob(head, samples["actions"])
     samples["values"] = specification.value().apply({"params": weights["value"]}, samples[critic_input])
     values = _denormalize(normalizers, samples["values"])
     advantages = compute_gae(
@@ -261,14 +282,16 @@ def _prepare(
         values=values.reshape(rollout["rewards"].shape),
         last_values=_next_values(specification, (weights["value"], normalizers), rollout["next"]),
         continues=~rollout["ended"],
+        acted=rollout["acted"],
         discount_factor=cfg.discount_factor,
         gae_lambda=cfg.gae_lambda,
     ).reshape(-1, 1)
-    samples["targets"] = advantages + values
+    samples["targets"], acted = advantages + values, _flat(rollout, "acted")
     if "returns" in normalizers:
-        normalizers = normalizers | {"returns": merge_statistics(normalizers["returns"], samples["targets"])}
+        normalizers = normalizers | {"returns": merge_statistics(normalizers["returns"], samples["targets"], acted)}
         samples["targets"] = normalize(normalizers["returns"], samples["targets"])
-    samples["advantages"] = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    mean, std = advantages.mean(where=acted), advantages.std(where=acted)
+    samples["advantages"] = (advantages - mean) / (std + 1e-8)
     return samples, normalizers
 
 
@@ -298,7 +321,7 @@ def _step(
 def _loss(weights: Any, specification: Specification, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     """The loss of a mini-batch; also its parts, and the sum of which `_step` speaks."""
     cfg, policy = specification.cfg, specification.policy()
-    head = policy.apply({"params": weights["policy"]}, batch["observations"])
+    head = _head(specification, weights["policy"], batch)
     log_ratio = policy.log_prob(head, batch["actions"]) - batch["log_prob"]
     values = specification.value().apply({"params": weights["value"]}, batch[specification.critic_input])
     value_loss = clipped_value_loss(values, batch["targets"], batch["values"], cfg.value_clip)

@@ -14,6 +14,7 @@ def compute_gae(
     values: Tensor,
     last_values: Tensor,
     continues: Tensor,
+    acted: Tensor,
     discount_factor: float,
     gae_lambda: float,
 ) -> Tensor:
@@ -24,18 +25,44 @@ def compute_gae(
         values: Values of the observations, ``(timesteps, num_envs, 1)``.
         last_values: Values of what follows the last timestep, ``(num_envs, 1)``.
         continues: Whether the episode goes on after the timestep, ``(timesteps, num_envs, 1)``.
+        acted: Whether there was an action in the timestep, ``(timesteps, num_envs, 1)``. What the others bring belongs
+            to the last one with an action before them.
         discount_factor: Weight of future rewards.
         gae_lambda: Lambda.
 
     Returns:
-        Advantages, ``(timesteps, num_envs, 1)``, not normalised.
+        Advantages, ``(timesteps, num_envs, 1)``, not normalised; 0 where there was no action.
     """
+    if not acted.all():
+        return _gae_of_acted(rewards, values, last_values, continues, acted, discount_factor, gae_lambda)
     discounts = continues * discount_factor
     advantages = rewards + discounts * torch.cat([values[1:], last_values.unsqueeze(0)]) - values  # differences so far
     decays = discounts * gae_lambda
     following, *earlier = reversed(advantages.unbind())
     for advantage, decay in zip(earlier, reversed(decays[:-1].unbind()), strict=True):
         following = advantage.addcmul_(decay, following)
+    return advantages
+
+
+def _gae_of_acted(
+    rewards: Tensor,
+    values: Tensor,
+    last_values: Tensor,
+    continues: Tensor,
+    acted: Tensor,
+    discount_factor: float,
+    gae_lambda: float,
+) -> Tensor:
+    advantages, nothing = torch.zeros_like(rewards), torch.zeros_like(last_values)
+    # of what follows: the value, the advantage, and rewards that no action has been found for yet
+    following = torch.stack([last_values, nothing, nothing])
+    for step in reversed(range(len(rewards))):
+        value, advantage, later = following * continues[step]
+        later = later + rewards[step]
+        own = later + discount_factor * (value + gae_lambda * advantage) - values[step]
+        advantages[step] = own * acted[step]
+        waiting = torch.stack([value, advantage, later])
+        following = torch.where(acted[step], torch.stack([values[step], own, nothing]), waiting)
     return advantages
 
 

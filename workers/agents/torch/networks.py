@@ -12,6 +12,10 @@ from torch import Tensor, nn
 __all__ = ["CategoricalPolicy", "GaussianPolicy", "Normalizer", "perceptron"]
 
 
+IMPOSSIBLE = -1e30
+"""Logit of a category of probability 0: of -inf, or the lowest number, entropy or its gradient could be NaN."""
+
+
 class Tanh(nn.Module):
     """Tanh as 2 sigmoid(2x) - 1: within 2e-7 of `torch.tanh`, which takes several times as long on a CPU."""
 
@@ -70,13 +74,19 @@ class CategoricalPolicy(nn.Module):
         columns = torch.cat([torch.arange(size) + start for size, start in zip(sizes, first, strict=True)])
         self.register_buffer("columns", columns, persistent=False)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Log-probability of each category, ``(rows, components * categories)``: the `head` of the other methods."""
+    def forward(self, observations: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Log-probability of each category, ``(rows, components * categories)``: the `head` of the other methods.
+
+        Args:
+            observations: ``(rows, size)``.
+            action_mask: Legal categories, of the shape of the logits, some of them in each component; None for all.
+        """
         logits: Tensor = self.network(observations)
+        if action_mask is not None:
+            logits = logits.masked_fill(~action_mask, IMPOSSIBLE)
         if self.count == 1:  # spared what takes time and changes nothing: padding here, a sum in `log_prob`
             return torch.log_softmax(logits, 1)
-        # the lowest number instead of -inf, of which the entropy would be NaN
-        padded = logits.new_full((len(logits), self.count * self.width), torch.finfo(logits.dtype).min)
+        padded = logits.new_full((len(logits), self.count * self.width), IMPOSSIBLE)
         padded = padded.index_copy(1, self.columns, logits)
         return torch.log_softmax(padded.view(-1, self.count, self.width), 2).flatten(1)
 

@@ -58,7 +58,7 @@ class PPO(ppo.PPO):
 
         self._rollout = {name: zeros(width) for name, width in self._input_widths.items()}
         self._rollout["actions"] = zeros(self._action_width, torch.int64 if self._components else torch.float32)
-        self._rollout |= {"rewards": zeros(1), "ended": zeros(1, torch.bool)}
+        self._rollout |= {"rewards": zeros(1), "ended": zeros(1, torch.bool), "acted": ~zeros(1, torch.bool)}
         self._next = torch.zeros_like(self._rollout[self._critic_input][0])  # the critic's raw input after the last row
         self._scalars: dict[str, list[Tensor]] = {}  # of the update in progress, by tag
 
@@ -76,9 +76,14 @@ class PPO(ppo.PPO):
         """Values of what the last recorded actions led to, ``(num_envs, 1)``."""
         return self._denormalize(self._value(self._network_input(self._critic_input, self._next)))
 
+    def _head(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
+        head: Tensor = self._policy(observations) if action_mask is None else self._policy(observations, action_mask)
+        return head
+
     @torch.no_grad()
-    def _sample_actions(self, observations: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        head = self._policy(self._network_input("observations", observations))
+    def _sample_actions(self, observations: Tensor, action_mask: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        legal = None if action_mask is None else action_mask.to(self.device)
+        head = self._head(self._network_input("observations", observations), legal)
         actions, mean_actions = self._policy.sample(head)
         return actions, {"mean_actions": mean_actions}
 
@@ -93,8 +98,18 @@ class PPO(ppo.PPO):
         rewards: Tensor,
         terminated: Tensor,
         truncated: Tensor,
+        acted: Tensor | None,
+        action_mask: Tensor | None,
     ) -> None:
         arrays = inputs | {"actions": actions, "rewards": rewards, "ended": terminated | truncated}
+        if action_mask is not None and "action_mask" not in self._rollout:
+            shape = (self.cfg.rollouts, *action_mask.shape)
+            self._rollout["action_mask"] = torch.ones(shape, dtype=torch.bool, device=self.device)
+        for name, mask in (("acted", acted), ("action_mask", action_mask)):
+            if mask is not None:
+                arrays[name] = mask
+            elif name in self._rollout:
+                self._rollout[name][row].fill_(True)
         for name, array in arrays.items():
             self._rollout[name][row].copy_(array)
         self._next.copy_(next_critic_input)
@@ -112,9 +127,21 @@ class PPO(ppo.PPO):
 
     # Update.
 
+    def _acted(self) -> Tensor:
+        return self._rollout["acted"].flatten().nonzero()[:, 0]
+
     def _draw_orders(self) -> Tensor:
-        samples = self.cfg.rollouts * self.num_envs
-        return torch.stack([torch.randperm(samples, device=self.device) for _ in range(self.cfg.learning_epochs)])
+        acted, samples = self._acted(), self.cfg.rollouts * self.num_envs
+        orders = [torch.randperm(len(acted), device=self.device) for _ in range(self.cfg.learning_epochs)]
+        if len(acted) == samples:
+            return torch.stack(orders)
+        again = -(-samples // len(acted))
+        return torch.stack([acted[order].repeat(again)[:samples] for order in orders])
+
+    def _acted_rows(self, samples: Tensor) -> Tensor:
+        """Those of all samples that were acted on."""
+        acted = self._acted()
+        return samples if len(acted) == len(samples) else samples[acted]
 
     def _update(self, orders: Tensor) -> dict[str, float]:
         samples = self._prepare_update()
@@ -130,10 +157,11 @@ class PPO(ppo.PPO):
         """Weights and statistics are those of the whole rollout, so what the networks said then is computed here."""
         rollout = self._rollout
         samples = {name: self._network_input(name, rollout[name].flatten(0, 1)) for name in self._input_widths}
-        samples["actions"] = rollout["actions"].flatten(0, 1)
+        samples |= {name: rollout[name].flatten(0, 1) for name in ("actions", "action_mask") if name in rollout}
         log_probs, outputs = [], []
         for batch in self._mini_batches(samples, torch.arange(len(samples["actions"]), device=self.device)):
-            log_probs.append(self._policy.log_prob(self._policy(batch["observations"]), batch["actions"]))
+            head = self._head(batch["observations"], batch.get("action_mask"))
+            log_probs.append(self._policy.log_prob(head, batch["actions"]))
             outputs.append(self._value(batch[self._critic_input]))
         samples["log_prob"], samples["values"] = torch.cat(log_probs), torch.cat(outputs)
         values = self._denormalize(samples["values"])
@@ -142,14 +170,15 @@ class PPO(ppo.PPO):
             values=values.view_as(rollout["rewards"]),
             last_values=self._next_values(),
             continues=~rollout["ended"],
+            acted=rollout["acted"],
             discount_factor=self.cfg.discount_factor,
             gae_lambda=self.cfg.gae_lambda,
         ).flatten(0, 1)
         samples["targets"] = advantages + values
         if "returns" in self._normalizers:
-            self._normalizers["returns"].update(samples["targets"])
+            self._normalizers["returns"].update(self._acted_rows(samples["targets"]))
             samples["targets"] = self._normalizers["returns"](samples["targets"])
-        std, mean = torch.std_mean(advantages, correction=0)
+        std, mean = torch.std_mean(self._acted_rows(advantages), correction=0)
         samples["advantages"] = (advantages - mean) / (std + 1e-8)
         return samples
 
@@ -174,7 +203,7 @@ class PPO(ppo.PPO):
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of a mini-batch, and the logarithms of the probability ratios."""
         cfg = self.cfg
-        head = self._policy(batch["observations"])
+        head = self._head(batch["observations"], batch.get("action_mask"))
         log_ratio = self._policy.log_prob(head, batch["actions"]) - batch["log_prob"]
         policy_loss = clipped_policy_loss(log_ratio.exp(), batch["advantages"], cfg.ratio_clip)
         values = self._value(batch[self._critic_input])
@@ -204,7 +233,7 @@ class PPO(ppo.PPO):
         """Update the statistics of the inputs; the scalars to track."""
         for name in self._input_widths:
             if name in self._normalizers:
-                self._normalizers[name].update(self._rollout[name].flatten(0, 1))
+                self._normalizers[name].update(self._acted_rows(self._rollout[name].flatten(0, 1)))
         scalars = {tag: float(torch.stack(values).mean()) for tag, values in self._scalars.items()}
         self._scalars = {}
         if isinstance(self._policy, GaussianPolicy):

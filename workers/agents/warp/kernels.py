@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import warp as wp
 
 __all__ = ["Flags", "Indices", "Matrix", "PreciseVector", "Vector", "cast", "launch"]
@@ -21,6 +22,7 @@ Matrix, Vector, PreciseVector = wp.array2d[float], wp.array1d[float], wp.array1d
 Indices, Flags = wp.array1d[int], wp.array2d[wp.bool]
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def launch(kernel: Any, dim: int | tuple[int, ...], inputs: Sequence[Any], outputs: Sequence[wp.array]) -> None:
@@ -59,48 +61,58 @@ def log_prob_gaussian(
 @wp.kernel(enable_backward=False)
 def sample_categorical(
     logits: Matrix,
+    legal: Flags,
     firsts: Indices,
     starts: wp.array1d[wp.int64],
     noise: Indices,
     actions: wp.array2d[wp.int64],
     most_likely: wp.array2d[wp.int64],
 ) -> None:
-    """Sampled and most likely actions of each component; the former by Gumbel noise."""
+    """Sampled and most likely actions of each component; the former by Gumbel noise.
+
+    Without any `legal` everything is.
+    """
     row, component = wp.tid()
     first = firsts[component]
-    noisiest = int(first)
-    largest = int(first)
+    noisiest = int(first - 1)
+    largest = int(first - 1)
     best = float(-wp.inf)
     for column in range(first, firsts[component + 1]):
-        state = wp.rand_init(noise[0], noise[1] + row * logits.shape[1] + column)
-        score = logits[row, column] - wp.log(-wp.log(wp.randf(state)))
-        if score > best:
-            best = score
-            noisiest = column
-        if logits[row, column] > logits[row, largest]:
-            largest = column
+        if not legal or legal[row, column]:
+            state = wp.rand_init(noise[0], noise[1] + row * logits.shape[1] + column)
+            score = logits[row, column] - wp.log(-wp.log(wp.randf(state)))
+            if noisiest < first or score > best:  # the first one in any case: a score may be -inf or NaN
+                best = score
+                noisiest = column
+            if largest < first or logits[row, column] > logits[row, largest]:
+                largest = column
     actions[row, component] = starts[component] + wp.int64(noisiest - first)
     most_likely[row, component] = starts[component] + wp.int64(largest - first)
 
 
 @wp.func
-def log_sum_exp(logits: Matrix, row: int, first: int, stop: int) -> float:
-    """Logarithm of the sum of the exponentials of some columns."""
-    largest = float(logits[row, first])
+def log_sum_exp(logits: Matrix, legal: Flags, row: int, sample: int, first: int, stop: int) -> float:
+    """Logarithm of the sum of the exponentials of those columns from `first` to `stop` that are legal."""
+    largest = float(wp.static(LOWEST))
     for column in range(first, stop):
-        largest = wp.max(largest, logits[row, column])
+        if legal[sample, column]:
+            largest = wp.max(largest, logits[row, column])
     total = float(0.0)
     for column in range(first, stop):
-        total += wp.exp(logits[row, column] - largest)
+        if legal[sample, column]:
+            total += wp.exp(logits[row, column] - largest)
     return largest + wp.log(total)
 
 
 @wp.func_grad(log_sum_exp)
-def log_sum_exp_backward(logits: Matrix, row: int, first: int, stop: int, adj_ret: float) -> None:
+def log_sum_exp_backward(
+    logits: Matrix, legal: Flags, row: int, sample: int, first: int, stop: int, adj_ret: float
+) -> None:
     """Gradient by hand: that which Warp derives is wrong for variables that change in a loop."""
-    normalizer = log_sum_exp(logits, row, first, stop)
+    normalizer = log_sum_exp(logits, legal, row, sample, first, stop)
     for column in range(first, stop):
-        wp.adjoint[logits][row, column] += adj_ret * wp.exp(logits[row, column] - normalizer)
+        if legal[sample, column]:
+            wp.adjoint[logits][row, column] += adj_ret * wp.exp(logits[row, column] - normalizer)
 
 
 @wp.kernel
@@ -109,18 +121,24 @@ def log_prob_categorical(
     firsts: Indices,
     starts: wp.array1d[wp.int64],
     actions: wp.array2d[wp.int64],
+    legal: Flags,
     rows: Indices,
     log_prob: Vector,
     entropy: Vector,
 ) -> None:
-    """Add each component's share to log-probability and entropy, as `log_prob_gaussian` does for each column."""
+    """Add each component's share to log-probability and entropy, as `log_prob_gaussian` does for each column.
+
+    Row i of `logits` belongs to row `rows[i]` of `legal`, too.
+    """
     row, component = wp.tid()
-    first, stop = firsts[component], firsts[component + 1]
-    normalizer = log_sum_exp(logits, row, first, stop)
-    chosen = first + wp.int32(actions[rows[row], component] - starts[component])
-    wp.atomic_add(log_prob, row, logits[row, chosen] - normalizer)
+    first, stop, sample = firsts[component], firsts[component + 1], rows[row]
+    normalizer = log_sum_exp(logits, legal, row, sample, first, stop)
+    chosen = first + wp.int32(actions[sample, component] - starts[component])
+    logit = wp.where(legal[sample, chosen], logits[row, chosen], wp.static(LOWEST))
+    wp.atomic_add(log_prob, row, logit - normalizer)
     for column in range(first, stop):
-        category = logits[row, column] - normalizer
+        # 0 for what is illegal, of which the gradient would be infinity times 0
+        category = wp.where(legal[sample, column], logits[row, column] - normalizer, 0.0)
         wp.atomic_add(entropy, row, -wp.exp(category) * category)
 
 
@@ -134,18 +152,18 @@ def advance(by: int, counter: Indices) -> None:
 
 
 @wp.kernel(enable_backward=False)
-def add_means(batch: Matrix, mean: PreciseVector) -> None:
-    """Add each value's share to the mean of its column."""
-    row, column = wp.tid()
-    wp.atomic_add(mean, column, wp.float64(batch[row, column]) / wp.float64(batch.shape[0]))
+def add_means(batch: Matrix, rows: Indices, mean: PreciseVector) -> None:
+    """Add each value's share to the mean of its column, in some rows."""
+    index, column = wp.tid()
+    wp.atomic_add(mean, column, wp.float64(batch[rows[index], column]) / wp.float64(rows.shape[0]))
 
 
 @wp.kernel(enable_backward=False)
-def add_variances(batch: Matrix, mean: PreciseVector, variance: PreciseVector) -> None:
-    """Add each value's share to the population variance of its column."""
-    row, column = wp.tid()
-    difference = wp.float64(batch[row, column]) - mean[column]
-    wp.atomic_add(variance, column, difference * difference / wp.float64(batch.shape[0]))
+def add_variances(batch: Matrix, rows: Indices, mean: PreciseVector, variance: PreciseVector) -> None:
+    """Add each value's share to the population variance of its column, in some rows."""
+    index, column = wp.tid()
+    difference = wp.float64(batch[rows[index], column]) - mean[column]
+    wp.atomic_add(variance, column, difference * difference / wp.float64(rows.shape[0]))
 
 
 @wp.kernel(enable_backward=False)

@@ -19,6 +19,7 @@ def compute_gae(
     values: wp.array,
     last_values: wp.array,
     continues: wp.array,
+    acted: wp.array,
     discount_factor: float,
     gae_lambda: float,
 ) -> wp.array:
@@ -29,14 +30,16 @@ def compute_gae(
         values: Values of the observations, float32 of the shape of `rewards`.
         last_values: Values of what follows the last timestep, ``(num_envs, 1)``, float32.
         continues: Bools of the shape of `rewards`: whether the episode goes on after the timestep.
+        acted: Bools of the shape of `rewards`: whether there was an action in the timestep. What the others bring
+            belongs to the last one with an action before them.
         discount_factor: Weight of future rewards.
         gae_lambda: Lambda.
 
     Returns:
-        A new array of the shape of `rewards`: advantages, not normalised.
+        A new array of the shape of `rewards`: advantages, not normalised; 0 where there was no action.
     """
     advantages = wp.empty_like(rewards)
-    inputs = [rewards, values, last_values, continues, discount_factor, gae_lambda]
+    inputs = [rewards, values, last_values, continues, acted, discount_factor, gae_lambda]
     launch(accumulate_advantages, rewards.shape[1], inputs, [advantages])
     return advantages
 
@@ -47,21 +50,30 @@ def accumulate_advantages(
     values: wp.array3d[float],
     last_values: Matrix,
     continues: wp.array3d[wp.bool],
+    acted: wp.array3d[wp.bool],
     discount_factor: float,
     gae_lambda: float,
     advantages: wp.array3d[float],
 ) -> None:
     """The advantages of one environment, from the last timestep to the first."""
     env = wp.tid()
-    next_value = float(last_values[env, 0])
+    # of what follows: the value, the advantage, and rewards that no action has been found for yet
+    value = float(last_values[env, 0])
     advantage = float(0.0)
+    later = float(0.0)
     for back in range(rewards.shape[0]):
         step = rewards.shape[0] - 1 - back
-        discount = wp.where(continues[step, env, 0], discount_factor, 0.0)
-        difference = rewards[step, env, 0] + discount * next_value - values[step, env, 0]
-        advantage = difference + discount * gae_lambda * advantage
-        advantages[step, env, 0] = advantage
-        next_value = values[step, env, 0]
+        if not continues[step, env, 0]:
+            value = 0.0
+            advantage = 0.0
+            later = 0.0
+        later += rewards[step, env, 0]
+        advantages[step, env, 0] = 0.0
+        if acted[step, env, 0]:
+            advantage = later + discount_factor * (value + gae_lambda * advantage) - values[step, env, 0]
+            advantages[step, env, 0] = advantage
+            value = values[step, env, 0]
+            later = 0.0
 
 
 @wp.kernel(enable_backward=False)

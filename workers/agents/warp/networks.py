@@ -121,18 +121,22 @@ class CategoricalPolicy:
         self._starts = wp.array([actions.start for actions in components], dtype=wp.int64)
         self._scratch = Scratch()
 
-    def sample(self, head: wp.array, noise: wp.array) -> tuple[wp.array, wp.array]:
-        """Sampled and most likely actions; `noise` is a seed, and the number of draws so far."""
+    def sample(self, head: wp.array, noise: wp.array, legal: wp.array = None) -> tuple[wp.array, wp.array]:
+        """Sampled and most likely actions; `noise` is a seed, and the number of draws so far.
+
+        `legal` are bools of the shape of `head`, some True in each component; None where everything is legal.
+        """
         shape = (head.shape[0], self._starts.size)
         actions, most_likely = (self._scratch(name, *shape, dtype=wp.int64) for name in ("actions", "most likely"))
-        launch(kernels.sample_categorical, shape, [head, self._firsts, self._starts, noise], [actions, most_likely])
+        inputs = [head, legal, self._firsts, self._starts, noise]
+        launch(kernels.sample_categorical, shape, inputs, [actions, most_likely])
         launch(kernels.advance, 1, [head.size], [noise])
         return actions, most_likely
 
-    def log_prob(self, head: wp.array, actions: wp.array, rows: wp.array) -> list[wp.array]:
-        """Log-probability of the actions in some rows, and entropy, both ``(rows,)``."""
+    def log_prob(self, head: wp.array, rows: wp.array, actions: wp.array, legal: wp.array) -> list[wp.array]:
+        """Log-probability of the actions in some rows, of which those are legal, and entropy, both ``(rows,)``."""
         outputs = self._scratch.zeros_for_sums("log_prob", "entropy", size=head.shape[0])
-        inputs = [head, self._firsts, self._starts, actions, rows]
+        inputs = [head, self._firsts, self._starts, actions, legal, rows]
         launch(kernels.log_prob_categorical, (head.shape[0], self._starts.size), inputs, outputs)
         return outputs
 
@@ -157,7 +161,7 @@ class GaussianPolicy:
         launch(kernels.advance, 1, [head.size], [noise])
         return actions, head
 
-    def log_prob(self, head: wp.array, actions: wp.array, rows: wp.array) -> list[wp.array]:
+    def log_prob(self, head: wp.array, rows: wp.array, actions: wp.array) -> list[wp.array]:
         """Log-probability density of the actions in some rows, and entropy, both ``(rows,)``."""
         outputs = self._scratch.zeros_for_sums("log_prob", "entropy", size=head.shape[0])
         launch(kernels.log_prob_gaussian, head.shape, [head, self.log_std, actions, rows], outputs)
@@ -167,12 +171,12 @@ class GaussianPolicy:
 # Normalisers.
 
 
-def moments(batch: wp.array) -> tuple[wp.array, wp.array]:
-    """Mean and population variance of the columns of a batch ``(rows, width)``, ``(width,)`` float64."""
+def moments(batch: wp.array, rows: wp.array) -> tuple[wp.array, wp.array]:
+    """Mean and population variance of each column of a batch in some rows, ``(width,)`` float64."""
     mean = wp.zeros(batch.shape[1], dtype=wp.float64, device=batch.device)
-    variance = wp.zeros_like(mean)
-    launch(kernels.add_means, batch.shape, [batch], [mean])
-    launch(kernels.add_variances, batch.shape, [batch, mean], [variance])
+    variance, shape = wp.zeros_like(mean), (rows.size, batch.shape[1])
+    launch(kernels.add_means, shape, [batch, rows], [mean])
+    launch(kernels.add_variances, shape, [batch, rows, mean], [variance])
     return mean, variance
 
 
@@ -194,10 +198,10 @@ class Normalizer:
         self.count = wp.zeros(1, dtype=wp.float64)
         self._scratch = Scratch()
 
-    def update(self, batch: wp.array) -> None:
-        """Merge the statistics of a batch ``(rows, width)``."""
+    def update(self, batch: wp.array, rows: wp.array) -> None:
+        """Merge the statistics of some rows of a batch ``(samples, width)``."""
         statistics = [self.mean, self.variance, self.count]
-        launch(kernels.merge_statistics, 1, [batch.shape[0], *moments(batch)], statistics)
+        launch(kernels.merge_statistics, 1, [rows.size, *moments(batch, rows)], statistics)
 
     def __call__(self, values: wp.array) -> wp.array:
         """Normalised values, ``(rows, width)`` float32."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import warp as wp
 from warp_nn.optimizers import Adam
 
@@ -26,6 +27,9 @@ from workers.agents.warp.networks import (
 from workers.errors import AgentError
 
 __all__ = ["PPO"]
+
+HEEDED = ("_acting", "_legal")
+"""The attributes that are an array, or None, from an `act` until its transition is recorded."""
 
 
 class PPO(ppo.PPO):
@@ -107,9 +111,11 @@ class PPO(ppo.PPO):
         samples = timesteps * envs
         widths = self._input_widths | {"actions": self._action_width, "rewards": 1}
         self._rollout = {name: wp.zeros((timesteps, envs, width), dtype=wp.float32) for name, width in widths.items()}
+        flags = {"continues": 1, "acted": 1}
         if self._components:
             self._rollout["actions"] = wp.zeros((timesteps, envs, self._action_width), dtype=wp.int64)
-        self._rollout["continues"] = wp.zeros((timesteps, envs, 1), dtype=wp.bool)
+            flags["action_mask"] = self._head_width
+        self._rollout |= {name: wp.ones((timesteps, envs, width), dtype=wp.bool) for name, width in flags.items()}
         self._next = wp.zeros((envs, widths[self._critic_input]), dtype=wp.float32)  # raw, after the last row
         self._terminated, self._truncated, self._cut = (wp.zeros((envs, 1), dtype=wp.bool) for _ in range(3))
         self._noise = wp.zeros(2, dtype=wp.int32)  # a seed, and the number of draws so far
@@ -118,6 +124,7 @@ class PPO(ppo.PPO):
         self._orders = wp.zeros((self.cfg.learning_epochs, samples), dtype=wp.int32)
         self._position = wp.zeros(1, dtype=wp.int32)  # of the next mini-batch
         self._samples: dict[str, wp.array] = {}
+        self._acted_rows = self._rows  # those that statistics are of
         self._losses = wp.zeros(3, dtype=wp.float32, requires_grad=True)
         self._kl = wp.zeros(1, dtype=wp.float64)
         self._scratch = Scratch()
@@ -158,15 +165,24 @@ class PPO(ppo.PPO):
     def _raw_observations(self, rows: int) -> wp.array:
         return self._scratch("raw observations", rows, self._input_widths["observations"])
 
-    def _sample_actions(self, observations: wp.array) -> tuple[wp.array, dict[str, Any]]:
+    def _legal_actions(self, rows: int) -> wp.array:
+        return self._scratch("legal actions", rows, self._head_width, dtype=wp.bool)
+
+    def _sample_actions(self, observations: wp.array, action_mask: wp.array | None) -> tuple[wp.array, dict[str, Any]]:
         rows = observations.shape[0]
         cast(observations, self._raw_observations(rows))
-        actions, mean_actions = (wp.clone(array, requires_grad=False) for array in self._run(self._act, rows))
+        if action_mask is not None:
+            cast(action_mask, self._legal_actions(rows))
+        results = self._run(self._act if action_mask is None else self._act_legally, rows)
+        actions, mean_actions = (wp.clone(array, requires_grad=False) for array in results)
         return actions, {"mean_actions": mean_actions}
 
-    def _act(self, rows: int) -> tuple[wp.array, wp.array]:
+    def _act(self, rows: int, *legal: wp.array) -> tuple[wp.array, wp.array]:
         head = self._policy.network(self._network_input("observations", self._raw_observations(rows)))
-        return self._policy.sample(head, self._noise)
+        return self._policy.sample(head, self._noise, *legal)
+
+    def _act_legally(self, rows: int) -> tuple[wp.array, wp.array]:
+        return self._act(rows, self._legal_actions(rows))
 
     def _store_transition(
         self,
@@ -178,8 +194,16 @@ class PPO(ppo.PPO):
         rewards: wp.array,
         terminated: wp.array,
         truncated: wp.array,
+        acted: wp.array | None,
+        action_mask: wp.array | None,
     ) -> None:
-        for name, array in (inputs | {"actions": actions, "rewards": rewards}).items():
+        arrays, masks = inputs | {"actions": actions, "rewards": rewards}, {"acted": acted, "action_mask": action_mask}
+        for name in masks.keys() & self._rollout.keys():
+            if not row:  # for all rows that will have no mask: at each one it would take longer
+                self._rollout[name].fill_(True)
+            if masks[name] is not None:
+                arrays[name] = masks[name]
+        for name, array in arrays.items():
             cast(array, self._rollout[name][row])
         cast(next_critic_input, self._next)
         cast(terminated, self._terminated)
@@ -200,14 +224,19 @@ class PPO(ppo.PPO):
 
     # Update.
 
+    def _acted(self) -> npt.NDArray[np.intp]:
+        return np.flatnonzero(self._rollout["acted"].numpy())
+
     def _draw_orders(self) -> wp.array:
-        samples = self.cfg.rollouts * self.num_envs
-        orders = [self._generator.permutation(samples) for _ in range(self.cfg.learning_epochs)]
+        acted = self._acted()
+        orders = [self._generator.permutation(acted) for _ in range(self.cfg.learning_epochs)]
+        orders = [np.resize(order, self._rows.size) for order in orders]
         return wp.array(np.stack(orders), dtype=wp.int32, device=self.device)
 
     def _update(self, orders: wp.array) -> dict[str, float]:
         cast(orders, self._orders)
         self._position.zero_()
+        self._acted_rows = wp.array(self._acted(), dtype=wp.int32, device=self.device)
         self._prepare_update()
         epochs: list[dict[str, float]] = []
 
@@ -218,7 +247,7 @@ class PPO(ppo.PPO):
         self.learning_rate = ppo.run_epochs(self.cfg, self.learning_rate, run_epoch)
         for name in self._input_widths:
             if name in self._normalizers:
-                self._normalizers[name].update(self._flat(name))
+                self._normalizers[name].update(self._flat(name), self._acted_rows)
         scalars = {tag: sum(epoch[tag] for epoch in epochs) / len(epochs) for tag in epochs[0]}
         if isinstance(self._policy, GaussianPolicy):
             scalars["Policy / Standard deviation"] = float(np.exp(self._policy.log_std.numpy()).mean())
@@ -234,6 +263,11 @@ class PPO(ppo.PPO):
         array = self._rollout[name]
         return array.reshape((-1, array.shape[2]))
 
+    def _log_prob(self, head: wp.array, rows: wp.array) -> list[wp.array]:
+        """Log-probability of the rollout's actions in some of its rows, and entropy, both ``(rows,)``."""
+        taken = [self._flat(name) for name in ("actions", "action_mask") if name in self._rollout]
+        return self._policy.log_prob(head, rows, *taken)
+
     def _mini_batch_sizes(self) -> list[int]:
         size, larger = divmod(self._rows.size, self.cfg.mini_batches)
         return [size + 1] * larger + [size] * (self.cfg.mini_batches - larger)
@@ -248,7 +282,7 @@ class PPO(ppo.PPO):
         samples["log_prob"], samples["values"] = self._scratch("log_prob", shape[0]), self._scratch("values", *shape)
         for start, stop in itertools.pairwise(itertools.accumulate(self._mini_batch_sizes(), initial=0)):
             head = self._policy.network(samples["observations"][start:stop])
-            log_prob, _ = self._policy.log_prob(head, self._flat("actions"), self._rows[start:stop])
+            log_prob, _ = self._log_prob(head, self._rows[start:stop])
             wp.copy(samples["log_prob"], log_prob, dest_offset=start)
             wp.copy(samples["values"], self._value(samples[self._critic_input][start:stop]), dest_offset=start)
         values = self._denormalize(samples["values"])
@@ -257,16 +291,18 @@ class PPO(ppo.PPO):
             values=values.reshape(self._rollout["rewards"].shape),
             last_values=last_values,
             continues=self._rollout["continues"],
+            acted=self._rollout["acted"],
             discount_factor=self.cfg.discount_factor,
             gae_lambda=self.cfg.gae_lambda,
         ).reshape(shape)
         samples["targets"] = self._scratch("targets", *shape)
         launch(losses.add, shape[0], [advantages, values], [samples["targets"]])
         if "returns" in self._normalizers:
-            self._normalizers["returns"].update(samples["targets"])
+            self._normalizers["returns"].update(samples["targets"], self._acted_rows)
             samples["targets"] = self._normalizers["returns"](samples["targets"])
         samples["advantages"] = self._scratch("advantages", *shape)
-        launch(losses.standardize, shape[0], [advantages, *moments(advantages)], [samples["advantages"]])
+        statistics = moments(advantages, self._acted_rows)
+        launch(losses.standardize, shape[0], [advantages, *statistics], [samples["advantages"]])
 
     def _run_epoch(self, learning_rate: float) -> dict[str, float]:
         """One pass over all mini-batches; the scalars to track."""
@@ -292,7 +328,7 @@ class PPO(ppo.PPO):
             launch(kernels.gather, array.shape, [samples[name], rows], [array])
         with wp.Tape() as tape:
             head = self._policy.network(batch["observations"])
-            log_prob, entropy = self._policy.log_prob(head, self._flat("actions"), rows)
+            log_prob, entropy = self._log_prob(head, rows)
             values = self._value(batch[self._critic_input])
             old = [samples[name] for name in ("log_prob", "values", "advantages", "targets")]
             scales = [cfg.ratio_clip, cfg.value_clip, cfg.value_loss_scale, cfg.entropy_loss_scale]
@@ -320,12 +356,16 @@ class PPO(ppo.PPO):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = {name: value for name, value in vars(self).items() if name not in self._allocated}
-        return attributes | {"_contents": _map(lambda array: array.numpy().copy(), self._contents())}
+        heeded = {name: value for name in HEEDED if (value := attributes[name]) is not None}
+        return attributes | _map(lambda array: array.numpy().copy(), heeded | {"_contents": self._contents()})
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).clear()
         vars(self).update(state)
         contents = vars(self).pop("_contents")
+        for name in HEEDED:
+            if (mask := getattr(self, name)) is not None:
+                setattr(self, name, wp.array(mask, device=self.device))
         self._allocate()
         _fill(self._contents(), contents)
 

@@ -1,0 +1,45 @@
+"""Action masks as environments give them, made ready for categorical policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.errors import AgentError
+
+__all__ = ["legal_actions"]
+
+
+def legal_actions(mask: Any, rows: int, sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which categories may be sampled.
+
+    Args:
+        mask: ``(rows, categories)`` with 0 or False for what is illegal; or an array of objects with, for each row, a
+            mask or a tuple with one for each component, as ``Space.sample`` takes them, or None.
+        rows: Number of environments.
+        sizes: Number of categories of each component.
+
+    Returns:
+        ``(rows, sum(sizes))``. A component without a legal category, such as that of an agent that does not act, may
+        do anything.
+
+    Raises:
+        AgentError: The mask has another shape.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype == object:
+        mask = np.array([_flat(row, sum(sizes)) for row in mask])
+    mask = mask.astype(np.bool_)
+    if mask.shape != (rows, sum(sizes)):
+        raise AgentError(f"infos['action_mask'] has shape {mask.shape}; expected {(rows, sum(sizes))}")
+    parts = np.split(mask, np.cumsum(sizes)[:-1], axis=1)
+    return np.concatenate([part | ~part.any(axis=1, keepdims=True) for part in parts], axis=1)
+
+
+def _flat(row: Any, width: int) -> npt.NDArray[Any]:
+    if row is None:
+        return np.ones(width, np.bool_)
+    return np.concatenate([np.ravel(part) for part in row]) if isinstance(row, tuple) else np.ravel(row)
