@@ -15,9 +15,9 @@ from workers.envs.base import MultiAgentEnvWrapper, Wrapper
 from workers.envs.gymnasium import GymnasiumWrapper, vectorize
 from workers.errors import EnvError
 from workers.seeding import skrl_key
-from workers.types import Env, required_members
+from workers.types import Env, MultiAgentEnv, required_members
 
-__all__ = ["EnvFactory", "check_env", "make_env", "wrap_env"]
+__all__ = ["EnvFactory", "check_env", "is_multi_agent", "make_env", "wrap_env"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class EnvFactory:
     Attributes:
         build: Called with ``(num_envs, first_env)``; makes the environments of the rows ``first_env`` to
             ``first_env + num_envs``: a Gymnasium vector environment, something already wrapped, or a list of
-            `num_envs` single environments. It is called once for all rows in local and in shared mode, and once per
-            scope in sharded mode, so it must not depend on what was built before. What it builds resets ended
-            environments in ``step``, for every batch size.
+            `num_envs` single environments, Gymnasium's or PettingZoo's. It is called once for all rows in local and in
+            shared mode, and once per scope in sharded mode, so it must not depend on what was built before. What it
+            builds resets ended environments in ``step``, for every batch size.
         num_envs: Number of environments in all.
         framework: Name of the framework whose arrays they take and give; the trainer's if None.
     """
@@ -63,53 +63,92 @@ class EnvFactory:
         return env
 
 
-def make_env(id: str, *, num_envs: int, framework: str, **kwargs: Any) -> Wrapper:
-    """Make copies of a registered Gymnasium environment, wrapped; they can be rebuilt for any range of rows.
+def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **kwargs: Any) -> Any:
+    """Make copies of a registered environment, wrapped; they can be rebuilt for any range of rows.
 
     Args:
-        id: Name of the environment, such as ``"CartPole-v1"``.
+        id: Name of the environment: one of Gymnasium's, such as ``"CartPole-v1"``, one of PettingZoo's, such as
+            ``"classic/tictactoe_v3"``, or a module with ``parallel_env`` or ``env``, such as
+            ``"mpe2.simple_spread_v3"``.
         num_envs: Number of copies.
         framework: Name of the framework whose arrays it takes and gives.
-        kwargs: Passed to ``gymnasium.make``.
+        states: Of a multi-agent environment: ``"own"``, the environment's where it has them; ``"joint"``, the
+            observations of all agents, one after the other; ``"none"``.
+        kwargs: Passed to ``gymnasium.make``, ``pettingzoo.make`` or the module's function.
 
     Raises:
         EnvError: There is no such environment, or `num_envs` is less than 1.
     """
     check_num_envs(num_envs, f"make_env({id!r})")
-    recipe = EnvFactory(partial(_make_registered, id, kwargs), num_envs=num_envs, framework=framework)
-    env: Wrapper = recipe.make(num_envs, 0, framework=framework, seed=None)
+    build = partial(_make_registered, id, kwargs, framework, states)
+    recipe = EnvFactory(build, num_envs=num_envs, framework=framework)
+    env = recipe.make(num_envs, 0, framework=framework, seed=None)
     env.recipe = recipe
     return env
 
 
-def _make_registered(id: str, kwargs: dict[str, Any], num_envs: int, _first_env: int) -> VectorEnv[Any, Any, Any]:
+def _make_registered(
+    id: str, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
+) -> Any:
+    envs = [_make_single(id, kwargs) for _ in range(num_envs)]
+    return wrap_env(envs, framework=framework, states=states)
+
+
+def _make_single(id: str, kwargs: dict[str, Any]) -> Any:
     try:
-        return vectorize([gymnasium.make(id, **kwargs) for _ in range(num_envs)])
+        return gymnasium.make(id, **kwargs)
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
+        from workers.envs.registry import make_multi_agent
+
+        env = make_multi_agent(id, kwargs)
+        if env is None:
+            raise EnvError(
+                f"gymnasium cannot make {id!r}, and it is neither PettingZoo's nor a module with parallel_env: {error}"
+            ) from error
+        return env
     except gymnasium.error.Error as error:
         raise EnvError(f"gymnasium cannot make {id!r}: {error}") from error
 
 
-def wrap_env(env: Any, *, framework: str) -> Any:
-    """Wrap what the user has: a Gymnasium environment, a vector environment, or a list of single environments.
+def wrap_env(env: Any, *, framework: str, states: str = "own") -> Any:
+    """Wrap what the user has: an environment of Gymnasium or PettingZoo, a vector environment, or a list of the former.
 
     What is already wrapped is returned as it is.
+
+    Args:
+        env: The environment or environments.
+        framework: Name of the framework whose arrays are taken and given.
+        states: As for `make_env`.
 
     Raises:
         EnvError: It is none of these.
     """
+    singles = list(env) if isinstance(env, Sequence) else [env]
+    if len({id(single) for single in singles}) < len(singles):
+        raise EnvError("one environment is in the list several times; make one for each row")
+    if singles and not _is_wrapped(env) and all(hasattr(single, "possible_agents") for single in singles):
+        from workers.envs.pettingzoo import PettingZooWrapper
+
+        return PettingZooWrapper(singles, framework=framework, states=states)  # type: ignore[arg-type]
+    if states != "own":
+        raise EnvError(f"states is {states!r}; expected 'own' for what is no environment of PettingZoo's")
     if _is_wrapped(env):
         return env
     if isinstance(env, VectorEnv):
         return GymnasiumWrapper(env, framework=framework)
-    singles = [env] if isinstance(env, gymnasium.Env) else env
-    if isinstance(singles, Sequence) and singles and all(isinstance(single, gymnasium.Env) for single in singles):
-        if len({id(single) for single in singles}) < len(singles):
-            raise EnvError("one environment is in the list several times; make one for each row")
+    if singles and all(isinstance(single, gymnasium.Env) for single in singles):
         return GymnasiumWrapper(vectorize(singles), framework=framework)
+    given = singles if isinstance(env, (list, tuple)) and singles else [env]
+    kinds = ", ".join(dict.fromkeys(f"{type(one).__module__}.{type(one).__qualname__}" for one in given))
     raise EnvError(
-        f"{type(env).__module__}.{type(env).__qualname__} cannot be wrapped; expected a gymnasium.Env, "
-        "a gymnasium.vector.VectorEnv, or a list of gymnasium.Env"
+        f"{kinds} cannot be wrapped; expected a gymnasium.Env, a gymnasium.vector.VectorEnv, a Parallel or AEC "
+        "environment of PettingZoo (with possible_agents), or a list of single environments of one kind"
     )
+
+
+def is_multi_agent(env: Any) -> bool:
+    """Whether a wrapped environment, ours or another library's, gives and takes dictionaries by agent name."""
+    return isinstance(env, MultiAgentEnvWrapper) or (not isinstance(env, Wrapper) and hasattr(env, "possible_agents"))
 
 
 def _is_wrapped(env: Any) -> bool:
@@ -120,22 +159,23 @@ def _is_wrapped(env: Any) -> bool:
 
 
 def _missing_members(env: Any) -> list[str]:
-    return [name for name in required_members(Env) if not hasattr(env, name)]
+    role = MultiAgentEnv if is_multi_agent(env) else Env
+    if role is MultiAgentEnv and not hasattr(env, "num_envs"):
+        return ["num_envs"]  # PettingZoo's own: looking for its spaces makes it warn
+    return [name for name in required_members(role) if not hasattr(env, name)]
 
 
 def check_env(env: Any, framework: str) -> None:
     """Check that `env` can be driven by a trainer of this framework.
 
     Raises:
-        EnvError: It lacks a member, has no rows, is for another framework, or is a multi-agent environment.
+        EnvError: It lacks a member, has no rows, or is for another framework.
     """
     kind = type(env).__qualname__
-    if isinstance(env, MultiAgentEnvWrapper):
-        raise EnvError(f"{kind} is a multi-agent environment, which this version does not train")
     if missing := _missing_members(env):
         raise EnvError(f"environment {kind} lacks {', '.join(missing)}; wrap it with wrap_env(env, framework=…)")
     check_num_envs(env.num_envs, f"environment {kind}")
-    if isinstance(env, Wrapper) and env.framework != framework:
+    if isinstance(env, (Wrapper, MultiAgentEnvWrapper)) and env.framework != framework:
         raise EnvError(f"environment {kind} is for {env.framework!r}, but the trainer is for {framework!r}")
 
 

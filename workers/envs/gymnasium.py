@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from workers.envs.base import Wrapper
-from workers.envs.spaces import action_width, check_space, flatten_rows, stack_rows, unflatten_actions
+from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
 from workers.errors import EnvError
 from workers.frameworks import load_framework
 from workers.infos import mask_rows, overlay
@@ -39,7 +39,8 @@ class GymnasiumWrapper(Wrapper):
     one-hot), floating-point values as float32. Actions are ``(num_envs, size)`` too, but the values themselves: one
     column for each element of a Box, a MultiDiscrete or a MultiBinary, one for a Discrete. The members of a Dict or a
     Tuple follow one another in the space's order. If the environments have a ``state_space`` and a method ``state()``,
-    their states are passed on, flattened likewise, as float32.
+    their states are passed on, flattened likewise, as float32. Where the observation space is a Dict with an
+    ``action_mask``, the mask is also in ``infos["action_mask"]``, ``(num_envs, n)`` bool.
 
     Raises:
         EnvError: A space has no fixed flat width (Graph, OneOf, Sequence, Text), or the autoreset mode is not known.
@@ -52,6 +53,7 @@ class GymnasiumWrapper(Wrapper):
         for kind in ("observation", "action"):
             check_space(getattr(env, f"single_{kind}_space"), f"{self._name}: {kind} space")
         self._action_width = action_width(env.single_action_space)
+        self._mask_columns = mask_columns(env.single_observation_space)
         try:
             self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         except (KeyError, ValueError) as error:
@@ -96,8 +98,9 @@ class GymnasiumWrapper(Wrapper):
 
     def reset(self, *, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
         """Start all environments; see `Wrapper.reset`."""
-        observations, infos = self._env.reset(seed=seed)
-        return self._framework.from_numpy(self._flatten(observations)), infos
+        native, infos = self._env.reset(seed=seed)
+        observations = self._flatten(native)
+        return self._framework.from_numpy(observations), self._with_mask(infos, observations)
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Step all environments; see `Wrapper.step`.
@@ -127,7 +130,7 @@ class GymnasiumWrapper(Wrapper):
             convert(np.asarray(rewards, dtype=np.float32).reshape(-1, 1)),
             convert(np.asarray(terminated, dtype=np.bool_).reshape(-1, 1)),
             convert(np.asarray(truncated, dtype=np.bool_).reshape(-1, 1)),
-            infos,
+            self._with_mask(infos, observations),
         )
 
     def state(self) -> Array | None:
@@ -171,6 +174,12 @@ class GymnasiumWrapper(Wrapper):
             "autoreset_mode=AutoresetMode.SAME_STEP, and normalise observations in the agent rather than in a wrapper"
         )
 
+    def _with_mask(self, infos: dict[str, Any], observations: NumpyArray) -> dict[str, Any]:
+        if self._mask_columns is None:
+            return infos
+        mask = observations[:, self._mask_columns] != 0
+        return infos | {"action_mask": mask, "_action_mask": np.ones(self.num_envs, np.bool_)}
+
     def _flatten(self, native: Any) -> NumpyArray:
         return flatten_rows(self._env.single_observation_space, native)
 
@@ -181,11 +190,8 @@ class GymnasiumWrapper(Wrapper):
         return flat
 
     def _native_actions(self, actions: Array) -> Any:
-        flat, shape = self._framework.to_numpy(actions), (self.num_envs, self._action_width)
-        # rows must be rows: reshaping alone would take (size, num_envs) too
-        if flat.shape[:1] != shape[:1] or flat.size != shape[0] * shape[1]:
-            raise EnvError(f"{self._name}: actions have shape {flat.shape}; expected {shape}")
-        return unflatten_actions(self._env.single_action_space, flat.reshape(shape))
+        space, flat = self._env.single_action_space, self._framework.to_numpy(actions)
+        return native_actions(space, flat, self.num_envs, self._action_width, self._name)
 
     def _native_state(self) -> NumpyArray | None:
         if self._state_space is None:

@@ -15,11 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces.utils import flatdim
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from workers.errors import EnvError
 
-__all__ = ["action_width", "check_space", "flatten_rows", "stack_rows", "unflatten_actions"]
+__all__ = [
+    "action_width",
+    "check_space",
+    "flatten_rows",
+    "mask_columns",
+    "native_actions",
+    "stack_rows",
+    "unflatten_actions",
+]
 
 NumpyArray = npt.NDArray[Any]
 
@@ -80,6 +89,36 @@ def action_width(space: Space[Any]) -> int:
     return _action_width(space)
 
 
+def native_actions(space: Space[Any], actions: NumpyArray, num_envs: int, width: int, owner: str) -> Any:
+    """Flat actions of an agent as a batch in a vector environment's format.
+
+    Args:
+        space: Action space of a single environment.
+        actions: ``(num_envs, width)``, laid out as `action_width` says, or an array of as many rows and numbers.
+        num_envs: Number of environments.
+        width: What `action_width` gives for `space`.
+        owner: Whose actions they are, used in the error.
+
+    Raises:
+        EnvError: The actions have another shape.
+    """
+    shape = (num_envs, width)
+    # rows must be rows: reshaping alone would take (size, num_envs) too
+    if actions.shape[:1] != shape[:1] or actions.size != shape[0] * shape[1]:
+        raise EnvError(f"{owner}: actions have shape {actions.shape}; expected {shape}")
+    return unflatten_actions(space, actions.reshape(shape))
+
+
+def mask_columns(space: Space[Any]) -> slice | None:
+    """Columns of flat observations that are the ``action_mask`` of a Dict space, as PettingZoo's games have it."""
+    members = list(space.spaces) if isinstance(space, Dict) else []
+    if "action_mask" not in members or not isinstance(space["action_mask"], (Box, MultiBinary)):  # type: ignore[index]
+        return None
+    before = members[: members.index("action_mask")]
+    widths = [int(flatdim(space[name])) for name in (*before, "action_mask")]  # type: ignore[index]
+    return slice(sum(widths[:-1]), sum(widths))
+
+
 def unflatten_actions(space: Space[Any], actions: NumpyArray) -> Any:
     """Flat actions as a batch in a vector environment's format.
 
@@ -133,5 +172,5 @@ def _one_hot(values: Any, offsets: int | NumpyArray, width: int, dtype: npt.DTyp
     columns = np.asarray(values, dtype=np.int64) - offsets  # unsigned or narrow values would wrap around
     rows = len(columns)
     flat = np.zeros((rows, width), dtype=dtype)
-    flat[np.arange(rows)[:, None], columns.reshape(rows, -1)] = 1
+    flat[np.arange(rows)[:, None], columns.reshape(rows, math.prod(columns.shape[1:]))] = 1
     return flat

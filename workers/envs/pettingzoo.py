@@ -1,0 +1,382 @@
+"""PettingZoo's environments as a `MultiAgentEnvWrapper`: copies that are stepped one after the other as one batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple, get_args
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces.utils import flatdim
+from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import batch_space, create_empty_array, iterate
+from pettingzoo import AECEnv
+from pettingzoo.utils.conversions import (
+    aec_to_parallel,
+    turn_based_aec_to_parallel,
+    turn_based_aec_to_parallel_wrapper,
+)
+
+from workers.envs.base import MultiAgentEnvWrapper
+from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
+from workers.errors import EnvError
+from workers.frameworks import load_framework
+from workers.types import Array
+
+__all__ = ["PettingZooWrapper", "States"]
+
+NumpyArray = npt.NDArray[Any]
+ByAgent = Mapping[str, Any]
+States = Literal["own", "joint", "none"]
+
+_RESERVED = {"alive", "final_obs", "final_state", "final_info"}
+
+
+class PettingZooWrapper(MultiAgentEnvWrapper):
+    """Copies of a PettingZoo environment, each with its own generator.
+
+    Parallel environments are taken as they are; AEC environments by PettingZoo's own conversions, where in one that is
+    not parallelizable, a turn-based game, only the agent to move is alive.
+
+    Every array has a row for each copy, whoever lives in it:
+
+    - In the step in which an agent ends, its row is its true final observation, with its flag True. Later rows are
+      zero, with both flags False. An agent that leaves without a flag, and does not come back, is truncated when its
+      copy is reset.
+    - A copy is reset in the step in which no agent is left alive. Its rows are then those after the reset; the true
+      ones are in ``infos["final_obs"][agent]`` (and ``infos["final_state"][agent]``), valid where
+      ``infos["_final_obs"]``.
+    - ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is in every step, and says who acts in the next one. What the
+      others are given as actions is not looked at.
+
+    Observations and actions are flat, as those of `workers.envs.gymnasium.GymnasiumWrapper`. Where an observation space
+    is a Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool.
+    States are flat, float32, and the same for all agents.
+    """
+
+    def __init__(self, envs: Sequence[Any], *, framework: str, states: States = "own") -> None:
+        """Take over the copies.
+
+        Args:
+            envs: Parallel or AEC environments, all of the same kind.
+            framework: Name of the framework whose arrays are taken and given.
+            states: ``"own"``: those of ``state()``, where the copies have a ``state_space``. ``"joint"``: the
+                observations of all agents, one after the other. ``"none"``: there are none.
+
+        Raises:
+            EnvError: A space has no fixed flat width, or the copies have no `possible_agents` that can be told apart.
+        """
+        self.framework = framework
+        self._framework = load_framework(framework)
+        self._copies = [_Copy(env) for env in envs]
+        first = self._copies[0].env
+        self._name = str(first)
+        self._names = _checked_names(first, self._name)
+        self._spaces = {name: first.observation_space(name) for name in self._names}
+        self._action_spaces = {name: first.action_space(name) for name in self._names}
+        for kind, spaces in (("observation", self._spaces), ("action", self._action_spaces)):
+            for name, space in spaces.items():
+                check_space(space, f"{self._name}: {kind} space of {name!r}")
+        self._action_widths = {name: action_width(space) for name, space in self._action_spaces.items()}
+        self._batch_spaces = {name: batch_space(space, len(envs)) for name, space in self._action_spaces.items()}
+        self._masks = {name: mask_columns(space) for name, space in self._spaces.items()}
+        if states not in get_args(States):
+            raise EnvError(f"{self._name}: states is {states!r}; expected one of {', '.join(get_args(States))}")
+        self._native_state_space: Any = getattr(first, "state_space", None) if states == "own" else None
+        if self._native_state_space is not None:
+            check_space(self._native_state_space, f"{self._name}: state space")
+        self._has_joint_states = states == "joint"
+        self._joint_states: NumpyArray | None = None
+        self._infos = _Infos(len(envs))
+
+    @property
+    def num_envs(self) -> int:
+        """Number of copies."""
+        return len(self._copies)
+
+    @property
+    def possible_agents(self) -> list[str]:
+        """Names of all agents that can ever appear, in the environment's order."""
+        return list(self._names)
+
+    @property
+    def agents(self) -> list[str]:
+        """Names of the agents that are alive in any copy."""
+        return [name for name in self._names if any(name in copy.members for copy in self._copies)]
+
+    @property
+    def observation_spaces(self) -> dict[str, gymnasium.Space[Any]]:
+        """Observation space of each agent in one copy."""
+        return dict(self._spaces)
+
+    @property
+    def action_spaces(self) -> dict[str, gymnasium.Space[Any]]:
+        """Action space of each agent in one copy."""
+        return dict(self._action_spaces)
+
+    @property
+    def state_spaces(self) -> dict[str, gymnasium.Space[Any] | None]:
+        """State space of each agent in one copy, None if there are no states."""
+        space = self._native_state_space
+        if self._has_joint_states:
+            width = sum(flatdim(space) for space in self._spaces.values())
+            space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        return dict.fromkeys(self._names, space)
+
+    def reset(self, *, seed: int | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Start all copies; see `MultiAgentEnvWrapper.reset`."""
+        shown = _Observations(self._spaces)
+        infos: dict[str, Any] = {}
+        for row, copy in enumerate(self._copies):
+            observations, row_infos = copy.reset(None if seed is None else seed + row)
+            shown.add(row, observations)
+            infos = self._infos.add(infos, row_infos, row)
+        observations = self._flat(shown)
+        self._tell(infos, observations, shown)
+        return self._to_framework(observations), infos
+
+    def step(
+        self, actions: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Any]]:
+        """Step all copies; see `MultiAgentEnvWrapper.step`.
+
+        Raises:
+            EnvError: The actions have other shapes than ``(num_envs, size)``, or a copy gave what its spaces exclude.
+        """
+        taken = {name: self._native_actions(name, actions) for name in self._names}
+        rewards = {name: np.zeros((self.num_envs, 1), np.float32) for name in self._names}
+        terminated, truncated = (
+            {name: np.zeros((self.num_envs, 1), np.bool_) for name in self._names} for _ in range(2)
+        )
+        shown, final, final_states = _Observations(self._spaces), _Observations(self._spaces), {}
+        infos: dict[str, Any] = {}
+        for row, copy in enumerate(self._copies):
+            given = copy.step({name: taken[name][row] for name in copy.acting()})
+            for flat, values in (
+                (rewards, given.rewards),
+                (terminated, given.terminated),
+                (truncated, given.truncated),
+            ):
+                for name, value in values.items():
+                    flat[name][row] = value
+            observations, row_infos = given.observations, given.infos
+            if copy.is_over:
+                final.add(row, deepcopy(observations))  # environments may write into what they gave
+                if self._native_state_space is not None:
+                    final_states[row] = deepcopy(copy.env.state())
+                observations, reset_infos = copy.reset()
+                row_infos = reset_infos | ({"final_info": row_infos} if row_infos else {})
+            shown.add(row, observations)
+            infos = self._infos.add(infos, row_infos, row)
+        flat_observations = self._flat(shown)
+        if any(copy.was_reset for copy in self._copies):
+            self._tell_final(infos, self._flat(final), final_states)
+        self._tell(infos, flat_observations, shown)
+        outputs = (self._to_framework(arrays) for arrays in (flat_observations, rewards, terminated, truncated))
+        return *outputs, infos  # type: ignore[return-value]
+
+    def state(self) -> dict[str, Array | None]:
+        """Global states ``(num_envs, size)``, one array for all agents; None where there are none."""
+        states = self._joint_states
+        if self._native_state_space is not None:
+            states = self._flat_states([copy.env.state() for copy in self._copies])
+        return dict.fromkeys(self._names, None if states is None else self._framework.from_numpy(states))
+
+    def render(self) -> Any:
+        """Render all copies, if they were made with a render mode."""
+        if getattr(self._copies[0].env, "render_mode", None) is None:
+            return None
+        return tuple(copy.env.render() for copy in self._copies)
+
+    def close(self) -> None:
+        """Close all copies."""
+        for copy in self._copies:
+            copy.env.close()
+
+    def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
+        """The actions of an agent, one for each copy, as its space has them."""
+        if name not in actions:
+            raise EnvError(f"{self._name}: there are actions for {list(actions)}; expected some for {self._names}")
+        space, flat = self._action_spaces[name], self._framework.to_numpy(actions[name])
+        native = native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
+        return list(iterate(self._batch_spaces[name], native))
+
+    def _to_framework(self, arrays: dict[str, NumpyArray]) -> dict[str, Array]:
+        return {name: self._framework.from_numpy(array) for name, array in arrays.items()}
+
+    def _flat(self, observations: _Observations) -> dict[str, NumpyArray]:
+        return {name: observations.flat(name, self.num_envs, self._name) for name in self._names}
+
+    def _flat_states(self, states: list[Any]) -> NumpyArray:
+        space = self._native_state_space
+        return flatten_rows(space, stack_rows(space, states)).astype(np.float32, copy=False)
+
+    def _tell(self, infos: dict[str, Any], observations: dict[str, NumpyArray], shown: _Observations) -> None:
+        """Add who acts next and what is legal then."""
+        acting = [copy.acting() for copy in self._copies]
+        alive = {name: np.array([[name in names] for names in acting]) for name in self._names}
+        infos["alive"] = self._to_framework(alive)
+        for name, columns in self._masks.items():
+            if columns is not None and "action_mask" not in infos.get(name, {}):
+                given = shown.mask(name, self.num_envs)
+                masks = {"action_mask": observations[name][:, columns] != 0, "_action_mask": given}
+                infos[name] = infos.get(name, {}) | masks
+                infos[f"_{name}"] = infos.get(f"_{name}", given) | given
+        if self._has_joint_states:
+            self._joint_states = self._joined(observations)
+
+    def _tell_final(
+        self, infos: dict[str, Any], observations: dict[str, NumpyArray], states: Mapping[int, Any]
+    ) -> None:
+        """Add what the copies that have been reset ended with."""
+        mask = np.array([copy.was_reset for copy in self._copies])
+        infos["final_obs"], infos["_final_obs"] = self._to_framework(observations), mask
+        joined = self._joined(observations) if self._has_joint_states else None
+        if states:
+            rows = self._flat_states(list(states.values()))
+            joined = np.zeros((self.num_envs, rows.shape[1]), rows.dtype)
+            joined[list(states)] = rows
+        if joined is not None:
+            infos["final_state"] = dict.fromkeys(self._names, self._framework.from_numpy(joined))
+            infos["_final_state"] = mask.copy()
+
+    def _joined(self, observations: dict[str, NumpyArray]) -> NumpyArray:
+        return np.concatenate([observations[name].astype(np.float32) for name in self._names], axis=1)
+
+
+class _Given(NamedTuple):
+    """What one copy gave in a step, of the agents whose rows are shown."""
+
+    observations: ByAgent
+    rewards: ByAgent
+    terminated: ByAgent
+    truncated: ByAgent
+    infos: dict[str, Any]
+
+
+class _Copy:
+    """One environment, and who is in its episode.
+
+    Attributes:
+        env: The Parallel environment.
+        members: Agents whose episode goes on, whether or not they act next.
+        ended: Agents whose episode is over.
+        is_over: Whether no agent was left alive by the last step.
+        was_reset: Whether it has been reset since the last step.
+    """
+
+    def __init__(self, env: Any) -> None:
+        if isinstance(env, AECEnv):
+            parallelizable = env.metadata.get("is_parallelizable", False)
+            env = aec_to_parallel(env) if parallelizable else turn_based_aec_to_parallel(env)
+        self.env = env
+        self.members: set[str] = set()
+        self.ended: set[str] = set()
+        self.is_over = self.was_reset = False
+        self._is_turn_based = isinstance(env, turn_based_aec_to_parallel_wrapper)
+
+    def acting(self) -> list[str]:
+        """Names of the agents that act in the next step."""
+        names = [self.env.aec_env.agent_selection] if self._is_turn_based else self.env.agents
+        return [name for name in names if name in self.members]
+
+    def reset(self, seed: int | None = None) -> tuple[ByAgent, dict[str, Any]]:
+        """Start an episode: observations and infos."""
+        observations, infos = self.env.reset() if seed is None else self.env.reset(seed=seed)
+        self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
+        if not self.members:
+            raise EnvError(f"{self.env} has no agent after reset(); expected at least one")
+        return _of(observations, self.members), _told(infos)
+
+    def step(self, actions: ByAgent) -> _Given:
+        """Do a step with the actions of those who act."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        flagged = {name for flags in (terminated, truncated) for name, flag in flags.items() if flag}
+        living = set(self.env.agents) - flagged
+        # an environment may go on to list those that have ended, with their flags; and one may come and end at once
+        ended = flagged - (self.ended - self.members)
+        shown = self.members | living | ended
+        self.members, self.ended = (self.members - ended) | living, (self.ended | ended) - living
+        self.is_over, self.was_reset = not living, False
+        truncated = _of(truncated, ended)
+        if self.is_over:
+            truncated |= dict.fromkeys(self.members, True)
+        terminated = _of(terminated, ended)
+        return _Given(_of(observations, shown), _of(rewards, shown), terminated, truncated, _told(infos))
+
+
+class _Observations:
+    """Observations of some rows, by agent."""
+
+    def __init__(self, spaces: Mapping[str, gymnasium.Space[Any]]) -> None:
+        self._spaces = spaces
+        self._rows: dict[str, list[int]] = defaultdict(list)
+        self._samples: dict[str, list[Any]] = defaultdict(list)
+
+    def add(self, row: int, observations: ByAgent) -> None:
+        """Take those of one copy."""
+        for name, observation in observations.items():
+            if observation is not None:
+                self._rows[name].append(row)
+                self._samples[name].append(observation)
+
+    def mask(self, name: str, num_envs: int) -> npt.NDArray[np.bool_]:
+        """Rows in which the agent has an observation, ``(num_envs,)``."""
+        mask = np.zeros(num_envs, np.bool_)
+        mask[self._rows[name]] = True
+        return mask
+
+    def flat(self, name: str, num_envs: int, owner: str) -> NumpyArray:
+        """Flat observations of the agent, ``(num_envs, size)``; rows without one are zero.
+
+        Raises:
+            EnvError: An observation does not fit its space.
+        """
+        space, rows, samples = self._spaces[name], self._rows[name], self._samples[name]
+        try:
+            batch = stack_rows(space, samples) if samples else create_empty_array(space, n=0, fn=np.zeros)
+            flat = flatten_rows(space, batch)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise EnvError(f"{owner}: an observation of {name!r} does not fit its space {space}: {error}") from error
+        if len(rows) == num_envs:
+            return flat
+        full = np.zeros((num_envs, flat.shape[1]), flat.dtype)
+        full[rows] = flat
+        return full
+
+
+class _Infos(VectorEnv[Any, Any, Any]):
+    """Gymnasium's own way of putting the infos of single environments together."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+
+    def add(self, infos: dict[str, Any], row_infos: dict[str, Any], row: int) -> dict[str, Any]:
+        """`infos` with those of one row, in place."""
+        return self._add_info(infos, row_infos, row)
+
+
+def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:
+    """What is given of these agents."""
+    return {name: value for name, value in by_agent.items() if name in names}
+
+
+def _told(infos: ByAgent) -> dict[str, Any]:
+    """The infos of those who have any."""
+    return {name: value for name, value in infos.items() if not isinstance(value, dict) or value}
+
+
+def _checked_names(env: Any, owner: str) -> list[str]:
+    names = list(getattr(env, "possible_agents", ()))
+    if not names:
+        raise EnvError(f"{owner} has no possible_agents; expected the names of all agents that can ever appear")
+    taken = {f"_{name}" for name in (*names, *_RESERVED)} | _RESERVED
+    if wrong := [name for name in names if not isinstance(name, str) or name in taken]:
+        raise EnvError(
+            f"{owner} has possible_agents {names}; expected strings, and none like {wrong[0]!r}, which infos could not "
+            "tell from other entries"
+        )
+    return names
