@@ -7,7 +7,8 @@ from typing import Any
 
 from orchestrator.base import Plan
 from orchestrator.merge import share_outcome
-from workers.agent_runner import AgentGroup, AgentRunner, is_factory
+from workers.agent_checks import is_factory
+from workers.agent_runner import AgentGroup, AgentRunner
 from workers.env_slice import EnvSlice
 from workers.errors import Failure, build_error
 from workers.node import node_name
@@ -47,15 +48,14 @@ class LocalSession:
         self._agents = AgentGroup(self._runners, framework)
         self._worker = ScopeWorker(self._env_slice, self._agents, framework, scope=only_scope)
         self.workers: Sequence[Description] = [
-            Description(type(runner.agent).__qualname__, node_name(), framework.num_threads(), self._env_slice.notes)
-            for runner in self._runners
+            Description.of(runner, framework, self._env_slice.notes) for runner in self._runners
         ]
 
     def _build_runners(self) -> None:
         plan, failures, cause = self._plan, [], None
+        space = self._env_slice.observation_space
         for agent, scope in zip(plan.agents, plan.scopes, strict=True):
             try:
-                space = self.env.observation_space
                 runner = AgentRunner(
                     agent,
                     scope,

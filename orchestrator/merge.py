@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from workers.by_agent import concatenate_rows
 from workers.frameworks import Framework
 from workers.infos import infos_by_scope, merge_infos
 from workers.types import Outcome, Scope
@@ -25,7 +26,7 @@ def merge_outcomes(outcomes: Sequence[Outcome], scopes: Sequence[Scope], framewo
     if len(outcomes) == 1:
         return outcomes[0]
     *arrays, infos = zip(*outcomes, strict=True)
-    rows = [framework.concatenate(parts) for parts in arrays]
+    rows = [concatenate_rows(parts, framework) for parts in arrays]
     return Outcome._make([*rows, merge_infos(infos, [scope.num_envs for scope in scopes], framework)])
 
 

@@ -45,11 +45,11 @@ def test_episodes_by_hand(framework: str):
         ((4.0, 40.0), (True, False), (False, True), ([0, 1], [4.0, 70.0], [1, 3])),
         ((8.0, 80.0), (True, True), (True, False), ([0, 1], [8.0, 80.0], [1, 1])),
     ]:
-        rows, returns, lengths = episodes.add(column(*rewards), column(*terminated), column(*truncated), arrays)
+        rows, returns, lengths = episodes.add(column(*rewards), column(*terminated), column(*truncated), arrays)[""]
         assert (rows.tolist(), returns.tolist(), lengths.tolist()) == expected
     episodes.add(column(1.0, 1.0), column(False, False), column(False, False), arrays)
     episodes.restart()
-    _, returns, lengths = episodes.add(column(5.0, 6.0), column(True, True), column(False, False), arrays)
+    _, returns, lengths = episodes.add(column(5.0, 6.0), column(True, True), column(False, False), arrays)[""]
     assert (returns.tolist(), lengths.tolist()) == ([5.0, 6.0], [1, 1])
 
 

@@ -16,7 +16,7 @@ import tqdm
 from orchestrator.base import Orchestrator, Plan
 from orchestrator.scopes import resolve_scopes
 from trainer.config import StepTrainerCfg, resolve_cfg
-from workers.agent_runner import check_agent, is_factory
+from workers.agent_checks import check_agent, is_factory
 from workers.envs import EnvFactory
 from workers.envs.factory import check_env, check_num_envs
 from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, WorkerError, build_error

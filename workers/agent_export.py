@@ -98,16 +98,30 @@ def copy_state(trained: Any, agent: Any) -> None:
     if hasattr(agent, "__setstate__") and not mine:
         agent.__setstate__(deepcopy(trained.__getstate__(), {id(trained): agent}))
         return
-    memo = {id(trained): agent, id(theirs): mine}
-    loaded = [name for name, module in theirs.items() if module is not None and _is_module(mine.get(name))]
-    for name in loaded:
-        mine[name].load_state_dict(_state(theirs[name]))
-        memo[id(theirs[name])] = mine[name]
-    for name, module in theirs.items():
-        if name not in loaded:
-            mine[name] = deepcopy(module, memo)
+    memo = {id(trained): agent}
+    _load_in_place(theirs, mine, memo)
+    _copy_others(theirs, mine, memo)
     for name, value in vars(trained).items():
         setattr(agent, name, deepcopy(value, memo))
+
+
+def _load_in_place(theirs: Any, mine: Any, memo: dict[int, Any]) -> None:
+    """Load the modules, in a multi-agent those by agent name, and note what has taken the place of what."""
+    memo[id(theirs)] = mine
+    for name, module in theirs.items():
+        if isinstance(module, dict) and isinstance(mine.get(name), dict):
+            _load_in_place(module, mine[name], memo)
+        elif module is not None and _is_module(mine.get(name)):
+            mine[name].load_state_dict(_state(module))
+            memo[id(module)] = mine[name]
+
+
+def _copy_others(theirs: Any, mine: Any, memo: dict[int, Any]) -> None:
+    for name, module in theirs.items():
+        if memo.get(id(module)) is not mine.get(name, memo):
+            mine[name] = deepcopy(module, memo)
+        elif isinstance(module, dict):
+            _copy_others(module, mine[name], memo)
 
 
 def _is_module(value: Any) -> bool:
@@ -122,21 +136,36 @@ def _state(module: Any) -> Any:
 
 
 def module_states(agent: Any) -> dict[str, Any]:
-    """States of the `checkpoint_modules`, by name.
+    """States of the `checkpoint_modules`, by name; in a multi-agent by agent name before that.
 
     Raises:
         AgentError: A module has a state that is no plain data.
     """
-    return {name: _state(module) for name, module in agent.checkpoint_modules.items() if module is not None}
+    return _states(agent.checkpoint_modules)
+
+
+def _states(modules: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _states(module) if isinstance(module, dict) else _state(module)
+        for name, module in modules.items()
+        if module is not None
+    }
 
 
 def load_modules(agent: Any, states: dict[str, Any]) -> None:
     """Load what `module_states` gave."""
+    _load(agent.checkpoint_modules, states)
+
+
+def _load(modules: dict[str, Any], states: dict[str, Any]) -> None:
     for name, state in states.items():
-        if _is_module(agent.checkpoint_modules.get(name)):
-            agent.checkpoint_modules[name].load_state_dict(state)
+        module: Any = modules.get(name)
+        if isinstance(module, dict):
+            _load(module, state)
+        elif _is_module(module):
+            module.load_state_dict(state)
         else:
-            agent.checkpoint_modules[name] = state
+            modules[name] = state
 
 
 def _dump_modules(agent: Any) -> bytes:

@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import repeat
 from time import perf_counter
 from typing import Any
 
-import gymnasium
-from gymnasium.spaces.utils import flatdim
-
+from workers.agent_checks import asked_shapes, check_agent, check_fit, is_factory, takes_infos
 from workers.agent_file import dump_agent
+from workers.by_agent import map_arrays, row_splitter
 from workers.errors import AgentError, Failure, WorkerError
-from workers.frameworks import Framework, available_frameworks
+from workers.frameworks import Framework
 from workers.infos import scalars, take_rows
 from workers.node import node_name
 from workers.seeding import RandomStream, skrl_key
 from workers.tracking import AgentTracking, Episodes, Scalars
-from workers.types import Agent, Array, Mode, Phase, Scope, Tick, Transition, required_members
+from workers.types import Arrays, Mode, Phase, Scope, Tick, Transition
 
-__all__ = ["AgentGroup", "AgentRunner", "check_agent", "is_factory"]
+__all__ = ["AgentGroup", "AgentRunner"]
 
 _FLUSH_INTERVAL = 1000
 """Iterations after which what an agent has tracked is taken from it also if nobody asks: its lists do not grow on."""
-
-
-def is_factory(agent: Any) -> bool:
-    """Whether `agent` makes an agent rather than being one: a class, or a callable without ``act``."""
-    return isinstance(agent, type) or (callable(agent) and not hasattr(agent, "act"))
-
-
-def check_agent(agent: Any, scope: Scope) -> None:
-    """Check that `agent` has all members that an agent must have.
-
-    Raises:
-        AgentError: It lacks some; the message names them.
-    """
-    if missing := [name for name in required_members(Agent) if not hasattr(agent, name)]:
-        raise AgentError(
-            f"the agent of scope {scope.index}, {type(agent).__qualname__}, lacks {', '.join(missing)}; "
-            "an agent needs these with skrl's signatures"
-        )
 
 
 class AgentRunner:
     """One simultaneous agent on its scope.
 
     Attributes:
-        agent: The agent.
+        agent: The agent, or multi-agent.
         scope: Its rows of the full batch.
         phase: What it does at the moment, or did when it failed.
+        notes: What the run should say about it, once.
     """
 
     def __init__(
@@ -70,11 +52,12 @@ class AgentRunner:
             scope: Its rows of the full batch, and its seed.
             framework: The trainer's framework.
             cfg: The trainer's configuration, given to ``agent.init``.
-            observation_space: Observation space of one environment, to be compared with the agent's.
+            observation_space: Observation space of one environment, to be compared with the agent's; that of each
+                agent by name if it is a multi-agent environment.
             keeps_files: Whether the agent may write files of its own; see `AgentTracking`.
 
         Raises:
-            AgentError: It lacks a member, or is made for observations of another width.
+            AgentError: It lacks a member, or is made for other environments or another framework.
         """
         self.phase = Phase.BUILD
         self.scope = scope
@@ -86,16 +69,19 @@ class AgentRunner:
             self._stream = RandomStream(scope.seed, framework)
         self._environment_info = cfg.environment_info
         self._stochastic_evaluation = cfg.stochastic_evaluation
-        self._acted: tuple[Array, Array | None, Array] | None = None
+        self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
+        self._infos: dict[str, Any] = {}  # what came with the observations to act on
         with self._stream, skrl_key(framework.name, scope.seed):
             self.agent = agent(scope) if is_factory(agent) else agent
             check_agent(self.agent, scope)
-            _check_framework(self.agent, scope, framework)
-            _check_width(self.agent, scope, observation_space)
-            self._shape = _asked_shape(self.agent, scope, observation_space)
+            check_fit(self.agent, scope, framework, observation_space)
+            self._shapes = asked_shapes(self.agent, scope, observation_space)
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
             self._tracking.start()
+        self._agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
+        self._takes_infos = takes_infos(self.agent)
+        self.notes = self._notes()
         self._is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(self.agent).__mro__)
         self._collecting = False
         self._scalars = Scalars()
@@ -103,13 +89,32 @@ class AgentRunner:
         self._unflushed = 0
         self._last_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
 
-    def act(self, tick: Tick, observations: Array, states: Array | None) -> Array:
-        """Pre-interaction, then the actions that the environments are to take, ``(scope.num_envs, size)``."""
+    def _notes(self) -> tuple[str, ...]:
+        if self._takes_infos or not self._agents:
+            return ()
+        return (
+            f"{type(self.agent).__qualname__}.act() takes no infos, so that it is not told which agents are alive: "
+            "where one is dead it is given rows of zeros, and learns from them as from any other",
+        )
+
+    def act(
+        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None = None
+    ) -> Arrays:
+        """Pre-interaction, then the actions that the environments are to take, ``(scope.num_envs, size)``.
+
+        Args:
+            tick: The iteration.
+            observations: ``(scope.num_envs, size)``.
+            states: ``(scope.num_envs, size)``, or None.
+            infos: What came with the observations; None if they are those of the last `learn`.
+        """
         agent, training = self.agent, tick.mode is Mode.TRAIN
         timestep, timesteps = tick.timestep, tick.timesteps
         self._last_tick = tick
-        if self._shape is not None:
-            observations = observations.reshape(self._shape)
+        if infos is not None:
+            self._infos = infos
+        if self._shapes is not None:
+            observations = map_arrays(_reshape, observations, self._shapes)
         self.phase = Phase.PRE_INTERACTION
         with self._stream:
             agent.enable_training_mode(training)
@@ -117,26 +122,46 @@ class AgentRunner:
             self.phase = Phase.ACT
             with self._no_grad:
                 start = perf_counter()
-                actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
+                if self._takes_infos:
+                    actions, outputs = agent.act(
+                        observations, states, infos=self._infos, timestep=timestep, timesteps=timesteps
+                    )
+                else:
+                    actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
                 elapsed = (perf_counter() - start) * 1e3
                 agent.track_data("Stats / Inference time (ms)", elapsed)
         if self._collecting:  # also here: not every agent can be read
             self._scalars.add("Stats / Inference time (ms)", elapsed)
         if not training and not self._stochastic_evaluation:
-            actions = outputs.get("mean_actions", actions)
-        if actions.shape[0] != self._num_envs:
-            raise AgentError(f"act() returned actions of shape {tuple(actions.shape)}; expected {self._num_envs} rows")
+            actions = _mean_actions(actions, outputs)
+        self._check_actions(actions, observations)
         self._acted = observations, states, actions
         return actions
+
+    def _check_actions(self, actions: Arrays, observations: Arrays) -> None:
+        if isinstance(observations, dict):
+            given = list(actions) if isinstance(actions, dict) else type(actions).__qualname__
+            if not isinstance(actions, dict) or actions.keys() != observations.keys():
+                raise AgentError(f"act() returned actions of {given}; expected those of {list(observations)}")
+            for name, action in actions.items():
+                self._check_rows(action, f" for {name!r}")
+        else:
+            self._check_rows(actions)
+
+    def _check_rows(self, actions: Any, whose: str = "") -> None:
+        if actions.shape[0] != self._num_envs:
+            raise AgentError(
+                f"act() returned actions of shape {tuple(actions.shape)}{whose}; expected {self._num_envs} rows"
+            )
 
     def learn(
         self,
         tick: Tick,
-        rewards: Array,
-        next_observations: Array,
-        next_states: Array | None,
-        terminated: Array,
-        truncated: Array,
+        rewards: Arrays,
+        next_observations: Arrays,
+        next_states: Arrays | None,
+        terminated: Arrays,
+        truncated: Arrays,
         infos: dict[str, Any],
         step_time: float,
     ) -> None:
@@ -145,13 +170,15 @@ class AgentRunner:
         (observations, states, actions), self._acted = self._acted, None
         agent, timestep, timesteps = self.agent, tick.timestep, tick.timesteps
         self.phase = Phase.RECORD
-        if self._shape is not None:
-            next_observations = next_observations.reshape(self._shape)
+        if self._shapes is not None:
+            next_observations = map_arrays(_reshape, next_observations, self._shapes)
         if self._is_skrls:
-            terminated, truncated = map(self._framework.flags_for_skrl, (terminated, truncated))
+            for_skrl = self._framework.flags_for_skrl
+            terminated, truncated = map_arrays(for_skrl, terminated), map_arrays(for_skrl, truncated)
         collecting = self._collecting
         if collecting:
-            self._note_episodes(rewards, terminated, truncated)
+            ended = self._episodes.add(rewards, terminated, truncated, self._framework, before=self._infos, infos=infos)
+            self._note_episodes(ended)
             self._scalars.add("Stats / Env stepping time (ms)", step_time)
             start = perf_counter()
         with self._stream:
@@ -179,6 +206,7 @@ class AgentRunner:
         if collecting:
             self._scalars.add("Stats / Recording time (ms)", (recorded - start) * 1e3)
             self._scalars.add("Stats / Post-interaction time (ms)", (perf_counter() - recorded) * 1e3)
+        self._infos = infos
         self._unflushed += 1
         if self._unflushed == _FLUSH_INTERVAL:
             self._flush()
@@ -223,24 +251,45 @@ class AgentRunner:
         with self._stream, self._no_grad:
             self._tracking.flush(self._last_tick)
 
-    def _note_episodes(self, rewards: Array, terminated: Array, truncated: Array) -> None:
-        _, returns, lengths = self._episodes.add(rewards, terminated, truncated, self._framework)
-        for episode_return, length in zip(returns, lengths, strict=True):
-            for kind in ("mean", "min", "max"):
-                self._scalars.add(f"Episode / Return ({kind})", episode_return)
-            self._scalars.add("Episode / Length (mean)", length)
+    def _note_episodes(self, ended: Mapping[str, Any]) -> None:
+        for name, (_, returns, lengths) in ended.items():
+            group = f"Episode / {name}" if name else "Episode"
+            for episode_return, length in zip(returns, lengths, strict=True):
+                for kind in ("mean", "min", "max"):
+                    self._scalars.add(f"{group} / Return ({kind})", episode_return)
+                self._scalars.add(f"{group} / Length (mean)", length)
 
     def _log(self, infos: dict[str, Any]) -> None:
         """Track the scalars under the configured key, also those that ended environments left in ``final_info``."""
         key = self._environment_info
-        for place in (infos, infos.get("final_info")):
-            logged = place.get(key) if isinstance(place, dict) else None
-            if place is not None and isinstance(logged, dict):
+        for group, place in self._places(infos):
+            logged = place.get(key)
+            if isinstance(logged, dict):
                 for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
-                    tag = name if "/" in name else f"Info / {name}"
+                    tag = name if "/" in name else f"{group} / {name}"
                     self.agent.track_data(tag, value)
                     if self._collecting:
                         self._scalars.add(tag, value)
+
+    def _places(self, infos: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Where scalars may be, in infos and final ones and in those of each agent, with how their tags begin."""
+        for place in (infos, infos.get("final_info")):
+            if isinstance(place, dict):
+                yield "Info", place
+                for name in self._agents:
+                    if isinstance(place.get(name), dict):
+                        yield f"Info / {name}", place[name]
+
+
+def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
+    return array.reshape(shape)
+
+
+def _mean_actions(actions: Arrays, outputs: Mapping[str, Any]) -> Arrays:
+    """What evaluation acts on: mean actions where the agent gives them, else the actions themselves."""
+    if not isinstance(actions, dict):
+        return outputs.get("mean_actions", actions)
+    return {name: (outputs.get(name) or {}).get("mean_actions", action) for name, action in actions.items()}
 
 
 class AgentGroup:
@@ -252,16 +301,18 @@ class AgentGroup:
         self._sizes = [runner.scope.num_envs for runner in runners]
         self._num_envs = sum(self._sizes)
         self._first_env = runners[0].scope.start
-        self._nothing = (None,) * len(runners)
-        self._split = _splitter(framework, self._sizes)
-        self._last_split: tuple[Array | None, Sequence[Any]] = (None, ())
+        self._split = row_splitter(framework, self._sizes)
+        self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
 
-    def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
+    def act(
+        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
+    ) -> Sequence[Arrays]:
         """Actions of every agent, in scope order."""
         split, rows = self._last_split
         if split is not observations:
             rows = self._split(observations)
-        return self._each(AgentRunner.act, repeat(tick), rows, self._nothing if states is None else self._split(states))
+        parts = repeat(None) if infos is None else self._split_infos(infos)
+        return self._each(AgentRunner.act, repeat(tick), rows, self._split(states), parts)
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         """Hand every agent its rows of the transition."""
@@ -275,7 +326,7 @@ class AgentGroup:
             repeat(tick),
             split(rewards),
             rows,
-            self._nothing if next_states is None else split(next_states),
+            split(next_states),
             split(terminated),
             split(truncated),
             self._split_infos(infos),
@@ -327,45 +378,3 @@ class AgentGroup:
         if failures:
             raise WorkerError(failures) from cause
         return results
-
-
-def _splitter(framework: Framework, sizes: Sequence[int]) -> Callable[[Array], Sequence[Array]]:
-    """Gives rows by scope, as fresh copies: a view may give other bits than a remote agent sees."""
-    split, copy = framework.split, framework.copy
-    if len(sizes) == 1:
-        return lambda array: (copy(array),)
-    return lambda array: split(array, sizes)
-
-
-def _check_framework(agent: Any, scope: Scope, framework: Framework) -> None:
-    given = getattr(agent, "framework", framework.name)
-    if given != framework.name and given in available_frameworks():
-        raise AgentError(
-            f"the agent of scope {scope.index}, {type(agent).__module__}.{type(agent).__qualname__}, is for {given!r}, "
-            f"but the trainer is for {framework.name!r}"
-        )
-
-
-def _check_width(agent: Any, scope: Scope, observation_space: Any) -> None:
-    expected, given = (_width(space) for space in (getattr(agent, "observation_space", None), observation_space))
-    if expected is not None and given is not None and expected != given:
-        raise AgentError(
-            f"the agent of scope {scope.index} is made for observations of width {expected} "
-            f"({agent.observation_space}), but the environments give {given} ({observation_space})"
-        )
-
-
-def _asked_shape(agent: Any, scope: Scope, observation_space: Any) -> tuple[int, ...] | None:
-    """Shape of the observations for an agent that asks for them unflattened, None for any other."""
-    if not getattr(agent, "unflatten_observations", False):
-        return None
-    if not isinstance(observation_space, gymnasium.spaces.Box):
-        raise AgentError(
-            f"the agent of scope {scope.index} asks for unflattened observations, but the observation space is "
-            f"{observation_space}; expected a Box"
-        )
-    return (scope.num_envs, *observation_space.shape)
-
-
-def _width(space: Any) -> int | None:
-    return flatdim(space) if isinstance(space, gymnasium.Space) and space.is_np_flattenable else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-from workers.envs import EnvFactory, Wrapper
-from workers.envs.factory import check_env
+from workers.by_agent import map_arrays
+from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
+from workers.envs.factory import check_env, is_multi_agent
 from workers.frameworks import Framework
 from workers.seeding import skrl_key
 from workers.tracking import Scalars
-from workers.types import Array, Outcome, Phase, Transition
+from workers.types import Arrays, Outcome, Phase, Transition
 
 __all__ = ["EnvSlice"]
 
@@ -20,7 +21,7 @@ class EnvSlice:
 
     The loop it lives in::
 
-        observations, states = env_slice.begin()
+        observations, states, infos = env_slice.begin()
         outcome, transition = env_slice.step(actions)
         env_slice.render(timestep)
         env_slice.advance(outcome)
@@ -68,13 +69,15 @@ class EnvSlice:
         self._first_env = first_env
         self._seed = seed
         self._render_interval = 0 if cfg.headless else cfg.render_interval
-        self._ours = isinstance(env, Wrapper)
+        self._ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
         self.notes = self._notes()
         # the trainer resets only a foreign object with one environment: everything else resets itself in step
         self._resets_explicitly = self.num_envs == 1 and not self._ours and not built
-        self._observations: Array | None = None
-        self._states: Array | None = None
-        self._next_states: Array | None = None
+        self._is_multi_agent = is_multi_agent(env)
+        self._observations: Arrays | None = None
+        self._states: Arrays | None = None
+        self._next_states: Arrays | None = None
+        self._reset_infos: dict[str, Any] | None = None
 
     def _notes(self) -> tuple[str, ...]:
         kind = type(self.env)
@@ -85,13 +88,22 @@ class EnvSlice:
             "follow the trainer's seed only if its factory seeds it from first_env",
         )
 
-    def begin(self) -> tuple[Array, Array | None]:
-        """Observations and states to act on; the environments are started if they have not been."""
+    @property
+    def observation_space(self) -> Any:
+        """Observation space of one environment, by agent name if it is a multi-agent environment."""
+        return dict(self.env.observation_spaces) if self._is_multi_agent else self.env.observation_space
+
+    def begin(self) -> tuple[Arrays, Arrays | None, dict[str, Any] | None]:
+        """Observations and states to act on, and the infos that came with them if they are of a reset.
+
+        The infos are None if they are those of the last step. The environments are started if they have not been.
+        """
         if self._observations is None:
             self._reset()
-        return self._observations, self._states
+        infos, self._reset_infos = self._reset_infos, None
+        return self._observations, self._states, infos
 
-    def step(self, actions: Array) -> tuple[Outcome, Transition]:
+    def step(self, actions: Arrays) -> tuple[Outcome, Transition]:
         """Step the environments: what comes out of the iteration, and what the agents are to record."""
         self.phase = Phase.STEP
         with self._no_grad:
@@ -117,12 +129,16 @@ class EnvSlice:
 
     def advance(self, outcome: Outcome) -> None:
         """Make the outcome's observations the current ones; start a foreign single environment anew if it has ended."""
-        if self._resets_explicitly and any(
-            self._framework.to_numpy(flags).any() for flags in (outcome.terminated, outcome.truncated)
-        ):
+        if self._resets_explicitly and self._has_ended(outcome):
             self._reset()
         else:
             self._observations, self._states = outcome.observations, self._next_states
+
+    def _has_ended(self, outcome: Outcome) -> bool:
+        if self._is_multi_agent:
+            return not self.env.agents
+        to_numpy = self._framework.to_numpy
+        return bool(to_numpy(outcome.terminated).any() or to_numpy(outcome.truncated).any())
 
     def restart(self) -> None:
         """Forget the current observations: the next iteration resets the environments."""
@@ -137,16 +153,21 @@ class EnvSlice:
         start = perf_counter()
         with self._no_grad:
             if self._ours and self._seed is not None:
-                observations, _ = self.env.reset(seed=self._seed + self._first_env)
+                observations, infos = self.env.reset(seed=self._seed + self._first_env)
             else:
                 with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
-                    observations, _ = self.env.reset()
+                    observations, infos = self.env.reset()
             self._seed = None  # only the first reset seeds: the generators go on from there
             # a copy: an environment may write its observations to one and the same array
-            self._observations, self._states = self._framework.copy(observations), self.env.state()
+            self._observations, self._states = map_arrays(self._framework.copy, observations), self.env.state()
+            self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
-    def _final(self, infos: dict[str, Any], key: str, array: Array | None) -> Array | None:
-        """`array` with the true final rows of `infos` in the place of those after a reset."""
-        mask = infos.get(f"_{key}")
-        return array if mask is None or array is None else self._framework.select(mask, infos[key], array)
+    def _final(self, infos: dict[str, Any], key: str, arrays: Arrays | None) -> Arrays | None:
+        """The arrays with the true final rows of `infos` in the place of those after a reset."""
+        mask, select = infos.get(f"_{key}"), self._framework.select
+        if mask is None or arrays is None:
+            return arrays
+        return map_arrays(
+            lambda array, final: array if array is None else select(mask, final, array), arrays, infos[key]
+        )

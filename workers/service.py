@@ -20,7 +20,7 @@ from workers.env_slice import EnvSlice
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
-from workers.types import Array, Phase, Scope, Tick, Transition
+from workers.types import Arrays, Phase, Scope, Tick, Transition
 from workers.wire import from_wire, to_wire
 from workers.worker import ScopeWorker
 
@@ -36,7 +36,8 @@ class WorkerSpec:
         framework: Name of the framework.
         agent: The pickled agent or factory.
         env: The pickled `EnvFactory` of a worker that owns its environments, None for one that shares the driver's.
-        observation_space: Observation space of shared environments, None for a worker that owns its own.
+        observation_space: The pickled `EnvSlice.observation_space` of shared environments, None for a worker that owns
+            its own.
         cfg: The pickled configuration of the trainer.
         seed: The trainer's seed.
         modules: Modules to import first, because what is built depends on whether they are there.
@@ -59,6 +60,12 @@ class Description(NamedTuple):
     node: str
     num_threads: int
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, runner: AgentRunner, framework: Framework, notes: tuple[str, ...]) -> Description:
+        """Of an agent in this process; `notes` are those of its environments."""
+        kind, threads = type(runner.agent).__qualname__, framework.num_threads()
+        return cls(kind, node_name(), threads, notes + runner.notes)
 
 
 class Reply(NamedTuple):
@@ -142,7 +149,7 @@ class Service:
                 num_envs=spec.scope.num_envs,
                 first_env=spec.scope.start,
             )
-            space = env_slice.env.observation_space
+            space = env_slice.observation_space
         try:
             runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
         except Exception:
@@ -159,17 +166,16 @@ class Service:
                 first_env=spec.scope.start,
                 pack=lambda outcome: to_wire(outcome, framework),
             )
-        notes = () if env_slice is None else env_slice.notes
-        return Description(type(runner.agent).__qualname__, node_name(), framework.num_threads(), notes)
+        return Description.of(runner, framework, () if env_slice is None else env_slice.notes)
 
     def _tick(self, tick: Tick) -> Any:
         self._timestep = tick.timestep
         return self._owned_worker.tick(tick)
 
-    def _act(self, tick: Tick, observations: Array, states: Array | None) -> Any:
+    def _act(self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None) -> Any:
         self._timestep = tick.timestep
-        rows, state_rows = from_wire((observations, states), self._built_framework)
-        return to_wire(self._built_runner.act(tick, rows, state_rows), self._built_framework)
+        arguments = from_wire((observations, states, infos), self._built_framework)
+        return to_wire(self._built_runner.act(tick, *arguments), self._built_framework)
 
     def _learn(self, tick: Tick, transition: Transition) -> None:
         self._built_runner.learn(tick, *from_wire(transition, self._built_framework))

@@ -22,10 +22,25 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Agent", "Array", "Env", "Mode", "Outcome", "Phase", "Scope", "Tick", "Transition"]
+__all__ = [
+    "Agent",
+    "Array",
+    "Arrays",
+    "Env",
+    "Mode",
+    "MultiAgentEnv",
+    "Outcome",
+    "Phase",
+    "Scope",
+    "Tick",
+    "Transition",
+]
 
 Array = Any
 """An array of the trainer's framework (``torch.Tensor``, ``jax.Array``, ``wp.array`` or ``numpy.ndarray``)."""
+
+Arrays = Any
+"""An array, or in a multi-agent environment a dictionary with one for each agent, by name."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,8 @@ class Tick(NamedTuple):
 class Outcome(NamedTuple):
     """What one iteration gives: the five outputs of `StepTrainer.train`, for the rows of one worker or for all.
 
+    In a multi-agent environment each array is a dictionary of arrays by agent name.
+
     Attributes:
         observations: What ``env.step`` returned, ``(rows, size)``.
         rewards: ``(rows, 1)``, float32.
@@ -97,15 +114,17 @@ class Outcome(NamedTuple):
         infos: What ``env.step`` returned, merged over the scopes.
     """
 
-    observations: Array
-    rewards: Array
-    terminated: Array
-    truncated: Array
+    observations: Arrays
+    rewards: Arrays
+    terminated: Arrays
+    truncated: Arrays
     infos: dict[str, Any]
 
 
 class Transition(NamedTuple):
     """What an agent is given to record, besides the observations, states and actions that it already knows.
+
+    In a multi-agent environment each array is a dictionary of arrays by agent name.
 
     Attributes:
         rewards: ``(rows, 1)``.
@@ -118,11 +137,11 @@ class Transition(NamedTuple):
         step_time: Time that ``env.step`` took, in milliseconds.
     """
 
-    rewards: Array
-    next_observations: Array
-    next_states: Array | None
-    terminated: Array
-    truncated: Array
+    rewards: Arrays
+    next_observations: Arrays
+    next_states: Arrays | None
+    terminated: Arrays
+    truncated: Arrays
     infos: dict[str, Any]
     step_time: float
 
@@ -158,8 +177,54 @@ class Env(Protocol):
         """Release what the environments hold."""
 
 
+class MultiAgentEnv(Protocol):
+    """As `Env`, for the agents of a multi-agent environment: a dictionary by agent name in the place of each array."""
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments, stepped as one batch."""
+
+    @property
+    def possible_agents(self) -> list[str]:
+        """Names of all agents that can ever appear."""
+
+    @property
+    def agents(self) -> list[str]:
+        """Names of the agents that are alive in any environment."""
+
+    @property
+    def observation_spaces(self) -> dict[str, Any]:
+        """Observation space of each agent in one environment."""
+
+    @property
+    def action_spaces(self) -> dict[str, Any]:
+        """Action space of each agent in one environment."""
+
+    def reset(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Start all environments: observations and infos."""
+
+    def step(
+        self, actions: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Any]]:
+        """Step all environments: observations, rewards, terminated, truncated and infos."""
+
+    def state(self) -> dict[str, Array | None]:
+        """Privileged global states, or None."""
+
+    def render(self) -> Any:
+        """Render the environments."""
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+
+
 class Agent(Protocol):
-    """A simultaneous agent: what every agent must have. What it has besides is used where it is present."""
+    """A simultaneous agent: what every agent must have. What it has besides is used where it is present.
+
+    A multi-agent has the same members, with dictionaries by agent name in the place of arrays; of its outputs,
+    evaluation acts on ``outputs[name]["mean_actions"]``. An agent whose ``act`` has a parameter ``infos`` is given
+    there what came with the observations: which agents are alive, and which actions are legal.
+    """
 
     def init(self, *, trainer_cfg: Any = None) -> None:
         """Make ready to be trained or evaluated under this trainer configuration."""
@@ -200,5 +265,5 @@ class Agent(Protocol):
 
 
 def required_members(role: type) -> tuple[str, ...]:
-    """Names of the members that a role (`Env` or `Agent`) requires, in the order of their definition."""
+    """Names of the members that a role (`Env`, `MultiAgentEnv`, `Agent`) requires, in the order of their definition."""
     return tuple(name for name in vars(role) if not name.startswith("_"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from workers.by_agent import concatenate_rows
 from workers.env_slice import EnvSlice
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework
 from workers.node import node_name
-from workers.types import Array, Outcome, Phase, Tick, Transition
+from workers.types import Arrays, Outcome, Phase, Tick, Transition
 
 __all__ = ["Agents", "ScopeWorker"]
 
@@ -17,8 +18,10 @@ __all__ = ["Agents", "ScopeWorker"]
 class Agents(Protocol):
     """The agents of the rows of an `EnvSlice`, wherever they live: in this process or in Ray actors."""
 
-    def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
-        """Actions of every agent, in scope order.
+    def act(
+        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
+    ) -> Sequence[Arrays]:
+        """Actions of every agent, in scope order; `infos` as `EnvSlice.begin` gives them.
 
         Raises:
             WorkerError: Some failed; all of them are reported.
@@ -85,9 +88,9 @@ class ScopeWorker:
         """
         env_slice = self.env_slice
         try:
-            observations, states = env_slice.begin()
+            observations, states, infos = env_slice.begin()
             env_slice.phase = Phase.ACT
-            actions = self._framework.concatenate(self.agents.act(tick, observations, states))
+            actions = concatenate_rows(self.agents.act(tick, observations, states, infos), self._framework)
             outcome, transition = env_slice.step(actions)
             packed = self._pack(outcome)
             env_slice.render(tick.timestep)

@@ -96,7 +96,7 @@ class RayOrchestrator:
             ]
             cleanup.callback(_kill, actors)
             calls = ActorCalls(actors, plan.scopes)
-            space = None if shared is None else cloudpickle.dumps(shared.env.observation_space)
+            space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
                 WorkerSpec(
                     scope=scope,

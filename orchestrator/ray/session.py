@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -11,14 +12,15 @@ import ray
 from orchestrator.base import Plan
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import ActorCalls
+from workers.agent_checks import is_factory
 from workers.agent_export import ExportedAgent, copy_state, import_agent
-from workers.agent_runner import is_factory
+from workers.by_agent import map_arrays
 from workers.env_slice import EnvSlice
 from workers.errors import LifecycleError, WorkerError
 from workers.infos import take_rows
 from workers.seeding import RandomStream, skrl_key
 from workers.service import Description
-from workers.types import Array, Outcome, Phase, Scope, Tick, Transition
+from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
 from workers.wire import from_wire, to_wire
 from workers.worker import ScopeWorker
 
@@ -43,7 +45,9 @@ class RaySession:
         release: Callable[[], None],
     ) -> None:
         self.env = plan.env if shared is None else shared.env
-        self.workers = workers if shared is None else [worker._replace(notes=shared.notes) for worker in workers]
+        self.workers = (
+            workers if shared is None else [worker._replace(notes=shared.notes + worker.notes) for worker in workers]
+        )
         self._plan = plan
         self._calls = calls
         self._step_timeout = step_timeout
@@ -156,8 +160,11 @@ class _RemoteAgents:
         self._num_envs = plan.scopes[-1].stop
         self._timeout = step_timeout
 
-    def act(self, tick: Tick, observations: Array, states: Array | None) -> Sequence[Array]:
-        rows = zip(self._split(observations), self._split(states), strict=True)
+    def act(
+        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
+    ) -> Sequence[Arrays]:
+        parts = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
+        rows = zip(self._split(observations), self._split(states), parts, strict=True)
         payloads = self._calls.request(
             "act",
             [(tick, *parts) for parts in rows],
@@ -169,10 +176,7 @@ class _RemoteAgents:
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         arrays = [self._split(array) for array in transition[:5]]
-        infos = [
-            to_wire(take_rows(transition.infos, *scope.rows, self._num_envs, self._framework), self._framework)
-            for scope in self._scopes
-        ]
+        infos = self._split_infos(transition.infos)
         self._calls.request(
             "learn",
             [
@@ -193,9 +197,19 @@ class _RemoteAgents:
     def _each(self, method: str) -> list[Any]:
         return self._calls.request(method, [()] * len(self._scopes), timeout=self._timeout, phase=method)
 
-    def _split(self, array: Array | None) -> list[Any]:
+    def _split(self, arrays: Arrays | None) -> list[Any]:
         """The rows of each scope, ready for the wire."""
-        if array is None:
-            return [None] * len(self._scopes)
-        whole = to_wire(array, self._framework)
-        return [type(whole)(whole.values[scope.start : scope.stop]) for scope in self._scopes]
+        whole = to_wire(arrays, self._framework)
+        return [map_arrays(partial(_rows, scope), whole) for scope in self._scopes]
+
+    def _split_infos(self, infos: dict[str, Any]) -> list[Any]:
+        """Those of each scope, ready for the wire."""
+        return [
+            to_wire(take_rows(infos, *scope.rows, self._num_envs, self._framework), self._framework)
+            for scope in self._scopes
+        ]
+
+
+def _rows(scope: Scope, whole: Any) -> Any:
+    """The rows of a scope of an array on the wire, or None."""
+    return None if whole is None else type(whole)(whole.values[scope.start : scope.stop])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from workers.envs.spaces import action_width
 from workers.frameworks import Framework, load_framework
 from workers.types import Scope
 
@@ -84,6 +86,25 @@ class RecordingAgent(NullAgent):
 
     def track_data(self, tag: str, value: float) -> None:
         self.tracked.append((tag, value))
+
+
+class RecordingTeam(RecordingAgent):
+    """A multi-agent: acts on the first legal action where it is told a mask, else on ``1 + timestep % 2``."""
+
+    def __init__(self, action_spaces: Mapping[str, Any], scope: Scope | None = None) -> None:
+        super().__init__(scope)
+        self.action_spaces = action_spaces
+
+    def act(self, observations: Any, states: Any, *, infos: Any = None, timestep: int, timesteps: int) -> Any:
+        self._note("act", observations=observations, states=states, infos=infos, timestep=timestep)
+        actions = {}
+        for name, space in self.action_spaces.items():
+            array, mask = observations[name], infos.get(name, {}).get("action_mask")
+            chosen = np.full((len(array), action_width(space)), 1 + timestep % 2, space.dtype)
+            if mask is not None:
+                chosen[:] = int(space.start) + to_numpy(mask).argmax(axis=1)[:, None]
+            actions[name] = framework_of(array).from_numpy(chosen)
+        return actions, {}
 
 
 class NoisyAgent(NullAgent):

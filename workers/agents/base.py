@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
@@ -17,7 +17,7 @@ from workers.frameworks import load_framework
 from workers.state_file import decode_state, encode_state
 from workers.tracking import Scalars
 
-__all__ = ["Agent", "discrete_components", "space_width"]
+__all__ = ["Agent", "Learner", "discrete_components", "space_width"]
 
 Space = gymnasium.Space[Any]
 
@@ -67,8 +67,8 @@ def discrete_components(space: Space) -> tuple[range, ...] | None:
     return tuple(range(int(start), int(start) + int(size)) for start, size in pairs)
 
 
-class Agent(ABC):
-    """A learner on one scope: what every agent of ours has besides `act`, `record_transition` and `post_interaction`.
+class Learner(ABC):
+    """What every agent and multi-agent of ours has besides `act`, `record_transition` and `post_interaction`.
 
     The loop that it lives in::
 
@@ -82,26 +82,18 @@ class Agent(ABC):
             agent.post_interaction(timestep=timestep, timesteps=timesteps)
 
     Attributes:
-        observation_space: Space of one environment's observations.
-        action_space: Space of one environment's actions.
-        state_space: Space of one environment's privileged states, or None.
-        num_envs: Number of environments, the rows of every array exchanged.
         framework: Name of the framework whose arrays it takes and gives.
+        num_envs: Number of environments, the rows of every array exchanged.
         training: Whether transitions are learnt from.
         tracked: What has been given to `track_data` since it was written last.
         writer: What `write_tracking_data` writes to; the trainer's, while it has the agent.
     """
 
-    framework: ClassVar[str]
+    framework: str
 
-    def __init__(
-        self, *, observation_space: Space, action_space: Space, state_space: Space | None = None, num_envs: int
-    ) -> None:
+    def __init__(self, *, num_envs: int) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise AgentError(f"num_envs must be a positive integer, got {num_envs!r}")
-        self.observation_space = observation_space
-        self.action_space = action_space
-        self.state_space = state_space
         self.num_envs = num_envs
         self._framework = load_framework(self.framework)
         self.training = False
@@ -187,3 +179,21 @@ class Agent(ABC):
         """
         data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
         self.load_state_dict(decode_state(data, self._framework))
+
+
+class Agent(Learner):
+    """A single agent on one scope.
+
+    Attributes:
+        observation_space: Space of one environment's observations.
+        action_space: Space of one environment's actions.
+        state_space: Space of one environment's privileged states, or None.
+    """
+
+    def __init__(
+        self, *, observation_space: Space, action_space: Space, state_space: Space | None = None, num_envs: int
+    ) -> None:
+        super().__init__(num_envs=num_envs)
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.state_space = state_space

@@ -1,0 +1,111 @@
+"""What an agent must have to be run on a scope, and what it asks for."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces.utils import flatdim
+
+from workers.errors import AgentError
+from workers.frameworks import Framework, available_frameworks
+from workers.types import Agent, Scope, required_members
+
+__all__ = ["asked_shapes", "check_agent", "check_fit", "is_factory", "takes_infos"]
+
+Spaces = gymnasium.Space[Any] | dict[str, gymnasium.Space[Any]]
+
+
+def is_factory(agent: Any) -> bool:
+    """Whether `agent` makes an agent rather than being one: a class, or a callable without ``act``."""
+    return isinstance(agent, type) or (callable(agent) and not hasattr(agent, "act"))
+
+
+def check_agent(agent: Any, scope: Scope) -> None:
+    """Check that `agent` has all members that an agent must have.
+
+    Raises:
+        AgentError: It lacks some; the message names them.
+    """
+    if missing := [name for name in required_members(Agent) if not hasattr(agent, name)]:
+        raise AgentError(
+            f"the agent of scope {scope.index}, {type(agent).__qualname__}, lacks {', '.join(missing)}; "
+            "an agent needs these with skrl's signatures"
+        )
+
+
+def check_fit(agent: Any, scope: Scope, framework: Framework, observation_space: Spaces) -> None:
+    """Check that an agent is made for this framework and these environments, as far as it says what it is made for.
+
+    Args:
+        agent: The agent.
+        scope: Its scope.
+        framework: The trainer's framework.
+        observation_space: That of one environment, by agent name if it is a multi-agent environment.
+
+    Raises:
+        AgentError: It is made for another framework, for other agents or for observations of another width.
+    """
+    kind = f"the agent of scope {scope.index}, {type(agent).__module__}.{type(agent).__qualname__},"
+    given = getattr(agent, "framework", framework.name)
+    if given != framework.name and given in available_frameworks():
+        raise AgentError(f"{kind} is for {given!r}, but the trainer is for {framework.name!r}")
+    names = getattr(agent, "possible_agents", None)
+    if not isinstance(observation_space, dict):
+        if names is not None:
+            raise AgentError(f"{kind} is a multi-agent for {list(names)}, but the environments have a single agent")
+        _check_width(agent, kind, getattr(agent, "observation_space", None), observation_space)
+        return
+    own_spaces = getattr(agent, "observation_spaces", None) or {}
+    if names is None and isinstance(getattr(agent, "observation_space", None), gymnasium.Space):
+        raise AgentError(
+            f"{kind} is a single agent, but the environments have the agents {list(observation_space)}; "
+            "hand over a multi-agent, such as workers.agents.independent.IndependentAgents"
+        )
+    if names is not None and set(names) != set(observation_space):
+        raise AgentError(f"{kind} is for the agents {list(names)}, but the environments have {list(observation_space)}")
+    for name, space in observation_space.items():
+        _check_width(agent, f"{name!r} of {kind}", own_spaces.get(name), space)
+
+
+def asked_shapes(agent: Any, scope: Scope, observation_space: Spaces) -> Any:
+    """Shapes of the observations, for an agent that asks for them unflattened, None for any other.
+
+    Returns:
+        A shape, or in a multi-agent environment a dictionary of them by agent name.
+
+    Raises:
+        AgentError: A space is no Box.
+    """
+    if not getattr(agent, "unflatten_observations", False):
+        return None
+    if isinstance(observation_space, dict):
+        return {name: asked_shapes(agent, scope, space) for name, space in observation_space.items()}
+    if not isinstance(observation_space, gymnasium.spaces.Box):
+        raise AgentError(
+            f"the agent of scope {scope.index} asks for unflattened observations, but the observation space is "
+            f"{observation_space}; expected a Box"
+        )
+    return (scope.num_envs, *observation_space.shape)
+
+
+def takes_infos(agent: Any) -> bool:
+    """Whether ``agent.act`` has a parameter ``infos``, for what comes with the observations that it acts on."""
+    try:
+        return "infos" in inspect.signature(agent.act).parameters
+    except (TypeError, ValueError):  # written in another language
+        return False
+
+
+def _check_width(agent: Any, owner: str, own_space: Any, space: Any) -> None:
+    expected, given = _width(own_space), _width(space)
+    if expected is not None and given is not None and expected != given:
+        raise AgentError(
+            f"{owner} is made for observations of width {expected} ({own_space}), "
+            f"but the environments give {given} ({space})"
+        )
+
+
+def _width(space: Any) -> int | None:
+    return flatdim(space) if isinstance(space, gymnasium.Space) and space.is_np_flattenable else None

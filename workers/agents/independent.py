@@ -1,0 +1,254 @@
+"""IndependentAgents: a multi-agent made of single agents, one for each name or for each group of names."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from workers.agent_checks import takes_infos
+from workers.agents.base import Learner, Space
+from workers.by_agent import concatenate_rows
+from workers.errors import AgentError
+from workers.infos import merge_infos
+
+__all__ = ["IndependentAgents", "resolve_groups"]
+
+
+class IndependentAgents(Learner):
+    """One single agent for each agent of a multi-agent environment, each learning by itself.
+
+    Of PPO agents it is IPPO (https://arxiv.org/abs/2011.09533); with `state_spaces`, by which the critics see the
+    global state, MAPPO (https://arxiv.org/abs/2103.01955)::
+
+        IndependentAgents(
+            functools.partial(PPO, cfg={"rollouts": 128}),
+            possible_agents=env.possible_agents,
+            observation_spaces=env.observation_spaces,
+            action_spaces=env.action_spaces,
+            state_spaces=env.state_spaces,  # without it: IPPO
+            num_envs=scope.num_envs,
+        )
+
+    Agents of one group share their parameters: one single agent has the rows of all of them, one agent's after the
+    other's. Whatever it tracks has the name of the group in its tag, such as ``"Loss / agent_0 / Policy loss"``.
+
+    Attributes:
+        possible_agents: Names of the agents.
+        groups: Names of the agents of each group; an agent without a group is one of its own name.
+        members: The single agent of each group.
+        observation_spaces: Space of each agent's observations in one environment.
+        action_spaces: Space of each agent's actions in one environment.
+        state_spaces: Space of each agent's states in one environment, or None.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        *,
+        possible_agents: Sequence[str],
+        observation_spaces: Mapping[str, Space],
+        action_spaces: Mapping[str, Space],
+        state_spaces: Mapping[str, Space | None] | None = None,
+        num_envs: int,
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Make all agents.
+
+        Args:
+            make: Makes a single agent, such as the class of PPO; called with `observation_space`, `action_space`,
+                `state_space` and `num_envs`, once for each group.
+            possible_agents: Names of all agents that can ever appear.
+            observation_spaces: Space of each agent's observations in one environment.
+            action_spaces: Space of each agent's actions in one environment.
+            state_spaces: Space of each agent's states in one environment; None for agents that see no states.
+            num_envs: Number of environments.
+            groups: Names of the agents that share their parameters, by the name of the group.
+
+        Raises:
+            AgentError: The groups do not fit the agents, or agents of one group have different spaces.
+        """
+        self.possible_agents = list(possible_agents)
+        self.observation_spaces = {name: observation_spaces[name] for name in possible_agents}
+        self.action_spaces = {name: action_spaces[name] for name in possible_agents}
+        self.state_spaces = {name: (state_spaces or {}).get(name) for name in possible_agents}
+        self.groups = resolve_groups(groups or {}, self.possible_agents)
+        self.members = {group: self._make(make, group, names, num_envs) for group, names in self.groups.items()}
+        self.framework = next(iter(self.members.values())).framework
+        super().__init__(num_envs=num_envs)
+        self._take_infos = {group: takes_infos(member) for group, member in self.members.items()}
+
+    def _make(self, make: Callable[..., Any], group: str, names: Sequence[str], num_envs: int) -> Any:
+        given: dict[str, Any] = {"num_envs": num_envs * len(names)}
+        for kind in ("observation", "action", "state"):
+            spaces = getattr(self, f"{kind}_spaces")
+            if different := [name for name in names if spaces[name] != spaces[names[0]]]:
+                raise AgentError(
+                    f"{names[0]!r} and {different[0]!r} of the group {group!r} have different {kind} spaces, "
+                    f"{spaces[names[0]]} and {spaces[different[0]]}; agents that share parameters need equal ones"
+                )
+            given[f"{kind}_space"] = spaces[names[0]]
+        return make(**given)
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        """Make ready for a trainer; see `Learner`.
+
+        Args:
+            trainer_cfg: The trainer's configuration.
+        """
+        for member in self.members.values():
+            member.init(trainer_cfg=trainer_cfg)
+
+    def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
+        """Switch between training and evaluation; see `Learner`."""
+        super().enable_training_mode(enabled, apply_to_models=apply_to_models)
+        for member in self.members.values():
+            member.enable_training_mode(enabled)
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Called before the interaction with the environments; see `Learner`."""
+        for member in self.members.values():
+            member.pre_interaction(timestep=timestep, timesteps=timesteps)
+
+    def act(
+        self,
+        observations: Mapping[str, Any],
+        states: Mapping[str, Any] | None,
+        *,
+        infos: Mapping[str, Any] | None = None,
+        timestep: int,
+        timesteps: int,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Actions of every agent.
+
+        Args:
+            observations: ``(num_envs, size)`` by agent name.
+            states: ``(num_envs, size)`` by agent name, or None.
+            infos: What came with the observations: ``infos["alive"]`` and ``infos[name]`` go to the agent `name`.
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+
+        Returns:
+            Actions ``(num_envs, size)`` by agent name, and by agent name outputs, with ``mean_actions`` where the
+            single agents give them.
+        """
+        actions: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
+        for group, names in self.groups.items():
+            given: dict[str, Any] = {"timestep": timestep, "timesteps": timesteps}
+            if self._take_infos[group]:
+                given["infos"] = self._infos_of(names, infos)
+            arrays = self._joined(names, observations), self._joined(names, states)
+            taken, told = self.members[group].act(*arrays, **given)
+            actions |= self._parted(names, taken)
+            means = self._parted(names, told["mean_actions"]) if "mean_actions" in told else {}
+            outputs |= {name: {"mean_actions": means[name]} if means else {} for name in names}
+        return actions, outputs
+
+    def record_transition(self, *, infos: Mapping[str, Any], timestep: int, timesteps: int, **arrays: Any) -> None:
+        """Let every agent record its part of a transition; see `workers.types.Agent`.
+
+        Args:
+            infos: Infos of the step.
+            timestep: Current timestep.
+            timesteps: Total number of timesteps.
+            arrays: By agent name, ``(num_envs, size)``: observations, states, actions, rewards, next_observations,
+                next_states, terminated and truncated.
+        """
+        for group, names in self.groups.items():
+            self.members[group].record_transition(
+                **{kind: self._joined(names, by_agent) for kind, by_agent in arrays.items()},
+                infos=self._infos_of(names, infos),
+                timestep=timestep,
+                timesteps=timesteps,
+            )
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Called after the interaction with the environments: every agent learns; see `Learner`."""
+        for member in self.members.values():
+            member.post_interaction(timestep=timestep, timesteps=timesteps)
+
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
+        """Write every scalar to the `writer`, those of the single agents too; see `Learner`."""
+        super().write_tracking_data(timestep=timestep, timesteps=timesteps)
+        for group, member in self.members.items():
+            member.writer = _Renamed(self.writer, group)
+            try:
+                member.write_tracking_data(timestep=timestep, timesteps=timesteps)
+            finally:
+                member.writer = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of everything learnt, by the names of the groups."""
+        return {group: member.state_dict() for group, member in self.members.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            AgentError: `state` is of other groups, or does not fit an agent; nothing is changed then.
+        """
+        given = list(state) if isinstance(state, Mapping) else type(state).__qualname__
+        if not isinstance(state, Mapping) or state.keys() != self.members.keys():
+            raise AgentError(f"the state is of {given}; expected {list(self.members)}")
+        before = self.state_dict()
+        for group, member in self.members.items():
+            try:
+                member.load_state_dict(state[group])
+            except AgentError as error:
+                for name in itertools.takewhile(lambda name, failed=group: name != failed, before):  # type: ignore[misc]
+                    self.members[name].load_state_dict(before[name])
+                raise AgentError(f"{group!r}: {error}") from error
+
+    def _joined(self, names: Sequence[str], by_agent: Mapping[str, Any] | None) -> Any:
+        """The rows of all agents of a group; None if there are none."""
+        parts = [None if by_agent is None else by_agent[name] for name in names]
+        return parts[0] if len(names) == 1 or parts[0] is None else concatenate_rows(parts, self._framework)
+
+    def _parted(self, names: Sequence[str], rows: Any) -> dict[str, Any]:
+        """`_joined` undone."""
+        parts = [rows] if len(names) == 1 else self._framework.split(rows, [rows.shape[0] // len(names)] * len(names))
+        return dict(zip(names, parts, strict=True))
+
+    def _infos_of(self, names: Sequence[str], infos: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the infos say of the agents of a group."""
+        parts, alive = [], (infos or {}).get("alive", {})
+        for name in names:
+            own = (infos or {}).get(name)
+            parts.append((own if isinstance(own, dict) else {}) | ({"alive": alive[name]} if name in alive else {}))
+        return merge_infos(parts, [self.num_envs] * len(names), self._framework)
+
+
+class _Renamed:
+    """A writer for the single agent of a group."""
+
+    def __init__(self, writer: Any, group: str) -> None:
+        self._writer = writer
+        self._group = group
+
+    def add_scalar(self, *, tag: str, value: float, timestep: int) -> None:
+        """Write a scalar with the group's name in its tag."""
+        kind, slash, rest = tag.partition(" / ")
+        tag = f"{kind} / {self._group} / {rest}" if slash else f"{self._group} / {tag}"
+        self._writer.add_scalar(tag=tag, value=value, timestep=timestep)
+
+
+def resolve_groups(groups: Mapping[str, Sequence[str]], possible_agents: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """All groups, those of one agent each included, in the order of the agents.
+
+    Raises:
+        AgentError: They do not fit the agents.
+    """
+    grouped = [name for names in groups.values() for name in names]
+    if unknown := [name for name in grouped if name not in possible_agents]:
+        raise AgentError(f"groups name {unknown[0]!r}; expected some of the agents {list(possible_agents)}")
+    if double := [name for name, count in Counter(grouped).items() if count > 1]:
+        raise AgentError(f"{double[0]!r} is in the groups {dict(groups)} more than once; expected once at most")
+    if empty := [group for group, names in groups.items() if not names]:
+        raise AgentError(f"the group {empty[0]!r} has no agents; expected at least one")
+    own = {name: (name,) for name in possible_agents if name not in grouped}
+    if taken := [group for group in groups if group in own]:
+        raise AgentError(f"a group has the name of the agent {taken[0]!r}, which is not in a group; rename the group")
+    chosen = own | {group: tuple(names) for group, names in groups.items()}
+    return dict(sorted(chosen.items(), key=lambda item: min(map(possible_agents.index, item[1]))))
