@@ -18,7 +18,7 @@ help:
 	@echo "                                          evaluation; or any other configuration, such as examples/pendulum.yaml"
 	@echo "make test     all tests"
 	@echo "make check    lint, format, types, import directions"
-	@echo "make bench    time per step against skrl, in one run"
+	@echo "make bench    time per step against skrl, and of copies against a plain loop, each in one run"
 	@echo "make format   format the code"
 	@echo "make setup    the environment in .venv, with every extra (the others do it by themselves)"
 
@@ -48,3 +48,4 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/vectorisers.py

@@ -39,7 +39,7 @@ def test_library_call_is_short_and_runs(name):
     assert lines[-1].startswith("environments 32:64: ")
 
 
-@pytest.mark.parametrize("name", ["cartpole", "custom", "envpool", "halfcheetah", "pendulum", "skrl"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.yaml")))
 def test_configurations_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.chdir(ROOT)
     short = [f"logging.directory={tmp_path / 'run'}", "trainer.timesteps=70", "evaluation.max_timesteps=70"]

@@ -77,7 +77,10 @@ def error_of(data: Any, *overrides: str) -> str:
         ("orchestrator={kind: ray, options: {cpus: 1}}", "orchestrator.options.cpus is no known key; did you mean 'nu"),
         ("orchestrator={kind: ray, options: {num_cpus: -1}}", "orchestrator.options: RayOrchestrator: num_cpus is -1"),
         # what cannot be imported or built
-        ("agents.0.agent=pppo", "agents.0.agent is 'pppo'; expected 'ppo', or an import path such as 'package.module"),
+        (
+            "agents.0.agent=pppo",
+            "agents.0.agent is 'pppo'; expected one of 'ppo', 'ippo', 'mappo', or an import path",
+        ),
         ("agents.1.agent=nowhere:Agent", "agents.1.agent is 'nowhere:Agent', which cannot be imported: ModuleNotFound"),
         ("agents.1.agent=examples.no_such:Agent", "; modules are looked for in /"),
         ("agents.1.agent=tests.support.exits:Agent", "which cannot be imported: SystemExit: this module ends it all"),

@@ -19,15 +19,25 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass
 class Evaluation:
-    """What one agent achieved.
+    """What one simultaneous agent achieved.
 
     Attributes:
-        returns: Return of each episode, in the order in which they ended.
+        returns: Return of each episode, in the order in which they ended; of a multi-agent the sum over its agents.
         lengths: Its length, in timesteps.
+        agents: Returns of the episodes of each agent of a multi-agent, by name.
     """
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    agents: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, name: str, episode_return: float, length: int) -> None:
+        """Take note of an episode: of an agent by its name, or of all by the name ``""``."""
+        if name:
+            self.agents.setdefault(name, []).append(episode_return)
+        else:
+            self.returns.append(episode_return)
+            self.lengths.append(length)
 
     def __str__(self) -> str:
         if not self.returns:
@@ -35,7 +45,8 @@ class Evaluation:
         mean, deviation, length = (
             float(value) for value in (np.mean(self.returns), np.std(self.returns), np.mean(self.lengths))
         )
-        return f"return {mean!r} (std {deviation!r}, length {length!r}, {len(self.returns)} episodes)"
+        told = f"return {mean!r} (std {deviation!r}, length {length!r}, {len(self.returns)} episodes)"
+        return " ".join([told, *(f"{name} {float(np.mean(returns))!r}" for name, returns in self.agents.items())])
 
 
 def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
@@ -64,17 +75,19 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
         remaining = np.concatenate([_shared_out(wanted.episodes, stop - start) for start, stop in trainer.scopes])
         scope_of = np.repeat(range(len(results)), [stop - start for start, stop in trainer.scopes])
         episodes = Episodes(len(remaining))
+        before: dict[str, Any] = {}
         for timestep in range(wanted.max_timesteps):
             if not remaining.any():
                 break
-            _, rewards, terminated, truncated, _ = trainer.eval(timestep=timestep)
-            for row, episode_return, length in zip(
-                *episodes.add(rewards, terminated, truncated, framework), strict=True
-            ):
-                if remaining[row]:
-                    remaining[row] -= 1
-                    results[scope_of[row]].returns.append(float(episode_return))
-                    results[scope_of[row]].lengths.append(int(length))
+            _, rewards, terminated, truncated, infos = trainer.eval(timestep=timestep)
+            ended = episodes.add(rewards, terminated, truncated, framework, before=before, infos=infos)
+            before = infos
+            for name, (rows, returns, lengths) in ended.items():
+                for row, episode_return, length in zip(rows, returns, lengths, strict=True):
+                    if remaining[row]:
+                        result = results[scope_of[row]]
+                        result.note(name, float(episode_return), int(length))
+                        remaining[row] -= not name
     return results
 
 

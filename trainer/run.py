@@ -16,16 +16,22 @@ from typing import Any
 from trainer.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
 from trainer.step import StepTrainer
 from workers.agents import load_ppo
+from workers.agents.independent import IndependentAgents, resolve_groups
 from workers.agents.ppo import PPOCfg
-from workers.envs import EnvFactory, make_env
-from workers.errors import ConfigError, LockstepError
+from workers.envs import EnvFactory, make_env, wrap_env
+from workers.envs.factory import is_multi_agent
+from workers.errors import AgentError, ConfigError, LockstepError
 from workers.frameworks import load_framework
 from workers.types import Scope
 
 __all__ = ["Run", "prepare"]
 
-_GIVEN = ("scope", "observation_space", "action_space", "state_space", "num_envs")
+_SPACES = ("observation_space", "action_space", "state_space")
+_TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
+_GIVEN = ("scope", "num_envs", *_SPACES, *_TEAM)
 """What an agent's class or function is given of these, where it has an argument of that name."""
+
+_OURS = ("ppo", "ippo", "mappo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +94,14 @@ def prepare(config: RunConfig) -> Run:
     config = dataclasses.replace(config, agents=agents)
     _orchestrator(config)
     env, spaces = _environment(config.env, config.framework)
-    return Run(
-        config=config, env=env, agents=[AgentFactory(agent, config.framework, spaces) for agent in config.agents]
-    )
+    run = Run(config=config, env=env, agents=[AgentFactory(agent, config.framework, spaces) for agent in agents])
+    try:
+        for i, agent in enumerate(agents):
+            _check_spaces(agent, f"agents.{i}", spaces)
+    except ConfigError:
+        run.close()
+        raise
+    return run
 
 
 @dataclass(frozen=True)
@@ -109,16 +120,25 @@ class AgentFactory:
 
     def __call__(self, scope: Scope) -> Any:
         """The agent."""
-        make = _agent_maker(self.config.agent, self.framework, "agent")
+        config = self.config
+        make = _agent_maker(config.agent, self.framework, "agent")
         known = {"scope": scope, "num_envs": scope.num_envs, **self.spaces}
-        cfg = {"cfg": self.config.cfg} if self.config.agent == "ppo" else self.config.cfg
-        return make(**{name: known[name] for name in _GIVEN if name in _parameters(make)} | cfg)
+        if config.agent in ("ippo", "mappo"):
+            spaces = {**self.spaces, "state_spaces": self.spaces["state_spaces"] if config.agent == "mappo" else None}
+            member = partial(make, cfg=config.cfg)
+            return IndependentAgents(member, **spaces, num_envs=scope.num_envs, groups=config.groups)
+        cfg = {"cfg": config.cfg} if config.agent == "ppo" else config.cfg
+        return make(**{name: known[name] for name in known if name in _parameters(make)} | cfg)
 
 
 def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
     """The agent's configuration, checked and with all defaults."""
     make = _agent_maker(agent.agent, framework, f"{key}.agent")
-    if agent.agent == "ppo":
+    if agent.groups and agent.agent not in ("ippo", "mappo"):
+        raise ConfigError(
+            f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: ippo and mappo have them"
+        )
+    if agent.agent in _OURS:
         cfg: PPOCfg = parse(PPOCfg, agent.cfg, f"{key}.cfg")
         with named(f"{key}.cfg"):
             cfg.validate()
@@ -134,11 +154,35 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
     return agent
 
 
+def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> None:
+    """Check that our agents fit the kind of environment."""
+    names = spaces.get("possible_agents")
+    if agent.agent == "ppo" and names:
+        raise ConfigError(
+            f"{key}.agent is 'ppo'; expected 'ippo' or 'mappo' for an environment with the agents {names}"
+        )
+    if agent.agent not in ("ippo", "mappo"):
+        return
+    if not names:
+        raise ConfigError(f"{key}.agent is {agent.agent!r}; expected 'ppo' for an environment with a single agent")
+    if agent.agent == "mappo" and None in spaces["state_spaces"].values():
+        raise ConfigError(
+            f"{key}.agent is 'mappo', but the environment has no states; set env.states to joint, or take 'ippo'"
+        )
+    try:
+        resolve_groups(agent.groups, names)
+    except AgentError as error:
+        raise ConfigError(f"{key}.groups: {error}") from error
+
+
 def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
-    if name == "ppo":
+    if name in _OURS:
         return load_ppo(framework)
     if ":" not in name:
-        raise ConfigError(f"{key} is {name!r}; expected 'ppo', or an import path such as 'package.module:name'")
+        known = ", ".join(map(repr, _OURS))
+        raise ConfigError(
+            f"{key} is {name!r}; expected one of {known}, or an import path such as 'package.module:name'"
+        )
     return _imported(name, key)
 
 
@@ -173,10 +217,18 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
     key = "env.id" if config.factory is None else "env.factory"
     try:
         if config.factory is None:
-            env = make_env(str(config.id), num_envs=config.num_envs, framework=framework, **config.kwargs)
+            env = make_env(
+                str(config.id),
+                num_envs=config.num_envs,
+                framework=framework,
+                states=config.states,
+                **config.kwargs,
+            )
             return env, _spaces(env)
-        build = _imported(config.factory, key)
-        factory = EnvFactory(partial(build, **config.kwargs), num_envs=config.num_envs, framework=framework)
+        build = partial(_imported(config.factory, key), **config.kwargs)
+        if config.states != "own":
+            build = partial(_with_states, build, framework, config.states)
+        factory = EnvFactory(build, num_envs=config.num_envs, framework=framework)
         # a factory has no spaces: they are those of its first environment
         env = factory.make(1, 0, framework=framework, seed=None)
         try:
@@ -193,12 +245,16 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
         ) from error
 
 
+def _with_states(build: Callable[[int, int], Any], framework: str, states: str, num_envs: int, first_env: int) -> Any:
+    return wrap_env(build(num_envs, first_env), framework=framework, states=states)
+
+
 def _spaces(env: Any) -> dict[str, Any]:
-    return {
-        "observation_space": env.observation_space,
-        "action_space": env.action_space,
-        "state_space": getattr(env, "state_space", None),
-    }
+    """What agents are made of: the spaces, and in a multi-agent environment the names of its agents."""
+    if not is_multi_agent(env):
+        return {name: getattr(env, name, None) for name in _SPACES}
+    no_states = dict.fromkeys(env.possible_agents)
+    return {name: getattr(env, name, no_states) for name in _TEAM}
 
 
 def _orchestrator(config: RunConfig) -> Any:

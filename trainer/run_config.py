@@ -36,7 +36,8 @@ class EnvConfig:
     """The environments. Give either `id` or `factory`."""
 
     id: str | None = None
-    """Registered Gymnasium environment, such as CartPole-v1; package.module:Name-v0 imports the module first."""
+    """Registered Gymnasium environment, such as CartPole-v1; package.module:Name-v0 imports the module first. Or one of
+    PettingZoo's, such as classic/tictactoe_v3, or a module with parallel_env or env, such as mpe2.simple_spread_v3."""
 
     factory: str | None = None
     """Import path, package.module:build, of build(num_envs, first_env, **kwargs), for environments of any kind."""
@@ -45,7 +46,10 @@ class EnvConfig:
     """Number of environments, of all agents together."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments for gymnasium.make or the factory."""
+    """Keyword arguments for gymnasium.make, pettingzoo.make, the module's function or the factory."""
+
+    states: Literal["own", "joint", "none"] = "own"
+    """States of a multi-agent environment: its own, where it has them; the observations of all agents; or none."""
 
 
 @dataclass(kw_only=True)
@@ -53,13 +57,17 @@ class AgentConfig:
     """One simultaneous agent."""
 
     agent: str = "ppo"
-    """ppo, or the import path, package.module:name, of a class or a function that makes an agent."""
+    """ppo; for a multi-agent environment ippo, or mappo, whose critics see the states; or the import path,
+    package.module:name, of a class or a function that makes an agent."""
 
     scope: int | None = None
     """Number of environments of this agent; null in all agents shares them out equally."""
 
     cfg: dict[str, Any] = field(default_factory=dict)
-    """For ppo the values of PPOCfg; else handed over as keyword arguments."""
+    """For ppo, ippo and mappo the values of PPOCfg; else handed over as keyword arguments."""
+
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """For ippo and mappo: names of the agents that share their parameters, by a name for each group."""
 
 
 @dataclass(kw_only=True)
