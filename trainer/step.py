@@ -70,9 +70,11 @@ class StepTrainer:
         """Check everything, and build the workers.
 
         Args:
-            env: An environment with the members of `workers.types.Env`, or an `EnvFactory`.
-            agents: An agent or a factory, or a list with one for each simultaneous agent. A factory is a class, or a
-                callable without ``act``; it is called once with its `Scope`, where the agent is going to live.
+            env: An environment with the members of `workers.types.Env` or `workers.types.MultiAgentEnv`, or an
+                `EnvFactory`.
+            agents: An agent (a multi-agent for a multi-agent environment) or a factory, or a list with one for each
+                simultaneous agent. A factory is a class, or a callable without ``act``; it is called once with its
+                `Scope`, where the agent is going to live.
             scopes: Number of environments of each simultaneous agent; None shares them out as equally as possible.
             cfg: The configuration, or a dictionary with its fields.
             orchestrator: ``"local"`` (this process), ``"ray"`` (an actor for each agent), or a `RayOrchestrator`.
@@ -122,7 +124,8 @@ class StepTrainer:
 
         Returns:
             Observations ``(num_envs, size)`` as ``env.step`` returned them, rewards ``(num_envs, 1)``, terminated and
-            truncated ``(num_envs, 1)``, and infos. Row i belongs to environment i.
+            truncated ``(num_envs, 1)``, and infos. Row i belongs to environment i. In a multi-agent environment each
+            array is a dictionary of arrays by agent name.
 
         Raises:
             WorkerError: The environments or agents of some scopes failed; the trainer can only be closed then.

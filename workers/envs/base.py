@@ -93,7 +93,15 @@ class Wrapper(_EnvWrapper):
 
 
 class MultiAgentEnvWrapper(_EnvWrapper):
-    """Vectorised multi-agent environments: as `Wrapper`, with a dictionary by agent name in the place of each array."""
+    """Vectorised multi-agent environments: as `Wrapper`, with a dictionary by agent name in the place of each array.
+
+    Every array has a row for each environment and every possible agent. Who implements it promises: in the step in
+    which an agent ends, its row is its true final observation, with its flag True; later rows are zero, with both flags
+    False. ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is there after every step and reset and says who acts in
+    the next step. An environment is reset in the step in which no agent is left; ``infos["_final_obs"]``,
+    ``(num_envs,)`` bool, says where, and ``infos["final_obs"][agent]`` and ``infos["final_state"][agent]`` what came
+    before.
+    """
 
     @property
     @abstractmethod
