@@ -215,6 +215,19 @@ def test_masks_of_the_wrong_shape_are_refused(framework):
         agent.act(observations, None, infos={"alive": np.ones((2, 1), np.bool_)}, **CLOCK)
 
 
+def test_an_entry_of_a_single_agent_environment_is_none_of_ours(framework):
+    learnt = []
+    for infos in ({}, {"alive": np.zeros(ENVS, np.bool_)}, {"alive": {"agent_0": 1}}):
+        agent = make(framework, "gaussian")
+        fix_orders(agent)
+        for step in range(STEPS):
+            agent.act(to_framework(framework, np.zeros((ENVS, WIDTH), np.float32)), None, infos=infos, **CLOCK)
+            record(agent, transition(agent, step))
+        learnt.append(state_of(agent))
+    assert same(learnt[1], learnt[0])
+    assert same(learnt[2], learnt[0])
+
+
 def test_legal_actions():
     ragged = np.empty(4, dtype=object)
     ragged[:] = [(np.array([1, 0]), np.array([0, 0, 1])), None, [0, 1, 1, 0, 0], np.array([0, 0, 0, 1, 1])]

@@ -57,8 +57,8 @@ class IndependentAgents(Learner):
         """Make all agents.
 
         Args:
-            make: Makes a single agent, such as the class of PPO; called with `observation_space`, `action_space`,
-                `state_space` and `num_envs`, once for each group.
+            make: Makes a single agent, such as the class of PPO, which names its `framework`; called with
+                `observation_space`, `action_space`, `state_space` and `num_envs`, once for each group.
             possible_agents: Names of all agents that can ever appear.
             observation_spaces: Space of each agent's observations in one environment.
             action_spaces: Space of each agent's actions in one environment.

@@ -224,7 +224,7 @@ class PPO(Agent):
     def _heed(self, infos: Mapping[str, Any], rows: int) -> None:
         """Take note of who acts, and what is legal."""
         alive = infos.get("alive")
-        if alive is not None:
+        if getattr(alive, "ndim", 0) == 2:  # else a single-agent environment has an entry of this name, (num_envs,)
             self._acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
             self._check_shape("infos['alive']", self._acting, 1, rows)
         mask = infos.get("action_mask")
