@@ -10,7 +10,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from tests.support import parity
-from tests.support.agents import copied
+from tests.support.agents import NullAgent, copied
 from tests.support.multi_agent_envs import NoisyTeamEnv, noisy_team_factory
 from tests.support.parity import CFG, assert_same, run
 from tests.support.ppo import to_framework
@@ -37,19 +37,24 @@ def make(framework: str, groups: Any = None, num_envs: int = 2, **changes: Any) 
     return IndependentAgents(partial(parity.ppo(framework), cfg=PPO_CFG), **given | changes)
 
 
-class RowAgent:
+class RowAgent(NullAgent):
     """Stands for a single agent: acts on the first column of what it sees, and keeps what it is given."""
 
     framework = "numpy"
 
     def __init__(self, num_envs: int, **spaces: Any) -> None:
+        super().__init__()
         self.num_envs, self.spaces = num_envs, spaces
         self.given: list[dict[str, Any]] = []
 
-    def enable_training_mode(self, enabled: bool = True) -> None:
-        self.training = enabled
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
-    def act(self, observations: Any, states: Any, *, infos: Any, timestep: int, timesteps: int) -> Any:
+    def load_state_dict(self, state: Any) -> None: ...
+
+    def act(  # type: ignore[override]
+        self, observations: Any, states: Any, *, infos: Any, timestep: int, timesteps: int
+    ) -> Any:
         self.given.append({"observations": observations, "states": states, "infos": infos})
         return observations[:, :1] * 10, {"mean_actions": observations[:, :1] * 100}
 
@@ -253,6 +258,27 @@ def test_agents_that_do_not_fit_the_environment_are_refused(kind, message):
 
     with pytest.raises(AgentError, match=message):
         parity.step_trainer("torch")(env=env, agents=factory, cfg=CFG)
+
+
+def test_what_cannot_be_a_single_agent_is_refused():
+    spaces: dict[str, Any] = {f"{kind}_spaces": dict.fromkeys(NAMES, Discrete(3)) for kind in ("observation", "action")}
+    with pytest.raises(AgentError, match="NullAgent of the group 'left' lacks framework, state_dict, load_state_dict"):
+        IndependentAgents(lambda **_: NullAgent(), possible_agents=NAMES, **spaces, num_envs=2)
+    with pytest.raises(
+        AgentError, match=r"state_spaces has no space of 'keeper'; .* leave them out for agents that see no"
+    ):
+        make("torch", state_spaces={"left": Discrete(3), "right": Discrete(3), "keeper": None})
+    with pytest.raises(AgentError, match="observation_spaces has no space of 'keeper'"):
+        make("torch", observation_spaces={"left": Discrete(3), "right": Discrete(3)})
+    with pytest.raises(AgentError, match=r"groups is \['left'\]; expected names of agents by the name of their group"):
+        make("torch", ["left"])
+
+
+def test_masks_of_another_shape_are_refused():
+    seen = to_framework("torch", {name: np.ones((2, width), np.float32) for name, width in WIDTHS.items()})
+    alive = dict.fromkeys(NAMES, to_framework("torch", np.ones(2, np.bool_)))
+    with pytest.raises(AgentError, match=r"infos\['alive'\]\['left'\] has shape \(2,\); expected \(2, 1\)"):
+        make("torch").act(seen, None, infos={"alive": alive}, **CLOCK)
 
 
 def test_a_multi_agent_needs_a_multi_agent_environment():

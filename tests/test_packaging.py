@@ -33,7 +33,7 @@ def cluster() -> dict[str, Any]:
 
 
 def test_the_extras():
-    assert {"torch", "jax", "warp", "skrl", "mujoco", "envpool", "dev", "all"} == set(EXTRAS)
+    assert {"torch", "jax", "warp", "skrl", "mujoco", "envpool", "multiagent", "dev", "all"} == set(EXTRAS)
     (everything,) = map(Requirement, EXTRAS["all"])
     assert everything.name == PROJECT["name"] == "lockstep-rl"
     assert everything.extras == set(EXTRAS) - {"all", "dev"}

@@ -30,7 +30,7 @@ def make_team(framework: str, env: EnvFactory, groups: dict[str, Any] | None, sc
         possible_agents=spaces.possible_agents,
         observation_spaces=spaces.observation_spaces,
         action_spaces=spaces.action_spaces,
-        state_spaces=spaces.state_spaces,
+        state_spaces=None if None in spaces.state_spaces.values() else spaces.state_spaces,
         num_envs=scope.num_envs,
         groups=groups,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Text
+from gymnasium.spaces import Box, Discrete, Text
 from pettingzoo import AECEnv
 
 from tests.support.agents import RecordingTeam
@@ -86,8 +86,11 @@ class Changed(CountingTeamEnv):
     ("names", "message"),
     [
         ([], "counting_team_v0 has no possible_agents; expected the names of all agents that can ever appear"),
-        ([1, 2], r"has possible_agents \[1, 2\]; expected strings, and none like 1, which infos could not tell"),
-        (["a", "alive"], r"has possible_agents \['a', 'alive'\]; expected strings, and none like 'alive'"),
+        (
+            [1, 2],
+            r"has possible_agents \[1, 2\]; expected different strings, and none like 1, which infos could not tell",
+        ),
+        (["a", "alive"], r"has possible_agents \['a', 'alive'\]; expected different strings, and none like 'alive'"),
         (["a", "_a"], "none like '_a', which infos could not tell from other entries"),
         (["a", "_final_obs"], "none like '_final_obs'"),
     ],
@@ -153,6 +156,61 @@ def test_environments_by_name(name, agents, is_turn_based):
     assert env.recipe is not None
     part = env.recipe.make(2, 1, framework="numpy", seed=None)
     assert_same(part.reset(seed=6)[0], {name: rows[1:] for name, rows in observations.items()})
+
+
+class Odd(CountingTeamEnv):
+    """Does what is asked of it by `fault`, in its second step."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(0, {"scout": (2, "truncated"), "tank": (9, "truncated"), "medic": (9, "terminated")})
+        self.fault = fault
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *flags, infos = super().step(actions)
+        if self.step_count == 2 and self.fault == "no observation":
+            observations["tank"] = None
+        if self.step_count == 2 and self.fault == "no final observation":
+            del observations["scout"]
+        if self.step_count == 2 and self.fault == "no reward":
+            rewards["medic"] = None
+        if self.step_count == 2 and self.fault == "stranger":
+            self.agents.append("stranger")
+        if self.step_count == 2 and self.fault == "error":
+            raise RuntimeError("the physics has blown up")
+        return observations, rewards, *flags, infos
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no observation", "gives no observation of 'tank', which acts next, or is truncated"),
+        ("no final observation", "gives no observation of 'scout', which acts next, or is truncated"),
+        ("no reward", "the reward or a flag of 'medic' in copy 1 is None"),
+        ("stranger", r"has the agents \['stranger'\], which are not in its possible_agents"),
+        ("error", "the physics has blown up"),
+    ],
+)
+def test_what_a_copy_may_not_do_is_told(fault, message):
+    env = PettingZooWrapper([CountingTeamEnv(0), Odd(fault)], framework="numpy")
+    env.reset(seed=0)
+    actions = {"scout": np.ones((2, 1)), "tank": np.zeros((2, 2)), "medic": np.zeros((2, 2))}
+    env.step(actions)
+    with pytest.raises((EnvError, RuntimeError), match=message) as caught:
+        env.step(actions)
+    if fault != "no reward":
+        assert caught.value.__notes__ == ["in copy 1 of counting_team_v0"]
+
+
+def test_copies_of_different_kinds_are_refused():
+    fewer, other = CountingTeamEnv(1), CountingTeamEnv(1)
+    fewer.possible_agents = ["scout", "tank"]
+    other._action_spaces["scout"] = Discrete(9)
+    for odd, message in (
+        (fewer, r"copy 1 has possible_agents \['scout', 'tank'\]; expected those of the first"),
+        (other, r"'scout' of copy 1 has the spaces .*Discrete\(9\)\); expected .*Discrete\(5, start=1\)"),
+    ):
+        with pytest.raises(EnvError, match=message):
+            wrap_env([CountingTeamEnv(0), odd], framework="numpy")
 
 
 def test_states_that_there_are_not_are_refused():

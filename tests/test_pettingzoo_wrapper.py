@@ -332,7 +332,9 @@ def test_several_games_whose_players_take_turns_on_their_own():
 
 
 class Leaving(CountingTeamEnv):
-    """The scout is no longer there after step 2, and no flag says so."""
+    """The scout is no longer there after step 2, and no flag says so; it may still be seen at the end."""
+
+    is_seen = False
 
     def step(self, actions):
         outputs = super().step(actions)
@@ -340,14 +342,20 @@ class Leaving(CountingTeamEnv):
             self.agents.remove("scout")
             for output in outputs:
                 del output["scout"]
+        if self.step_count == 4 and self.is_seen:
+            outputs[0]["scout"] = self.observation("scout")
         return outputs
 
 
-def test_an_agent_that_leaves_without_a_flag_is_truncated_when_its_copy_is_reset():
-    deaths = {"tank": (3, "terminated"), "medic": (4, "terminated")}
-    _, *steps = trace(wrapped(Leaving(5, deaths)), 5)
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_an_agent_that_leaves_without_a_flag_ends_when_its_copy_is_reset(is_seen):
+    """Only with an observation can it be truncated: there is nothing to take the value of without."""
+    env = Leaving(5, {"tank": (3, "terminated"), "medic": (4, "terminated")})
+    env.is_seen = is_seen
+    _, *steps = trace(wrapped(env), 5)
     flags = [tuple(map(named, (terminated, truncated))) for _, _, terminated, truncated, _, _ in steps]
-    assert flags == [("", ""), ("", ""), ("t", ""), ("m", "s"), ("", "")]
+    assert flags == [("", ""), ("", ""), ("t", ""), ("m", "s") if is_seen else ("sm", ""), ("", "")]
+    assert steps[3][4]["final_obs"]["scout"][0].tolist() == ([5, 0, 0, 4] if is_seen else [0] * 4)
     assert [named(infos["alive"]) for *_, infos, _ in steps] == ["stm", "tm", "m", "stm", "stm"]
     assert [observations["scout"][0].tolist() for observations, *_ in steps[1:4]] == [[0] * 4, [0] * 4, [5, 0, 1, 0]]
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.parity import assert_same
+from tests.support.parity import CFG, assert_same, step_trainer
 from tests.support.ppo import ACTIONS, CLOCK, ENVS, STEPS, WIDTH, make, rollout, run, state_of
 from tests.support.ppo_reference import Reference
 from workers.agents.torch import PPO
 from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, Tanh
+from workers.envs import make_env
 
 COMPONENTS = {
     "one": [range(-1, 2)],
@@ -222,3 +223,16 @@ def test_normalizer_against_numpy():
     normal = normalizer(inside)
     np.testing.assert_allclose(normal, (everything[-2:] - everything.mean(0)) / everything.std(0), rtol=1e-4)
     torch.testing.assert_close(normalizer.inverse(normal), inside)
+
+
+def test_a_reset_of_the_trainer_cuts_the_rollout():
+    """What comes after it does not follow what came before."""
+    env = make_env("CartPole-v1", num_envs=2, framework="torch")
+    agent = PPO(observation_space=env.observation_space, action_space=env.action_space, num_envs=2)
+    with step_trainer("torch")(env=env, agents=agent, cfg=CFG, seed=0) as trainer:
+        for _ in range(3):
+            trainer.train()
+        trainer.reset()
+        trainer.train()
+    assert agent._rollout["ended"][:5, 0, 0].tolist() == [False, False, True, False, False]
+    assert agent._recorded == 4

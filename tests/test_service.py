@@ -66,7 +66,7 @@ def test_a_worker_that_shares_the_drivers_environments(framework: str):
     observations = np.array([[row, 0.0, 0.0, -1.0] for row in ROWS], np.float32)
     states = observations[:, :2] + 500
     sent = to_wire(tuple(map(adapter.from_numpy, (observations, states))), adapter)
-    actions = from_wire(client.ok("act", tick(7), *sent), adapter)
+    actions = from_wire(client.ok("act", tick(7), *sent, None), adapter)
     assert copied(actions).tolist() == [[507], [607], [707]]
     flags = np.array([[True], [False], [False]])
     arrays = observations[:, :1], observations + 1, flags, ~flags
@@ -100,8 +100,8 @@ def test_a_request_sent_again_is_answered_from_the_cache():
 
 def test_an_error_is_answered_from_the_cache_too():
     client = Client(spec(FailingAgent, env=None))
-    failed = client.send("act", tick(3), None, None)
-    assert client.send("act", tick(3), None, None, seq=failed.seq) == failed
+    failed = client.send("act", tick(3), None, None, None)
+    assert client.send("act", tick(3), None, None, None, seq=failed.seq) == failed
 
 
 def test_an_older_request_is_an_error_and_does_nothing():
@@ -135,9 +135,9 @@ def test_failures_of_an_iteration_say_where(framework: str):
 def test_failures_of_a_shared_workers_agent_say_where(framework: str):
     client, adapter = Client(spec(FailingAgent, env=None, framework=framework)), load_framework(framework)
     observations = to_wire(adapter.from_numpy(np.zeros((3, 4), np.float32)), adapter)
-    act = client.failure("act", tick(3), observations, None)
+    act = client.failure("act", tick(3), observations, None, None)
     assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
-    client.ok("act", tick(2), observations, None)
+    client.ok("act", tick(2), observations, None, None)
     rows = adapter.from_numpy(np.zeros((3, 1), np.float32))
     transition = to_wire(Transition(rows, rows, None, rows, rows, {}, 0.0), adapter)
     learn = client.failure("learn", tick(2), transition)
@@ -169,7 +169,7 @@ def test_failures_of_building_say_where(broken: WorkerSpec, kind: str, message: 
     ("method", "args"),
     [
         ("tick", (tick(1),)),
-        ("act", (tick(1), None, None)),
+        ("act", (tick(1), None, None, None)),
         ("learn", (tick(1), None)),
         ("restart", ()),
         ("export", ()),

@@ -53,6 +53,24 @@ def test_episodes_by_hand(framework: str):
     assert (returns.tolist(), lengths.tolist()) == ([5.0, 6.0], [1, 1])
 
 
+def test_a_team_of_another_library_ends_with_its_last_agent():
+    """Without `alive` its agents may end in different steps."""
+    arrays, episodes = load_framework("numpy"), Episodes(1)
+
+    def step(rewards: tuple[float, float], *ended: str) -> dict[str, Any]:
+        columns = [np.array([[reward]]) for reward in rewards]
+        flags = {name: np.array([[name in ended]]) for name in ("a", "b")}
+        never = {name: np.array([[False]]) for name in flags}
+        return episodes.add(dict(zip("ab", columns, strict=True)), flags, never, arrays)
+
+    for _ in range(2):
+        assert step((1.0, 10.0))[""].rows.size == 0
+        assert step((1.0, 10.0), "a")[""].rows.size == 0
+        ended = step((0.0, 10.0), "b")
+        assert (ended[""].returns.tolist(), ended[""].lengths.tolist()) == ([32.0], [3])
+        assert ended["b"].returns.tolist() == [30.0]
+
+
 class FileWriter:
     """Stands for the event files of skrl's agents."""
 

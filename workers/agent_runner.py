@@ -149,6 +149,8 @@ class AgentRunner:
             self._check_rows(actions)
 
     def _check_rows(self, actions: Any, whose: str = "") -> None:
+        if not self._framework.is_array(actions):
+            raise AgentError(f"act() returned a {type(actions).__qualname__}{whose}; expected an array")
         if actions.shape[0] != self._num_envs:
             raise AgentError(
                 f"act() returned actions of shape {tuple(actions.shape)}{whose}; expected {self._num_envs} rows"
@@ -219,8 +221,10 @@ class AgentRunner:
         return self._scalars.drain() | self._tracking.writer.scalars.drain()
 
     def restart(self) -> None:
-        """The environments start anew: the episodes in progress do not count."""
+        """The environments start anew: episodes in progress do not count, and rollouts do not go on."""
         self._episodes.restart()
+        with self._stream:
+            self.agent.enable_training_mode(False)  # until the next iteration that trains
 
     @property
     def timestep(self) -> int:

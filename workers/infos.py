@@ -26,6 +26,12 @@ def _is_by_row(value: Any, rows: int, framework: Framework) -> bool:
     return False
 
 
+def _are_by_row(values: Sequence[Any], sizes: Sequence[int], framework: Framework) -> bool:
+    """Whether all that are there are arrays by row, whose rows have one shape."""
+    pairs = [(value, size) for value, size in zip(values, sizes, strict=True) if value is not None]
+    return all(_is_by_row(*pair, framework) for pair in pairs) and len({tuple(one.shape[1:]) for one, _ in pairs}) == 1
+
+
 def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], Any]) -> Infos:
     """New dictionaries, with `take` done on every array by row, and the other arrays copied.
 
@@ -117,9 +123,7 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
         known = [value for value in values if value is not None]
         if known and all(isinstance(value, dict) for value in known):
             merged[key] = merge_infos([value or {} for value in values], sizes, framework)
-        elif known and all(
-            value is None or _is_by_row(value, size, framework) for value, size in zip(values, sizes, strict=True)
-        ):
+        elif known and _are_by_row(values, sizes, framework):
             merged[key] = _concatenate(values, known[0], sizes, framework)
         elif known and all(_is_float(value, framework) for value in known):
             weights = [size for value, size in zip(values, sizes, strict=True) if value is not None]

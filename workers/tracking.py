@@ -162,6 +162,7 @@ class Episodes:
     def __init__(self, num_envs: int) -> None:
         self._num_envs = num_envs
         self._sums: dict[str, _Sums] = {}
+        self._ended: dict[str, npt.NDArray[np.bool_]] = {}  # who has, since the last end of their environment
 
     def add(
         self,
@@ -195,19 +196,23 @@ class Episodes:
             return {"": self._of("").add(numbers(rewards), ended)}
         result, alive = {}, before.get("alive", {})
         total, over = np.zeros(self._num_envs), np.ones(self._num_envs, np.bool_)
+        nobody = np.zeros(self._num_envs, np.bool_)
         for name, reward in rewards.items():
             ended = numbers(terminated[name]) | numbers(truncated[name])
             acted = numbers(alive[name]) if name in alive else True
             result[name] = self._of(name).add(numbers(reward), ended, acted)
             total += numbers(reward)
-            over &= ended
-        if "alive" in infos:  # else the agents of another library's wrapper, which end together
-            over = numbers(infos.get("_final_obs", np.zeros(self._num_envs, np.bool_)))
+            self._ended[name] = self._ended.get(name, nobody) | ended
+            over &= self._ended[name]
+        if "alive" in infos:  # else in another library's wrapper, which ends with the last agent
+            over = numbers(infos.get("_final_obs", nobody))
+        self._ended = {name: ended & ~over for name, ended in self._ended.items()}
         return result | {"": self._of("").add(total, over)}
 
     def restart(self) -> None:
         """Forget the episodes in progress."""
         self._sums.clear()
+        self._ended.clear()
 
     def _of(self, name: str) -> _Sums:
         if name not in self._sums:

@@ -12,6 +12,7 @@ from workers.agents.base import Learner, Space
 from workers.by_agent import concatenate_rows
 from workers.errors import AgentError
 from workers.infos import merge_infos
+from workers.types import Agent, required_members
 
 __all__ = ["IndependentAgents", "resolve_groups"]
 
@@ -27,7 +28,7 @@ class IndependentAgents(Learner):
             possible_agents=env.possible_agents,
             observation_spaces=env.observation_spaces,
             action_spaces=env.action_spaces,
-            state_spaces=env.state_spaces,  # without it: IPPO
+            state_spaces=env.state_spaces,  # left out: IPPO
             num_envs=scope.num_envs,
         )
 
@@ -57,22 +58,26 @@ class IndependentAgents(Learner):
         """Make all agents.
 
         Args:
-            make: Makes a single agent, such as the class of PPO, which names its `framework`; called with
-                `observation_space`, `action_space`, `state_space` and `num_envs`, once for each group.
+            make: Makes a single agent, such as the class of PPO; called with `observation_space`, `action_space`,
+                `state_space` and `num_envs`, once for each group. What it makes has the name of its framework in
+                `framework`, and `state_dict` and `load_state_dict`.
             possible_agents: Names of all agents that can ever appear.
             observation_spaces: Space of each agent's observations in one environment.
             action_spaces: Space of each agent's actions in one environment.
-            state_spaces: Space of each agent's states in one environment; None for agents that see no states.
+            state_spaces: Space of each agent's states in one environment; None if they see no states.
             num_envs: Number of environments.
             groups: Names of the agents that share their parameters, by the name of the group.
 
         Raises:
-            AgentError: The groups do not fit the agents, or agents of one group have different spaces.
+            AgentError: The groups do not fit the agents, an agent has no space, agents of one group have different
+                ones, or a single agent lacks a member.
         """
         self.possible_agents = list(possible_agents)
-        self.observation_spaces = {name: observation_spaces[name] for name in possible_agents}
-        self.action_spaces = {name: action_spaces[name] for name in possible_agents}
-        self.state_spaces = {name: (state_spaces or {}).get(name) for name in possible_agents}
+        self.observation_spaces = _of_each(observation_spaces, "observation_spaces", self.possible_agents)
+        self.action_spaces = _of_each(action_spaces, "action_spaces", self.possible_agents)
+        self.state_spaces: dict[str, Space | None] = dict.fromkeys(self.possible_agents)
+        if state_spaces is not None:
+            self.state_spaces |= _of_each(state_spaces, "state_spaces", self.possible_agents)
         self.groups = resolve_groups(groups or {}, self.possible_agents)
         self.members = {group: self._make(make, group, names, num_envs) for group, names in self.groups.items()}
         self.framework = next(iter(self.members.values())).framework
@@ -89,7 +94,14 @@ class IndependentAgents(Learner):
                     f"{spaces[names[0]]} and {spaces[different[0]]}; agents that share parameters need equal ones"
                 )
             given[f"{kind}_space"] = spaces[names[0]]
-        return make(**given)
+        member = make(**given)
+        needed = (*required_members(Agent), "framework", "state_dict", "load_state_dict")
+        if missing := [name for name in needed if not hasattr(member, name)]:
+            raise AgentError(
+                f"{type(member).__qualname__} of the group {group!r} lacks {', '.join(missing)}; a single agent in "
+                "IndependentAgents needs them"
+            )
+        return member
 
     def init(self, *, trainer_cfg: Any = None) -> None:
         """Make ready for a trainer; see `Learner`.
@@ -173,6 +185,8 @@ class IndependentAgents(Learner):
         """Write every scalar to the `writer`, those of the single agents too; see `Learner`."""
         super().write_tracking_data(timestep=timestep, timesteps=timesteps)
         for group, member in self.members.items():
+            if not hasattr(member, "write_tracking_data"):
+                continue
             member.writer = _Renamed(self.writer, group)
             try:
                 member.write_tracking_data(timestep=timestep, timesteps=timesteps)
@@ -214,10 +228,20 @@ class IndependentAgents(Learner):
     def _infos_of(self, names: Sequence[str], infos: Mapping[str, Any] | None) -> dict[str, Any]:
         """What the infos say of the agents of a group."""
         parts, alive = [], (infos or {}).get("alive", {})
+        if wrong := [name for name in alive if tuple(alive[name].shape) != (self.num_envs, 1)]:
+            shape, expected = tuple(alive[wrong[0]].shape), (self.num_envs, 1)
+            raise AgentError(f"infos['alive'][{wrong[0]!r}] has shape {shape}; expected {expected}")
         for name in names:
             own = (infos or {}).get(name)
             parts.append((own if isinstance(own, dict) else {}) | ({"alive": alive[name]} if name in alive else {}))
         return merge_infos(parts, [self.num_envs] * len(names), self._framework)
+
+
+def _of_each(spaces: Mapping[str, Any], kind: str, names: Sequence[str]) -> dict[str, Any]:
+    if missing := [name for name in names if spaces.get(name) is None]:
+        hint = "; leave them out for agents that see no states" if kind == "state_spaces" else ""
+        raise AgentError(f"{kind} has no space of {missing[0]!r}; expected one of each of {list(names)}{hint}")
+    return {name: spaces[name] for name in names}
 
 
 class _Renamed:
@@ -240,6 +264,8 @@ def resolve_groups(groups: Mapping[str, Sequence[str]], possible_agents: Sequenc
     Raises:
         AgentError: They do not fit the agents.
     """
+    if not isinstance(groups, Mapping):
+        raise AgentError(f"groups is {groups!r}; expected names of agents by the name of their group")
     grouped = [name for names in groups.values() for name in names]
     if unknown := [name for name in grouped if name not in possible_agents]:
         raise AgentError(f"groups name {unknown[0]!r}; expected some of the agents {list(possible_agents)}")

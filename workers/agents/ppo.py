@@ -223,8 +223,9 @@ class PPO(Agent):
 
     def _heed(self, infos: Mapping[str, Any], rows: int) -> None:
         """Take note of who acts, and what is legal."""
-        alive = infos.get("alive")
-        if getattr(alive, "ndim", 0) == 2:  # else a single-agent environment has an entry of this name, (num_envs,)
+        alive: Any = infos.get("alive")
+        # anything else is an entry of this name that a single-agent environment has for itself
+        if getattr(alive, "ndim", 0) == 2 and "bool" in str(alive.dtype):
             self._acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
             self._check_shape("infos['alive']", self._acting, 1, rows)
         mask = infos.get("action_mask")

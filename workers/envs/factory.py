@@ -103,7 +103,8 @@ def _make_single(id: str, kwargs: dict[str, Any]) -> Any:
         env = make_multi_agent(id, kwargs)
         if env is None:
             raise EnvError(
-                f"gymnasium cannot make {id!r}, and it is neither PettingZoo's nor a module with parallel_env: {error}"
+                f"gymnasium cannot make {id!r}, and it is neither PettingZoo's nor a module with parallel_env (MPE's "
+                f"come with pip install 'lockstep-rl[multiagent]'): {error}"
             ) from error
         return env
     except gymnasium.error.Error as error:

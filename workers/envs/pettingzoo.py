@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -13,15 +13,10 @@ import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
-from pettingzoo import AECEnv
-from pettingzoo.utils.conversions import (
-    aec_to_parallel,
-    turn_based_aec_to_parallel,
-    turn_based_aec_to_parallel_wrapper,
-)
 
 from workers.envs.base import MultiAgentEnvWrapper
 from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
+from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike
 from workers.errors import EnvError
 from workers.frameworks import load_framework
 from workers.types import Array
@@ -29,7 +24,6 @@ from workers.types import Array
 __all__ = ["PettingZooWrapper", "States"]
 
 NumpyArray = npt.NDArray[Any]
-ByAgent = Mapping[str, Any]
 States = Literal["own", "joint", "none"]
 
 _RESERVED = {"alive", "final_obs", "final_state", "final_info"}
@@ -44,8 +38,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     Every array has a row for each copy, whoever lives in it:
 
     - In the step in which an agent ends, its row is its true final observation, with its flag True. Later rows are
-      zero, with both flags False. An agent that leaves without a flag, and does not come back, is truncated when its
-      copy is reset.
+      zero, with both flags False. An agent that leaves without a flag, and does not come back, ends when its copy is
+      reset: it is truncated if there is an observation of it then, else terminated.
     - A copy is reset in the step in which no agent is left alive. Its rows are then those after the reset; the true
       ones are in ``infos["final_obs"][agent]`` (and ``infos["final_state"][agent]``), valid where
       ``infos["_final_obs"]``.
@@ -71,15 +65,18 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """
         self.framework = framework
         self._framework = load_framework(framework)
-        self._copies = [_Copy(env) for env in envs]
-        first = self._copies[0].env
+        copies = [as_parallel(env) for env in envs]
+        first = copies[0]
         self._name = str(first)
         self._names = _checked_names(first, self._name)
+        self._copies = [TeamCopy(env, frozenset(self._names)) for env in copies]
         self._spaces = {name: first.observation_space(name) for name in self._names}
         self._action_spaces = {name: first.action_space(name) for name in self._names}
         for kind, spaces in (("observation", self._spaces), ("action", self._action_spaces)):
             for name, space in spaces.items():
                 check_space(space, f"{self._name}: {kind} space of {name!r}")
+        for row, env in enumerate(copies):
+            check_alike(env, row, self._name, self._spaces, self._action_spaces)
         self._action_widths = {name: action_width(space) for name, space in self._action_spaces.items()}
         self._batch_spaces = {name: batch_space(space, len(envs)) for name, space in self._action_spaces.items()}
         self._masks = {name: mask_columns(space) for name, space in self._spaces.items()}
@@ -154,17 +151,25 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         shown, final, final_states = _Observations(self._spaces), _Observations(self._spaces), {}
         infos: dict[str, Any] = {}
         for row, copy in enumerate(self._copies):
-            given = copy.step({name: taken[name][row] for name in copy.acting()})
+            try:
+                given = copy.step({name: taken[name][row] for name in copy.acting()})
+            except Exception as error:
+                error.add_note(f"in copy {row} of {self._name}")
+                raise
             for flat, values in (
                 (rewards, given.rewards),
                 (terminated, given.terminated),
                 (truncated, given.truncated),
             ):
                 for name, value in values.items():
+                    if value is None:  # NumPy would take it for NaN
+                        raise EnvError(f"{self._name}: the reward or a flag of {name!r} in copy {row} is None")
                     flat[name][row] = value
             observations, row_infos = given.observations, given.infos
             if copy.is_over:
-                final.add(row, deepcopy(observations))  # environments may write into what they gave
+                # environments may write into what they gave
+                observations, row_infos = deepcopy((observations, row_infos))
+                final.add(row, observations)
                 if self._native_state_space is not None:
                     final_states[row] = deepcopy(copy.env.state())
                 observations, reset_infos = copy.reset()
@@ -220,7 +225,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         alive = {name: np.array([[name in names] for names in acting]) for name in self._names}
         infos["alive"] = self._to_framework(alive)
         for name, columns in self._masks.items():
-            if columns is not None and "action_mask" not in infos.get(name, {}):
+            if columns is not None:
                 given = shown.mask(name, self.num_envs)
                 masks = {"action_mask": observations[name][:, columns] != 0, "_action_mask": given}
                 infos[name] = infos.get(name, {}) | masks
@@ -245,67 +250,6 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def _joined(self, observations: dict[str, NumpyArray]) -> NumpyArray:
         return np.concatenate([observations[name].astype(np.float32) for name in self._names], axis=1)
-
-
-class _Given(NamedTuple):
-    """What one copy gave in a step, of the agents whose rows are shown."""
-
-    observations: ByAgent
-    rewards: ByAgent
-    terminated: ByAgent
-    truncated: ByAgent
-    infos: dict[str, Any]
-
-
-class _Copy:
-    """One environment, and who is in its episode.
-
-    Attributes:
-        env: The Parallel environment.
-        members: Agents whose episode goes on, whether or not they act next.
-        ended: Agents whose episode is over.
-        is_over: Whether no agent was left alive by the last step.
-        was_reset: Whether it has been reset since the last step.
-    """
-
-    def __init__(self, env: Any) -> None:
-        if isinstance(env, AECEnv):
-            parallelizable = env.metadata.get("is_parallelizable", False)
-            env = aec_to_parallel(env) if parallelizable else turn_based_aec_to_parallel(env)
-        self.env = env
-        self.members: set[str] = set()
-        self.ended: set[str] = set()
-        self.is_over = self.was_reset = False
-        self._is_turn_based = isinstance(env, turn_based_aec_to_parallel_wrapper)
-
-    def acting(self) -> list[str]:
-        """Names of the agents that act in the next step."""
-        names = [self.env.aec_env.agent_selection] if self._is_turn_based else self.env.agents
-        return [name for name in names if name in self.members]
-
-    def reset(self, seed: int | None = None) -> tuple[ByAgent, dict[str, Any]]:
-        """Start an episode: observations and infos."""
-        observations, infos = self.env.reset() if seed is None else self.env.reset(seed=seed)
-        self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
-        if not self.members:
-            raise EnvError(f"{self.env} has no agent after reset(); expected at least one")
-        return _of(observations, self.members), _told(infos)
-
-    def step(self, actions: ByAgent) -> _Given:
-        """Do a step with the actions of those who act."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        flagged = {name for flags in (terminated, truncated) for name, flag in flags.items() if flag}
-        living = set(self.env.agents) - flagged
-        # an environment may go on to list those that have ended, with their flags; and one may come and end at once
-        ended = flagged - (self.ended - self.members)
-        shown = self.members | living | ended
-        self.members, self.ended = (self.members - ended) | living, (self.ended | ended) - living
-        self.is_over, self.was_reset = not living, False
-        truncated = _of(truncated, ended)
-        if self.is_over:
-            truncated |= dict.fromkeys(self.members, True)
-        terminated = _of(terminated, ended)
-        return _Given(_of(observations, shown), _of(rewards, shown), terminated, truncated, _told(infos))
 
 
 class _Observations:
@@ -340,7 +284,10 @@ class _Observations:
             batch = stack_rows(space, samples) if samples else create_empty_array(space, n=0, fn=np.zeros)
             flat = flatten_rows(space, batch)
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise EnvError(f"{owner}: an observation of {name!r} does not fit its space {space}: {error}") from error
+            raise EnvError(
+                f"{owner}: an observation of {name!r} does not fit its space {space}: {error}; the first one is "
+                f"{str(samples[:1])[:200]}"
+            ) from error
         if len(rows) == num_envs:
             return flat
         full = np.zeros((num_envs, flat.shape[1]), flat.dtype)
@@ -359,24 +306,14 @@ class _Infos(VectorEnv[Any, Any, Any]):
         return self._add_info(infos, row_infos, row)
 
 
-def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:
-    """What is given of these agents."""
-    return {name: value for name, value in by_agent.items() if name in names}
-
-
-def _told(infos: ByAgent) -> dict[str, Any]:
-    """The infos of those who have any."""
-    return {name: value for name, value in infos.items() if not isinstance(value, dict) or value}
-
-
 def _checked_names(env: Any, owner: str) -> list[str]:
     names = list(getattr(env, "possible_agents", ()))
     if not names:
         raise EnvError(f"{owner} has no possible_agents; expected the names of all agents that can ever appear")
     taken = {f"_{name}" for name in (*names, *_RESERVED)} | _RESERVED
-    if wrong := [name for name in names if not isinstance(name, str) or name in taken]:
+    if wrong := [name for name in names if not isinstance(name, str) or name in taken or names.count(name) > 1]:
         raise EnvError(
-            f"{owner} has possible_agents {names}; expected strings, and none like {wrong[0]!r}, which infos could not "
-            "tell from other entries"
+            f"{owner} has possible_agents {names}; expected different strings, and none like {wrong[0]!r}, which infos "
+            "could not tell from other entries"
         )
     return names

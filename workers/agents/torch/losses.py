@@ -57,10 +57,11 @@ def _gae_of_acted(
     # of what follows: the value, the advantage, and rewards that no action has been found for yet
     following = torch.stack([last_values, nothing, nothing])
     for step in reversed(range(len(rewards))):
-        value, advantage, later = following * continues[step]
+        # not by products: what the critic says where there was no action may be NaN
+        value, advantage, later = following.where(continues[step], 0.0)
         later = later + rewards[step]
         own = later + discount_factor * (value + gae_lambda * advantage) - values[step]
-        advantages[step] = own * acted[step]
+        advantages[step] = own.where(acted[step], 0.0)
         waiting = torch.stack([value, advantage, later])
         following = torch.where(acted[step], torch.stack([values[step], own, nothing]), waiting)
     return advantages

@@ -1,0 +1,121 @@
+"""One copy of a multi-agent environment: who is in its episode, and what it gives of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pettingzoo import AECEnv
+from pettingzoo.utils.conversions import (
+    aec_to_parallel,
+    turn_based_aec_to_parallel,
+    turn_based_aec_to_parallel_wrapper,
+)
+
+from workers.errors import EnvError
+
+__all__ = ["ByAgent", "Given", "TeamCopy", "as_parallel", "check_alike"]
+
+ByAgent = Mapping[str, Any]
+
+
+def as_parallel(env: Any) -> Any:
+    """A Parallel environment, by PettingZoo's own conversion where it is an AEC environment."""
+    if not isinstance(env, AECEnv):
+        return env
+    return aec_to_parallel(env) if env.metadata.get("is_parallelizable") else turn_based_aec_to_parallel(env)
+
+
+def check_alike(env: Any, row: int, owner: str, spaces: ByAgent, action_spaces: ByAgent) -> None:
+    """Check that a copy has the agents and the spaces of the first one."""
+    if set(env.possible_agents) != set(spaces):
+        raise EnvError(
+            f"{owner}: copy {row} has possible_agents {list(env.possible_agents)}; expected those of the first copy, "
+            f"{list(spaces)}"
+        )
+    for name in spaces:
+        given, expected = (
+            (env.observation_space(name), env.action_space(name)),
+            (spaces[name], action_spaces[name]),
+        )
+        if given != expected:
+            raise EnvError(f"{owner}: {name!r} of copy {row} has the spaces {given}; expected {expected}")
+
+
+class Given(NamedTuple):
+    """What one copy gave in a step, of the agents whose rows are shown."""
+
+    observations: ByAgent
+    rewards: ByAgent
+    terminated: ByAgent
+    truncated: ByAgent
+    infos: dict[str, Any]
+
+
+class TeamCopy:
+    """One environment, and who is in its episode.
+
+    Attributes:
+        env: The Parallel environment.
+        members: Agents whose episode goes on, whether or not they act next.
+        ended: Agents whose episode is over.
+        is_over: Whether no agent was left alive by the last step.
+        was_reset: Whether it has been reset since the last step.
+    """
+
+    def __init__(self, env: Any, names: frozenset[str]) -> None:
+        self.env = env
+        self._names = names
+        self.members: set[str] = set()
+        self.ended: set[str] = set()
+        self.is_over = self.was_reset = False
+        self._is_turn_based = isinstance(env, turn_based_aec_to_parallel_wrapper)
+
+    def acting(self) -> list[str]:
+        """Names of the agents that act in the next step."""
+        names = [self.env.aec_env.agent_selection] if self._is_turn_based else self.env.agents
+        return [name for name in names if name in self.members]
+
+    def reset(self, seed: int | None = None) -> tuple[ByAgent, dict[str, Any]]:
+        """Start an episode: observations and infos."""
+        observations, infos = self.env.reset() if seed is None else self.env.reset(seed=seed)
+        self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
+        if not self.members:
+            raise EnvError(f"{self.env} has no agent after reset(); expected at least one")
+        self._check(observations, set())
+        return _of(observations, self.members), self._told(infos)
+
+    def step(self, actions: ByAgent) -> Given:
+        """Do a step with the actions of those who act."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        flagged = {name for flags in (terminated, truncated) for name, flag in flags.items() if flag}
+        living = set(self.env.agents) - flagged
+        # an environment may go on to list those that have ended, with their flags; and one may come and end at once
+        ended = flagged - (self.ended - self.members)
+        shown = self.members | living | ended
+        self.members, self.ended = (self.members - ended) | living, (self.ended | ended) - living
+        self.is_over, self.was_reset = not living, False
+        terminated, truncated = _of(terminated, ended), _of(truncated, ended)
+        self._check(observations, {name for name, flag in truncated.items() if flag})
+        if self.is_over:  # of those who left without a flag some may not be seen any more: there the value is none, too
+            for name in self.members:
+                (terminated if observations.get(name) is None else truncated)[name] = True
+        return Given(_of(observations, shown), _of(rewards, shown), terminated, truncated, self._told(infos))
+
+    def _check(self, observations: ByAgent, truncated: set[str]) -> None:
+        """Check that there is an observation of all agents that need one."""
+        if unknown := set(self.env.agents) - self._names:
+            raise EnvError(f"{self.env} has the agents {sorted(unknown)}, which are not in its possible_agents")
+        if missing := [name for name in {*self.acting(), *truncated} if observations.get(name) is None]:
+            raise EnvError(f"{self.env} gives no observation of {missing[0]!r}, which acts next, or is truncated")
+
+    def _told(self, infos: ByAgent) -> dict[str, Any]:
+        """The infos of those who have any."""
+        if self._is_turn_based:  # PettingZoo's conversion adds what `alive` says better
+            infos = {name: {key: info[key] for key in info if key != "active_agent"} for name, info in infos.items()}
+        return {name: value for name, value in infos.items() if not isinstance(value, dict) or value}
+
+
+def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:
+    """What is given of these agents."""
+    return {name: value for name, value in by_agent.items() if name in names}
