@@ -61,7 +61,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
                 observations of all agents, one after the other. ``"none"``: there are none.
 
         Raises:
-            EnvError: A space has no fixed flat width, or the copies have no `possible_agents` that can be told apart.
+            EnvError: A space has no fixed flat width, or the copies have no `possible_agents` that can be told apart,
+                or are not alike.
         """
         self.framework = framework
         self._framework = load_framework(framework)
@@ -156,15 +157,9 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             except Exception as error:
                 error.add_note(f"in copy {row} of {self._name}")
                 raise
-            for flat, values in (
-                (rewards, given.rewards),
-                (terminated, given.terminated),
-                (truncated, given.truncated),
-            ):
-                for name, value in values.items():
-                    if value is None:  # NumPy would take it for NaN
-                        raise EnvError(f"{self._name}: the reward or a flag of {name!r} in copy {row} is None")
-                    flat[name][row] = value
+            self._put(rewards, row, given.rewards)
+            self._put(terminated, row, given.terminated)
+            self._put(truncated, row, given.truncated)
             observations, row_infos = given.observations, given.infos
             if copy.is_over:
                 # environments may write into what they gave
@@ -208,6 +203,12 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         space, flat = self._action_spaces[name], self._framework.to_numpy(actions[name])
         native = native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
         return list(iterate(self._batch_spaces[name], native))
+
+    def _put(self, flat: dict[str, Any], row: int, values: ByAgent) -> None:
+        for name, value in values.items():
+            if value is None:  # NumPy would take it for NaN
+                raise EnvError(f"{self._name}: the reward or a flag of {name!r} in copy {row} is None")
+            flat[name][row] = value
 
     def _to_framework(self, arrays: dict[str, NumpyArray]) -> dict[str, Array]:
         return {name: self._framework.from_numpy(array) for name, array in arrays.items()}
