@@ -33,6 +33,7 @@ class AgentRunner:
         scope: Its rows of the full batch.
         phase: What it does at the moment, or did when it failed.
         notes: What the run should say about it, once.
+        agents: Names of the agents, if it is a multi-agent.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AgentRunner:
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
             self._tracking.start()
-        self._agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
+        self.agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
         self._takes_infos = takes_infos(self.agent)
         self.notes = self._notes()
         self._is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(self.agent).__mro__)
@@ -90,7 +91,7 @@ class AgentRunner:
         self._last_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
 
     def _notes(self) -> tuple[str, ...]:
-        if self._takes_infos or not self._agents:
+        if self._takes_infos or not self.agents:
             return ()
         return (
             f"{type(self.agent).__qualname__}.act() takes no infos, so that it is not told which agents are alive: "
@@ -134,27 +135,26 @@ class AgentRunner:
             self._scalars.add("Stats / Inference time (ms)", elapsed)
         if not training and not self._stochastic_evaluation:
             actions = _mean_actions(actions, outputs)
-        self._check_actions(actions, observations)
+        if self.agents:
+            self._check_names(actions)
+        elif getattr(actions, "shape", (None,))[0] != self._num_envs:
+            raise self._wrong_rows(actions)
         self._acted = observations, states, actions
         return actions
 
-    def _check_actions(self, actions: Arrays, observations: Arrays) -> None:
-        if isinstance(observations, dict):
+    def _check_names(self, actions: Any) -> None:
+        """Check the actions of a team."""
+        if not isinstance(actions, dict) or actions.keys() != set(self.agents):
             given = list(actions) if isinstance(actions, dict) else type(actions).__qualname__
-            if not isinstance(actions, dict) or actions.keys() != observations.keys():
-                raise AgentError(f"act() returned actions of {given}; expected those of {list(observations)}")
-            for name, action in actions.items():
-                self._check_rows(action, f" for {name!r}")
-        else:
-            self._check_rows(actions)
+            raise AgentError(f"act() returned actions of {given}; expected those of {list(self.agents)}")
+        for name, action in actions.items():
+            if not self._framework.is_array(action) or action.shape[0] != self._num_envs:
+                raise self._wrong_rows(action, f" for {name!r}")
 
-    def _check_rows(self, actions: Any, whose: str = "") -> None:
-        if not self._framework.is_array(actions):
-            raise AgentError(f"act() returned a {type(actions).__qualname__}{whose}; expected an array")
-        if actions.shape[0] != self._num_envs:
-            raise AgentError(
-                f"act() returned actions of shape {tuple(actions.shape)}{whose}; expected {self._num_envs} rows"
-            )
+    def _wrong_rows(self, actions: Any, whose: str = "") -> AgentError:
+        shape = getattr(actions, "shape", None)
+        given = type(actions).__qualname__ if shape is None else f"shape {tuple(shape)}"
+        return AgentError(f"act() returned actions of {given}{whose}; expected an array with {self._num_envs} rows")
 
     def learn(
         self,
@@ -280,7 +280,7 @@ class AgentRunner:
         for place in (infos, infos.get("final_info")):
             if isinstance(place, dict):
                 yield "Info", place
-                for name in self._agents:
+                for name in self.agents:
                     if isinstance(place.get(name), dict):
                         yield f"Info / {name}", place[name]
 
@@ -305,7 +305,8 @@ class AgentGroup:
         self._sizes = [runner.scope.num_envs for runner in runners]
         self._num_envs = sum(self._sizes)
         self._first_env = runners[0].scope.start
-        self._split = row_splitter(framework, self._sizes)
+        self._nothing = (None,) * len(runners)
+        self._split = row_splitter(framework, self._sizes, by_agent=bool(runners[0].agents))
         self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
 
     def act(
@@ -315,8 +316,9 @@ class AgentGroup:
         split, rows = self._last_split
         if split is not observations:
             rows = self._split(observations)
-        parts = repeat(None) if infos is None else self._split_infos(infos)
-        return self._each(AgentRunner.act, repeat(tick), rows, self._split(states), parts)
+        state_rows = self._nothing if states is None else self._split(states)
+        parts = self._nothing if infos is None else self._split_infos(infos)
+        return self._each(AgentRunner.act, repeat(tick), rows, state_rows, parts)
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         """Hand every agent its rows of the transition."""
@@ -330,7 +332,7 @@ class AgentGroup:
             repeat(tick),
             split(rewards),
             rows,
-            split(next_states),
+            self._nothing if next_states is None else split(next_states),
             split(terminated),
             split(truncated),
             self._split_infos(infos),

@@ -24,21 +24,31 @@ def concatenate_rows(parts: Sequence[Any], framework: Framework) -> Any:
     return framework.concatenate(parts)
 
 
-def row_splitter(framework: Framework, sizes: Sequence[int]) -> Callable[[Any], Sequence[Any]]:
-    """A function that gives groups of rows, ``sizes[i]`` rows in the i-th, as fresh copies; of None it gives None.
+def row_splitter(framework: Framework, sizes: Sequence[int], *, by_agent: bool) -> Callable[[Any], Sequence[Any]]:
+    """A function that gives groups of rows, ``sizes[i]`` rows in the i-th, as fresh copies.
 
     Copies, because a view may give other bits than a remote agent sees.
+
+    Args:
+        framework: Whose arrays they are.
+        sizes: Number of rows of each group.
+        by_agent: Whether it is given dictionaries by agent name, in which there may be None.
     """
-    split, copy = framework.split, framework.copy
-    nothing = (None,) * len(sizes)
+    split, copy, nothing = framework.split, framework.copy, (None,) * len(sizes)
 
-    def split_rows(tree: Any) -> Sequence[Any]:
-        if tree is None:
-            return nothing
-        if isinstance(tree, dict):
-            # agents may have one and the same array, such as a global state, which may be large
-            parts = {id(value): split_rows(value) for value in {id(value): value for value in tree.values()}.values()}
-            return [{name: parts[id(value)][i] for name, value in tree.items()} for i in range(len(sizes))]
-        return (copy(tree),) if len(sizes) == 1 else split(tree, sizes)
+    def split_array(array: Any) -> Sequence[Any]:
+        return (copy(array),) if len(sizes) == 1 else split(array, sizes)
 
-    return split_rows
+    def split_each(arrays: dict[str, Any]) -> Sequence[Any]:
+        # agents may have one and the same array, such as a global state, which may be large
+        parts = {id(array): nothing if array is None else split_array(array) for array in _different(arrays)}
+        return [{name: parts[id(array)][i] for name, array in arrays.items()} for i in range(len(sizes))]
+
+    if by_agent:
+        return split_each
+    # without a call between: it runs several times a step and agent
+    return (lambda array: (copy(array),)) if len(sizes) == 1 else (lambda array: split(array, sizes))
+
+
+def _different(arrays: dict[str, Any]) -> list[Any]:
+    return list({id(array): array for array in arrays.values()}.values())

@@ -82,13 +82,14 @@ class TeamCopy:
         self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
         if not self.members:
             raise EnvError(f"{self.env} has no agent after reset(); expected at least one")
-        self._check(observations, set())
+        self._check(observations)
         return _of(observations, self.members), self._told(infos)
 
     def step(self, actions: ByAgent) -> Given:
         """Do a step with the actions of those who act."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        flagged = {name for flags in (terminated, truncated) for name, flag in flags.items() if flag}
+        flagged = {name for name, flag in terminated.items() if flag}
+        flagged.update(name for name, flag in truncated.items() if flag)
         living = set(self.env.agents) - flagged
         # an environment may go on to list those that have ended, with their flags; and one may come and end at once
         ended = flagged - (self.ended - self.members)
@@ -96,18 +97,20 @@ class TeamCopy:
         self.members, self.ended = (self.members - ended) | living, (self.ended | ended) - living
         self.is_over, self.was_reset = not living, False
         terminated, truncated = _of(terminated, ended), _of(truncated, ended)
-        self._check(observations, {name for name, flag in truncated.items() if flag})
+        self._check(observations, truncated)
         if self.is_over:  # of those who left without a flag some may not be seen any more: there the value is none, too
             for name in self.members:
                 (terminated if observations.get(name) is None else truncated)[name] = True
         return Given(_of(observations, shown), _of(rewards, shown), terminated, truncated, self._told(infos))
 
-    def _check(self, observations: ByAgent, truncated: set[str]) -> None:
+    def _check(self, observations: ByAgent, truncated: ByAgent = {}) -> None:  # noqa: B006 - read, never written
         """Check that there is an observation of all agents that need one."""
-        if unknown := set(self.env.agents) - self._names:
-            raise EnvError(f"{self.env} has the agents {sorted(unknown)}, which are not in its possible_agents")
-        if missing := [name for name in {*self.acting(), *truncated} if observations.get(name) is None]:
-            raise EnvError(f"{self.env} gives no observation of {missing[0]!r}, which acts next, or is truncated")
+        if not self._names.issuperset(self.env.agents):
+            unknown = sorted(set(self.env.agents) - self._names)
+            raise EnvError(f"{self.env} has the agents {unknown}, which are not in its possible_agents")
+        for name in (*self.acting(), *(name for name, flag in truncated.items() if flag)):
+            if observations.get(name) is None:
+                raise EnvError(f"{self.env} gives no observation of {name!r}, which acts next, or is truncated")
 
     def _told(self, infos: ByAgent) -> dict[str, Any]:
         """The infos of those who have any."""
@@ -118,4 +121,8 @@ class TeamCopy:
 
 def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:
     """What is given of these agents."""
-    return {name: value for name, value in by_agent.items() if name in names}
+    return (
+        dict(by_agent)
+        if by_agent.keys() <= names
+        else {name: value for name, value in by_agent.items() if name in names}
+    )
