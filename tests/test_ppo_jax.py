@@ -16,7 +16,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from tests.support.ppo import BOX, CLOCK, ENVS, STEPS, WIDTH, act, make, run, same, state_of, transition
 from workers.agents.jax import PPO, programs
-from workers.agents.ppo import adapt_learning_rate
+from workers.agents.learning_rate import adapt_learning_rate
 from workers.errors import AgentError
 
 PROGRAMS = (programs.act, programs.record, programs.cut, programs.update)

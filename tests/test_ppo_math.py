@@ -28,7 +28,8 @@ from tests.support.ppo import (
 )
 from tests.support.ppo_reference import Reference, forward
 from workers.agents.base import discrete_components
-from workers.agents.ppo import PPO, adapt_learning_rate
+from workers.agents.learning_rate import adapt_learning_rate
+from workers.agents.ppo import PPO
 
 MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
 CFG: dict[str, Any] = {

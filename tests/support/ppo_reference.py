@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.agents.base import discrete_components
-from workers.agents.ppo import PPO, PPOCfg, adapt_learning_rate
+from workers.agents.learning_rate import adapt_learning_rate
+from workers.agents.ppo import PPO, PPOCfg
 
 Array = npt.NDArray[np.float64]
 Arrays = dict[str, Array]

@@ -1,4 +1,4 @@
-"""Proximal Policy Optimization without the arrays: rollout logic, learning-rate rule, saving.
+"""Proximal Policy Optimization without the arrays: rollout logic, saving.
 
 A framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
 
@@ -7,90 +7,24 @@ Sources: PPO, https://arxiv.org/abs/1707.06347; GAE, https://arxiv.org/abs/1506.
 
 from __future__ import annotations
 
-import itertools
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 
 from workers.agents.base import Agent, discrete_components, space_width
+from workers.agents.initial_layers import initial_layers
 from workers.agents.masks import legal_actions
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.errors import AgentError, ConfigError
 from workers.state_file import conform_state
 
-__all__ = ["PPO", "PPOCfg", "adapt_learning_rate", "initial_layers", "run_epochs"]
+__all__ = ["PPO", "PPOCfg"]
 
 INPUT_LIMIT = 10.0
 """Normalised observations and states are limited to this and its negative."""
-
-NumpyArray = npt.NDArray[Any]
-
-MIN_LEARNING_RATE = 1e-6
-MAX_LEARNING_RATE = 1e-2
-
-
-def adapt_learning_rate(learning_rate: float, kl: float, target: float) -> float:
-    """KL-adaptive learning rate (Heess et al., https://arxiv.org/abs/1707.02286, in the form of rl_games and skrl).
-
-    Args:
-        learning_rate: Current learning rate.
-        kl: Mean KL divergence of the last epoch.
-        target: KL divergence aimed at.
-
-    Returns:
-        The learning rate divided by 1.5 if `kl` > 2 `target`, times 1.5 if `kl` < `target` / 2, bounded by 1e-6 and
-        1e-2; otherwise unchanged.
-    """
-    if kl > 2.0 * target:
-        return max(learning_rate / 1.5, MIN_LEARNING_RATE)
-    if kl < 0.5 * target:
-        return min(learning_rate * 1.5, MAX_LEARNING_RATE)
-    return learning_rate
-
-
-def run_epochs(cfg: PPOCfg, learning_rate: float, run_epoch: Callable[[int, float], Any]) -> float:
-    """All epochs of an update, the learning rate of each adapted to the KL divergence of the one before.
-
-    Args:
-        cfg: The agent's configuration.
-        learning_rate: Learning rate of the first epoch.
-        run_epoch: Called with the index and the learning rate of an epoch; returns its mean KL divergence.
-
-    Returns:
-        Learning rate of what follows.
-    """
-    for epoch in range(cfg.learning_epochs):
-        kl = run_epoch(epoch, learning_rate)
-        if cfg.kl_threshold:
-            learning_rate = adapt_learning_rate(learning_rate, float(kl), cfg.kl_threshold)
-    return learning_rate
-
-
-def initial_layers(
-    sizes: tuple[int, ...], head_gain: float, generator: np.random.Generator
-) -> list[tuple[NumpyArray, NumpyArray]]:
-    """Weights ``(outputs, inputs)`` and biases ``(outputs,)`` of each layer of a perceptron, float32.
-
-    Weights are orthogonal (https://arxiv.org/abs/1312.6120), of gain sqrt(2) in hidden layers; biases are zero.
-
-    Args:
-        sizes: Width of the inputs, of each hidden layer and of the outputs.
-        head_gain: Gain of the last layer.
-        generator: Where the numbers come from.
-    """
-    layers = []
-    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        gain = head_gain if index == len(sizes) - 2 else math.sqrt(2.0)
-        q, r = np.linalg.qr(generator.standard_normal((max(inputs, outputs), min(inputs, outputs))))
-        q *= gain * np.sign(np.diag(r))  # without the signs they would not be uniformly distributed
-        weight = q if outputs >= inputs else q.T
-        layers.append((weight.astype(np.float32, order="C"), np.zeros(outputs, np.float32)))
-    return layers
 
 
 class PPO(Agent):

@@ -35,6 +35,7 @@ from workers.agents.jax.networks import (
     merge_statistics,
     normalize,
 )
+from workers.agents.learning_rate import MAX_LEARNING_RATE, MIN_LEARNING_RATE
 
 __all__ = [
     "Critic",
@@ -335,7 +336,7 @@ def _loss(weights: Any, specification: Specification, batch: dict[str, Array]) -
 
 
 def _adapt_learning_rate(learning_rate: Array, kl: Array, target: float) -> Array:
-    """`ppo.adapt_learning_rate` of an array."""
-    slower = jnp.maximum(learning_rate / 1.5, ppo.MIN_LEARNING_RATE)
-    faster = jnp.minimum(learning_rate * 1.5, ppo.MAX_LEARNING_RATE)
+    """`learning_rate.adapt_learning_rate` of an array."""
+    slower = jnp.maximum(learning_rate / 1.5, MIN_LEARNING_RATE)
+    faster = jnp.minimum(learning_rate * 1.5, MAX_LEARNING_RATE)
     return jnp.where(kl > 2.0 * target, slower, jnp.where(kl < 0.5 * target, faster, learning_rate))

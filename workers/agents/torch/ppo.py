@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.agents import ppo
+from workers.agents.learning_rate import run_epochs
 from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss, compute_gae
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, perceptron
 
@@ -149,7 +150,7 @@ class PPO(ppo.PPO):
         def run_epoch(epoch: int, learning_rate: float) -> Tensor:
             return self._run_epoch(samples, orders[epoch], learning_rate)
 
-        self.learning_rate = ppo.run_epochs(self.cfg, self.learning_rate, run_epoch)
+        self.learning_rate = run_epochs(self.cfg, self.learning_rate, run_epoch)
         return self._finish_update()
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import warp as wp
 from warp_nn.optimizers import Adam
 
 from workers.agents import ppo
+from workers.agents.learning_rate import run_epochs
 from workers.agents.warp import kernels, losses
 from workers.agents.warp.kernels import cast, launch
 from workers.agents.warp.networks import (
@@ -244,7 +245,7 @@ class PPO(ppo.PPO):
             epochs.append(self._run_epoch(learning_rate))
             return epochs[-1]["Policy / KL divergence"]
 
-        self.learning_rate = ppo.run_epochs(self.cfg, self.learning_rate, run_epoch)
+        self.learning_rate = run_epochs(self.cfg, self.learning_rate, run_epoch)
         for name in self._input_widths:
             if name in self._normalizers:
                 self._normalizers[name].update(self._flat(name), self._acted_rows)

@@ -1,0 +1,50 @@
+"""The learning rate of an update's epochs, adapted to how far the policy has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from workers.agents.ppo_cfg import PPOCfg
+
+__all__ = ["MAX_LEARNING_RATE", "MIN_LEARNING_RATE", "adapt_learning_rate", "run_epochs"]
+
+MIN_LEARNING_RATE = 1e-6
+MAX_LEARNING_RATE = 1e-2
+
+
+def adapt_learning_rate(learning_rate: float, kl: float, target: float) -> float:
+    """KL-adaptive learning rate (Heess et al., https://arxiv.org/abs/1707.02286, in the form of rl_games and skrl).
+
+    Args:
+        learning_rate: Current learning rate.
+        kl: Mean KL divergence of the last epoch.
+        target: KL divergence aimed at.
+
+    Returns:
+        The learning rate divided by 1.5 if `kl` > 2 `target`, times 1.5 if `kl` < `target` / 2, bounded by 1e-6 and
+        1e-2; otherwise unchanged.
+    """
+    if kl > 2.0 * target:
+        return max(learning_rate / 1.5, MIN_LEARNING_RATE)
+    if kl < 0.5 * target:
+        return min(learning_rate * 1.5, MAX_LEARNING_RATE)
+    return learning_rate
+
+
+def run_epochs(cfg: PPOCfg, learning_rate: float, run_epoch: Callable[[int, float], Any]) -> float:
+    """All epochs of an update, the learning rate of each adapted to the KL divergence of the one before.
+
+    Args:
+        cfg: The agent's configuration.
+        learning_rate: Learning rate of the first epoch.
+        run_epoch: Called with the index and the learning rate of an epoch; returns its mean KL divergence.
+
+    Returns:
+        Learning rate of what follows.
+    """
+    for epoch in range(cfg.learning_epochs):
+        kl = run_epoch(epoch, learning_rate)
+        if cfg.kl_threshold:
+            learning_rate = adapt_learning_rate(learning_rate, float(kl), cfg.kl_threshold)
+    return learning_rate
