@@ -31,7 +31,8 @@ _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces
 _GIVEN = ("scope", "num_envs", *_SPACES, *_TEAM)
 """What an agent's class or function is given of these, where it has an argument of that name."""
 
-_OURS = ("ppo", "ippo", "mappo")
+_TEAMS = ("ippo", "mappo")
+_OURS = ("ppo", *_TEAMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ class AgentFactory:
         config = self.config
         make = _agent_maker(config.agent, self.framework, "agent")
         known = {"scope": scope, "num_envs": scope.num_envs, **self.spaces}
-        if config.agent in ("ippo", "mappo"):
+        if config.agent in _TEAMS:
             spaces = {**self.spaces, "state_spaces": self.spaces["state_spaces"] if config.agent == "mappo" else None}
             member = partial(make, cfg=config.cfg)
             return IndependentAgents(member, **spaces, num_envs=scope.num_envs, groups=config.groups)
@@ -134,7 +135,7 @@ class AgentFactory:
 def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
     """The agent's configuration, checked and with all defaults."""
     make = _agent_maker(agent.agent, framework, f"{key}.agent")
-    if agent.groups and agent.agent not in ("ippo", "mappo"):
+    if agent.groups and agent.agent not in _TEAMS:
         raise ConfigError(
             f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: ippo and mappo have them"
         )
@@ -161,7 +162,7 @@ def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> No
         raise ConfigError(
             f"{key}.agent is 'ppo'; expected 'ippo' or 'mappo' for an environment with the agents {names}"
         )
-    if agent.agent not in ("ippo", "mappo"):
+    if agent.agent not in _TEAMS:
         return
     if not names:
         raise ConfigError(f"{key}.agent is {agent.agent!r}; expected 'ppo' for an environment with a single agent")

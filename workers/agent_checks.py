@@ -10,7 +10,7 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 from workers.frameworks import Framework, available_frameworks
-from workers.types import Agent, Scope, required_members
+from workers.types import Agent, Scope, missing_members
 
 __all__ = ["asked_shapes", "check_agent", "check_fit", "is_factory", "takes_infos"]
 
@@ -28,7 +28,7 @@ def check_agent(agent: Any, scope: Scope) -> None:
     Raises:
         AgentError: It lacks some; the message names them.
     """
-    if missing := [name for name in required_members(Agent) if not hasattr(agent, name)]:
+    if missing := missing_members(agent, Agent):
         raise AgentError(
             f"the agent of scope {scope.index}, {type(agent).__qualname__}, lacks {', '.join(missing)}; "
             "an agent needs these with skrl's signatures"

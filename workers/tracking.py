@@ -197,11 +197,12 @@ class Episodes:
         result, alive = {}, before.get("alive", {})
         total, over = np.zeros(self._num_envs), np.ones(self._num_envs, np.bool_)
         nobody = np.zeros(self._num_envs, np.bool_)
-        for name, reward in rewards.items():
+        for name in rewards:
+            row_rewards = numbers(rewards[name])
             ended = numbers(terminated[name]) | numbers(truncated[name])
             acted = numbers(alive[name]) if name in alive else True
-            result[name] = self._of(name).add(numbers(reward), ended, acted)
-            total += numbers(reward)
+            result[name] = self._of(name).add(row_rewards, ended, acted)
+            total += row_rewards
             self._ended[name] = self._ended.get(name, nobody) | ended
             over &= self._ended[name]
         if "alive" in infos:  # else in another library's wrapper, which ends with the last agent

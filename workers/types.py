@@ -264,6 +264,13 @@ class Agent(Protocol):
         """Take note of a scalar."""
 
 
-def required_members(role: type) -> tuple[str, ...]:
-    """Names of the members that a role (`Env`, `MultiAgentEnv`, `Agent`) requires, in the order of their definition."""
-    return tuple(name for name in vars(role) if not name.startswith("_"))
+def missing_members(value: Any, role: type, *others: str) -> list[str]:
+    """Names of the members that `value` lacks of those that a role (`Env`, `MultiAgentEnv`, `Agent`) requires.
+
+    Args:
+        value: What is to fill the role.
+        role: The role.
+        others: Names of more members that it needs.
+    """
+    required = [name for name in vars(role) if not name.startswith("_")]
+    return [name for name in (*required, *others) if not hasattr(value, name)]

@@ -163,8 +163,8 @@ class _RemoteAgents:
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
     ) -> Sequence[Arrays]:
-        parts = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
-        rows = zip(self._split(observations), self._split(states), parts, strict=True)
+        infos_of_each = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
+        rows = zip(self._split(observations), self._split(states), infos_of_each, strict=True)
         payloads = self._calls.request(
             "act",
             [(tick, *parts) for parts in rows],

@@ -20,7 +20,10 @@ ROLLOUTS = 16
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (3,), np.float32), Box(-2.0, 2.0, (1,), np.float32)
 
 
-def jax_models() -> dict[str, Any]:
+PENDULUM = {"observation_space": OBSERVATIONS, "action_space": ACTIONS}
+
+
+def jax_models(spaces: dict[str, Any] = PENDULUM, critic_input: str = "observations") -> dict[str, Any]:
     import flax.linen as nn
     import jax.numpy as jnp
     from skrl.models.jax import DeterministicMixin, GaussianMixin, Model
@@ -33,8 +36,8 @@ def jax_models() -> dict[str, Any]:
         @nn.compact
         def __call__(self, inputs: Any, role: str) -> Any:
             hidden = nn.tanh(nn.Dense(16)(inputs["observations"]))
-            log_std = self.param("log_std", lambda _: jnp.zeros(1))
-            return nn.Dense(1)(hidden), {"log_std": log_std}
+            log_std = self.param("log_std", lambda _: jnp.zeros(self.num_actions))
+            return nn.Dense(self.num_actions)(hidden), {"log_std": log_std}
 
     class Value(DeterministicMixin, Model):
         def __init__(self, **fields: Any) -> None:  # flax makes copies, with all fields of the model
@@ -43,9 +46,9 @@ def jax_models() -> dict[str, Any]:
 
         @nn.compact
         def __call__(self, inputs: Any, role: str) -> Any:
-            return nn.Dense(1)(nn.tanh(nn.Dense(16)(inputs["observations"]))), {}
+            return nn.Dense(1)(nn.tanh(nn.Dense(16)(inputs[critic_input]))), {}
 
-    fields: dict[str, Any] = {"observation_space": OBSERVATIONS, "action_space": ACTIONS, "device": "cpu"}
+    fields: dict[str, Any] = {**spaces, "device": "cpu"}
     models: dict[str, Any] = {"policy": Policy(**fields), "value": Value(**fields)}
     for role, model in models.items():
         model.init_state_dict(role=role)

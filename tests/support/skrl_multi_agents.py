@@ -5,11 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import skrl
-
-skrl.logger.setLevel("ERROR")
-
-ROLLOUTS = 16
+from tests.support.skrl_frameworks import ROLLOUTS, jax_models
 
 
 def torch_models(spaces: dict[str, Any], critic_input: str) -> dict[str, Any]:
@@ -38,36 +34,6 @@ def torch_models(spaces: dict[str, Any], critic_input: str) -> dict[str, Any]:
             return self.net(inputs[critic_input]), {}
 
     return {"policy": Policy(**spaces), "value": Value(**spaces)}
-
-
-def jax_models(spaces: dict[str, Any], critic_input: str) -> dict[str, Any]:
-    import flax.linen as nn
-    import jax.numpy as jnp
-    from skrl.models.jax import DeterministicMixin, GaussianMixin, Model
-
-    class Policy(GaussianMixin, Model):
-        def __init__(self, **fields: Any) -> None:  # flax makes copies, with all fields of the model
-            Model.__init__(self, **fields)
-            GaussianMixin.__init__(self)
-
-        @nn.compact
-        def __call__(self, inputs: Any, role: str) -> Any:
-            log_std = self.param("log_std", lambda _: jnp.zeros(self.num_actions))
-            return nn.Dense(self.num_actions)(inputs["observations"]), {"log_std": log_std}
-
-    class Value(DeterministicMixin, Model):
-        def __init__(self, **fields: Any) -> None:  # flax makes copies, with all fields of the model
-            Model.__init__(self, **fields)
-            DeterministicMixin.__init__(self)
-
-        @nn.compact
-        def __call__(self, inputs: Any, role: str) -> Any:
-            return nn.Dense(1)(inputs[critic_input]), {}
-
-    models: dict[str, Any] = {"policy": Policy(**spaces, device="cpu"), "value": Value(**spaces, device="cpu")}
-    for role, model in models.items():
-        model.init_state_dict(role=role)
-    return models
 
 
 MODELS = {"torch": torch_models, "jax": jax_models}

@@ -12,7 +12,7 @@ from workers.agents.base import Learner, Space
 from workers.by_agent import concatenate_rows
 from workers.errors import AgentError
 from workers.infos import merge_infos
-from workers.types import Agent, required_members
+from workers.types import Agent, missing_members
 
 __all__ = ["IndependentAgents", "resolve_groups"]
 
@@ -95,8 +95,7 @@ class IndependentAgents(Learner):
                 )
             given[f"{kind}_space"] = spaces[names[0]]
         member = make(**given)
-        needed = (*required_members(Agent), "framework", "state_dict", "load_state_dict")
-        if missing := [name for name in needed if not hasattr(member, name)]:
+        if missing := missing_members(member, Agent, "framework", "state_dict", "load_state_dict"):
             raise AgentError(
                 f"{type(member).__qualname__} of the group {group!r} lacks {', '.join(missing)}; a single agent in "
                 "IndependentAgents needs them"
@@ -227,13 +226,16 @@ class IndependentAgents(Learner):
 
     def _infos_of(self, names: Sequence[str], infos: Mapping[str, Any] | None) -> dict[str, Any]:
         """What the infos say of the agents of a group."""
-        parts, alive = [], (infos or {}).get("alive", {})
-        if wrong := [name for name in alive if tuple(alive[name].shape) != (self.num_envs, 1)]:
-            shape, expected = tuple(alive[wrong[0]].shape), (self.num_envs, 1)
-            raise AgentError(f"infos['alive'][{wrong[0]!r}] has shape {shape}; expected {expected}")
+        infos = infos or {}
+        parts, alive, expected = [], infos.get("alive", {}), (self.num_envs, 1)
         for name in names:
-            own = (infos or {}).get(name)
-            parts.append((own if isinstance(own, dict) else {}) | ({"alive": alive[name]} if name in alive else {}))
+            own = infos.get(name)
+            own = dict(own) if isinstance(own, dict) else {}
+            if name in alive:
+                own["alive"] = alive[name]
+                if (shape := tuple(own["alive"].shape)) != expected:
+                    raise AgentError(f"infos['alive'][{name!r}] has shape {shape}; expected {expected}")
+            parts.append(own)
         return merge_infos(parts, [self.num_envs] * len(names), self._framework)
 
 

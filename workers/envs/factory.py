@@ -15,7 +15,7 @@ from workers.envs.base import MultiAgentEnvWrapper, Wrapper
 from workers.envs.gymnasium import GymnasiumWrapper, vectorize
 from workers.errors import EnvError
 from workers.seeding import skrl_key
-from workers.types import Env, MultiAgentEnv, required_members
+from workers.types import Env, MultiAgentEnv, missing_members
 
 __all__ = ["EnvFactory", "check_env", "is_multi_agent", "make_env", "wrap_env"]
 
@@ -53,7 +53,7 @@ class EnvFactory:
         """
         with skrl_key(framework, None if seed is None else seed + first_env):
             built = self.build(num_envs, first_env)
-        env = built if _is_wrapped(built) else wrap_env(built, framework=framework)
+        env = wrap_env(built, framework=framework)
         check_env(env, framework)
         if env.num_envs != num_envs:
             raise EnvError(
@@ -124,16 +124,17 @@ def wrap_env(env: Any, *, framework: str, states: str = "own") -> Any:
     Raises:
         EnvError: It is none of these.
     """
+    is_wrapped = _is_wrapped(env)
     singles = list(env) if isinstance(env, Sequence) else [env]
     if len({id(single) for single in singles}) < len(singles):
         raise EnvError("one environment is in the list several times; make one for each row")
-    if singles and not _is_wrapped(env) and all(hasattr(single, "possible_agents") for single in singles):
+    if singles and not is_wrapped and all(hasattr(single, "possible_agents") for single in singles):
         from workers.envs.pettingzoo import PettingZooWrapper
 
         return PettingZooWrapper(singles, framework=framework, states=states)  # type: ignore[arg-type]
     if states != "own":
         raise EnvError(f"states is {states!r}; expected 'own' for what is no environment of PettingZoo's")
-    if _is_wrapped(env):
+    if is_wrapped:
         return env
     if isinstance(env, VectorEnv):
         return GymnasiumWrapper(env, framework=framework)
@@ -163,7 +164,7 @@ def _missing_members(env: Any) -> list[str]:
     role = MultiAgentEnv if is_multi_agent(env) else Env
     if role is MultiAgentEnv and not hasattr(env, "num_envs"):
         return ["num_envs"]  # PettingZoo's own: looking for its spaces makes it warn
-    return [name for name in required_members(role) if not hasattr(env, name)]
+    return missing_members(env, role)
 
 
 def check_env(env: Any, framework: str) -> None:
