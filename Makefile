@@ -11,7 +11,7 @@ export MKL_NUM_THREADS := 1
 export NPROC := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup train test check format bench
+.PHONY: help setup train test check format bench bench-peers
 
 help:
 	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  two simultaneous PPO agents on 64 CartPole-v1 environments, and their"
@@ -19,6 +19,7 @@ help:
 	@echo "make test     all tests"
 	@echo "make check    lint, format, types, import directions"
 	@echo "make bench    time per step against skrl, and of copies against a plain loop, each in one run"
+	@echo "make bench-peers  HalfCheetah-v5 against RLlib and TorchRL, each in an environment of its own"
 	@echo "make format   format the code"
 	@echo "make setup    the environment in .venv, with every extra (the others do it by themselves)"
 
@@ -49,3 +50,14 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/vectorisers.py
+	$(BIN)/python benchmarks/fan_out.py
+
+bench-peers: $(STAMP) .venv-rllib/.lockstep-setup .venv-torchrl/.lockstep-setup
+	$(BIN)/python benchmarks/peers.py
+
+# other libraries pin other versions
+.venv-%/.lockstep-setup: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet torch==2.13.0
+	.venv-$*/bin/python -m pip install --quiet --requirement $<
+	touch $@

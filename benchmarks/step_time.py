@@ -1,7 +1,7 @@
 """Time of one `train()` in local mode: ours against skrl's, in each framework; ratios of medians within one run.
 
-What is compared takes turns, so that a slower moment of the machine meets all alike. Run it as `make bench`; it prints
-Markdown tables for RESULTS.md.
+What is compared takes turns, so that a slower moment of the machine meets all alike. Run it as `make bench`; it writes
+its section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", "1")
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from skrl.trainers.torch import StepTrainer as SkrlStepTrainer
 sys.path.insert(0, str(Path(__file__).parent))
 
 from contestants import make_ours, make_skrl
+from no_op import NoOpAgent, NoOpEnv
 from profile_ppo import PENDULUM, compare
+from report import describe_machine, spread, table, write_section
 
 from trainer.torch import StepTrainer, generate_equally_spaced_scopes
 from workers.envs import make_env
@@ -40,62 +43,6 @@ from workers.frameworks import load_framework
 
 NUM_ENVS = 64
 CFG = {"headless": True, "disable_progressbar": True, "close_environment_at_exit": False}
-
-
-class NoOpEnv:
-    """Always the same arrays."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-    state_space = None
-    num_envs = NUM_ENVS
-
-    def __init__(self) -> None:
-        flags = torch.zeros(NUM_ENVS, 1, dtype=torch.bool)
-        self.outputs = torch.zeros(NUM_ENVS, 4), torch.zeros(NUM_ENVS, 1), flags, flags, {}
-
-    def reset(self) -> Any:
-        return self.outputs[0], {}
-
-    def step(self, actions: Any) -> Any:
-        return self.outputs
-
-    def state(self) -> None:
-        return None
-
-    def render(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class NoOpAgent:
-    """Always the same actions."""
-
-    def __init__(self, num_envs: int) -> None:
-        self.acted = torch.zeros(num_envs, 1, dtype=torch.int64), {}
-
-    def init(self, *, trainer_cfg: Any = None) -> None:
-        pass
-
-    def enable_training_mode(self, enabled: bool = True) -> None:
-        pass
-
-    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
-        pass
-
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        return self.acted
-
-    def record_transition(self, **arguments: Any) -> None:
-        pass
-
-    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        pass
-
-    def track_data(self, tag: str, value: float) -> None:
-        pass
 
 
 def build(
@@ -119,42 +66,46 @@ def measure(trainers: dict[str, Any], *, steps: int, repetitions: int) -> dict[s
     return times
 
 
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+def show(text: str) -> str:
+    """Print a paragraph at once, and give it back."""
+    print(f"\n{text}", flush=True)
+    return text
 
 
-def spread(times: list[float]) -> str:
-    return f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+def rows_of(times: dict[str, list[float]]) -> list[list[str]]:
+    """What each took, and how it stands to the first."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first = next(iter(medians.values()))
+    return [
+        [name, spread(times[name]), f"{NUM_ENVS / median * 1e6:,.0f}", f"{median / first:.2f}"]
+        for name, median in medians.items()
+    ]
 
 
-def head(title: str, columns: Iterable[str]) -> None:
-    print(f"\n{title}\n")
-    row(*columns)
-    row(*("---" for _ in columns))
-
-
-def no_op(repetitions: int) -> None:
-    head(
-        "No-op environment and agents, µs a step: median (spread)",
-        ["agents", "skrl", "ours, no seed", "ours, with a seed", "ours / skrl (bar 1.1)", "seed, µs an agent (bar 15)"],
-    )
+def no_op(repetitions: int) -> list[str]:
+    lines = []
     for count in (1, 2, 4):
         trainers = {
-            "skrl": build(SkrlStepTrainer, NoOpEnv(), NoOpAgent, count),
-            "ours": build(StepTrainer, NoOpEnv(), NoOpAgent, count),
-            "seeded": build(StepTrainer, NoOpEnv(), NoOpAgent, count, seed=1),
+            "skrl": build(SkrlStepTrainer, NoOpEnv(NUM_ENVS), NoOpAgent, count),
+            "ours": build(StepTrainer, NoOpEnv(NUM_ENVS), NoOpAgent, count),
+            "seeded": build(StepTrainer, NoOpEnv(NUM_ENVS), NoOpAgent, count, seed=1),
         }
         times = measure(trainers, steps=3000, repetitions=repetitions)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        row(
-            count,
-            *(spread(values) for values in times.values()),
-            f"{medians['ours'] / medians['skrl']:.2f}",
-            f"{(medians['seeded'] - medians['ours']) / count:.1f}",
-        )
+        ratio, seed = medians["ours"] / medians["skrl"], (medians["seeded"] - medians["ours"]) / count
+        lines.append([count, *(spread(values) for values in times.values()), f"{ratio:.2f}", f"{seed:.1f}"])
+    columns = [
+        "agents",
+        "skrl",
+        "ours, no seed",
+        "ours, with a seed",
+        "ours / skrl (bar 1.1)",
+        "seed, µs an agent (bar 15)",
+    ]
+    return [show("No-op environment and agents, µs a step: median (spread)"), show(table(columns, lines))]
 
 
-def cartpole(repetitions: int) -> None:
+def cartpole(repetitions: int) -> list[str]:
     spaces = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32), gymnasium.spaces.Discrete(2)
 
     def skrl_env() -> Any:
@@ -176,21 +127,24 @@ def cartpole(repetitions: int) -> None:
         "our trainer and environment, skrl's PPO": (StepTrainer, our_env, skrl_agent),
         "our trainer, environment and PPO": (StepTrainer, our_env, our_agent),
     }
+    paragraphs = []
     for count in (1, 2):
-        head(
-            f"CartPole-v1 x {NUM_ENVS}, {count} simultaneous agent(s): rollouts 32, 4 epochs of 4 mini-batches",
-            ["what", "µs a step: median (spread)", "env-steps/s", "time / skrl's"],
-        )
+        title = f"CartPole-v1 x {NUM_ENVS}, {count} simultaneous agent(s): rollouts 32, 4 epochs of 4 mini-batches"
         trainers = {name: build(kind, env(), agent, count) for name, (kind, env, agent) in contestants.items()}
         times = measure(trainers, steps=128, repetitions=3 * repetitions)
         medians = [statistics.median(values) for values in times.values()]
-        for (name, values), median in zip(times.items(), medians, strict=True):
-            row(name, spread(values), f"{NUM_ENVS / median * 1e6:,.0f}", f"{median / medians[0]:.2f}")
-        print(f"\nOnly the trainer differs: {medians[1] / medians[0]:.2f} of skrl's time (bar 1.0).")
-        print(f"Only the PPO differs: {medians[2] / medians[3]:.2f} times the env-steps/s (bar 1.3).")
+        paragraphs += [
+            show(title),
+            show(table(["what", "µs a step: median (spread)", "env-steps/s", "time / skrl's"], rows_of(times))),
+            show(
+                f"Only the trainer differs: {medians[1] / medians[0]:.2f} of skrl's time (bar 1.0).\n"
+                f"Only the PPO differs: {medians[2] / medians[3]:.2f} times the env-steps/s (bar 1.3)."
+            ),
+        ]
+    return paragraphs
 
 
-def pendulum(framework: str, repetitions: int) -> None:
+def pendulum(framework: str, repetitions: int) -> list[str]:
     """Our PPO and skrl's under our trainer, and under skrl's where it has one for the framework."""
 
     def skrl_env() -> Any:
@@ -217,19 +171,25 @@ def pendulum(framework: str, repetitions: int) -> None:
     if framework == "jax":
         skrls = importlib.import_module("skrl.trainers.jax.step").StepTrainer
         contestants = {"skrl's trainer, environment and PPO": (skrls, skrl_env, skrl_agent), **contestants}
-    head(
-        f"{framework}: Pendulum-v1 x {NUM_ENVS}, one agent: rollouts 32, 4 epochs of 4 mini-batches",
-        ["what", "µs a step: median (spread)", "env-steps/s", "time / the first's"],
-    )
     trainers = {name: build(kind, env(), agent, 1) for name, (kind, env, agent) in contestants.items()}
     times = measure(trainers, steps=128, repetitions=repetitions)
     medians = [statistics.median(values) for values in times.values()]
-    for (name, values), median in zip(times.items(), medians, strict=True):
-        row(name, spread(values), f"{NUM_ENVS / median * 1e6:,.0f}", f"{median / medians[0]:.2f}")
-    bar = " (bar 2)" if framework == "jax" else ""
-    print(f"\nOnly the PPO differs: {medians[-2] / medians[-1]:.2f} times the env-steps/s{bar}.")
-    print(f"\nThe agent itself, without environments (bar {3 if framework == 'jax' else 1.5}):\n")
-    compare(framework, PENDULUM, num_envs=NUM_ENVS, rollouts=4, repetitions=repetitions, skrl=True)
+    bars = (" (bar 2)", 3) if framework == "jax" else ("", 1.5)
+    return [
+        show(f"{framework}: Pendulum-v1 x {NUM_ENVS}, one agent: rollouts 32, 4 epochs of 4 mini-batches"),
+        show(table(["what", "µs a step: median (spread)", "env-steps/s", "time / the first's"], rows_of(times))),
+        show(f"Only the PPO differs: {medians[-2] / medians[-1]:.2f} times the env-steps/s{bars[0]}."),
+        show(f"The agent itself, without environments (bar {bars[1]}):"),
+        show(f"```\n{agents_alone(framework, repetitions)}```"),
+    ]
+
+
+def agents_alone(framework: str, repetitions: int) -> str:
+    """What `profile_ppo.py` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        compare(framework, PENDULUM, num_envs=NUM_ENVS, rollouts=4, repetitions=repetitions, skrl=True)
+    return printed.getvalue()
 
 
 def main() -> None:
@@ -239,14 +199,13 @@ def main() -> None:
     torch.set_num_threads(1)
     skrl.logger.setLevel("ERROR")
     logging.getLogger("lockstep").setLevel("ERROR")
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, gymnasium {gymnasium.__version__}"
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores; {versions}, skrl {skrl.__version__}; {repetitions} repetitions"
-    )
-    no_op(repetitions)
-    cartpole(repetitions)
+    machine = describe_machine("torch", "gymnasium", "skrl", "jax", "warp-lang")
+    turns = f"{repetitions} repetitions, {3 * repetitions} of CartPole-v1"
+    paragraphs = [show(f"{machine}; {turns}.")]
+    paragraphs += no_op(repetitions) + cartpole(repetitions)
     for framework in ("jax", "warp"):
-        pendulum(framework, repetitions)
+        paragraphs += pendulum(framework, repetitions)
+    write_section("step-time", "\n\n".join(paragraphs))
 
 
 if __name__ == "__main__":

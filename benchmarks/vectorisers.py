@@ -1,7 +1,8 @@
 """Time of a step of 32 copies of MPE's simple_spread: our vectoriser, a plain loop over the copies, and SuperSuit's.
 
 All take the same random actions in turns, so that a slower moment of the machine meets all alike, and none has an
-agent: what differs is what it costs to step copies as one batch. It is a part of `make bench`.
+agent: what differs is what it costs to step copies as one batch. It is a part of `make bench`, and
+writes its section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mpe2 import simple_spread_v3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from step_time import head, row, spread
+from report import describe_machine, spread, table, write_section
 
 from workers.envs import make_env
 
@@ -99,14 +100,17 @@ def main() -> None:
             run()
             if repetition >= 0:
                 times[name].append((time.perf_counter() - start) / STEPS * 1e6)
-    head(
-        f"simple_spread_v3 x {NUM_ENVS}, random actions, no agents; {repetitions} repetitions",
-        ["what", "µs a step: median (spread)", "env-steps/s", "env-steps/s / the plain loop's (bar 0.9)"],
-    )
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(medians.values()))
-    for name, median in medians.items():
-        row(name, spread(times[name]), f"{NUM_ENVS / median * 1e6:,.0f}", f"{first / median:.2f}")
+    columns = ["what", "µs a step: median (spread)", "env-steps/s", "env-steps/s / the plain loop's (bar 0.9)"]
+    rows = [
+        [name, spread(times[name]), f"{NUM_ENVS / median * 1e6:,.0f}", f"{first / median:.2f}"]
+        for name, median in medians.items()
+    ]
+    machine = describe_machine("mpe2", "pettingzoo", "supersuit", "torch")
+    text = f"{machine}; {repetitions} repetitions.\n\n{table(columns, rows)}"
+    print(text)
+    write_section("vectorisers", text)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,14 @@ class Session(Protocol):
     env: Any
     workers: Sequence[Description]
 
-    def step(self, tick: Tick) -> Outcome:
-        """Do one iteration in all scopes.
+    def submit(self, tick: Tick, count: int = 1) -> None:
+        """Begin `count` iterations in all scopes, the first of which is `tick`.
+
+        Several may be under way, where the workers can do them on their own.
+        """
+
+    def result(self) -> Outcome:
+        """Wait for what was submitted first, and not waited for yet: the outcome of the last of its iterations.
 
         Raises:
             WorkerError: Scopes failed; all of them are reported.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ class LocalSession:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._submitted: deque[tuple[Tick, int]] = deque()
         framework = plan.framework
         only_scope = 0 if len(plan.scopes) == 1 else None
         try:
@@ -71,9 +73,13 @@ class LocalSession:
         if failures:
             raise build_error(failures) from cause
 
-    def step(self, tick: Tick) -> Outcome:
-        """Do one iteration in all scopes."""
-        return share_outcome(self._worker.tick(tick), self._plan.scopes, self._plan.framework)
+    def submit(self, tick: Tick, count: int = 1) -> None:
+        """Take note of iterations; they are done when they are waited for."""
+        self._submitted.append((tick, count))
+
+    def result(self) -> Outcome:
+        """Do the iterations that were submitted first."""
+        return share_outcome(self._worker.run(*self._submitted.popleft()), self._plan.scopes, self._plan.framework)
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""

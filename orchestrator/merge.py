@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from workers.by_agent import concatenate_rows
 from workers.frameworks import Framework
 from workers.infos import infos_by_scope, merge_infos
 from workers.types import Outcome, Scope
+from workers.wire import Packed, read_outcome
 
 __all__ = ["merge_outcomes", "share_outcome"]
 
 
-def merge_outcomes(outcomes: Sequence[Outcome], scopes: Sequence[Scope], framework: Framework) -> Outcome:
+def merge_outcomes(parts: Sequence[Packed], scopes: Sequence[Scope], framework: Framework) -> Outcome:
     """Concatenate the rows of all outcomes, and merge their infos (see `workers.infos.merge_infos`).
 
     Args:
-        outcomes: The outcome of each scope, in scope order; every array has ``scope.num_envs`` rows.
+        parts: The packed outcome of each scope, in scope order; every array has ``scope.num_envs`` rows.
         scopes: The scopes.
         framework: Whose arrays they are.
 
     Returns:
-        An outcome whose row i belongs to environment i.
+        An outcome whose row i belongs to environment i; each of its arrays is copied once.
     """
-    if len(outcomes) == 1:
-        return outcomes[0]
-    *arrays, infos = zip(*outcomes, strict=True)
-    rows = [concatenate_rows(parts, framework) for parts in arrays]
-    return Outcome._make([*rows, merge_infos(infos, [scope.num_envs for scope in scopes], framework)])
+    *columns, infos = zip(*[read_outcome(part, framework) for part in parts], strict=True)
+    merged = [_join(column, framework) for column in columns]
+    merged.append(merge_infos(infos, [scope.num_envs for scope in scopes], framework) if any(infos) else {})
+    return Outcome._make(merged)
+
+
+def _join(parts: Sequence[Any], framework: Framework) -> Any:
+    """The rows of all parts; every part has the same agents if it is a dictionary."""
+    if isinstance(parts[0], dict):
+        return {name: framework.from_rows([part[name] for part in parts]) for name in parts[0]}
+    return framework.from_rows(parts)
 
 
 def share_outcome(outcome: Outcome, scopes: Sequence[Scope], framework: Framework) -> Outcome:

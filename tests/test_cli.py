@@ -299,7 +299,7 @@ def test_a_signal_in_the_middle(
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C does
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert "stopping after this iteration" in err
+    assert "stopping after the iterations that are under way" in err
     assert "Traceback" not in err
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"

@@ -77,12 +77,16 @@ def environments(
         rows = range(first_env, first_env + num_envs)
         return [(env if row in failing_rows else CountingEnv)(row) for row in rows]
 
-    if mode == "shared":
+    if mode.startswith("shared"):
         return wrap_env(build(NUM_ENVS, 0), framework=framework)
     return EnvFactory(build, num_envs=NUM_ENVS)
 
 
-@pytest.fixture(params=["local", "sharded", "shared"])
+REMOTE_MODES = ["sharded", "shared", "sharded by ray", "shared by ray"]
+"""Arrangement, and what carries the requests if it is not a connection."""
+
+
+@pytest.fixture(params=["local", *REMOTE_MODES])
 def mode(request):
     if request.param != "local":
         request.getfixturevalue("ray_cluster")
@@ -95,8 +99,12 @@ def trainer_of(mode: str, env: Any, agents: Any, framework: str = "torch", **opt
         agents=agents,
         scopes=SCOPES,
         cfg={**CFG, "timesteps": 10},
-        orchestrator="local" if mode == "local" else RayOrchestrator(num_cpus=0.5, **options),
+        orchestrator="local" if mode == "local" else ray_orchestrator(mode, **options),
     )
+
+
+def ray_orchestrator(mode: str, **options: Any) -> RayOrchestrator:
+    return RayOrchestrator(num_cpus=0.5, transport="ray" if mode.endswith("by ray") else "connection", **options)
 
 
 def fail(trainer: Any) -> WorkerError:
@@ -131,6 +139,8 @@ def _no_actor_is_left():
         ("sharded", "post-interaction"),
         ("shared", "act"),
         ("shared", "record"),
+        ("sharded by ray", "act"),
+        ("shared by ray", "record"),
     ],
     indirect=["mode"],
 )
@@ -159,7 +169,7 @@ def test_environments_exception_names_its_place(mode, framework):
     env = environments(mode, framework, FailingEnv, failing_rows=[1, 4])
     error = fail(trainer_of(mode, env, [NullAgent] * 2, framework))
     # environments that are stepped as one batch fail as one
-    expected = [(0, (0, 2)), (1, (2, 5))] if mode == "sharded" else [(None, (0, 5))]
+    expected = [(0, (0, 2)), (1, (2, 5))] if mode.startswith("sharded") else [(None, (0, 5))]
     assert [(failure.scope, failure.rows) for failure in error.failures] == expected
     for failure in error.failures:
         assert (failure.phase, failure.timestep, failure.message) == ("step", 3, "oh no")
@@ -208,7 +218,7 @@ def test_agents_can_be_had_after_a_failure(framework):
         assert len(trainer.agents) == 2
 
 
-@pytest.mark.parametrize("mode", ["sharded", "shared"])
+@pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_death_of_a_worker_names_its_place(ray_cluster, mode):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGKILL)]
     error = fail(trainer_of(mode, environments(mode), agents))
@@ -217,9 +227,10 @@ def test_death_of_a_worker_names_its_place(ray_cluster, mode):
     assert "pid" in failure.node
 
 
-def test_worker_that_is_stopped_runs_into_the_deadline(ray_cluster):
+@pytest.mark.parametrize("mode", REMOTE_MODES[::2])
+def test_worker_that_is_stopped_runs_into_the_deadline(ray_cluster, mode):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGSTOP)]
-    error = fail(trainer_of("sharded", environments("sharded"), agents, step_timeout=6))
+    error = fail(trainer_of(mode, environments(mode), agents, step_timeout=6))
     (failure,) = error.failures
     assert (failure.scope, failure.kind) == (1, "TimeoutError")
     assert "no reply within 6 s; nor does it answer a ping" in failure.message
@@ -234,8 +245,9 @@ class SlowAgent(NullAgent):
         return super().act(observations, states, timestep=timestep, timesteps=timesteps)
 
 
-def test_worker_that_is_slow_is_told_from_a_dead_one(ray_cluster):
-    error = fail(trainer_of("sharded", environments("sharded"), [NullAgent, SlowAgent], step_timeout=6))
+@pytest.mark.parametrize("mode", REMOTE_MODES[::2])
+def test_worker_that_is_slow_is_told_from_a_dead_one(ray_cluster, mode):
+    error = fail(trainer_of(mode, environments(mode), [NullAgent, SlowAgent], step_timeout=6))
     (failure,) = error.failures
     assert "it answers a ping, and has been busy for" in failure.message
 

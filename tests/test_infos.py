@@ -20,6 +20,7 @@ from tests.support.parity import FRAMEWORKS, assert_same
 from workers.frameworks import Framework, load_framework
 from workers.infos import mask_rows, merge_infos, overlay, scalars, take_rows
 from workers.types import Outcome, Scope
+from workers.wire import to_wire
 
 Infos = dict[str, Any]
 
@@ -187,7 +188,8 @@ def test_a_single_scope_is_unchanged(framework: str):
     assert merge_infos([infos], [2], adapter) is infos
     outcome = Outcome._make([*[adapter.from_numpy(np.zeros((2, 1)))] * 4, infos])
     scopes = resolve_scopes([2], num_envs=2, num_simultaneous_agents=1)
-    assert merge_outcomes([outcome], scopes, adapter) is outcome
+    merged = merge_outcomes([to_wire(outcome, adapter)], scopes, adapter)
+    assert_same(copied(merged._asdict()), copied(outcome._asdict()))
     assert share_outcome(outcome, scopes, adapter) is outcome
 
 
@@ -202,7 +204,7 @@ def test_outcomes_merge_in_scope_order(name: str):
         infos = {"row": rows[:, 0], "mean": float(stop - start)}
         return Outcome._make([*map(framework.from_numpy, arrays), infos])
 
-    merged = merge_outcomes([outcome(*scope.rows) for scope in scopes], scopes, framework)
+    merged = merge_outcomes([to_wire(outcome(*scope.rows), framework) for scope in scopes], scopes, framework)
     for array, expected in zip(merged[:4], outcome(0, 6)[:4], strict=True):
         assert framework.is_array(array)
         assert_same(framework.to_numpy(array), framework.to_numpy(expected))

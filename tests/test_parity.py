@@ -16,11 +16,12 @@ from orchestrator.scopes import resolve_scopes
 from tests.support import parity
 from tests.support.agents import NoisyAgent, NullAgent, RecordingAgent, copied
 from tests.support.envs import NoisyEnv, SilentEnv, counting_factory, noisy_factory
-from tests.support.parity import CFG, assert_same, copied_outputs, run, slices_run, step_trainer
+from tests.support.parity import CFG, assert_same, copied_outputs, run, slices_run, step_trainer, without_hidden
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.types import Scope
 
-STEPS = {"torch": 300, "jax": 140, "warp": 140}
+STEPS = {"torch": 328, "jax": 164, "warp": 164}
+assert not any(steps % 41 for steps in STEPS.values()), "whole rounds of all ways"
 PPO_CFG = {"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "learning_rate": 1e-3}
 assert min(STEPS.values()) // PPO_CFG["rollouts"] >= 3
 
@@ -34,9 +35,12 @@ def ppo_for(framework: str, env: Any, scope: Scope) -> Any:
     return parity.ppo(framework)(**spaces, num_envs=scope.num_envs, cfg=PPO_CFG)
 
 
-def ppo_run(framework: str, env: Any, agents: Any, scopes: Any, orchestrator: Any = "local") -> Any:
+def ppo_run(
+    framework: str, env: Any, agents: Any, scopes: Any, orchestrator: Any = "local", mode: str = "train"
+) -> Any:
     outputs, trained = run(
         STEPS[framework],
+        mode=mode,
         framework=framework,
         env=env,
         agents=agents,
@@ -66,14 +70,30 @@ CASES = [
 
 
 @pytest.mark.parametrize(("framework", "scopes", "discrete"), CASES)
-def test_local_is_ray_sharded_is_ray_shared(ray_cluster, framework, scopes, discrete):
+def test_local_is_ray_sharded_is_ray_shared(ray_cluster, framework, scopes, discrete, monkeypatch):
+    """By connection, plain actor calls and shared memory, and by `train`, `run` and `iterate` in turn."""
     agents = [partial(ppo, framework, discrete)] * len(scopes)
     factory = noisy_factory(sum(scopes), discrete=discrete)
-    local = ppo_run(framework, factory, agents, scopes)
-    assert count_ends(local[0]) > 20
-    assert_same(ppo_run(framework, factory, agents, scopes, RayOrchestrator()), local)
-    envs = wrap_env([NoisyEnv(17, discrete) for _ in range(sum(scopes))], framework=framework)
-    assert_same(ppo_run(framework, envs, agents, scopes, RayOrchestrator()), local)
+    local_outputs, local_states = ppo_run(framework, factory, agents, scopes)
+    assert count_ends(local_outputs) > 20
+    connection, calls = RayOrchestrator(), RayOrchestrator(transport="ray")
+
+    def assert_equals_local(env: Any, orchestrator: Any, mode: str = "all ways") -> None:
+        outputs, states = ppo_run(framework, env, agents, scopes, orchestrator, mode)
+        assert_same(outputs, without_hidden(local_outputs, outputs))
+        assert_same(states, local_states)
+
+    def environments() -> Any:
+        return wrap_env([NoisyEnv(17, discrete) for _ in range(sum(scopes))], framework=framework)
+
+    assert_equals_local(factory, connection)
+    assert_equals_local(environments(), connection)
+    if framework == "torch" or discrete:
+        assert_equals_local(factory, calls)
+        assert_equals_local(environments(), calls, "train")
+        assert_equals_local(factory, "local")
+        monkeypatch.setattr("orchestrator.ray.shm.THRESHOLD", 1)
+        assert_equals_local(factory, connection)
 
 
 def test_registered_environments_and_instances(ray_cluster, framework):

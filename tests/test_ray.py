@@ -294,9 +294,10 @@ def test_nothing_stays_reserved(ray_cluster):
     assert states <= {"REMOVED"}
 
 
-def test_survivors_of_a_death_bring_their_state_back_and_close(ray_cluster, caplog):
+@pytest.mark.parametrize("transport", ["connection", "ray"])
+def test_survivors_of_a_death_bring_their_state_back_and_close(ray_cluster, caplog, transport):
     agents = [RecordingAgent(), DyingAgent(signal.SIGKILL)]
-    trainer = trainer_of(agents=agents)
+    trainer = trainer_of(agents=agents, orchestrator=RayOrchestrator(transport=transport))
     trainer.train()
     trainer.train()
     with pytest.raises(WorkerError):
@@ -324,38 +325,40 @@ class LockedEnv(CountingEnv):
         return *outputs, {"lock": threading.Lock()}
 
 
+@pytest.mark.parametrize("transport", ["connection", "ray"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_infos_that_cannot_travel_lose_no_agent(ray_cluster, shared):
+def test_infos_that_cannot_travel_lose_no_agent(ray_cluster, shared, transport):
     agents = [StepsAgent(), StepsAgent()]
     env: Any = EnvFactory(lambda n, first: [LockedEnv(first + i) for i in range(n)], num_envs=2)
     if shared:
         env = wrap_env(env.build(2, 0), framework="torch")
-    trainer = trainer_of(env, agents)
+    trainer = trainer_of(env, agents, RayOrchestrator(transport=transport))
     with pytest.raises(WorkerError, match=r"lock"):
         trainer.train()
     trainer.close()
     assert [agent.steps for agent in agents] == ([0, 0] if shared else [1, 1])
 
 
-def test_interrupted_run_brings_its_agents_back(ray_cluster):
+@pytest.mark.parametrize("transport", ["connection", "ray"])
+def test_interrupted_run_brings_its_agents_back(ray_cluster, transport, monkeypatch):
     """The interrupt comes after the request was sent to the first worker and before it is sent to the second."""
     agents = [RecordingAgent(), RecordingAgent()]
-    trainer = trainer_of(agents=agents)
+    trainer = trainer_of(agents=agents, orchestrator=RayOrchestrator(transport=transport))
     trainer.train()
-    calls = trainer._session._calls
-    second = calls._actors[1]
-    calls._actors[1] = InterruptingActor()
+    streams = trainer._session._streams
+    send = streams._send
+
+    def interrupt(index: int, *args: Any) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+        send(index, *args)
+
+    monkeypatch.setattr(streams, "_send", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    calls._actors[1] = second
+    monkeypatch.undo()
     trainer.close()
     assert [len(agent.records()) for agent in agents] == [2, 1]
-
-
-class InterruptingActor:
-    @property
-    def handle(self) -> Any:
-        raise KeyboardInterrupt
 
 
 def test_cluster_that_was_connected_to_may_grow():

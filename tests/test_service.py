@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.agents import copied
 from tests.support.envs import CountingEnv, build_counting
-from tests.support.parity import copied_outputs
+from tests.support.parity import assert_same, copied_outputs
 from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgent, build_failing, spec, tick
 from workers.agent_export import ExportedAgent
 from workers.envs import EnvFactory
@@ -21,9 +21,15 @@ from workers.frameworks import load_framework
 from workers.node import node_name
 from workers.service import Busy, Description, Reply, WorkerSpec
 from workers.types import Mode, Outcome, Transition
-from workers.wire import from_wire, to_wire
+from workers.wire import from_wire, read_outcome, to_wire
 
 ROWS = [5.0, 6.0, 7.0]
+NOTHING = to_wire((None, None, None), load_framework("numpy"))
+
+
+def steps(packed: Any) -> Any:
+    """Steps since the last reset, which the environments put into their infos."""
+    return read_outcome(packed, load_framework("torch")).infos["nested"]["step"].tolist()
 
 
 def refuse(*_: Any) -> Any:
@@ -57,7 +63,7 @@ def test_a_worker_with_its_own_environments(framework: str):
     assert evaluated.observations.tolist() == [[5, 1, 0, -1], [6, 0, 4, -604], [7, 0, 4, -704]]
     assert agent.calls[-1] == ("post", {"training": False, "timestep": 4, "timesteps": 10})
     client.ok("restart")
-    assert client.ok("tick", tick(5)).infos["nested"]["step"].tolist() == [1, 1, 1]
+    assert steps(client.ok("tick", tick(5))) == [1, 1, 1]
 
 
 def test_a_worker_that_shares_the_drivers_environments(framework: str):
@@ -65,8 +71,8 @@ def test_a_worker_that_shares_the_drivers_environments(framework: str):
     (agent,) = LiveRecordingAgent.made
     observations = np.array([[row, 0.0, 0.0, -1.0] for row in ROWS], np.float32)
     states = observations[:, :2] + 500
-    sent = to_wire(tuple(map(adapter.from_numpy, (observations, states))), adapter)
-    actions = from_wire(client.ok("act", tick(7), *sent, None), adapter)
+    sent = to_wire((*map(adapter.from_numpy, (observations, states)), None), adapter)
+    actions = from_wire(client.ok("act", tick(7), sent), adapter)
     assert copied(actions).tolist() == [[507], [607], [707]]
     flags = np.array([[True], [False], [False]])
     arrays = observations[:, :1], observations + 1, flags, ~flags
@@ -92,16 +98,16 @@ def test_a_request_sent_again_is_answered_from_the_cache():
     (agent,) = LiveRecordingAgent.made
     calls = len(agent.calls)
     again = client.send("tick", tick(1), seq=first.seq)
-    assert again.payload.infos["nested"]["step"].tolist() == [1, 1, 1]
-    np.testing.assert_array_equal(again.payload.observations.values, first.payload.observations.values)
+    assert steps(again.payload) == [1, 1, 1]
+    assert_same(again.payload._asdict(), first.payload._asdict())
     assert len(agent.calls) == calls
-    assert client.ok("tick", tick(2)).infos["nested"]["step"].tolist() == [2, 2, 2]
+    assert steps(client.ok("tick", tick(2))) == [2, 2, 2]
 
 
 def test_an_error_is_answered_from_the_cache_too():
     client = Client(spec(FailingAgent, env=None))
-    failed = client.send("act", tick(3), None, None, None)
-    assert client.send("act", tick(3), None, None, None, seq=failed.seq) == failed
+    failed = client.send("act", tick(3), NOTHING)
+    assert client.send("act", tick(3), NOTHING, seq=failed.seq) == failed
 
 
 def test_an_older_request_is_an_error_and_does_nothing():
@@ -111,8 +117,8 @@ def test_an_older_request_is_an_error_and_does_nothing():
     assert failure.kind == "RuntimeError"
     assert failure.message == f"request {client.seq - 1} (tick) came after {client.seq}; requests are ordered"
     # nothing was done, and the stream stands where it stood
-    assert client.send("tick", tick(1), seq=client.seq).payload.infos["nested"]["step"].tolist() == [1, 1, 1]
-    assert client.ok("tick", tick(2)).infos["nested"]["step"].tolist() == [2, 2, 2]
+    assert steps(client.send("tick", tick(1), seq=client.seq).payload) == [1, 1, 1]
+    assert steps(client.ok("tick", tick(2))) == [2, 2, 2]
 
 
 def test_failures_of_an_iteration_say_where(framework: str):
@@ -122,6 +128,8 @@ def test_failures_of_an_iteration_say_where(framework: str):
     assert (update.scope, update.rows, update.phase, update.timestep) == (2, (5, 8), "post-interaction", 2)
     assert (update.kind, update.message) == ("ZeroDivisionError", "update")
     assert "in post_interaction\n" in update.traceback
+    assert "the iteration before it failed" in client.failure("tick", tick(3)).message
+    client = Client(spec(FailingAgent, framework=framework))
     act = client.failure("tick", tick(3))
     assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
 
@@ -134,10 +142,10 @@ def test_failures_of_an_iteration_say_where(framework: str):
 
 def test_failures_of_a_shared_workers_agent_say_where(framework: str):
     client, adapter = Client(spec(FailingAgent, env=None, framework=framework)), load_framework(framework)
-    observations = to_wire(adapter.from_numpy(np.zeros((3, 4), np.float32)), adapter)
-    act = client.failure("act", tick(3), observations, None, None)
+    observations = to_wire((adapter.from_numpy(np.zeros((3, 4), np.float32)), None, None), adapter)
+    act = client.failure("act", tick(3), observations)
     assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
-    client.ok("act", tick(2), observations, None, None)
+    client.ok("act", tick(2), observations)
     rows = adapter.from_numpy(np.zeros((3, 1), np.float32))
     transition = to_wire(Transition(rows, rows, None, rows, rows, {}, 0.0), adapter)
     learn = client.failure("learn", tick(2), transition)
@@ -169,7 +177,7 @@ def test_failures_of_building_say_where(broken: WorkerSpec, kind: str, message: 
     ("method", "args"),
     [
         ("tick", (tick(1),)),
-        ("act", (tick(1), None, None, None)),
+        ("act", (tick(1), NOTHING)),
         ("learn", (tick(1), None)),
         ("restart", ()),
         ("export", ()),

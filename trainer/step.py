@@ -5,9 +5,8 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -15,13 +14,11 @@ import tqdm
 
 from orchestrator.base import Orchestrator, Plan
 from orchestrator.scopes import resolve_scopes
+from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
 from trainer.config import StepTrainerCfg, resolve_cfg
-from workers.agent_checks import check_agent, is_factory
-from workers.envs import EnvFactory
-from workers.envs.factory import check_env, check_num_envs
-from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, WorkerError, build_error
-from workers.frameworks import Framework, load_framework
-from workers.types import Array, Mode, Scope, Tick
+from workers.errors import AgentError, ConfigError, LifecycleError, WorkerError, build_error
+from workers.frameworks import load_framework
+from workers.types import Array, Mode, Tick
 
 if TYPE_CHECKING:
     from orchestrator.base import Session
@@ -89,21 +86,22 @@ class StepTrainer:
         """
         self.cfg = resolve_cfg(cfg)
         framework = load_framework(self.framework)
-        seed = _checked_seed(seed)
-        num_envs = _checked_num_envs(env, framework)
+        seed = checked_seed(seed)
+        num_envs = checked_num_envs(env, framework)
         given = list(agents) if isinstance(agents, (list, tuple)) else [agents]
         if not given:
             raise AgentError("agents is an empty list; expected an agent or a factory, or one for each scope")
         _scopes = resolve_scopes(scopes, num_envs=num_envs, num_simultaneous_agents=len(given), seed=seed)
-        _check_agents(given, _scopes)
+        check_agents(given, _scopes)
         self.scopes = [scope.rows for scope in _scopes]
         self.num_simultaneous_agents = len(given)
         self._num_envs = num_envs
         self._timestep = 0
+        self._under_way = 0
         self._progress: tqdm.tqdm[Any] | None = None
         self._state = State.READY
         plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
-        self._session: Session = _resolve_orchestrator(orchestrator).start(plan)
+        self._session: Session = resolve_orchestrator(orchestrator).start(plan)
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
@@ -131,7 +129,9 @@ class StepTrainer:
             WorkerError: The environments or agents of some scopes failed; the trainer can only be closed then.
             LifecycleError: The trainer is closed, or has failed before.
         """
-        return self._iterate(Mode.TRAIN, timestep, timesteps)
+        self._require_ready("train()")
+        self._submit(Mode.TRAIN, timestep, timesteps)
+        return self._result()
 
     def eval(
         self, timestep: int | None = None, timesteps: int | None = None
@@ -152,7 +152,76 @@ class StepTrainer:
             WorkerError: As for `train`.
             LifecycleError: As for `train`.
         """
-        return self._iterate(Mode.EVAL, timestep, timesteps)
+        self._require_ready("eval()")
+        self._submit(Mode.EVAL, timestep, timesteps)
+        return self._result()
+
+    def run(
+        self, n: int, timestep: int | None = None, timesteps: int | None = None
+    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Do `n` training iterations, with the same numbers as `n` calls of `train`.
+
+        In Ray each worker gets one message for all of them and goes on by itself, without waiting for the others, if
+        it owns its environments. Metrics and episodes of all iterations are kept for `collect_metrics`.
+
+        Args:
+            n: Number of iterations, 1 or more.
+            timestep: Timestep of the first one, and the following ones count on from there. None: as for `train`.
+            timesteps: As for `train`.
+
+        Returns:
+            As `train`: the outputs of the last iteration.
+
+        Raises:
+            ConfigError: `n` is less than 1.
+            WorkerError: As for `train`.
+            LifecycleError: As for `train`.
+            KeyboardInterrupt: Every worker stops after the iteration that is under way, and the trainer can only be
+                closed then.
+        """
+        self._require_ready("run()")
+        self._submit(Mode.TRAIN, timestep, timesteps, checked_count("n", n, least=1))
+        return self._result(n)
+
+    def iterate(
+        self, n: int, timestep: int | None = None, timesteps: int | None = None, *, prefetch: int = 1
+    ) -> Iterator[tuple[Array, Array, Array, Array, dict[str, Any]]]:
+        """Yield the outputs of `n` training iterations, while the workers do the next ones.
+
+        The numbers are those of `n` calls of `train`. Where the workers own their environments (in Ray), up to
+        `prefetch` iterations more than those that were yielded have been begun: what the loop asks of the trainer
+        (`collect_metrics`, `agents`) is answered after these, and a loop that is left early leaves the trainer after
+        them.
+
+        Args:
+            n: Number of iterations.
+            timestep: As for `run`.
+            timesteps: As for `train`.
+            prefetch: Number of iterations that may be under way while the loop does its part; 0 for none.
+
+        Raises:
+            ConfigError: `n` or `prefetch` is less than 0.
+            WorkerError: As for `train`.
+            LifecycleError: As for `train`; also `train`, `eval`, `run` and `reset` inside the loop.
+        """
+        self._require_ready("iterate()")
+        return self._steps(
+            checked_count("n", n, least=0), timestep, timesteps, checked_count("prefetch", prefetch, least=0)
+        )
+
+    def _steps(self, n: int, timestep: int | None, timesteps: int | None, prefetch: int) -> Iterator[Any]:
+        self._require_ready("iterate()")
+        submitted = 0
+        try:
+            for done in range(n):
+                while submitted < min(n, done + 1 + prefetch):
+                    self._require_open("iterate()")
+                    self._submit(Mode.TRAIN, None if timestep is None else timestep + submitted, timesteps)
+                    submitted += 1
+                yield self._result()
+        finally:
+            while self._under_way and self._state is State.READY:
+                self._result()
 
     def collect_metrics(self) -> list[dict[str, float]]:
         """Scalars of each simultaneous agent since the last call, by tag, for a log of your own or a `MetricsWriter`.
@@ -251,24 +320,35 @@ class StepTrainer:
             ]
         return "\n".join(lines)
 
-    def _iterate(self, mode: Mode, timestep: int | None, timesteps: int | None) -> Any:
-        if self._state is not State.READY:
-            self._require_ready(f"{mode.value}()")
+    def _submit(self, mode: Mode, timestep: int | None, timesteps: int | None, count: int = 1) -> None:
+        """Let the workers begin `count` iterations."""
         if timesteps is None:
             timesteps = self.cfg.timesteps
         if timesteps < 0 or (timestep is not None and timestep < 0):
             raise ConfigError(f"timestep is {timestep} and timesteps {timesteps}; expected 0 or more")
         if timestep is None:
-            timestep = self._timestep = self._timestep + 1
+            timestep = self._timestep + 1
+            self._timestep += count
         if self._progress is None:
             self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
+        self._under_way += 1
         try:
-            outcome = self._session.step(Tick(mode, timestep, timesteps))
+            self._session.submit(Tick(mode, timestep, timesteps), count)
+        except BaseException:
+            self._state = State.FAILED
+            raise
+
+    def _result(self, count: int = 1) -> Any:
+        """Wait for the iterations that were submitted first."""
+        try:
+            outcome = self._session.result()
         except BaseException:
             # also after an interrupt: an iteration that was done by half cannot be gone on from
             self._state = State.FAILED
             raise
-        self._progress.update()
+        self._under_way -= 1
+        assert self._progress is not None
+        self._progress.update(count)
         return outcome
 
     def _require_open(self, call: str) -> None:
@@ -276,64 +356,19 @@ class StepTrainer:
             raise LifecycleError(f"{call} after close(); build a new StepTrainer")
 
     def _require_ready(self, call: str) -> None:
+        if self._state is State.READY and not self._under_way:
+            return
         self._require_open(call)
         if self._state is State.FAILED:
             raise LifecycleError(
                 f"{call} after an iteration that failed or was interrupted: its scopes may stand at different "
                 "timesteps; close() this trainer and build a new one"
             )
+        raise LifecycleError(
+            f"{call} inside a loop over iterate(), whose next steps are under way; leave the loop first"
+        )
 
     def _drop_progress(self) -> None:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-
-
-def _resolve_orchestrator(orchestrator: Any) -> Orchestrator:
-    if orchestrator == "local":
-        from orchestrator.local import LocalOrchestrator
-
-        return LocalOrchestrator()
-    if orchestrator == "ray":
-        from orchestrator.ray import RayOrchestrator
-
-        return RayOrchestrator()
-    if not hasattr(orchestrator, "start"):
-        raise ConfigError(f"orchestrator is {orchestrator!r}; expected 'local', 'ray' or a RayOrchestrator")
-    started: Orchestrator = orchestrator
-    return started
-
-
-def _checked_seed(seed: Any) -> int | None:
-    if seed is None:
-        return None
-    try:
-        value = index(seed)
-    except TypeError as error:
-        raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0, or None") from error
-    if value < 0:
-        raise ConfigError(f"seed is {value}; expected an integer of at least 0, or None")
-    return value
-
-
-def _checked_num_envs(env: Any, framework: Framework) -> int:
-    """Number of environments of an environment or a factory, which is checked as far as it can be before building."""
-    if not isinstance(env, EnvFactory):
-        check_env(env, framework.name)
-        return int(env.num_envs)
-    if env.framework not in (None, framework.name):
-        raise EnvError(f"the environment factory is for {env.framework!r}, but the trainer is for {framework.name!r}")
-    check_num_envs(env.num_envs, "the environment factory")
-    return env.num_envs
-
-
-def _check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
-    instances = [agent for agent in agents if not is_factory(agent)]
-    for agent, scope in zip(agents, scopes, strict=True):
-        if not is_factory(agent):
-            check_agent(agent, scope)
-            if sum(agent is other for other in instances) > 1:
-                raise AgentError(
-                    f"one {type(agent).__qualname__} instance is in several scopes; "
-                    "build an agent for each simultaneous agent, or hand over a factory for each"
-                )

@@ -24,6 +24,9 @@ __all__ = ["report", "train"]
 
 _logger = logging.getLogger("lockstep")
 
+_MOMENT = 0.3
+"""Seconds for which workers may be left alone: so long a signal may have to wait, if an iteration takes no longer."""
+
 
 class Stop:
     """Whether the run has been asked to stop, by SIGINT (Ctrl-C) or SIGTERM.
@@ -35,11 +38,11 @@ class Stop:
     signal = 0
 
     def ask(self, number: int, _frame: FrameType | None) -> None:
-        """Handle the signal: the first one stops the run after the iteration that is under way."""
+        """Handle the signal: the first one stops the run after the iterations that are under way."""
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        _logger.warning("stopping after this iteration; once more to stop at once")
+        _logger.warning("stopping after the iterations that are under way; once more to stop at once")
 
 
 @contextmanager
@@ -78,11 +81,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         yield str(trainer)
         yield f"run directory: {directory.url}"
         try:
-            for timestep in range(run.config.trainer.timesteps):
-                trainer.train(timestep=timestep)
-                log.after(timestep + 1)
-                if stop.signal:
-                    break
+            _run(trainer, run.config.trainer.timesteps, log, stop)
             log.finish("interrupted" if stop.signal else "finished")
         except KeyboardInterrupt:  # at once: not even what a worker has to be asked for is stored
             log.status("interrupted")
@@ -101,6 +100,19 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
             raise
         yield from report(results, config, directory)
         directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+
+
+def _run(trainer: StepTrainer, timesteps: int, log: _Log, stop: Stop) -> None:
+    """Train in groups of iterations, which end where something is to be written, and take no longer than a moment."""
+    done, count = 0, 1
+    while done < timesteps and not stop.signal:
+        count = min(count, timesteps - done, log.until_next(done))
+        start = perf_counter()
+        trainer.run(count, timestep=done)
+        seconds = perf_counter() - start
+        done += count
+        log.after(done)
+        count = max(1, int(count * _MOMENT / seconds))
 
 
 def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirectory) -> Iterator[str]:
@@ -156,6 +168,10 @@ class _Log:
             except OSError:
                 # a disk that is full now may have room at the end, where it does count
                 _logger.exception("the run directory cannot be written; the training goes on")
+
+    def until_next(self, done: int) -> int:
+        """Number of timesteps, after so many, until it is time to write."""
+        return self._interval - done % self._interval
 
     def finish(self, state: str) -> None:
         """Write what has not been written yet."""

@@ -8,25 +8,52 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
+from workers.server import Server
 from workers.service import Busy, Reply, Service
 
 __all__ = ["WorkerActor"]
 
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+"""What sets the compute threads of torch, NumPy and XLA, each when it is first used."""
+
 
 @ray.remote(concurrency_groups={"control": 1})
 class WorkerActor:
-    """Serves one ordered stream of requests in its default group, and `ping` beside it."""
+    """Does one ordered stream of requests in its default group: plain calls, or those that come over a connection.
 
-    def __init__(self) -> None:
-        # Ray gives an actor's CPUs to OpenMP; XLA, which JAX computes with, has a name of its own for them
-        os.environ.setdefault("NPROC", os.environ.get("OMP_NUM_THREADS", "1"))
+    What has to be answered also while it does one is in a group of its own.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        # before a framework is imported; whatever the driver's machine or this one has set
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
         self._service = Service(cloudpickle.dumps)
+        self._server = Server(self._service, cloudpickle.dumps)
 
-    def handle(self, seq: int, method: str, args: tuple[Any, ...]) -> Reply:
+    def handle(self, seq: int, method: str, args: tuple[Any, ...], ack: int) -> Reply:
         """Do one request; see `Service.handle`."""
-        return self._service.handle(seq, method, args)
+        return self._service.handle(seq, method, args, ack=ack)
+
+    def serve(self) -> None:
+        """Do the requests that come over connections, until `shut`; see `Server`."""
+        self._server.serve()
+
+    @ray.method(concurrency_group="control")
+    def open(self, key: bytes) -> tuple[str, int]:
+        """Listen for the driver that knows the key, on an address of this node that the cluster reaches."""
+        return self._server.open(ray.util.get_node_ip_address(), key)
+
+    @ray.method(concurrency_group="control")
+    def shut(self) -> None:
+        """Do not listen any more; `serve` returns."""
+        self._server.shut()
 
     @ray.method(concurrency_group="control")
     def ping(self) -> Busy:
         """What the worker is busy with: answered also while it is, so that slow and dead can be told apart."""
         return self._service.busy()
+
+    @ray.method(concurrency_group="control")
+    def halt(self, seq: int) -> None:
+        """Begin no more iterations of the requests up to `seq`."""
+        self._service.halt(seq)

@@ -1,8 +1,9 @@
 """Service: what a remote worker serves, whatever carries the requests.
 
 One ordered stream: a request is ``(seq, method, args)``, its reply ``("ok" | "error", seq, payload)``. Everything that
-touches the state of a worker goes through it, on one thread. The last reply is kept, and a request with the same
-number is answered from there, so that a request can be sent again without being done twice.
+touches the state of a worker goes through it, on one thread. Replies are kept until the driver has acknowledged them,
+and a request with the number of a kept one is answered from there, so that it can be sent again without being done
+twice.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from workers.env_slice import EnvSlice
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
-from workers.types import Arrays, Phase, Scope, Tick, Transition
-from workers.wire import from_wire, to_wire
+from workers.types import Phase, Scope, Tick
+from workers.wire import Packed, from_wire, to_wire
 from workers.worker import ScopeWorker
 
 __all__ = ["Busy", "Description", "Reply", "Service", "WorkerSpec"]
@@ -77,7 +78,10 @@ class Reply(NamedTuple):
 
 
 class Busy(NamedTuple):
-    """The request that a worker is busy with, None if it waits for one, and for how long, in seconds."""
+    """The request that a worker is busy with, None if it waits for one, and for how long, in seconds.
+
+    Of several iterations in one request the time is that of the one under way.
+    """
 
     seq: int | None
     seconds: float
@@ -93,7 +97,10 @@ class Service:
             dumps: Pickles a trained agent, also one whose class was sent here by value.
         """
         self._dumps = dumps
-        self._reply = Reply("ok", 0, None)
+        self._kept: dict[int, Reply] = {}
+        self._last = 0
+        self._halted = 0
+        self._into: memoryview | None = None
         self._busy: int | None = None
         self._since = monotonic()
         self._scope: Scope | None = None
@@ -101,31 +108,51 @@ class Service:
         self._framework: Framework | None = None
         self._runner: AgentRunner | None = None
         self._worker: ScopeWorker | None = None
+        self._has_failed = False
 
-    def handle(self, seq: int, method: str, args: tuple[Any, ...]) -> Reply:
-        """Do a request, or answer again the one that was done last.
+    def handle(
+        self, seq: int, method: str, args: tuple[Any, ...], *, ack: int | None = None, into: memoryview | None = None
+    ) -> Reply:
+        """Do a request, or answer again one that was done before.
 
         Args:
             seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
             method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``restart``, ``export``, ``close``.
             args: Its arguments, as they come off the wire.
+            ack: Requests before this one will not be sent again; None for all before this request.
+            into: Shared memory for the arrays of the reply, if they fit.
         """
-        last = self._reply.seq
-        if seq == last:
-            return self._reply
-        if seq < last:  # not kept: the stream stands where it stood
-            error = RuntimeError(f"request {seq} ({method}) came after {last}; requests are ordered")
+        if seq <= self._last:
+            kept = self._kept.get(seq)
+            if kept is not None:
+                return kept
+            error = RuntimeError(f"request {seq} ({method}) came after {self._last}; requests are ordered")
             return Reply("error", seq, (self._failure(error, method),))
-        self._busy, self._since = seq, monotonic()
+        for old in [number for number in self._kept if number < (seq if ack is None else ack)]:
+            del self._kept[old]
+        self._into = into
+        self._last = self._busy = seq
+        self._since = monotonic()
         try:
-            self._reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
+            reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
         except WorkerError as error:
-            self._reply = Reply("error", seq, error.failures)
+            reply = Reply("error", seq, error.failures)
         except Exception as error:
-            self._reply = Reply("error", seq, (self._failure(error, method),))
+            reply = Reply("error", seq, (self._failure(error, method),))
         finally:
             self._busy, self._since = None, monotonic()
-        return self._reply
+        self._kept[seq] = reply
+        return reply
+
+    def refuse(self, seq: int, what: str, error: Exception) -> Reply:
+        """The reply to a request that cannot be read, or whose own reply cannot be sent."""
+        self._last = max(self._last, seq)
+        reply = self._kept[seq] = Reply("error", seq, (self._failure(error, what),))
+        return reply
+
+    def halt(self, seq: int) -> None:
+        """Begin no more iterations of the requests up to `seq`. May be called from another thread than `handle`."""
+        self._halted = max(self._halted, seq)
 
     def busy(self) -> Busy:
         """What the worker is busy with. May be called from another thread than `handle`."""
@@ -164,21 +191,32 @@ class Service:
                 framework,
                 scope=spec.scope.index,
                 first_env=spec.scope.start,
-                pack=lambda outcome: to_wire(outcome, framework),
+                pack=lambda outcome: to_wire(outcome, framework, self._into),
             )
         return Description.of(runner, framework, () if env_slice is None else env_slice.notes)
 
-    def _tick(self, tick: Tick) -> Any:
+    def _tick(self, tick: Tick, count: int = 1) -> Any:
+        if self._has_failed:  # this one was sent before the driver knew
+            raise RuntimeError("not done, because the iteration before it failed")
         self._timestep = tick.timestep
-        return self._owned_worker.tick(tick)
+        try:
+            return self._owned_worker.run(tick, count, goes_on=self._goes_on)
+        except Exception:
+            self._has_failed = True
+            raise
 
-    def _act(self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None) -> Any:
+    def _goes_on(self) -> bool:
+        self._since = monotonic()
+        return self._last > self._halted
+
+    def _act(self, tick: Tick, packed: Packed) -> Packed:
         self._timestep = tick.timestep
-        arguments = from_wire((observations, states, infos), self._built_framework)
-        return to_wire(self._built_runner.act(tick, *arguments), self._built_framework)
+        framework = self._built_framework
+        actions = self._built_runner.act(tick, *from_wire(packed, framework))
+        return to_wire(actions, framework, self._into)
 
-    def _learn(self, tick: Tick, transition: Transition) -> None:
-        self._built_runner.learn(tick, *from_wire(transition, self._built_framework))
+    def _learn(self, tick: Tick, packed: Packed) -> None:
+        self._built_runner.learn(tick, *from_wire(packed, self._built_framework))
 
     def _collect(self) -> dict[str, float]:
         return self._built_runner.collect() if self._worker is None else self._worker.collect()[0]

@@ -1,47 +1,127 @@
-"""What crosses a wire: trees of NumPy arrays. The framework's arrays are made on arrival."""
+"""What crosses a wire: trees of arrays, flattened into a description of the tree and one block of bytes.
+
+The description is the same from one iteration to the next, so that it need not be sent again. The framework's arrays
+travel as NumPy's, and are made on arrival.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.frameworks import Framework
+from workers.types import Outcome
 
-__all__ = ["from_wire", "to_wire"]
+__all__ = ["FrameworkArray", "Packed", "from_wire", "read_outcome", "to_wire"]
+
+_ALIGNMENT = 64
+_ARRAY, _FRAMEWORK_ARRAY, _DICT, _TUPLE, _OTHER = range(5)
 
 
-@dataclass(frozen=True)
-class _FrameworkArray:
-    """The values of an array of the framework."""
+@dataclass(frozen=True, slots=True)
+class FrameworkArray:
+    """The values of an array that is to arrive as one of the framework."""
 
     values: npt.NDArray[Any]
 
 
-def to_wire(tree: Any, framework: Framework) -> Any:
-    """A copy of `tree` in which the framework's arrays are NumPy's. Tuples (named ones too) and dictionaries nest."""
+class Packed(NamedTuple):
+    """A tree on the wire.
+
+    Attributes:
+        spec: Structure of the tree, with dtype, shape and place of each array: nested tuples that can be compared.
+        others: The leaves that are no arrays, or arrays of objects.
+        data: The bytes of all arrays; None if they are in memory that sender and receiver share.
+        size: Number of these bytes.
+    """
+
+    spec: tuple[Any, ...]
+    others: tuple[Any, ...]
+    data: Any
+    size: int
+
+
+def to_wire(tree: Any, framework: Framework, into: Any = None) -> Packed:
+    """Copy all arrays of `tree` into one block. Tuples (named ones too) and dictionaries nest.
+
+    Args:
+        tree: Arrays of the framework (or a `FrameworkArray` for one) and of NumPy, and anything that can be pickled.
+        framework: Whose arrays occur besides NumPy's.
+        into: Writable memory to put them into if they fit, instead of a block of their own.
+    """
+    arrays: list[npt.NDArray[Any]] = []
+    stops = [0]
+    others: list[Any] = []
+    spec = _flatten(tree, framework, arrays, stops, others)
+    size = stops[-1]
+    data = None if into is not None and size <= len(into) else bytearray(size)
+    block = into if data is None else data
+    for array, start in zip(arrays, stops, strict=False):
+        np.ndarray(array.shape, array.dtype, block, start)[...] = array
+    return Packed(spec, tuple(others), data, size)
+
+
+def _flatten(
+    tree: Any, framework: Framework, arrays: list[npt.NDArray[Any]], stops: list[int], others: list[Any]
+) -> tuple[Any, ...]:
+    """The description of a tree; its leaves are added to the lists."""
     if framework.is_array(tree):
-        return _FrameworkArray(np.array(framework.to_numpy(tree)))
-    if isinstance(tree, np.ndarray):
-        return tree.copy()
-    return _map(tree, to_wire, framework)
+        kind, array = _FRAMEWORK_ARRAY, framework.to_numpy(tree)
+    elif isinstance(tree, dict):
+        values = [_flatten(value, framework, arrays, stops, others) for value in tree.values()]
+        return _DICT, tuple(tree), tuple(values)
+    elif isinstance(tree, tuple):
+        values = [_flatten(value, framework, arrays, stops, others) for value in tree]
+        return _TUPLE, type(tree) if hasattr(tree, "_fields") else tuple, tuple(values)
+    elif isinstance(tree, np.ndarray) and not tree.dtype.hasobject:
+        kind, array = _ARRAY, tree
+    elif isinstance(tree, FrameworkArray):
+        kind, array = _FRAMEWORK_ARRAY, tree.values
+    else:
+        others.append(tree)
+        return _OTHER, len(others) - 1
+    start = stops[-1]
+    arrays.append(array)
+    stops.append(start + (array.nbytes + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT)
+    return kind, array.dtype, array.shape, start
 
 
-def from_wire(tree: Any, framework: Framework) -> Any:
+def from_wire(packed: Packed, framework: Framework) -> Any:
     """The tree that `to_wire` was given, with fresh arrays."""
-    if isinstance(tree, _FrameworkArray):
-        return framework.from_numpy(tree.values)
-    if isinstance(tree, np.ndarray):
-        return tree.copy()
-    return _map(tree, from_wire, framework)
+
+    def make(kind: int, array: npt.NDArray[Any]) -> Any:
+        return framework.from_numpy(array) if kind == _FRAMEWORK_ARRAY else array.copy()
+
+    return _build(packed.spec, packed, make)
 
 
-def _map(tree: Any, convert: Any, framework: Framework) -> Any:
-    if isinstance(tree, dict):
-        return {key: convert(value, framework) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        values = [convert(value, framework) for value in tree]
-        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
-    return tree
+def read_outcome(packed: Packed, framework: Framework) -> Outcome:
+    """The outcome that `to_wire` was given, whose infos are made of fresh arrays.
+
+    The others are NumPy's, and views of the block: to be copied before anything else is put there.
+    """
+    *arrays, infos = packed.spec[2]
+    values = [_build(spec, packed, _as_it_is) for spec in arrays]
+    values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
+    return Outcome._make(values)
+
+
+def _as_it_is(_: int, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array
+
+
+def _build(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> Any:
+    kind = spec[0]
+    if kind <= _FRAMEWORK_ARRAY:
+        _, dtype, shape, offset = spec
+        return make(kind, np.ndarray(shape, dtype, packed.data, offset))
+    if kind == _DICT:
+        return {key: _build(value, packed, make) for key, value in zip(spec[1], spec[2], strict=True)}
+    if kind == _TUPLE:
+        values = [_build(value, packed, make) for value in spec[2]]
+        return tuple(values) if spec[1] is tuple else spec[1](*values)
+    return packed.others[spec[1]]

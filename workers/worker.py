@@ -70,7 +70,7 @@ class ScopeWorker:
             framework: The trainer's framework.
             scope: Index of the scope, None if there are several.
             first_env: First row in the full batch.
-            pack: Makes of an outcome what `tick` returns, before the agents record the transition: what they do to
+            pack: Makes of an outcome what `run` returns, before the agents record the transition: what they do to
                 their arrays does not change it.
         """
         self.env_slice = env_slice
@@ -80,19 +80,36 @@ class ScopeWorker:
         self._rows = (first_env, first_env + env_slice.num_envs)
         self._pack = pack
 
-    def tick(self, tick: Tick) -> Any:
-        """Do one iteration.
+    def run(self, tick: Tick, count: int, *, goes_on: Callable[[], bool] = lambda: True) -> Any:
+        """Do `count` iterations, the first of which is `tick`.
+
+        Args:
+            tick: The first iteration.
+            count: Number of iterations, 1 or more.
+            goes_on: Called before each iteration: whether to do it.
+
+        Returns:
+            What the last iteration gives, packed; None if they did not go on.
 
         Raises:
             WorkerError: Something failed; says where.
         """
+        mode, first, timesteps = tick
+        packed = None
+        for timestep in range(first, first + count):
+            if not goes_on():
+                return None
+            packed = self._iterate(Tick(mode, timestep, timesteps), is_last=timestep == first + count - 1)
+        return packed
+
+    def _iterate(self, tick: Tick, *, is_last: bool) -> Any:
         env_slice = self.env_slice
         try:
             observations, states, infos = env_slice.begin()
             env_slice.phase = Phase.ACT
             actions = concatenate_rows(self.agents.act(tick, observations, states, infos), self._framework)
             outcome, transition = env_slice.step(actions)
-            packed = self._pack(outcome)
+            packed = self._pack(outcome) if is_last else None
             env_slice.render(tick.timestep)
             self.agents.learn(tick, transition)
             env_slice.advance(outcome)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan
 from orchestrator.ray.cluster import connect
+from orchestrator.ray.connection import Connections
 from orchestrator.ray.placement import release, reserve
 from orchestrator.ray.session import RaySession
-from orchestrator.ray.transport import ActorCalls
+from orchestrator.ray.transport import ActorCalls, Streams
 from workers.actor import WorkerActor
 from workers.env_slice import EnvSlice
 from workers.envs import EnvFactory
@@ -41,13 +44,17 @@ class RayOrchestrator:
             this process is connected to, else the one of ``RAY_ADDRESS``, else starts one on this machine.
         num_cpus: CPUs of each worker.
         num_gpus: GPUs of each worker.
+        transport: What carries the requests of every iteration: ``"connection"`` (an authenticated connection to each
+            worker, and shared memory for large outputs on this machine), or ``"ray"`` (plain actor calls, which take a
+            millisecond more). Where workers cannot be connected to it is plain actor calls, and the run says why.
         start_timeout: Time to connect and to build all workers, in seconds; 2 s are added for every worker.
-        step_timeout: Time for one iteration of all workers, updates included, in seconds.
+        step_timeout: Time for one iteration, updates included, in seconds.
     """
 
     address: str | None = None
     num_cpus: float = 1
     num_gpus: float = 0
+    transport: Literal["connection", "ray"] = "connection"
     start_timeout: float = 60
     step_timeout: float = 300
 
@@ -58,6 +65,8 @@ class RayOrchestrator:
         for name in ("start_timeout", "step_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)} s; expected more than 0")
+        if self.transport not in ("connection", "ray"):
+            raise ConfigError(f"RayOrchestrator: transport is {self.transport!r}; expected 'connection' or 'ray'")
 
     def start(self, plan: Plan) -> RaySession:
         """Connect, reserve a place for every worker, and build them all; on a failure all is released again.
@@ -91,11 +100,12 @@ class RayOrchestrator:
                     num_cpus=self.num_cpus,
                     num_gpus=self.num_gpus,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-                ).remote()
+                ).remote(num_threads=max(1, int(self.num_cpus)))
                 for index in range(len(plan.scopes))
             ]
             cleanup.callback(_kill, actors)
-            calls = ActorCalls(actors, plan.scopes)
+            streams = self._streams(actors, plan.scopes, deadline)
+            cleanup.callback(streams.close)
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
                 WorkerSpec(
@@ -111,17 +121,28 @@ class RayOrchestrator:
                 for scope, agent in zip(plan.scopes, agents, strict=True)
             ]
             try:
-                workers = calls.request(
-                    "build", [(spec,) for spec in specs], timeout=max(0.1, deadline - monotonic()), phase="build"
-                )
+                workers = streams.request("build", each=specs, timeout=max(0.1, deadline - monotonic()), phase="build")
             except WorkerError as error:
                 raise build_error(error.failures) from None
-            calls.nodes = [worker.node for worker in workers]
+            streams.nodes = [worker.node for worker in workers]
             _warn_of_threads(plan, [worker.num_threads for worker in workers])
             return RaySession(
-                plan, shared, calls, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
+                plan, shared, streams, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
             )
         raise AssertionError("unreachable")
+
+    def _streams(self, actors: list[Any], scopes: Sequence[Scope], deadline: float) -> Streams:
+        """The streams of requests to the actors."""
+        if self.transport == "ray":
+            return ActorCalls(actors, scopes)
+        reason = "RAY_USE_TLS is set, and connections are not encrypted"
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false", ""):
+            try:
+                return Connections(actors, scopes, timeout=max(0.1, deadline - monotonic()))
+            except (OSError, RayError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        _logger.warning("the workers are not connected to, but asked by plain actor calls: %s", reason)
+        return ActorCalls(actors, scopes)
 
 
 def _recipe(env: Any) -> EnvFactory | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import ray
 
 from orchestrator.base import Plan
 from orchestrator.merge import merge_outcomes, share_outcome
-from orchestrator.ray.transport import ActorCalls
+from orchestrator.ray.transport import Streams, payloads
 from workers.agent_checks import is_factory
 from workers.agent_export import ExportedAgent, copy_state, import_agent
 from workers.by_agent import map_arrays
@@ -21,7 +22,7 @@ from workers.infos import take_rows
 from workers.seeding import RandomStream, skrl_key
 from workers.service import Description
 from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
-from workers.wire import from_wire, to_wire
+from workers.wire import FrameworkArray, from_wire, to_wire
 from workers.worker import ScopeWorker
 
 __all__ = ["RaySession"]
@@ -38,7 +39,7 @@ class RaySession:
         self,
         plan: Plan,
         shared: EnvSlice | None,
-        calls: ActorCalls,
+        streams: Streams,
         workers: Sequence[Description],
         *,
         step_timeout: float,
@@ -49,39 +50,44 @@ class RaySession:
             workers if shared is None else [worker._replace(notes=shared.notes + worker.notes) for worker in workers]
         )
         self._plan = plan
-        self._calls = calls
+        self._streams = streams
         self._step_timeout = step_timeout
-        self._no_arguments: list[tuple[Any, ...]] = [()] * len(plan.scopes)
+        self._submitted: deque[tuple[Tick, int]] = deque()
         self._release = release
         self._closed = False
         self._worker: ScopeWorker | None = None
         if shared is not None:
-            agents = _RemoteAgents(calls, plan, step_timeout)
+            agents = _RemoteAgents(streams, plan, step_timeout)
             scope = 0 if len(plan.scopes) == 1 else None
             self._worker = ScopeWorker(shared, agents, plan.framework, scope=scope)
 
-    def step(self, tick: Tick) -> Outcome:
-        """Do one iteration in all scopes."""
+    def submit(self, tick: Tick, count: int = 1) -> None:
+        """Let the workers begin; environments that they share are stepped here, when they are waited for."""
+        number = count if self._worker is not None else self._streams.send("tick", (tick, count))
+        self._submitted.append((tick, number))
+
+    def result(self) -> Outcome:
+        """The outcome of what was submitted first."""
         framework, scopes = self._plan.framework, self._plan.scopes
+        tick, number = self._submitted.popleft()
         if self._worker is not None:
-            outcome = share_outcome(self._worker.tick(tick), scopes, framework)
-        else:
-            payloads = self._request("tick", [(tick,)] * len(scopes), timestep=tick.timestep)
-            outcome = merge_outcomes([from_wire(payload, framework) for payload in payloads], scopes, framework)
-        return outcome
+            return share_outcome(self._worker.run(tick, number), scopes, framework)
+        # where in a whole iteration a worker was that does not reply is not known
+        replies = self._streams.receive(number, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep)
+        return merge_outcomes(payloads(replies), scopes, framework)
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
         if self._worker is not None:
             self._worker.restart()
         else:
-            self._request("restart", self._no_arguments)
+            self._request("restart")
 
     def collect(self) -> list[dict[str, float]]:
         """Scalars of each scope since the last call, by tag."""
         if self._worker is not None:
             return self._worker.collect()
-        scalars: list[dict[str, float]] = self._request("collect", self._no_arguments)
+        scalars: list[dict[str, float]] = self._request("collect")
         return scalars
 
     def agents(self) -> list[Any]:
@@ -91,7 +97,7 @@ class RaySession:
             if any(is_factory(agent) for agent in plan.agents):
                 raise LifecycleError("agents after close(): the workers that held them are gone; read agents before it")
             return list(plan.agents)
-        exported = self._request("export", self._no_arguments)
+        exported = self._request("export")
         return [
             self._bring_back(given, scope, part)
             for given, scope, part in zip(plan.agents, plan.scopes, exported, strict=True)
@@ -99,15 +105,16 @@ class RaySession:
 
     def agent_files(self) -> list[tuple[str, bytes]]:
         """Name and content of the file of each scope's agent."""
-        files: list[tuple[str, bytes]] = self._request("store", self._no_arguments)
+        files: list[tuple[str, bytes]] = self._request("store")
         return files
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
         try:
+            self._streams.abandon()
             if ray.is_initialized():
                 self._bring_back_instances()
-                self._calls.gather("close", self._no_arguments, timeout=_CLOSE_TIMEOUT, phase="close")
+                self._streams.gather("close", timeout=_CLOSE_TIMEOUT, phase="close")
         finally:
             self._closed = True
             # before Ray is left: where its head is gone, leaving may end this process
@@ -119,7 +126,7 @@ class RaySession:
         """Copy the state of every worker that can still be asked, and say which are missing."""
         if all(is_factory(agent) for agent in self._plan.agents):
             return
-        replies = self._calls.gather("export", self._no_arguments, timeout=self._step_timeout, phase="export")
+        replies = self._streams.gather("export", timeout=self._step_timeout, phase="export")
         for given, scope, reply in zip(self._plan.agents, self._plan.scopes, replies, strict=True):
             try:
                 if reply.status == "error":
@@ -144,17 +151,15 @@ class RaySession:
 
         return import_agent(exported, make)
 
-    def _request(self, method: str, args: Sequence[tuple[Any, ...]], *, timestep: int | None = None) -> list[Any]:
-        # where in a whole iteration a worker was that does not reply is not known
-        phase = "unknown" if method == "tick" else method
-        return self._calls.request(method, args, timeout=self._step_timeout, phase=phase, timestep=timestep)
+    def _request(self, method: str) -> list[Any]:
+        return self._streams.request(method, timeout=self._step_timeout, phase=method)
 
 
 class _RemoteAgents:
     """The agents of shared environments, each in an actor; see `workers.worker.Agents`."""
 
-    def __init__(self, calls: ActorCalls, plan: Plan, step_timeout: float) -> None:
-        self._calls = calls
+    def __init__(self, streams: Streams, plan: Plan, step_timeout: float) -> None:
+        self._streams = streams
         self._framework = plan.framework
         self._scopes = plan.scopes
         self._num_envs = plan.scopes[-1].stop
@@ -165,51 +170,41 @@ class _RemoteAgents:
     ) -> Sequence[Arrays]:
         infos_of_each = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
         rows = zip(self._split(observations), self._split(states), infos_of_each, strict=True)
-        payloads = self._calls.request(
-            "act",
-            [(tick, *parts) for parts in rows],
-            timeout=self._timeout,
-            phase=Phase.ACT.value,
-            timestep=tick.timestep,
-        )
-        return [from_wire(payload, self._framework) for payload in payloads]
+        parts = self._request("act", tick, Phase.ACT, rows)
+        return [from_wire(part, self._framework) for part in parts]
 
     def learn(self, tick: Tick, transition: Transition) -> None:
-        arrays = [self._split(array) for array in transition[:5]]
-        infos = self._split_infos(transition.infos)
-        self._calls.request(
-            "learn",
-            [
-                (tick, Transition._make([*rows, part, transition.step_time]))
-                for part, *rows in zip(infos, *arrays, strict=True)
-            ],
-            timeout=self._timeout,
-            phase=Phase.RECORD.value,
-            timestep=tick.timestep,
+        columns = [*map(self._split, transition[:5]), self._split_infos(transition.infos)]
+        self._request(
+            "learn", tick, Phase.RECORD, ((*rows, transition.step_time) for rows in zip(*columns, strict=True))
         )
 
     def collect(self) -> list[dict[str, float]]:
-        return self._each("collect")
+        scalars: list[dict[str, float]] = self._streams.request("collect", timeout=self._timeout, phase="collect")
+        return scalars
 
     def restart(self) -> None:
-        self._each("restart")
+        self._streams.request("restart", timeout=self._timeout, phase="restart")
 
-    def _each(self, method: str) -> list[Any]:
-        return self._calls.request(method, [()] * len(self._scopes), timeout=self._timeout, phase=method)
+    def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
+        """A request with a tree of arrays for each worker."""
+        each = [to_wire(tree, self._framework) for tree in trees]
+        timestep = tick.timestep
+        replies: list[Any] = self._streams.request(
+            method, (tick,), each, timeout=self._timeout, phase=phase.value, timestep=timestep
+        )
+        return replies
 
-    def _split(self, arrays: Arrays | None) -> list[Any]:
-        """The rows of each scope, ready for the wire."""
-        whole = to_wire(arrays, self._framework)
+    def _split(self, arrays: Arrays | None) -> Sequence[Any]:
+        """The rows of each scope."""
+        whole = map_arrays(lambda array: None if array is None else self._framework.to_numpy(array), arrays)
         return [map_arrays(partial(_rows, scope), whole) for scope in self._scopes]
 
     def _split_infos(self, infos: dict[str, Any]) -> list[Any]:
-        """Those of each scope, ready for the wire."""
-        return [
-            to_wire(take_rows(infos, *scope.rows, self._num_envs, self._framework), self._framework)
-            for scope in self._scopes
-        ]
+        """Those of each scope."""
+        return [take_rows(infos, *scope.rows, self._num_envs, self._framework) for scope in self._scopes]
 
 
-def _rows(scope: Scope, whole: Any) -> Any:
-    """The rows of a scope of an array on the wire, or None."""
-    return None if whole is None else type(whole)(whole.values[scope.start : scope.stop])
+def _rows(scope: Scope, array: Any) -> Any:
+    """The rows of a scope of an array, or None."""
+    return None if array is None else FrameworkArray(array[scope.start : scope.stop])

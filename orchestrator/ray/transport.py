@@ -1,10 +1,11 @@
-"""Requests to all workers, and their replies in scope order; every wait has a deadline."""
+"""The ordered streams of requests to all workers, and plain actor calls that carry them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -13,57 +14,98 @@ from workers.errors import ClusterError, Failure, WorkerError
 from workers.service import Reply
 from workers.types import Scope
 
-__all__ = ["ActorCalls"]
+__all__ = ["ActorCalls", "NoReplyError", "Request", "Streams", "UnreachableError", "cause_of_death", "payloads"]
 
 _PING_TIMEOUT = 2.0
+_LOOK_INTERVAL = 0.5
+"""Seconds for which one worker is waited for before the others are looked at."""
 
 
-class ActorCalls:
-    """The workers' streams over plain actor calls. All workers get every request, numbered alike.
+class NoReplyError(Exception):
+    """A worker's reply cannot be had.
+
+    Attributes:
+        kind: Name of what happened.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+class UnreachableError(NoReplyError):
+    """A worker will not reply any more, to nothing."""
+
+
+class Request(NamedTuple):
+    """A request to all workers.
+
+    Attributes:
+        seq: Its number.
+        method: Method of `workers.service.Service`.
+        common: Arguments that are the same for all workers.
+        each: The last argument for each worker, in scope order, if there is one.
+    """
+
+    seq: int
+    method: str
+    common: tuple[Any, ...]
+    each: Sequence[Any] | None
+
+
+class Streams(ABC):
+    """Numbered requests to all workers, done by each in order. Every wait has a deadline.
+
+    Several may be under way. A worker that died or did not reply in time is lost: it is not asked again, and its
+    failure stands for its replies.
 
     Attributes:
         nodes: Where each worker lives, for its failures.
     """
 
     def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
+        self.nodes = ["an unknown node"] * len(actors)
         self._actors = actors
         self._scopes = scopes
         self._seq = 0
-        self._lost: dict[int, tuple[str, str]] = {}
-        self.nodes = ["an unknown node"] * len(actors)
+        self._lost: dict[int, UnreachableError] = {}
+        self._under_way: list[int] = []
 
-    def request(self, method: str, args: Sequence[tuple[Any, ...]], **options: Any) -> list[Any]:
-        """As `gather`, but all must succeed.
+    @abstractmethod
+    def _send(self, index: int, request: Request, ack: int) -> None:
+        """Send a request to one worker; a failure shows when its reply is waited for."""
+
+    @abstractmethod
+    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+        """The reply of one worker, None if it does not come in time.
+
+        Raises:
+            UnreachableError: It will not come.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the streams hold; no request is under way any more."""
+
+    def request(
+        self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None, **options: Any
+    ) -> Any:
+        """As `gather`, but all must succeed; their payloads.
 
         Raises:
             WorkerError: Workers failed, died or did not reply in time; all of them are reported.
             ClusterError: Ray has been shut down.
         """
-        replies = self.gather(method, args, **options)
-        failures = [failure for reply in replies if reply.status == "error" for failure in reply.payload]
-        if failures:
-            raise WorkerError(failures)
-        return [reply.payload for reply in replies]
+        return payloads(self.gather(method, common, each, **options))
 
     def gather(
-        self,
-        method: str,
-        args: Sequence[tuple[Any, ...]],
-        *,
-        timeout: float,
-        phase: str,
-        timestep: int | None = None,
+        self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None, **options: Any
     ) -> list[Reply]:
-        """Send a request to all workers and gather their replies, in scope order.
+        """Send a request to all workers and wait for their replies; see `send` and `receive`."""
+        return self.receive(self.send(method, common, each), **options)
 
-        A worker that died or did not reply in time is lost: it is not asked again, its failure stands for its reply.
-
-        Args:
-            method: Method of `workers.service.Service`.
-            args: Arguments for each worker, in scope order.
-            timeout: Time for all replies, in seconds.
-            phase: Phase to report for a worker that does not reply.
-            timestep: Timestep to report for a worker that does not reply.
+    def send(self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None) -> int:
+        """Send a request to all workers: its number; see `Request`.
 
         Raises:
             ClusterError: Ray has been shut down.
@@ -71,68 +113,152 @@ class ActorCalls:
         if not ray.is_initialized():
             raise ClusterError("Ray was shut down while a trainer used it; its workers are gone: build a new trainer")
         self._seq += 1  # before sending: a request that was interrupted has used its number up
-        deadline = monotonic() + timeout
-        refs = {
-            index: actor.handle.remote(self._seq, method, arguments)
-            for index, (actor, arguments) in enumerate(zip(self._actors, args, strict=True))
-            if index not in self._lost
-        }
+        request = Request(self._seq, method, common, each)
+        self._under_way.append(request.seq)
+        for index in range(len(self._actors)):
+            if index not in self._lost:
+                self._send(index, request, self._under_way[0])
+        return request.seq
+
+    def receive(self, seq: int, *, timeout: float, phase: str, timestep: int | None = None) -> list[Reply]:
+        """Wait for the replies of all workers to a request, in scope order.
+
+        Args:
+            seq: Its number.
+            timeout: Time for it, in seconds; if it asks for several iterations, for each of them.
+            phase: Phase to report for a worker that does not reply.
+            timestep: Timestep to report for a worker that does not reply.
+        """
+        replies: dict[int, Reply] = {}
+        deadlines = [monotonic() + timeout] * len(self._actors)
         try:
-            replies: dict[int, Reply] = dict(zip(refs, ray.get(list(refs.values()), timeout=timeout), strict=True))
-        except RayError:
-            remaining = max(0.0, deadline - monotonic())
-            ray.wait(list(refs.values()), num_returns=len(refs), timeout=remaining, fetch_local=False)
-            replies = self._replies_one_by_one(refs, timeout, phase, timestep)
-        for index, reply in replies.items():
-            if reply.seq != self._seq:
-                reason = ("ProtocolError", f"reply {reply.seq} to request {self._seq}")
-                replies[index] = self._error(index, reason, phase, timestep)
-        for index, reason in self._lost.items():
-            replies.setdefault(index, self._error(index, reason, phase, timestep))
+            while len(replies) < len(self._actors):
+                missing = [index for index in range(len(self._actors)) if index not in replies]
+                for index in missing:
+                    reply = self._reply(index, seq, deadlines[index], phase, timestep)
+                    if reply is not None:
+                        replies[index] = reply
+                        if reply.status == "error":
+                            self._halt(seq)
+                now = monotonic()
+                late = [index for index in missing if index not in replies and deadlines[index] <= now]
+                for index, seconds in self._ping(late, timeout).items():
+                    deadlines[index] = now + timeout - seconds
+        except BaseException:
+            self._halt(seq)  # what is interrupted is not gone on with
+            raise
+        finally:
+            if seq in self._under_way:
+                self._under_way.remove(seq)
         return [replies[index] for index in range(len(self._actors))]
 
-    def _replies_one_by_one(
-        self, refs: dict[int, Any], timeout: float, phase: str, timestep: int | None
-    ) -> dict[int, Reply]:
-        replies: dict[int, Reply] = {}
-        late = []
-        for index, ref in refs.items():
-            try:
-                replies[index] = ray.get(ref, timeout=0)
-            except GetTimeoutError:
-                late.append(index)
-            except RayActorError as error:
-                self._lost[index] = ("WorkerDied", f"the worker's process died: {error}")
-            except RayError as error:  # the reply could not be sent, but the worker lives
-                replies[index] = self._error(index, (type(error).__name__, str(error)), phase, timestep)
-        for index, state in self._ping(late).items():
-            self._lost[index] = ("TimeoutError", f"no reply within {timeout:g} s; {state}")
-        return replies
+    def abandon(self) -> None:
+        """Wait for nothing that is under way any more."""
+        self._under_way.clear()
 
-    def _ping(self, indices: Sequence[int]) -> dict[int, str]:
-        """What workers are busy with, all asked at once: so that slow and dead can be told apart."""
+    def _reply(self, index: int, seq: int, deadline: float, phase: str, timestep: int | None) -> Reply | None:
+        """The reply of one worker, or what stands for it; None if it may yet come."""
+        try:
+            if index in self._lost:
+                raise self._lost[index]
+            return self._receive(index, seq, max(0.0, min(deadline - monotonic(), _LOOK_INTERVAL)))
+        except NoReplyError as error:
+            if isinstance(error, UnreachableError):
+                self._lost[index] = error
+            return Reply("error", seq, (self._failure(index, error, phase, timestep),))
+
+    def _ping(self, indices: Sequence[int], timeout: float) -> dict[int, float]:
+        """How long workers have been busy with their iterations, of those for which it is less than it may be.
+
+        The others are lost. All are asked at once.
+        """
         pings = {index: self._actors[index].ping.remote() for index in indices}
         if pings:
             ray.wait(list(pings.values()), num_returns=len(pings), timeout=_PING_TIMEOUT)
-        states = {}
+        seconds = {}
         for index, ping in pings.items():
             try:
                 busy = ray.get(ping, timeout=0)
+                if busy.seq is not None and busy.seconds < timeout:
+                    seconds[index] = busy.seconds
+                    continue
                 doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
-                states[index] = f"it answers a ping, and {doing}"
+                state = f"it answers a ping, and {doing}"
             except RayError:
-                states[index] = "nor does it answer a ping"
-        return states
+                state = "nor does it answer a ping"
+            self._lost[index] = UnreachableError("TimeoutError", f"no reply within {timeout:g} s; {state}")
+        return seconds
 
-    def _error(self, index: int, reason: tuple[str, str], phase: str, timestep: int | None) -> Reply:
-        scope, (kind, message) = self._scopes[index], reason
-        failure = Failure(
+    def _halt(self, seq: int) -> None:
+        """Let workers that do several iterations stop after the one under way."""
+        if ray.is_initialized():
+            for index, actor in enumerate(self._actors):
+                if index not in self._lost:
+                    actor.halt.remote(seq)
+
+    def _failure(self, index: int, error: NoReplyError, phase: str, timestep: int | None) -> Failure:
+        scope = self._scopes[index]
+        return Failure(
             scope=scope.index,
             rows=scope.rows,
             phase=phase,
             timestep=timestep,
             node=self.nodes[index],
-            kind=kind,
-            message=message,
+            kind=error.kind,
+            message=str(error),
         )
-        return Reply("error", self._seq, (failure,))
+
+
+def payloads(replies: Sequence[Reply]) -> list[Any]:
+    """The payloads of replies.
+
+    Raises:
+        WorkerError: Some are errors; all of them are reported.
+    """
+    failures = [failure for reply in replies if reply.status == "error" for failure in reply.payload]
+    if failures:
+        raise WorkerError(failures)
+    return [reply.payload for reply in replies]
+
+
+def cause_of_death(ref: Any, timeout: float) -> str | None:
+    """What Ray knows of the death of an actor with an unfinished call; None if it lives for all that Ray knows."""
+    try:
+        ray.get(ref, timeout=timeout)
+    except RayActorError as error:
+        return f"the worker's process died: {error}"
+    except RayError:
+        pass
+    return None
+
+
+class ActorCalls(Streams):
+    """Plain actor calls."""
+
+    def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
+        super().__init__(actors, scopes)
+        self._refs: list[dict[int, Any]] = [{} for _ in actors]
+
+    def _send(self, index: int, request: Request, ack: int) -> None:
+        seq, method, common, each = request
+        refs = self._refs[index]
+        for old in [number for number in refs if number < ack]:
+            del refs[old]
+        arguments = common if each is None else (*common, each[index])
+        refs[seq] = self._actors[index].handle.remote(seq, method, arguments, ack)
+
+    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+        try:
+            reply: Reply = ray.get(self._refs[index][seq], timeout=timeout)
+        except GetTimeoutError:
+            return None
+        except RayActorError as error:
+            raise UnreachableError("WorkerDied", f"the worker's process died: {error}") from error
+        except RayError as error:  # the reply could not be sent, but the worker lives
+            raise NoReplyError(type(error).__name__, str(error)) from error
+        del self._refs[index][seq]
+        return reply
+
+    def close(self) -> None:
+        """Forget what was asked."""
+        self._refs = [{} for _ in self._actors]

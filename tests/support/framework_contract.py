@@ -166,7 +166,7 @@ def check_wire(case: Case) -> None:
     array, plain = case.framework.from_numpy(values), table(dtype="int64")
     tree = Pair({"a": array, "b": (array, 3)}, [plain, "text", None])
     sent = to_wire(tree, case.framework)
-    assert not case.framework.is_array(sent.one["a"])
+    assert not any(map(case.framework.is_array, sent.others))
     for _ in range(2):  # what was sent stays good
         received = from_wire(sent, case.framework)
         assert type(received) is Pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.service import Service, WorkerSpec
 from workers.types import Mode, Tick
-from workers.wire import from_wire
 
 CFG = {"headless": True, "disable_progressbar": True}
 FRAMEWORKS = ("torch", "jax", "warp")
@@ -33,10 +33,36 @@ def ppo(framework: str) -> Any:
 
 
 def run(steps: int, *, framework: str = "torch", mode: str = "train", **options: Any) -> tuple[list[Any], list[Any]]:
-    """Outputs of every step, and the trained agents."""
+    """Outputs of every step, and the trained agents.
+
+    With mode "all ways" the steps are done by `train`, by `iterate` and by `run` in turn; the outputs are None where
+    `run` does not show them.
+    """
     with step_trainer(framework)(cfg={**CFG, "timesteps": steps}, **options) as trainer:
-        outputs = [copied_outputs(getattr(trainer, mode)()) for _ in range(steps)]
+        if mode == "all ways":
+            outputs = list(outputs_in_all_ways(trainer, steps))
+        else:
+            outputs = [copied_outputs(getattr(trainer, mode)()) for _ in range(steps)]
         return outputs, list(trainer.agents)
+
+
+def outputs_in_all_ways(trainer: Any, steps: int) -> Iterator[Any]:
+    """Of every step, None where `run` did it on its way; each way has its turns, of different lengths."""
+    done = 0
+    while done < steps:
+        for prefetch, count in ((1, 7), (0, 3), (3, 9)):
+            yield copied_outputs(trainer.train())
+            # all are kept until the last one has come: later steps must not change them
+            kept = list(trainer.iterate(count, prefetch=prefetch))
+            yield from map(copied_outputs, kept)
+            yield from [None] * (count - 1)
+            yield copied_outputs(trainer.run(count))
+            done += 1 + 2 * count
+
+
+def without_hidden(outputs: Sequence[Any], shown: Sequence[Any]) -> list[Any]:
+    """The outputs of those steps that are shown in another run."""
+    return [output if other is not None else None for output, other in zip(outputs, shown, strict=True)]
 
 
 def slices_run(steps: int, name: str, env: EnvFactory, agents: Any, sizes: Any) -> tuple[list[Any], list[Any]]:
@@ -61,8 +87,7 @@ def slices_run(steps: int, name: str, env: EnvFactory, agents: Any, sizes: Any) 
     outputs = []
     for step in range(1, steps + 1):
         replies = [service.handle(step + 1, "tick", (Tick(Mode.TRAIN, step, steps),)) for service in services]
-        parts = [from_wire(reply.payload, framework) for reply in replies]
-        outputs.append(copied_outputs(merge_outcomes(parts, scopes, framework)))
+        outputs.append(copied_outputs(merge_outcomes([reply.payload for reply in replies], scopes, framework)))
     exported = [service.handle(steps + 2, "export", ()).payload for service in services]
     return outputs, [copied(cloudpickle.loads(part.data).state_dict()) for part in exported]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
+import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Framework"]
@@ -35,6 +36,10 @@ class Framework(ABC):
         Where the framework has not that dtype it is the narrower one of its kind: JAX has no 64-bit numbers unless they
         are enabled.
         """
+
+    def from_rows(self, parts: Sequence[npt.NDArray[Any]]) -> Any:
+        """A fresh array with the rows of all of NumPy's arrays, which are writable, one after the other."""
+        return self.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     @abstractmethod
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,7 +27,15 @@ class TorchFramework(Framework):
         # not torch.from_numpy: it keeps NumPy's memory, which is aligned otherwise, and may be read-only
         return torch.tensor(array if array.flags.c_contiguous else array.copy())
 
+    def from_rows(self, parts: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
+        tensors = [torch.from_numpy(part) for part in parts]
+        joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0].clone()
+        # another default device is a mode of torch's functions; to ask for it takes longer than all this
+        return joined.to(torch.get_default_device()) if _number_of_modes() else joined
+
     def to_numpy(self, array: torch.Tensor) -> npt.NDArray[Any]:
+        if array.is_cpu and not array.requires_grad:
+            return array.numpy()
         return array.detach().cpu().numpy()
 
     def copy(self, array: torch.Tensor) -> torch.Tensor:
@@ -63,6 +72,7 @@ class TorchFramework(Framework):
 
 
 _is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
+_number_of_modes = torch._C._len_torch_function_stack
 
 
 class _NoGrad(AbstractContextManager[None]):

@@ -1,0 +1,264 @@
+"""Authenticated connections that carry the requests to the workers."""
+
+from __future__ import annotations
+
+import pickle
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
+
+import ray
+from ray import cloudpickle
+
+from orchestrator.ray.shm import Place, ReplyMemory
+from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError, cause_of_death
+from workers.channel import Channel, Message, UnreadableError, as_connection, authenticate, set_timeout
+from workers.service import Reply
+from workers.types import Scope
+from workers.wire import Packed
+
+__all__ = ["Connections"]
+
+_CONNECT_TIMEOUT = 10.0
+_STALL_TIMEOUT = 60.0
+"""Seconds for which a worker may stop in the middle of a message."""
+
+_DEATH_TIMEOUT = 5.0
+"""Seconds in which Ray should know of a death."""
+
+_ATTEMPTS = 3
+"""Connections in a row that may be lost before anything came over them."""
+
+
+class _Sent(NamedTuple):
+    """A request that has not been answered: what has to be sent again over another connection."""
+
+    seq: int
+    plain: bytes
+    packed: Packed | None
+    ack: int
+    place: Place
+
+
+class Link:
+    """The stream to one worker, over one connection after another if need be."""
+
+    def __init__(self, host: str, port: int, key: bytes, serving: Any) -> None:
+        """Connect.
+
+        Args:
+            host: Where the worker listens.
+            port: Likewise.
+            key: What it knows, and nobody else.
+            serving: Ray's reference to the call in which it serves.
+
+        Raises:
+            OSError: It cannot be connected to, or does not know the key.
+        """
+        self._address, self._key = (host, port), key
+        self._serving = serving
+        self._attempts = 0
+        self._unanswered: deque[_Sent] = deque()
+        self._early: dict[int, tuple[Reply, Place]] = {}
+        self._channel: Channel | None = None
+        self._memory = ReplyMemory(usable=self._connect())
+
+    def send(self, seq: int, plain: Callable[[Any], bytes], packed: Packed | None, ack: int) -> None:
+        """Send a request; one that does not arrive is sent again when its reply is waited for.
+
+        Args:
+            seq: Its number.
+            plain: Gives what it says besides arrays, pickled with what it is given.
+            packed: Its arrays.
+            ack: Requests before this one will not be sent again.
+
+        Raises:
+            Exception: It cannot be pickled.
+        """
+        for old in [number for number in self._early if number < ack]:
+            del self._early[old]
+        in_use = [sent.place for sent in self._unanswered] + [place for _, place in self._early.values()]
+        place = self._memory.place(in_use)
+        sent = _Sent(seq, plain(self._memory.offer()), packed, ack, place)
+        self._unanswered.append(sent)
+        try:
+            self._transmit(sent)
+        except OSError:
+            self.hang_up()
+        except Exception:
+            self._unanswered.pop()
+            raise
+        except BaseException:
+            self.hang_up()  # what was sent by half cannot be gone on from
+            raise
+
+    def receive(self, seq: int, timeout: float) -> Reply | None:
+        """The reply to a request, None if it does not come in time; earlier ones are kept until they are asked for.
+
+        Raises:
+            NoReplyError: The reply cannot be read.
+            UnreachableError: The worker is gone, or cannot be connected to any more.
+        """
+        if seq in self._early:
+            return self._early.pop(seq)[0]
+        deadline = monotonic() + timeout
+        while True:
+            try:
+                if self._channel is None:
+                    self._reconnect()
+                assert self._channel is not None
+                message = self._channel.receive(deadline - monotonic())
+            except (OSError, EOFError):
+                self.hang_up()
+                continue
+            except UnreadableError as error:
+                self._answered(error.seq)
+                raise NoReplyError("UnreadableError", f"the reply cannot be unpickled: {error}") from error
+            except BaseException:
+                self.hang_up()
+                raise
+            if message is None:
+                return None
+            self._attempts = 0
+            reply, place = self._read(message)
+            if message.seq == seq:
+                return reply
+            if place is not None:
+                self._early[message.seq] = reply, place
+
+    def abandon(self) -> None:
+        """Wait for nothing any more."""
+        self._unanswered.clear()
+        self._early.clear()
+
+    def hang_up(self) -> None:
+        """Close the connection; another is made when it is needed."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def close(self) -> None:
+        """Hang up for good."""
+        self.abandon()
+        self.hang_up()
+        self._memory = ReplyMemory(usable=False)
+
+    def _connect(self) -> bool:
+        """Make a connection; whether the worker is on this machine."""
+        sock = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT)
+        here = sock.getsockname()[0] == sock.getpeername()[0]
+        connection = as_connection(sock, timeout=_CONNECT_TIMEOUT)
+        try:
+            authenticate(connection, self._key, as_worker=False)
+            set_timeout(connection, _STALL_TIMEOUT)
+        except BaseException:
+            connection.close()
+            raise
+        self._channel = Channel(connection, cloudpickle.dumps)
+        return here
+
+    def _reconnect(self) -> None:
+        """Connect again, and send again what was not answered: the worker does nothing twice."""
+        self._attempts += 1
+        try:
+            if self._attempts > _ATTEMPTS:
+                raise ConnectionError(f"it was lost {_ATTEMPTS} times in a row")
+            self._connect()
+        except OSError as error:
+            death = cause_of_death(self._serving, _DEATH_TIMEOUT) if ray.is_initialized() else "Ray was shut down"
+            if death is not None:
+                raise UnreachableError("WorkerDied", death) from error
+            raise UnreachableError(
+                "ConnectionLost", f"the connection was lost, and cannot be made again: {error}"
+            ) from error
+        for sent in self._unanswered:
+            self._transmit(sent)
+
+    def _transmit(self, sent: _Sent) -> None:
+        if self._channel is not None:
+            self._channel.send(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
+
+    def _read(self, message: Message) -> tuple[Reply, Place | None]:
+        """The reply, and the place of its data if it is waited for."""
+        place = self._answered(message.seq)
+        status, payload = message.plain
+        if message.packed is not None and place is not None:
+            payload = self._memory.read(message.packed, place)
+        return Reply(status, message.seq, payload), place
+
+    def _answered(self, seq: int) -> Place | None:
+        """Take the request out of those that wait; None if it does not."""
+        while self._unanswered and self._unanswered[0].seq < seq:
+            self._unanswered.popleft()
+        if self._unanswered and self._unanswered[0].seq == seq:
+            return self._unanswered.popleft().place
+        return None
+
+
+class Connections(Streams):
+    """A connection to each worker."""
+
+    def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope], *, timeout: float) -> None:
+        """Let the workers listen, and connect to them.
+
+        Args:
+            actors: The actors.
+            scopes: Their scopes.
+            timeout: Time for the actors to start, in seconds.
+
+        Raises:
+            OSError: One cannot be connected to.
+            RayError: One did not start.
+        """
+        super().__init__(actors, scopes)
+        self._plain: tuple[int, bytes] = (0, b"")
+        keys = [secrets.token_bytes(32) for _ in actors]
+        opened = [actor.open.remote(key) for actor, key in zip(actors, keys, strict=True)]
+        addresses = ray.get(opened, timeout=timeout)
+        serving = [actor.serve.remote() for actor in actors]
+        self._links: list[Link] = []
+        try:
+            for (host, port), key, ref in zip(addresses, keys, serving, strict=True):
+                self._links.append(Link(host, port, key, ref))
+        except BaseException:
+            self.close()
+            for actor in actors:
+                actor.shut.remote()
+            raise
+
+    def _send(self, index: int, request: Request, ack: int) -> None:
+        seq, method, common, each = request
+        last = None if each is None else each[index]
+        if last is None or isinstance(last, Packed):
+            self._links[index].send(seq, lambda offer: self._pickled(seq, method, common, offer), last, ack)
+        else:
+            self._links[index].send(seq, lambda offer: _pickle(method, (*common, last), offer), None, ack)
+
+    def _pickled(self, seq: int, method: str, common: tuple[Any, ...], offer: Any) -> bytes:
+        """The plain part of a request, pickled once for all workers."""
+        if offer is not None:
+            return _pickle(method, common, offer)
+        if self._plain[0] != seq:
+            self._plain = seq, _pickle(method, common, None)
+        return self._plain[1]
+
+    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+        return self._links[index].receive(seq, timeout)
+
+    def abandon(self) -> None:
+        """Wait for nothing any more."""
+        super().abandon()
+        for link in self._links:
+            link.abandon()
+
+    def close(self) -> None:
+        """Hang up, and give the shared memory back."""
+        for link in self._links:
+            link.close()
+
+
+def _pickle(method: str, args: tuple[Any, ...], offer: Any) -> bytes:
+    return pickle.dumps((method, args, offer), pickle.HIGHEST_PROTOCOL)

@@ -1,0 +1,88 @@
+"""Shared memory for the large replies of a worker on the driver's machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import NamedTuple
+
+from workers.segment import Offer, OwnSegment
+from workers.wire import Packed
+
+__all__ = ["Place", "ReplyMemory"]
+
+_logger = logging.getLogger("lockstep")
+
+THRESHOLD = 64 * 1024
+"""Bytes of a reply from which shared memory is worth while: measured, see ``benchmarks/RESULTS.md``."""
+
+_PAGE = 4096
+
+
+class Place(NamedTuple):
+    """Where the reply to a request may be put: a slot of a segment. A negative slot is none."""
+
+    segment: OwnSegment | None = None
+    slot: int = -1
+
+
+_NOWHERE = Place()
+
+
+class ReplyMemory:
+    """Where one worker puts its large replies: made when the first one has come, and anew when one does not fit."""
+
+    def __init__(self, *, usable: bool) -> None:
+        """Wait for the first reply.
+
+        Args:
+            usable: Whether the worker is on this machine.
+        """
+        self._usable = usable
+        self._segment: OwnSegment | None = None
+        self._is_offered = False
+        self._most_at_once = 1
+
+    def place(self, in_use: Collection[Place]) -> Place:
+        """A place for the next reply, other than those of replies that have yet to come or to be read."""
+        segment = self._segment
+        self._most_at_once = max(self._most_at_once, len(in_use) + 1)
+        if segment is None:
+            return _NOWHERE
+        taken = {place.slot for place in in_use if place.segment is segment}
+        return Place(segment, next((slot for slot in range(segment.slots) if slot not in taken), -1))
+
+    def offer(self) -> Offer | None:
+        """What the worker has to be told of the memory, once."""
+        if self._segment is None or self._is_offered:
+            return None
+        self._is_offered = True
+        return self._segment.offer
+
+    def read(self, packed: Packed, place: Place) -> Packed:
+        """The reply with its data, which are valid until the place is given again.
+
+        Args:
+            packed: The reply as it came.
+            place: The place that it was given.
+        """
+        if packed.data is None:
+            assert place.segment is not None, "a reply can only be in memory that was offered"
+            return packed._replace(data=place.segment.slot(place.slot))
+        if packed.size >= THRESHOLD and self._usable and self._segment is place.segment:
+            if place.segment is not None and place.slot >= 0 and packed.size <= place.segment.slot_size:
+                self._give_up("the worker cannot find it")
+            else:
+                self._make(packed.size)
+        return packed
+
+    def _make(self, size: int) -> None:
+        slot_size = -(-(size + size // 4) // _PAGE) * _PAGE
+        try:
+            self._segment, self._is_offered = OwnSegment(slot_size, self._most_at_once), False
+        except OSError as error:
+            self._give_up(str(error))
+
+    def _give_up(self, reason: str) -> None:
+        _logger.warning("large outputs of a worker go over its connection, not through shared memory: %s", reason)
+        self._usable, self._segment = False, None

@@ -1,0 +1,265 @@
+"""The stream of requests to one worker: done once each, in order, whatever happens to the connection."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from orchestrator.ray import connection
+from orchestrator.ray.connection import Link
+from orchestrator.ray.transport import NoReplyError, UnreachableError
+from tests.support.service import LiveRecordingAgent, spec, tick
+from workers.frameworks import load_framework
+from workers.server import Server
+from workers.service import Service
+from workers.wire import read_outcome
+
+KEY = b"k" * 32
+
+
+class Relay:
+    """Between driver and worker: cuts connections where it is told to.
+
+    Attributes:
+        cut_after: Bytes of replies after which the connection is cut, and the next is not; None for never.
+    """
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.cut_after: int | None = None
+        self.connections = 0
+        self._target = target
+        self._ends: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                driver, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            worker = socket.create_connection(self._target, timeout=10)
+            worker.settimeout(None)
+            self._ends += driver, worker
+            for source, sink, cuts in ((driver, worker, False), (worker, driver, True)):
+                threading.Thread(target=self._copy, args=(source, sink, cuts), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, cuts: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if cuts and self.cut_after is not None:
+                    if len(data) >= self.cut_after:
+                        sink.sendall(data[: self.cut_after])
+                        self.cut_after = None
+                        break
+                    self.cut_after -= len(data)
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for end in (self._listener, *self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Worker:
+    """A server on a thread of its own, behind a relay."""
+
+    def __init__(self) -> None:
+        self.service = Service(cloudpickle.dumps)
+        self.server = Server(self.service, cloudpickle.dumps)
+        self.relay = Relay(self.server.open("127.0.0.1", KEY))
+        self._thread = threading.Thread(target=self.server.serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.server.shut()
+        self.relay.close()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    LiveRecordingAgent.made.clear()
+    one = Worker()
+    yield one
+    one.close()
+
+
+def connect(worker: Worker, key: bytes = KEY) -> Link:
+    host, port = worker.relay.address
+    return Link(host, port, key, None)
+
+
+@pytest.fixture
+def link(worker: Worker) -> Iterator[Link]:
+    one = connect(worker)
+    yield one
+    one.hang_up()
+
+
+def plain(method: str, *args: Any) -> Any:
+    return lambda offer: pickle.dumps((method, args, offer))
+
+
+def receive(link: Link, seq: int) -> Any:
+    reply = link.receive(seq, 30)
+    assert reply is not None
+    assert (reply.seq, reply.status) == (seq, "ok"), reply.payload
+    return reply.payload
+
+
+def build(link: Link) -> Any:
+    link.send(1, plain("build", spec()), None, 1)
+    receive(link, 1)
+    (agent,) = LiveRecordingAgent.made
+    return agent
+
+
+def step_of(packed: Any) -> int:
+    """Steps of the last row, whose episodes are longest."""
+    return int(read_outcome(packed, load_framework("torch")).infos["nested"]["step"][-1])
+
+
+def acted(agent: Any) -> list[int]:
+    return [call["timestep"] for name, call in agent.calls if name == "act"]
+
+
+@pytest.mark.parametrize("threshold", [1, 1 << 20])
+@pytest.mark.parametrize("cut_after", [0, 1, 50, 400, 700])
+def test_what_was_under_way_when_the_connection_is_cut_is_done_once(
+    worker: Worker, link: Link, cut_after: int, threshold: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Three requests are under way, and the connection is cut before, in or after the reply to the first."""
+    monkeypatch.setattr("orchestrator.ray.shm.THRESHOLD", threshold)
+    agent = build(link)
+    for seq in (2, 3):  # by shared memory from the second on
+        link.send(seq, plain("tick", tick(seq - 1)), None, seq)
+        assert step_of(receive(link, seq)) == seq - 1
+    worker.relay.cut_after = cut_after
+    for seq in (4, 5, 6):
+        link.send(seq, plain("tick", tick(seq - 1)), None, 4)
+    for seq in (4, 5, 6):
+        assert step_of(receive(link, seq)) == seq - 1
+    assert worker.relay.connections == 2
+    assert acted(agent) == [1, 2, 3, 4, 5]
+
+
+def test_a_connection_that_is_cut_between_requests_is_made_again(worker: Worker, link: Link):
+    agent = build(link)
+    for seq in (2, 3):
+        link.hang_up()
+        link.send(seq, plain("tick", tick(seq)), None, seq)
+        assert step_of(receive(link, seq)) == seq - 1
+    assert worker.relay.connections == 3
+    assert acted(agent) == [2, 3]
+
+
+def test_replies_may_be_asked_for_in_another_order(link: Link):
+    build(link)
+    for seq in (2, 3, 4):
+        link.send(seq, plain("tick", tick(seq)), None, 2)
+    assert step_of(receive(link, 4)) == 3
+    assert step_of(receive(link, 2)) == 1
+    assert step_of(receive(link, 3)) == 2
+
+
+def test_what_was_given_up_is_neither_waited_for_nor_sent_again(worker: Worker, link: Link):
+    agent = build(link)
+    link.hang_up()
+    link.send(2, plain("tick", tick(1)), None, 2)  # nobody has seen it yet
+    link.abandon()
+    link.send(3, plain("tick", tick(9)), None, 3)
+    assert step_of(receive(link, 3)) == 1
+    assert acted(agent) == [9]
+
+
+def test_a_late_reply_is_waited_for_as_long_as_was_said(link: Link):
+    agent = build(link)
+    go_on = threading.Event()
+    agent.pre_interaction = lambda **_: go_on.wait(30)
+    link.send(2, plain("tick", tick(1)), None, 2)
+    assert link.receive(2, 0) is None
+    assert link.receive(2, 0.1) is None
+    go_on.set()
+    assert step_of(receive(link, 2)) == 1
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_and_the_stream_goes_on(link: Link, monkeypatch: pytest.MonkeyPatch):
+    build(link)
+    monkeypatch.setattr(Service, "_collect", lambda _: Unreadable())
+    link.send(2, plain("collect"), None, 2)
+    with pytest.raises(NoReplyError, match="no licence"):
+        link.receive(2, 30)
+    link.send(3, plain("tick", tick(1)), None, 3)
+    assert step_of(receive(link, 3)) == 1
+
+
+def refuse() -> None:
+    raise LookupError("no licence")
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return refuse, ()
+
+
+def test_a_request_that_cannot_be_read_and_a_reply_that_cannot_be_sent_are_errors(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+):
+    build(link)
+    link.send(2, plain("export", Unreadable()), None, 2)
+    reply = link.receive(2, 30)
+    assert reply is not None
+    assert (reply.status, reply.payload[0].phase) == ("error", "request")
+    assert "no licence" in reply.payload[0].message
+    monkeypatch.setattr(Service, "_collect", lambda _: threading.Lock())
+    link.send(3, plain("collect"), None, 3)
+    reply = link.receive(3, 30)
+    assert reply is not None
+    assert (reply.status, reply.payload[0].phase) == ("error", "reply")
+    assert "lock" in reply.payload[0].message
+
+
+def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
+    worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch
+):
+    build(link)
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
+    causes = [None, "the worker's process died: out of memory"]
+    monkeypatch.setattr(connection, "cause_of_death", lambda *_: causes.pop(0))
+    worker.relay.close()
+    for seq, kind in ((2, "ConnectionLost"), (3, "WorkerDied")):
+        link.hang_up()
+        link.send(seq, plain("tick", tick(1)), None, seq)
+        with pytest.raises(UnreachableError) as caught:
+            link.receive(seq, 30)
+        assert caught.value.kind == kind
+    assert "out of memory" in str(caught.value)
+
+
+def test_strangers_do_not_keep_the_driver_out(worker: Worker, monkeypatch: pytest.MonkeyPatch):
+    """Those who are at the port before it, with another key or without a word."""
+    monkeypatch.setattr("workers.server._HANDSHAKE_TIMEOUT", 0.5)
+    mute = socket.create_connection(worker.relay.address, timeout=10)
+    with pytest.raises(ConnectionError, match=r"does not know the key|hung up"):
+        connect(worker, b"x" * 32)
+    one = connect(worker)
+    build(one)
+    one.hang_up()
+    mute.close()

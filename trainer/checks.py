@@ -1,0 +1,81 @@
+"""Checks of what a trainer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+from orchestrator.base import Orchestrator
+from workers.agent_checks import check_agent, is_factory
+from workers.envs import EnvFactory
+from workers.envs.factory import check_env, check_num_envs
+from workers.errors import AgentError, ConfigError, EnvError
+from workers.frameworks import Framework
+from workers.types import Scope
+
+__all__ = ["check_agents", "checked_count", "checked_num_envs", "checked_seed", "resolve_orchestrator"]
+
+
+def resolve_orchestrator(orchestrator: Any) -> Orchestrator:
+    """The orchestrator that is meant; Ray is imported only for one that needs it."""
+    if orchestrator == "local":
+        from orchestrator.local import LocalOrchestrator
+
+        return LocalOrchestrator()
+    if orchestrator == "ray":
+        from orchestrator.ray import RayOrchestrator
+
+        return RayOrchestrator()
+    if not hasattr(orchestrator, "start"):
+        raise ConfigError(f"orchestrator is {orchestrator!r}; expected 'local', 'ray' or a RayOrchestrator")
+    started: Orchestrator = orchestrator
+    return started
+
+
+def checked_seed(seed: Any) -> int | None:
+    """The seed as an integer, or None."""
+    if seed is None:
+        return None
+    try:
+        value = index(seed)
+    except TypeError as error:
+        raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0, or None") from error
+    if value < 0:
+        raise ConfigError(f"seed is {value}; expected an integer of at least 0, or None")
+    return value
+
+
+def checked_count(name: str, value: Any, *, least: int) -> int:
+    """A number as an integer."""
+    try:
+        count = index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}") from error
+    if count < least:
+        raise ConfigError(f"{name} is {count}; expected {least} or more")
+    return count
+
+
+def checked_num_envs(env: Any, framework: Framework) -> int:
+    """Number of environments of an environment or a factory, which is checked as far as it can be before building."""
+    if not isinstance(env, EnvFactory):
+        check_env(env, framework.name)
+        return int(env.num_envs)
+    if env.framework not in (None, framework.name):
+        raise EnvError(f"the environment factory is for {env.framework!r}, but the trainer is for {framework.name!r}")
+    check_num_envs(env.num_envs, "the environment factory")
+    return env.num_envs
+
+
+def check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
+    """Check the instances among the agents, which must be different ones."""
+    instances = [agent for agent in agents if not is_factory(agent)]
+    for agent, scope in zip(agents, scopes, strict=True):
+        if not is_factory(agent):
+            check_agent(agent, scope)
+            if sum(agent is other for other in instances) > 1:
+                raise AgentError(
+                    f"one {type(agent).__qualname__} instance is in several scopes; "
+                    "build an agent for each simultaneous agent, or hand over a factory for each"
+                )

@@ -1,0 +1,112 @@
+"""Server: the end of the connection at which a worker answers its driver."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from workers.channel import Channel, UnreadableError, as_connection, authenticate, set_timeout
+from workers.segment import Segment, attach
+from workers.service import Reply, Service
+from workers.wire import Packed
+
+__all__ = ["Server"]
+
+_HANDSHAKE_TIMEOUT = 10.0
+_LOOK_INTERVAL = 1.0
+"""Seconds after which a server that waits for a connection looks whether it is still wanted."""
+
+
+class Server:
+    """Answers the requests of the one driver that knows its key, over one connection at a time.
+
+    A driver that has lost its connection comes again, and sends what was not answered once more.
+    """
+
+    def __init__(self, service: Service, dumps: Callable[[Any], bytes]) -> None:
+        """Wait to be opened.
+
+        Args:
+            service: What does the requests.
+            dumps: Pickles what is no array; see `Channel`.
+        """
+        self._service = service
+        self._dumps = dumps
+        self._listener: socket.socket | None = None
+        self._is_shut = False
+        self._key = b""
+        self._segment: Segment | None = None
+
+    def open(self, host: str, key: bytes) -> tuple[str, int]:
+        """Listen on a free port of `host`; the address.
+
+        Raises:
+            OSError: It cannot be listened there.
+        """
+        self._key = key
+        self._listener = socket.create_server((host, 0), backlog=8)
+        self._listener.settimeout(_LOOK_INTERVAL)
+        address: tuple[str, int] = self._listener.getsockname()[:2]
+        return address
+
+    def shut(self) -> None:
+        """Listen no more: `serve` returns when the driver has hung up. May be called from another thread."""
+        self._is_shut = True
+
+    def serve(self) -> None:
+        """Answer requests until `shut`; all are done on the thread that calls this."""
+        while (connection := self._accept()) is not None:
+            try:
+                self._answer(Channel(connection, self._dumps))
+            except (OSError, EOFError):
+                pass  # the driver comes again, or has gone for good, and this process with it
+            finally:
+                connection.close()
+
+    def _accept(self) -> Connection[Any, Any] | None:
+        assert self._listener is not None, "open() comes first"
+        while not self._is_shut:
+            try:
+                sock, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            connection = as_connection(sock, timeout=_HANDSHAKE_TIMEOUT)
+            try:
+                authenticate(connection, self._key, as_worker=True)
+                set_timeout(connection, 0)  # the next request may take its time
+                return connection
+            except OSError:
+                connection.close()
+        self._listener.close()
+        return None
+
+    def _answer(self, channel: Channel) -> None:
+        while True:
+            try:
+                message = channel.receive()
+                assert message is not None, "it waits as long as it takes"
+                seq = message.seq
+                method, args, offer = message.plain
+                if offer is not None:
+                    self._segment = attach(offer)
+                into = None if self._segment is None or message.slot < 0 else self._segment.slot(message.slot)
+                if message.packed is not None:
+                    args = (*args, message.packed)
+                reply = self._service.handle(seq, method, args, ack=message.ack, into=into)
+            except UnreadableError as error:
+                reply = self._service.refuse(error.seq, "request", error)
+            try:
+                _send(channel, reply)
+            except OSError:
+                raise
+            except Exception as error:
+                _send(channel, self._service.refuse(reply.seq, "reply", error))
+
+
+def _send(channel: Channel, reply: Reply) -> None:
+    packed = reply.payload if isinstance(reply.payload, Packed) else None
+    plain = (reply.status, None if packed is not None else reply.payload)
+    channel.send(reply.seq, pickle.dumps(plain, pickle.HIGHEST_PROTOCOL), packed)
