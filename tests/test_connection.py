@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -113,10 +112,6 @@ def link(worker: Worker) -> Iterator[Link]:
     one.hang_up()
 
 
-def plain(method: str, *args: Any) -> Any:
-    return lambda offer: pickle.dumps((method, args, offer))
-
-
 def receive(link: Link, seq: int) -> Any:
     reply = link.receive(seq, 30)
     assert reply is not None
@@ -125,7 +120,7 @@ def receive(link: Link, seq: int) -> Any:
 
 
 def build(link: Link) -> Any:
-    link.send(1, plain("build", spec()), None, 1)
+    link.send(1, "build", (spec(),), ack=1)
     receive(link, 1)
     (agent,) = LiveRecordingAgent.made
     return agent
@@ -149,11 +144,11 @@ def test_what_was_under_way_when_the_connection_is_cut_is_done_once(
     monkeypatch.setattr("orchestrator.ray.shm.THRESHOLD", threshold)
     agent = build(link)
     for seq in (2, 3):  # by shared memory from the second on
-        link.send(seq, plain("tick", tick(seq - 1)), None, seq)
+        link.send(seq, "tick", (tick(seq - 1), 1), ack=seq)
         assert step_of(receive(link, seq)) == seq - 1
     worker.relay.cut_after = cut_after
     for seq in (4, 5, 6):
-        link.send(seq, plain("tick", tick(seq - 1)), None, 4)
+        link.send(seq, "tick", (tick(seq - 1), 1), ack=4)
     for seq in (4, 5, 6):
         assert step_of(receive(link, seq)) == seq - 1
     assert worker.relay.connections == 2
@@ -164,7 +159,7 @@ def test_a_connection_that_is_cut_between_requests_is_made_again(worker: Worker,
     agent = build(link)
     for seq in (2, 3):
         link.hang_up()
-        link.send(seq, plain("tick", tick(seq)), None, seq)
+        link.send(seq, "tick", (tick(seq), 1), ack=seq)
         assert step_of(receive(link, seq)) == seq - 1
     assert worker.relay.connections == 3
     assert acted(agent) == [2, 3]
@@ -173,7 +168,7 @@ def test_a_connection_that_is_cut_between_requests_is_made_again(worker: Worker,
 def test_replies_may_be_asked_for_in_another_order(link: Link):
     build(link)
     for seq in (2, 3, 4):
-        link.send(seq, plain("tick", tick(seq)), None, 2)
+        link.send(seq, "tick", (tick(seq), 1), ack=2)
     assert step_of(receive(link, 4)) == 3
     assert step_of(receive(link, 2)) == 1
     assert step_of(receive(link, 3)) == 2
@@ -182,9 +177,9 @@ def test_replies_may_be_asked_for_in_another_order(link: Link):
 def test_what_was_given_up_is_neither_waited_for_nor_sent_again(worker: Worker, link: Link):
     agent = build(link)
     link.hang_up()
-    link.send(2, plain("tick", tick(1)), None, 2)  # nobody has seen it yet
+    link.send(2, "tick", (tick(1), 1), ack=2)  # nobody has seen it yet
     link.abandon()
-    link.send(3, plain("tick", tick(9)), None, 3)
+    link.send(3, "tick", (tick(9), 1), ack=3)
     assert step_of(receive(link, 3)) == 1
     assert acted(agent) == [9]
 
@@ -193,7 +188,7 @@ def test_a_late_reply_is_waited_for_as_long_as_was_said(link: Link):
     agent = build(link)
     go_on = threading.Event()
     agent.pre_interaction = lambda **_: go_on.wait(30)
-    link.send(2, plain("tick", tick(1)), None, 2)
+    link.send(2, "tick", (tick(1), 1), ack=2)
     assert link.receive(2, 0) is None
     assert link.receive(2, 0.1) is None
     go_on.set()
@@ -203,10 +198,10 @@ def test_a_late_reply_is_waited_for_as_long_as_was_said(link: Link):
 def test_a_reply_that_cannot_be_read_is_an_error_and_the_stream_goes_on(link: Link, monkeypatch: pytest.MonkeyPatch):
     build(link)
     monkeypatch.setattr(Service, "_collect", lambda _: Unreadable())
-    link.send(2, plain("collect"), None, 2)
+    link.send(2, "collect", (), ack=2)
     with pytest.raises(NoReplyError, match="no licence"):
         link.receive(2, 30)
-    link.send(3, plain("tick", tick(1)), None, 3)
+    link.send(3, "tick", (tick(1), 1), ack=3)
     assert step_of(receive(link, 3)) == 1
 
 
@@ -223,13 +218,13 @@ def test_a_request_that_cannot_be_read_and_a_reply_that_cannot_be_sent_are_error
     link: Link, monkeypatch: pytest.MonkeyPatch
 ):
     build(link)
-    link.send(2, plain("export", Unreadable()), None, 2)
+    link.send(2, "export", (Unreadable(),), ack=2)
     reply = link.receive(2, 30)
     assert reply is not None
     assert (reply.status, reply.payload[0].phase) == ("error", "request")
     assert "no licence" in reply.payload[0].message
     monkeypatch.setattr(Service, "_collect", lambda _: threading.Lock())
-    link.send(3, plain("collect"), None, 3)
+    link.send(3, "collect", (), ack=3)
     reply = link.receive(3, 30)
     assert reply is not None
     assert (reply.status, reply.payload[0].phase) == ("error", "reply")
@@ -246,7 +241,7 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
     worker.relay.close()
     for seq, kind in ((2, "ConnectionLost"), (3, "WorkerDied")):
         link.hang_up()
-        link.send(seq, plain("tick", tick(1)), None, seq)
+        link.send(seq, "tick", (tick(1), 1), ack=seq)
         with pytest.raises(UnreachableError) as caught:
             link.receive(seq, 30)
         assert caught.value.kind == kind

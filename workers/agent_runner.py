@@ -299,14 +299,25 @@ def _mean_actions(actions: Arrays, outputs: Mapping[str, Any]) -> Arrays:
 class AgentGroup:
     """The agents of all rows of one `EnvSlice`, in this process."""
 
-    def __init__(self, runners: Sequence[AgentRunner], framework: Framework) -> None:
+    def __init__(self, runners: Sequence[AgentRunner], framework: Framework, *, copies: bool = True) -> None:
+        """Put them together.
+
+        Args:
+            runners: The agents, in scope order.
+            framework: The trainer's framework.
+            copies: Whether to give them copies; a single agent can do without where nobody else has its arrays.
+        """
         self.runners = runners
         self._framework = framework
         self._sizes = [runner.scope.num_envs for runner in runners]
         self._num_envs = sum(self._sizes)
         self._first_env = runners[0].scope.start
         self._nothing = (None,) * len(runners)
-        self._split = row_splitter(framework, self._sizes, by_agent=bool(runners[0].agents))
+        self._split: Callable[[Any], Sequence[Any]] = row_splitter(
+            framework, self._sizes, by_agent=bool(runners[0].agents)
+        )
+        if not copies and len(runners) == 1:
+            self._split = lambda arrays: (arrays,)
         self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
 
     def act(

@@ -1,45 +1,39 @@
-"""One end of an authenticated connection between a driver and a worker: whole messages, in order."""
+"""One end of an authenticated connection between a driver and a worker: whole messages, in order.
+
+Plain TCP sockets: `multiprocessing.connection` reads every message in two parts, after a third call to wait for it, and
+that is most of what a small message costs.
+"""
 
 from __future__ import annotations
 
 import hmac
 import pickle
 import secrets
-import select
 import socket
 import struct
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from time import monotonic
 from typing import Any, NamedTuple
 
 from workers.wire import Packed
 
-__all__ = [
-    "AuthenticationError",
-    "Channel",
-    "Message",
-    "UnreadableError",
-    "as_connection",
-    "authenticate",
-    "set_timeout",
-]
+__all__ = ["AuthenticationError", "Channel", "Message", "UnreadableError", "authenticate", "prepare"]
 
-_HEADER = struct.Struct("<QQiiQIIQQ8x")
-"""seq, ack, slot, number of the layout, length of the plain part, of the spec, place of the data, length of the other
-leaves, of the data; 64 bytes, so that what follows is aligned."""
+_HEADER = struct.Struct("<QQiiQQQQ?7x")
+"""seq, ack, slot, number of the layout, lengths of the plain part, of the spec, of the other leaves, of the data, and
+whether the data are in the message."""
 
-_HERE, _APART, _SHARED = range(3)
-"""Where the data are: in the message, in a message of their own after it, in shared memory."""
-
-_APART_FROM = 16384
-"""Bytes from which data are not copied into one message with the rest."""
+_BUFFER = 64 * 1024
+_JOINED = 16 * 1024
+"""Bytes of data up to which they are copied into one piece with the rest, instead of being sent after it."""
 
 _MAX_LAYOUTS = 64
 _SCALARS = {bool, int, float, str, bytes, type(None)}
 
 _GREETING = b"lockstep 1\n"
 _NONCE = 32
-_LONGEST_GREETING = 256
+_PROOF = 32
+_SHORTEST_WAIT = 1e-3
 
 
 class AuthenticationError(ConnectionError):
@@ -65,59 +59,58 @@ class Message(NamedTuple):
         seq: Number of the request.
         ack: Requests before this one will not be sent again.
         slot: Slot of shared memory that a reply may use, -1 for none.
-        plain: What it says, besides arrays.
+        plain: What it says, besides arrays; see `workers.messages`.
         packed: Its arrays, or None.
     """
 
     seq: int
     ack: int
     slot: int
-    plain: Any
+    plain: bytes
     packed: Packed | None
 
 
-def as_connection(sock: socket.socket, *, timeout: float) -> Connection[Any, Any]:
-    """A connection over a connected TCP socket, whose single reads and writes wait for `timeout` seconds at most."""
-    sock.setblocking(True)
+def prepare(sock: socket.socket, *, timeout: float) -> None:
+    """Set a connected TCP socket up, so that what is received in a handshake has to come within `timeout` seconds."""
+    sock.settimeout(timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection: Connection[Any, Any] = Connection(sock.detach())
-    set_timeout(connection, timeout)
-    return connection
 
 
-def set_timeout(connection: Connection[Any, Any], timeout: float) -> None:
-    """Let single reads and writes fail after so many seconds; 0 for never."""
-    seconds, rest = divmod(timeout, 1)
-    with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as sock:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(rest * 1e6)))
-
-
-def authenticate(connection: Connection[Any, Any], key: bytes, *, as_worker: bool) -> None:
+def authenticate(sock: socket.socket, key: bytes, *, as_worker: bool) -> None:
     """Prove to the peer that this side knows the key, and let it prove the same, before anything is unpickled.
 
     Each side sends a random number and answers the other's with HMAC-SHA256, in which it names its role, so that an
-    answer cannot be sent back to where it came from. (Python's own handshake uses MD5 before 3.12.)
+    answer cannot be sent back to where it came from.
 
     Raises:
         AuthenticationError: The peer does not know the key.
         OSError: It does not answer in time, or hangs up.
     """
+    deadline = monotonic() + (sock.gettimeout() or 0.0)
     mine, other = (b"worker", b"driver") if as_worker else (b"driver", b"worker")
     nonce = secrets.token_bytes(_NONCE)
-    connection.send_bytes(_GREETING + nonce)
-    try:
-        greeting = connection.recv_bytes(_LONGEST_GREETING)
-        if not greeting.startswith(_GREETING) or len(greeting) != len(_GREETING) + _NONCE:
-            raise AuthenticationError("the peer speaks another language")
-        theirs = greeting[len(_GREETING) :]
-        connection.send_bytes(hmac.digest(key, mine + theirs + nonce, "sha256"))
-        proof = connection.recv_bytes(_LONGEST_GREETING)
-    except EOFError as error:
-        raise AuthenticationError("the peer hung up") from error
+    sock.sendall(_GREETING + nonce)
+    greeting = _exactly(sock, len(_GREETING) + _NONCE, deadline)
+    if not greeting.startswith(_GREETING):
+        raise AuthenticationError("the peer speaks another language")
+    theirs = greeting[len(_GREETING) :]
+    sock.sendall(hmac.digest(key, mine + theirs + nonce, "sha256"))
+    proof = _exactly(sock, _PROOF, deadline)
     if not hmac.compare_digest(proof, hmac.digest(key, other + nonce + theirs, "sha256")):
         raise AuthenticationError("the peer does not know the key")
+
+
+def _exactly(sock: socket.socket, count: int, deadline: float) -> bytes:
+    """So many bytes, all of them before the deadline."""
+    received = b""
+    while len(received) < count:
+        sock.settimeout(max(_SHORTEST_WAIT, deadline - monotonic()))
+        part = sock.recv(count - len(received))
+        if not part:
+            raise AuthenticationError("the peer hung up")
+        received += part
+    return received
 
 
 class Channel:
@@ -126,29 +119,35 @@ class Channel:
     Layouts of packed trees are sent once, and by number after that.
     """
 
-    def __init__(self, connection: Connection[Any, Any], dumps: Callable[[Any], bytes]) -> None:
+    def __init__(self, sock: socket.socket, dumps: Callable[[Any], bytes], *, stall_timeout: float = 0) -> None:
         """Use an authenticated connection.
 
         Args:
-            connection: The connection.
+            sock: The connection.
             dumps: Pickles leaves that are no arrays, also of classes that the other side cannot import.
+            stall_timeout: Seconds for which the other side may neither send nor take anything in the middle of a
+                message; 0 for ever.
         """
-        self._connection = connection
+        sock.settimeout(None)  # the system keeps the time: one call less
+        self._sock = sock
         self._dumps = dumps
-        self._poller = select.poll()
-        self._poller.register(connection.fileno(), select.POLLIN)
+        self._stall_timeout = stall_timeout
+        self._timeout = -1.0
+        self._set_timeout(socket.SO_SNDTIMEO, stall_timeout)
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._start = self._stop = 0
         self._sent: dict[Any, int] = {}
         self._received: dict[int, Any] = {}
 
     def send(self, seq: int, plain: bytes, packed: Packed | None = None, *, ack: int = 0, slot: int = -1) -> None:
-        """Send a message; see `Message`. `plain` is pickled.
+        """Send a message; see `Message`.
 
         Raises:
-            OSError: The connection is lost.
+            OSError: The connection is lost, or stalled.
             Exception: A leaf cannot be pickled; nothing was sent then.
         """
         if packed is None:
-            self._connection.send_bytes(_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, 0) + plain)
+            self._sock.sendall(_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, True) + plain)
             return
         spec, others, data, size = packed
         pickled_others = self._pickle_others(others) if others else b""
@@ -158,12 +157,15 @@ class Channel:
             if len(self._sent) == _MAX_LAYOUTS:
                 self._sent.clear()
             number = len(self._sent)
-        place = _SHARED if data is None else _APART if size >= _APART_FROM else _HERE
-        header = _HEADER.pack(seq, ack, slot, number, len(plain), len(pickled_spec), place, len(pickled_others), size)
-        here = data if place == _HERE else b""
-        self._connection.send_bytes(b"".join((header, here, plain, pickled_spec, pickled_others)))
-        if place == _APART:
-            self._connection.send_bytes(data)
+        lengths = len(plain), len(pickled_spec), len(pickled_others), size
+        head = _HEADER.pack(seq, ack, slot, number, *lengths, data is not None)
+        if data is None:
+            self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others)))
+        elif size <= _JOINED:
+            self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others, data)))
+        else:
+            self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others)))
+            self._sock.sendall(data)
         self._sent[spec] = number
 
     def _pickle_others(self, others: tuple[Any, ...]) -> bytes:
@@ -171,8 +173,8 @@ class Channel:
             return pickle.dumps(others, pickle.HIGHEST_PROTOCOL)
         return self._dumps(others)
 
-    def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message; None if none has begun to come in after `timeout` seconds.
+    def receive(self, timeout: float = 0) -> Message | None:
+        """The next message; None if none has begun to come in after `timeout` seconds, 0 for ever.
 
         The data of a packed tree that lie in shared memory are None.
 
@@ -181,29 +183,81 @@ class Channel:
             EOFError: The other side has hung up.
             UnreadableError: Something cannot be unpickled; the message is used up then.
         """
-        if timeout is not None and not self._poller.poll(min(max(0.0, timeout), 1e6) * 1e3):
-            return None
-        frame = memoryview(self._connection.recv_bytes())
-        seq, ack, slot, number, plain_size, spec_size, place, others_size, size = _HEADER.unpack_from(frame)
-        start = _HEADER.size + (size if place == _HERE else 0)
-        data: Any = None
-        if place == _APART:
-            data = bytearray(size)
-            self._connection.recv_bytes_into(data)
-        elif place == _HERE:
-            data = bytearray(frame[_HEADER.size : start])
-        parts = frame[start:]
-        packed = None
+        if self._start == self._stop:
+            self._start = self._stop = 0
+            self._set_timeout(socket.SO_RCVTIMEO, timeout)
+            try:
+                self._read_some()
+            except BlockingIOError:
+                return None
+        self._have(_HEADER.size)
+        start = self._start
+        seq, ack, slot, number, plain_size, spec_size, others_size, size, is_here = _HEADER.unpack_from(
+            self._buffer, start
+        )
+        self._have(_HEADER.size + plain_size + spec_size + others_size)
+        start = self._start + _HEADER.size
+        plain = bytes(self._buffer[start : start + plain_size])
+        if number < 0:
+            self._start = start + plain_size
+            return Message(seq, ack, slot, plain, None)
+        middle, end = start + plain_size + spec_size, start + plain_size + spec_size + others_size
+        pickled_spec, pickled_others = self._buffer[start + plain_size : middle], self._buffer[middle:end]
+        self._start = end
+        data = self._take(size) if is_here else None
         try:
-            if number >= 0:
-                if spec_size:
-                    self._received[number] = pickle.loads(parts[plain_size : plain_size + spec_size])
-                others = pickle.loads(parts[plain_size + spec_size :]) if others_size else ()
-                packed = Packed(self._received[number], others, data, size)
-            return Message(seq, ack, slot, pickle.loads(parts[:plain_size]), packed)
+            if spec_size:
+                self._received[number] = pickle.loads(pickled_spec)
+            others = pickle.loads(pickled_others) if others_size else ()
+            return Message(seq, ack, slot, plain, Packed(self._received[number], others, data, size))
         except Exception as error:
             raise UnreadableError(seq, f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Hang up."""
-        self._connection.close()
+        self._sock.close()
+
+    def _read_some(self) -> None:
+        """Add to the buffer what has come in, at least a byte."""
+        count = self._sock.recv_into(self._buffer[self._stop :])
+        if not count:
+            raise EOFError("the other side has hung up")
+        self._stop += count
+
+    def _have(self, count: int) -> None:
+        """Wait until so many bytes are in the buffer."""
+        if self._stop - self._start >= count:
+            return
+        self._set_timeout(socket.SO_RCVTIMEO, self._stall_timeout)
+        if self._start + count > len(self._buffer):
+            rest = self._buffer[self._start : self._stop]
+            self._buffer = memoryview(bytearray(max(_BUFFER, count)))
+            self._buffer[: len(rest)] = rest
+            self._start, self._stop = 0, len(rest)
+        while self._stop - self._start < count:
+            self._read_some()
+
+    def _take(self, count: int) -> bytearray:
+        """So many bytes, in memory of their own."""
+        have = min(count, self._stop - self._start)
+        data = bytearray(self._buffer[self._start : self._start + have])
+        self._start += have
+        if have < count:
+            self._set_timeout(socket.SO_RCVTIMEO, self._stall_timeout)
+            data.extend(bytes(count - have))
+            rest = memoryview(data)[have:]
+            while rest:
+                received = self._sock.recv_into(rest)
+                if not received:
+                    raise EOFError("the other side has hung up")
+                rest = rest[received:]
+        return data
+
+    def _set_timeout(self, option: int, seconds: float) -> None:
+        """Let single reads, or writes, fail after so many seconds; 0 for never."""
+        if option == socket.SO_RCVTIMEO:
+            if seconds == self._timeout:
+                return
+            self._timeout = seconds
+        whole, rest = divmod(seconds, 1)
+        self._sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))

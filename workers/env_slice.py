@@ -89,6 +89,11 @@ class EnvSlice:
         )
 
     @property
+    def gives_arrays_away(self) -> bool:
+        """Whether the environments' arrays are nobody else's once they are packed."""
+        return self._ours and bool(self.env.gives_arrays_away)
+
+    @property
     def observation_space(self) -> Any:
         """Observation space of one environment, by agent name if it is a multi-agent environment."""
         return dict(self.env.observation_spaces) if self._is_multi_agent else self.env.observation_space

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import socket
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
-from workers.channel import Channel, UnreadableError, as_connection, authenticate, set_timeout
+from workers.channel import Channel, Message, UnreadableError, authenticate, prepare
+from workers.messages import dump_reply, load_request
 from workers.segment import Segment, attach
 from workers.service import Reply, Service
-from workers.wire import Packed
 
 __all__ = ["Server"]
 
@@ -58,28 +56,26 @@ class Server:
 
     def serve(self) -> None:
         """Answer requests until `shut`; all are done on the thread that calls this."""
-        while (connection := self._accept()) is not None:
-            try:
-                self._answer(Channel(connection, self._dumps))
-            except (OSError, EOFError):
-                pass  # the driver comes again, or has gone for good, and this process with it
-            finally:
-                connection.close()
+        while (sock := self._accept()) is not None:
+            with sock:
+                try:
+                    self._answer(Channel(sock, self._dumps))
+                except (OSError, EOFError):
+                    continue  # the driver comes again, or has gone for good, and this process with it
 
-    def _accept(self) -> Connection[Any, Any] | None:
+    def _accept(self) -> socket.socket | None:
         assert self._listener is not None, "open() comes first"
         while not self._is_shut:
             try:
                 sock, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            connection = as_connection(sock, timeout=_HANDSHAKE_TIMEOUT)
             try:
-                authenticate(connection, self._key, as_worker=True)
-                set_timeout(connection, 0)  # the next request may take its time
-                return connection
+                prepare(sock, timeout=_HANDSHAKE_TIMEOUT)
+                authenticate(sock, self._key, as_worker=True)
+                return sock
             except OSError:
-                connection.close()
+                sock.close()
         self._listener.close()
         return None
 
@@ -88,25 +84,24 @@ class Server:
             try:
                 message = channel.receive()
                 assert message is not None, "it waits as long as it takes"
-                seq = message.seq
-                method, args, offer = message.plain
-                if offer is not None:
-                    self._segment = attach(offer)
-                into = None if self._segment is None or message.slot < 0 else self._segment.slot(message.slot)
-                if message.packed is not None:
-                    args = (*args, message.packed)
-                reply = self._service.handle(seq, method, args, ack=message.ack, into=into)
+                reply = self._do(message)
             except UnreadableError as error:
                 reply = self._service.refuse(error.seq, "request", error)
             try:
-                _send(channel, reply)
+                channel.send(reply.seq, *dump_reply(reply))
             except OSError:
                 raise
             except Exception as error:
-                _send(channel, self._service.refuse(reply.seq, "reply", error))
+                reply = self._service.refuse(reply.seq, "reply", error)
+                channel.send(reply.seq, *dump_reply(reply))
 
-
-def _send(channel: Channel, reply: Reply) -> None:
-    packed = reply.payload if isinstance(reply.payload, Packed) else None
-    plain = (reply.status, None if packed is not None else reply.payload)
-    channel.send(reply.seq, pickle.dumps(plain, pickle.HIGHEST_PROTOCOL), packed)
+    def _do(self, message: Message) -> Reply:
+        seq, ack, slot, plain, packed = message
+        try:
+            method, args, offer = load_request(plain)
+        except Exception as error:
+            return self._service.refuse(seq, "request", error)
+        if offer is not None:
+            self._segment = attach(offer)
+        into = None if self._segment is None or slot < 0 else self._segment.slot(slot)
+        return self._service.handle(seq, method, args if packed is None else (*args, packed), ack=ack, into=into)

@@ -187,7 +187,8 @@ class Service:
         if env_slice is not None:
             self._worker = ScopeWorker(
                 env_slice,
-                AgentGroup([runner], framework),
+                # what leaves this process is packed before the agent sees it
+                AgentGroup([runner], framework, copies=not env_slice.gives_arrays_away),
                 framework,
                 scope=spec.scope.index,
                 first_env=spec.scope.start,

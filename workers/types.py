@@ -100,14 +100,6 @@ class Tick(NamedTuple):
     timestep: int
     timesteps: int
 
-    def __reduce__(self) -> Any:
-        # one crosses the wire in every iteration: a third of the time that an enumeration's member takes
-        return _tick, (self.mode.value, self.timestep, self.timesteps)
-
-
-def _tick(mode: str, timestep: int, timesteps: int) -> Tick:
-    return Tick(Mode(mode), timestep, timesteps)
-
 
 class Outcome(NamedTuple):
     """What one iteration gives: the five outputs of `StepTrainer.train`, for the rows of one worker or for all.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import secrets
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
-from time import monotonic
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -15,7 +13,8 @@ from ray import cloudpickle
 
 from orchestrator.ray.shm import Place, ReplyMemory
 from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError, cause_of_death
-from workers.channel import Channel, Message, UnreadableError, as_connection, authenticate, set_timeout
+from workers.channel import Channel, Message, UnreadableError, authenticate, prepare
+from workers.messages import dump_request, load_reply
 from workers.service import Reply
 from workers.types import Scope
 from workers.wire import Packed
@@ -29,6 +28,7 @@ _STALL_TIMEOUT = 60.0
 _DEATH_TIMEOUT = 5.0
 """Seconds in which Ray should know of a death."""
 
+_SHORTEST_WAIT = 1e-3
 _ATTEMPTS = 3
 """Connections in a row that may be lost before anything came over them."""
 
@@ -66,14 +66,25 @@ class Link:
         self._channel: Channel | None = None
         self._memory = ReplyMemory(usable=self._connect())
 
-    def send(self, seq: int, plain: Callable[[Any], bytes], packed: Packed | None, ack: int) -> None:
+    def send(
+        self,
+        seq: int,
+        method: str,
+        args: tuple[Any, ...],
+        packed: Packed | None = None,
+        *,
+        ack: int,
+        plain: bytes = b"",
+    ) -> None:
         """Send a request; one that does not arrive is sent again when its reply is waited for.
 
         Args:
             seq: Its number.
-            plain: Gives what it says besides arrays, pickled with what it is given.
+            method: Method of `workers.service.Service`.
+            args: Its arguments, but for arrays.
             packed: Its arrays.
             ack: Requests before this one will not be sent again.
+            plain: What `dump_request` makes of method and arguments, if it is known already.
 
         Raises:
             Exception: It cannot be pickled.
@@ -82,7 +93,10 @@ class Link:
             del self._early[old]
         in_use = [sent.place for sent in self._unanswered] + [place for _, place in self._early.values()]
         place = self._memory.place(in_use)
-        sent = _Sent(seq, plain(self._memory.offer()), packed, ack, place)
+        offer = self._memory.offer()
+        if offer is not None or not plain:
+            plain = dump_request(method, args, offer)
+        sent = _Sent(seq, plain, packed, ack, place)
         self._unanswered.append(sent)
         try:
             self._transmit(sent)
@@ -104,30 +118,29 @@ class Link:
         """
         if seq in self._early:
             return self._early.pop(seq)[0]
-        deadline = monotonic() + timeout
         while True:
             try:
                 if self._channel is None:
                     self._reconnect()
                 assert self._channel is not None
-                message = self._channel.receive(deadline - monotonic())
+                message = self._channel.receive(max(timeout, _SHORTEST_WAIT))
+                if message is None:
+                    return None
+                self._attempts = 0
+                place = self._answered(message.seq)
+                if place is not None:
+                    reply = self._read(message, place)
+                    if message.seq == seq:
+                        return reply
+                    self._early[message.seq] = reply, place
             except (OSError, EOFError):
                 self.hang_up()
-                continue
             except UnreadableError as error:
                 self._answered(error.seq)
                 raise NoReplyError("UnreadableError", f"the reply cannot be unpickled: {error}") from error
             except BaseException:
                 self.hang_up()
                 raise
-            if message is None:
-                return None
-            self._attempts = 0
-            reply, place = self._read(message)
-            if message.seq == seq:
-                return reply
-            if place is not None:
-                self._early[message.seq] = reply, place
 
     def abandon(self) -> None:
         """Wait for nothing any more."""
@@ -150,14 +163,13 @@ class Link:
         """Make a connection; whether the worker is on this machine."""
         sock = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT)
         here = sock.getsockname()[0] == sock.getpeername()[0]
-        connection = as_connection(sock, timeout=_CONNECT_TIMEOUT)
         try:
-            authenticate(connection, self._key, as_worker=False)
-            set_timeout(connection, _STALL_TIMEOUT)
+            prepare(sock, timeout=_CONNECT_TIMEOUT)
+            authenticate(sock, self._key, as_worker=False)
+            self._channel = Channel(sock, cloudpickle.dumps, stall_timeout=_STALL_TIMEOUT)
         except BaseException:
-            connection.close()
+            sock.close()
             raise
-        self._channel = Channel(connection, cloudpickle.dumps)
         return here
 
     def _reconnect(self) -> None:
@@ -181,13 +193,19 @@ class Link:
         if self._channel is not None:
             self._channel.send(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
 
-    def _read(self, message: Message) -> tuple[Reply, Place | None]:
-        """The reply, and the place of its data if it is waited for."""
-        place = self._answered(message.seq)
-        status, payload = message.plain
-        if message.packed is not None and place is not None:
-            payload = self._memory.read(message.packed, place)
-        return Reply(status, message.seq, payload), place
+    def _read(self, message: Message, place: Place) -> Reply:
+        """The reply, with its data.
+
+        Raises:
+            UnreadableError: It cannot be unpickled.
+        """
+        seq, packed = message.seq, message.packed
+        if packed is not None:
+            packed = self._memory.read(packed, place)
+        try:
+            return load_reply(seq, message.plain, packed)
+        except Exception as error:
+            raise UnreadableError(seq, f"{type(error).__name__}: {error}") from error
 
     def _answered(self, seq: int) -> Place | None:
         """Take the request out of those that wait; None if it does not."""
@@ -231,19 +249,13 @@ class Connections(Streams):
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         seq, method, common, each = request
-        last = None if each is None else each[index]
+        last, link = None if each is None else each[index], self._links[index]
         if last is None or isinstance(last, Packed):
-            self._links[index].send(seq, lambda offer: self._pickled(seq, method, common, offer), last, ack)
+            if self._plain[0] != seq:  # once for all workers
+                self._plain = seq, dump_request(method, common)
+            link.send(seq, method, common, last, ack=ack, plain=self._plain[1])
         else:
-            self._links[index].send(seq, lambda offer: _pickle(method, (*common, last), offer), None, ack)
-
-    def _pickled(self, seq: int, method: str, common: tuple[Any, ...], offer: Any) -> bytes:
-        """The plain part of a request, pickled once for all workers."""
-        if offer is not None:
-            return _pickle(method, common, offer)
-        if self._plain[0] != seq:
-            self._plain = seq, _pickle(method, common, None)
-        return self._plain[1]
+            link.send(seq, method, (*common, last), ack=ack)
 
     def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
         return self._links[index].receive(seq, timeout)
@@ -258,7 +270,3 @@ class Connections(Streams):
         """Hang up, and give the shared memory back."""
         for link in self._links:
             link.close()
-
-
-def _pickle(method: str, args: tuple[Any, ...], offer: Any) -> bytes:
-    return pickle.dumps((method, args, offer), pickle.HIGHEST_PROTOCOL)

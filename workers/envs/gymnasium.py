@@ -46,6 +46,8 @@ class GymnasiumWrapper(Wrapper):
         EnvError: A space has no fixed flat width (Graph, OneOf, Sequence, Text), or the autoreset mode is not known.
     """
 
+    gives_arrays_away = True
+
     def __init__(self, env: VectorEnv[Any, Any, Any], *, framework: str) -> None:
         self._env = env
         self.framework = framework

@@ -51,6 +51,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     States are flat, float32, and the same for all agents.
     """
 
+    gives_arrays_away = True
+
     def __init__(self, envs: Sequence[Any], *, framework: str, states: States = "own") -> None:
         """Take over the copies.
 
