@@ -16,7 +16,7 @@ from plots import plot_payload, plot_scaling
 from report import spread, table
 
 from trainer.torch import StepTrainer
-from workers.envs import EnvFactory
+from workers.envs import EnvFactory, Wrapper
 
 NUM_ENVS = 64
 SLEEP = 0.02
@@ -31,8 +31,17 @@ def build_sleeping(num_envs: int, _first_env: int) -> SleepingEnv:
     return SleepingEnv(num_envs, SLEEP)
 
 
-def build_wide(columns: int, num_envs: int, _first_env: int) -> NoOpEnv:
-    return NoOpEnv(num_envs, columns)
+class WideEnv(NoOpEnv, Wrapper):
+    """As an environment of ours, whose arrays an agent gets without a copy: no agent here writes to them."""
+
+    framework = "torch"
+    gives_arrays_away = True
+    num_envs = 0
+    observation_space = None
+
+
+def build_wide(columns: int, num_envs: int, _first_env: int) -> WideEnv:
+    return WideEnv(num_envs, columns)
 
 
 def no_op(repetitions: int) -> Result:

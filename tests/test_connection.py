@@ -15,6 +15,7 @@ from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError, UnreachableError
 from tests.support.service import LiveRecordingAgent, spec, tick
+from workers.channel import Address
 from workers.frameworks import load_framework
 from workers.server import Server
 from workers.service import Service
@@ -81,7 +82,8 @@ class Worker:
     def __init__(self) -> None:
         self.service = Service(cloudpickle.dumps)
         self.server = Server(self.service, cloudpickle.dumps)
-        self.relay = Relay(self.server.open("127.0.0.1", KEY))
+        self.address = self.server.open("127.0.0.1", KEY)
+        self.relay = Relay((self.address.host, self.address.port))
         self._thread = threading.Thread(target=self.server.serve, daemon=True)
         self._thread.start()
 
@@ -102,7 +104,7 @@ def worker() -> Iterator[Worker]:
 
 def connect(worker: Worker, key: bytes = KEY) -> Link:
     host, port = worker.relay.address
-    return Link(host, port, key, None)
+    return Link(Address(host, port), key, None)
 
 
 @pytest.fixture
@@ -258,3 +260,18 @@ def test_strangers_do_not_keep_the_driver_out(worker: Worker, monkeypatch: pytes
     build(one)
     one.hang_up()
     mute.close()
+
+
+def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
+    assert worker.address.name
+    one = Link(worker.address, KEY, None)
+    build(one)
+    assert worker.relay.connections == 0
+    one.hang_up()
+    # a name that is not there is one of another machine
+    host, port = worker.relay.address
+    two = Link(Address(host, port, b"\0nobody"), KEY, None)
+    two.send(2, "tick", (tick(1), 1), ack=2)
+    assert step_of(receive(two, 2)) == 1
+    assert worker.relay.connections == 1
+    two.hang_up()

@@ -251,3 +251,44 @@ def test_busy_while_a_request_is_done():
         thread.join(30)
     assert [reply.status for reply in replies] == ["ok"]
     assert client.service.busy().seq is None
+
+
+def test_replies_are_kept_until_they_are_acknowledged():
+    client = Client(spec())
+    for seq in (2, 3, 4):
+        client.service.handle(seq, "tick", (tick(seq),), ack=2)
+    assert [steps(client.service.handle(seq, "tick", (tick(seq),)).payload)[2] for seq in (2, 3, 4)] == [1, 2, 3]
+    client.service.handle(5, "tick", (tick(5),), ack=4)
+    replies = [client.service.handle(seq, "tick", (tick(seq),)) for seq in (2, 3, 4, 5)]
+    assert [reply.status for reply in replies] == ["error", "error", "ok", "ok"]
+    (agent,) = LiveRecordingAgent.made
+    assert [call["timestep"] for name, call in agent.calls if name == "act"] == [2, 3, 4, 5]
+
+
+def test_iterations_of_one_request_and_what_halts_them():
+    client = Client(spec())
+    (agent,) = LiveRecordingAgent.made
+    assert steps(client.ok("tick", tick(1), 3))[2] == 3
+    assert [record["timestep"] for record in agent.records()] == [1, 2, 3]
+
+    def halt(*, timestep: int, timesteps: int) -> None:
+        if timestep == 6:
+            client.service.halt(client.seq)
+
+    agent.post_interaction = halt  # type: ignore[method-assign]
+    assert client.ok("tick", tick(4), 1000) is None  # nothing to show: it was halted after the third
+    assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6]
+    client.service.halt(client.seq + 1)  # also one that has not come yet
+    assert client.ok("tick", tick(7), 2) is None
+    assert steps(client.ok("tick", tick(7), 1)) is not None
+    assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_reply_goes_into_the_memory_that_it_is_given():
+    client = Client(spec())
+    into = memoryview(bytearray(4096))
+    client.seq = 2
+    reply = client.service.handle(client.seq, "tick", (tick(1),), into=into)
+    assert reply.payload.data is None
+    assert steps(reply.payload._replace(data=into)) == [1, 1, 1]
+    assert client.ok("tick", tick(2)).data is not None

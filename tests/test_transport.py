@@ -14,8 +14,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from orchestrator.ray import RayOrchestrator, connection
-from orchestrator.ray.connection import Connections
+from orchestrator.ray import RayOrchestrator
+from orchestrator.ray.connection import Connections, Link
 from orchestrator.ray.transport import ActorCalls
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, counting_factory
@@ -65,10 +65,10 @@ def test_the_transport_is_chosen(ray_cluster):
 
 
 def test_workers_that_cannot_be_connected_to_are_asked_by_actor_calls(ray_cluster, monkeypatch, caplog):
-    def no_way(address: Any, timeout: float) -> Any:
-        raise TimeoutError(f"no way to {address[1]}")
+    def no_way(link: Any) -> Any:
+        raise TimeoutError(f"no way to {link._address.port}")
 
-    monkeypatch.setattr(connection.socket, "create_connection", no_way)
+    monkeypatch.setattr(Link, "_socket", no_way)
     with caplog.at_level(logging.WARNING, "lockstep"), trainer_of([RecordingAgent] * 2) as trainer:
         assert type(streams_of(trainer)) is ActorCalls
         outputs = trainer.train()
@@ -78,15 +78,15 @@ def test_workers_that_cannot_be_connected_to_are_asked_by_actor_calls(ray_cluste
 
 
 def test_one_of_two_that_cannot_be_connected_to_suffices(ray_cluster, monkeypatch, caplog):
-    connect, calls = socket.create_connection, []
+    connect, calls = Link._socket, []
 
-    def one_way(address: Any, timeout: float) -> Any:
-        calls.append(address)
+    def one_way(link: Any) -> Any:
+        calls.append(link)
         if len(calls) == 2:
             raise ConnectionRefusedError("closed")
-        return connect(address, timeout)
+        return connect(link)
 
-    monkeypatch.setattr(connection.socket, "create_connection", one_way)
+    monkeypatch.setattr(Link, "_socket", one_way)
     with caplog.at_level(logging.WARNING, "lockstep"), trainer_of([NullAgent] * 2) as trainer:
         assert trainer.train()[0][:, 0].tolist() == [0, 1, 2, 3]
     assert "ConnectionRefusedError: closed" in caplog.text
@@ -146,7 +146,7 @@ def test_a_lost_connection_is_made_again_and_loses_nothing(ray_cluster):
     with trainer_of([RecordingAgent] * 2) as trainer:
         trainer.train()
         for link in links_of(trainer):
-            with socket.socket(fileno=os.dup(link._channel._connection.fileno())) as sock:
+            with socket.socket(fileno=os.dup(link._channel._sock.fileno())) as sock:
                 sock.shutdown(socket.SHUT_RDWR)
         trainer.train()
         trainer.run(2)
@@ -158,7 +158,7 @@ def test_nothing_stays_open(ray_cluster):
         with trainer_of([NullAgent] * 2, EnvFactory(build_wide, num_envs=4)) as trainer:
             trainer.run(3)
             trainer.train()
-            sockets = [os.readlink(f"/proc/self/fd/{link._channel._connection.fileno()}") for link in links_of(trainer)]
+            sockets = [os.readlink(f"/proc/self/fd/{link._channel._sock.fileno()}") for link in links_of(trainer)]
         assert mapped(os.getpid()) == 0
         assert not [fd for fd in Path("/proc/self/fd").iterdir() if target(fd) in sockets]
 

@@ -18,7 +18,7 @@ from trainer.run import prepare
 from trainer.run_config import RunConfig, dump_config
 from trainer.step import StepTrainer
 from trainer.versions import versions
-from workers.errors import ConfigError
+from workers.errors import ConfigError, WorkerError
 
 __all__ = ["report", "train"]
 
@@ -108,7 +108,11 @@ def _run(trainer: StepTrainer, timesteps: int, log: _Log, stop: Stop) -> None:
     while done < timesteps and not stop.signal:
         count = min(count, timesteps - done, log.until_next(done))
         start = perf_counter()
-        trainer.run(count, timestep=done)
+        try:
+            trainer.run(count, timestep=done)
+        except WorkerError as error:
+            log.failed_at(min((one.timestep for one in error.failures if one.timestep is not None), default=done))
+            raise
         seconds = perf_counter() - start
         done += count
         log.after(done)
@@ -168,6 +172,10 @@ class _Log:
             except OSError:
                 # a disk that is full now may have room at the end, where it does count
                 _logger.exception("the run directory cannot be written; the training goes on")
+
+    def failed_at(self, timestep: int) -> None:
+        """Take note that this timestep was not done, and the ones before it were."""
+        self._done = timestep
 
     def until_next(self, done: int) -> int:
         """Number of timesteps, after so many, until it is time to write."""

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
+from workers.channel import Address
 from workers.server import Server
 from workers.service import Busy, Reply, Service
 
@@ -39,7 +40,7 @@ class WorkerActor:
         self._server.serve()
 
     @ray.method(concurrency_group="control")
-    def open(self, key: bytes) -> tuple[str, int]:
+    def open(self, key: bytes) -> Address:
         """Listen for the driver that knows the key, on an address of this node that the cluster reaches."""
         return self._server.open(ray.util.get_node_ip_address(), key)
 

@@ -1,6 +1,6 @@
 """One end of an authenticated connection between a driver and a worker: whole messages, in order.
 
-Plain TCP sockets: `multiprocessing.connection` reads every message in two parts, after a third call to wait for it, and
+Plain sockets: `multiprocessing.connection` reads every message in two parts, after a third call to wait for it, and
 that is most of what a small message costs.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from workers.wire import Packed
 
-__all__ = ["AuthenticationError", "Channel", "Message", "UnreadableError", "authenticate", "prepare"]
+__all__ = ["Address", "AuthenticationError", "Channel", "Message", "UnreadableError", "authenticate", "prepare"]
 
 _HEADER = struct.Struct("<QQiiQQQQ?7x")
 """seq, ack, slot, number of the layout, lengths of the plain part, of the spec, of the other leaves, of the data, and
@@ -34,6 +34,20 @@ _GREETING = b"lockstep 1\n"
 _NONCE = 32
 _PROOF = 32
 _SHORTEST_WAIT = 1e-3
+
+
+class Address(NamedTuple):
+    """Where a worker listens.
+
+    Attributes:
+        host: Host, for TCP.
+        port: Port, for TCP.
+        name: Name on its machine, for a Unix socket; empty if there is none.
+    """
+
+    host: str
+    port: int
+    name: bytes = b""
 
 
 class AuthenticationError(ConnectionError):
@@ -71,10 +85,11 @@ class Message(NamedTuple):
 
 
 def prepare(sock: socket.socket, *, timeout: float) -> None:
-    """Set a connected TCP socket up, so that what is received in a handshake has to come within `timeout` seconds."""
+    """Set a connected socket up, so that what is received in a handshake has to come within `timeout` seconds."""
     sock.settimeout(timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def authenticate(sock: socket.socket, key: bytes, *, as_worker: bool) -> None:

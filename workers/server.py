@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
+import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from workers.channel import Channel, Message, UnreadableError, authenticate, prepare
+from workers.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
 from workers.messages import dump_reply, load_request
 from workers.segment import Segment, attach
 from workers.service import Reply, Service
@@ -33,22 +36,28 @@ class Server:
         """
         self._service = service
         self._dumps = dumps
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._is_shut = False
         self._key = b""
         self._segment: Segment | None = None
 
-    def open(self, host: str, key: bytes) -> tuple[str, int]:
-        """Listen on a free port of `host`; the address.
+    def open(self, host: str, key: bytes) -> Address:
+        """Listen on a free port of `host`, and on a name of this machine where there are such.
 
         Raises:
             OSError: It cannot be listened there.
         """
         self._key = key
-        self._listener = socket.create_server((host, 0), backlog=8)
-        self._listener.settimeout(_LOOK_INTERVAL)
-        address: tuple[str, int] = self._listener.getsockname()[:2]
-        return address
+        self._listeners.append(socket.create_server((host, 0), backlog=8))
+        port: int = self._listeners[0].getsockname()[1]
+        name = b""
+        if sys.platform == "linux":  # names that are in no file system
+            name = b"\0lockstep-" + secrets.token_hex(16).encode()
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(name)
+            listener.listen(8)
+            self._listeners.append(listener)
+        return Address(host, port, name)
 
     def shut(self) -> None:
         """Listen no more: `serve` returns when the driver has hung up. May be called from another thread."""
@@ -64,19 +73,20 @@ class Server:
                     continue  # the driver comes again, or has gone for good, and this process with it
 
     def _accept(self) -> socket.socket | None:
-        assert self._listener is not None, "open() comes first"
+        assert self._listeners, "open() comes first"
         while not self._is_shut:
-            try:
-                sock, _ = self._listener.accept()
-            except TimeoutError:
+            ready, _, _ = select.select(self._listeners, [], [], _LOOK_INTERVAL)
+            if not ready:
                 continue
+            sock, _ = ready[0].accept()
             try:
                 prepare(sock, timeout=_HANDSHAKE_TIMEOUT)
                 authenticate(sock, self._key, as_worker=True)
                 return sock
             except OSError:
                 sock.close()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         return None
 
     def _answer(self, channel: Channel) -> None:

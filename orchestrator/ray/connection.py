@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from orchestrator.ray.shm import Place, ReplyMemory
 from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError, cause_of_death
-from workers.channel import Channel, Message, UnreadableError, authenticate, prepare
+from workers.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
 from workers.messages import dump_request, load_reply
 from workers.service import Reply
 from workers.types import Scope
@@ -46,19 +46,18 @@ class _Sent(NamedTuple):
 class Link:
     """The stream to one worker, over one connection after another if need be."""
 
-    def __init__(self, host: str, port: int, key: bytes, serving: Any) -> None:
+    def __init__(self, address: Address, key: bytes, serving: Any) -> None:
         """Connect.
 
         Args:
-            host: Where the worker listens.
-            port: Likewise.
+            address: Where the worker listens.
             key: What it knows, and nobody else.
             serving: Ray's reference to the call in which it serves.
 
         Raises:
             OSError: It cannot be connected to, or does not know the key.
         """
-        self._address, self._key = (host, port), key
+        self._address, self._key = address, key
         self._serving = serving
         self._attempts = 0
         self._unanswered: deque[_Sent] = deque()
@@ -161,8 +160,7 @@ class Link:
 
     def _connect(self) -> bool:
         """Make a connection; whether the worker is on this machine."""
-        sock = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT)
-        here = sock.getsockname()[0] == sock.getpeername()[0]
+        sock = self._socket()
         try:
             prepare(sock, timeout=_CONNECT_TIMEOUT)
             authenticate(sock, self._key, as_worker=False)
@@ -170,7 +168,20 @@ class Link:
         except BaseException:
             sock.close()
             raise
-        return here
+        return sock.family == socket.AF_UNIX
+
+    def _socket(self) -> socket.socket:
+        """A connected socket: a Unix one on the worker's machine, which takes half the time."""
+        host, port, name = self._address
+        if name:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.settimeout(_CONNECT_TIMEOUT)
+                sock.connect(name)
+                return sock
+            except OSError:  # another machine, where nobody has this name
+                sock.close()
+        return socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT)
 
     def _reconnect(self) -> None:
         """Connect again, and send again what was not answered: the worker does nothing twice."""
@@ -239,8 +250,8 @@ class Connections(Streams):
         serving = [actor.serve.remote() for actor in actors]
         self._links: list[Link] = []
         try:
-            for (host, port), key, ref in zip(addresses, keys, serving, strict=True):
-                self._links.append(Link(host, port, key, ref))
+            for address, key, ref in zip(addresses, keys, serving, strict=True):
+                self._links.append(Link(address, key, ref))
         except BaseException:
             self.close()
             for actor in actors:

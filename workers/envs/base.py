@@ -18,7 +18,7 @@ class _EnvWrapper(ABC):
     Attributes:
         framework: Name of the framework whose arrays the environment takes and gives.
         recipe: How to build the same environments for any range of rows; None if they cannot be rebuilt.
-        gives_arrays_away: Whether the arrays that it returns are nobody else's: it neither writes to them nor reads them
+        gives_arrays_away: Whether the arrays that it returns are nobody else's: it neither writes to nor reads them
             again. Where nobody else sees them either, the agent gets them without a copy.
     """
 
