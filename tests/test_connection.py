@@ -250,16 +250,16 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
     assert "out of memory" in str(caught.value)
 
 
-def test_strangers_do_not_keep_the_driver_out(worker: Worker, monkeypatch: pytest.MonkeyPatch):
+def test_strangers_do_not_keep_the_driver_out(worker: Worker):
     """Those who are at the port before it, with another key or without a word."""
-    monkeypatch.setattr("workers.server._HANDSHAKE_TIMEOUT", 0.5)
-    mute = socket.create_connection(worker.relay.address, timeout=10)
+    mute = [socket.create_connection(worker.relay.address, timeout=10) for _ in range(20)]
     with pytest.raises(ConnectionError, match=r"does not know the key|hung up"):
         connect(worker, b"x" * 32)
     one = connect(worker)
     build(one)
     one.hang_up()
-    mute.close()
+    for one_of_them in mute:
+        one_of_them.close()
 
 
 def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
@@ -275,3 +275,27 @@ def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
     assert step_of(receive(two, 2)) == 1
     assert worker.relay.connections == 1
     two.hang_up()
+
+
+def test_a_connection_that_is_lost_during_a_long_request_is_made_again_at_once(worker: Worker, link: Link):
+    agent = build(link)
+    go_on = threading.Event()
+    agent.pre_interaction = lambda **_: go_on.wait(30)
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    assert link.receive(2, 0.1) is None
+    link.hang_up()
+    assert link.receive(2, 0.1) is None  # connected again, while the worker is at it
+    assert worker.relay.connections == 2
+    go_on.set()
+    assert step_of(receive(link, 2)) == 1
+    assert acted(agent) == [1]
+
+
+def test_a_reply_that_cannot_be_read_is_blamed_on_its_own_request(link: Link, monkeypatch: pytest.MonkeyPatch):
+    build(link)
+    monkeypatch.setattr(Service, "_collect", lambda _: Unreadable())
+    link.send(2, "collect", (), ack=2)
+    link.send(3, "tick", (tick(1), 1), ack=2)
+    assert step_of(receive(link, 3)) == 1
+    with pytest.raises(NoReplyError, match="no licence"):
+        link.receive(2, 30)

@@ -116,8 +116,9 @@ class Worker:
 
     def ask(self, numbers: int) -> Place:
         place = self.memory.place([place for _, place in self.waiting])
-        offer = self.memory.offer()
+        offer = self.memory.offer
         if offer is not None:
+            self.memory.was_offered()
             self.segment = attach(offer) if self.finds else None  # type: ignore[assignment]
         into = None if self.segment is None or place.slot < 0 else self.segment.slot(place.slot)
         self.count += 1

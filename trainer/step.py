@@ -6,6 +6,7 @@ import atexit
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -197,12 +198,12 @@ class StepTrainer:
             n: Number of iterations.
             timestep: As for `run`.
             timesteps: As for `train`.
-            prefetch: Number of iterations that may be under way while the loop does its part; 0 for none.
+            prefetch: Number of iterations, a few, that may be under way while the loop does its part; 0 for none.
 
         Raises:
             ConfigError: `n` or `prefetch` is less than 0.
             WorkerError: As for `train`.
-            LifecycleError: As for `train`; also `train`, `eval`, `run` and `reset` inside the loop.
+            LifecycleError: As for `train`. `train`, `eval`, `run` and `reset` raise it while iterations are under way.
         """
         self._require_ready("iterate()")
         return self._steps(
@@ -218,6 +219,7 @@ class StepTrainer:
                     self._require_open("iterate()")
                     self._submit(Mode.TRAIN, None if timestep is None else timestep + submitted, timesteps)
                     submitted += 1
+                self._require_open("iterate()")
                 yield self._result()
         finally:
             while self._under_way and self._state is State.READY:
@@ -236,7 +238,8 @@ class StepTrainer:
             LifecycleError: The trainer is closed.
         """
         self._require_open("collect_metrics()")
-        return self._session.collect()
+        with self._asking():
+            return self._session.collect()
 
     def agent_files(self) -> list[tuple[str, bytes]]:
         """What each simultaneous agent has learnt so far, as the name and the content of a file.
@@ -251,7 +254,8 @@ class StepTrainer:
         """
         self._require_open("agent_files()")
         try:
-            return self._session.agent_files()
+            with self._asking():
+                return self._session.agent_files()
         except WorkerError as error:
             raise build_error(error.failures) from error
 
@@ -277,7 +281,8 @@ class StepTrainer:
             WorkerError: A worker is gone, and its agent with it.
             LifecycleError: The trainer is closed, and agents that factories made in Ray are gone with its workers.
         """
-        return self._session.agents()
+        with self._asking():
+            return self._session.agents()
 
     def close(self) -> None:
         """Release everything that was built; a user's environment only if ``close_environment_at_exit``.
@@ -331,8 +336,8 @@ class StepTrainer:
             self._timestep += count
         if self._progress is None:
             self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
-        self._under_way += 1
         try:
+            self._under_way += 1
             self._session.submit(Tick(mode, timestep, timesteps), count)
         except BaseException:
             self._state = State.FAILED
@@ -342,14 +347,26 @@ class StepTrainer:
         """Wait for the iterations that were submitted first."""
         try:
             outcome = self._session.result()
+            self._under_way -= 1
         except BaseException:
             # also after an interrupt: an iteration that was done by half cannot be gone on from
             self._state = State.FAILED
             raise
-        self._under_way -= 1
         assert self._progress is not None
         self._progress.update(count)
         return outcome
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a question to the workers: an interrupt while iterations are under way is one of these, too."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            if self._under_way and self._state is State.READY:
+                self._state = State.FAILED
+            raise
 
     def _require_open(self, call: str) -> None:
         if self._state is State.CLOSED:

@@ -174,7 +174,7 @@ class _Log:
                 _logger.exception("the run directory cannot be written; the training goes on")
 
     def failed_at(self, timestep: int) -> None:
-        """Take note that this timestep was not done, and the ones before it were."""
+        """Take note of the timestep that a scope failed in; the others stopped somewhere near it."""
         self._done = timestep
 
     def until_next(self, done: int) -> int:

@@ -56,5 +56,5 @@ class WorkerActor:
 
     @ray.method(concurrency_group="control")
     def halt(self, seq: int) -> None:
-        """Begin no more iterations of the requests up to `seq`."""
+        """Of the requests up to `seq`, begin only the first iteration."""
         self._service.halt(seq)

@@ -313,11 +313,8 @@ class AgentGroup:
         self._num_envs = sum(self._sizes)
         self._first_env = runners[0].scope.start
         self._nothing = (None,) * len(runners)
-        self._split: Callable[[Any], Sequence[Any]] = row_splitter(
-            framework, self._sizes, by_agent=bool(runners[0].agents)
-        )
-        if not copies and len(runners) == 1:
-            self._split = lambda arrays: (arrays,)
+        self._copies = row_splitter(framework, self._sizes, by_agent=bool(runners[0].agents))
+        self._split = self._copies if copies or len(runners) > 1 else lambda arrays: (arrays,)
         self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
 
     def act(
@@ -326,8 +323,9 @@ class AgentGroup:
         """Actions of every agent, in scope order."""
         split, rows = self._last_split
         if split is not observations:
-            rows = self._split(observations)
-        state_rows = self._nothing if states is None else self._split(states)
+            rows = self._copies(observations)
+        # not those that were recorded as the next ones: an agent may have changed them
+        state_rows = self._nothing if states is None else self._copies(states)
         parts = self._nothing if infos is None else self._split_infos(infos)
         return self._each(AgentRunner.act, repeat(tick), rows, state_rows, parts)
 

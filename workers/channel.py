@@ -1,7 +1,7 @@
 """One end of an authenticated connection between a driver and a worker: whole messages, in order.
 
-Plain sockets: `multiprocessing.connection` reads every message in two parts, after a third call to wait for it, and
-that is most of what a small message costs.
+A small message is one call of the system to send and one to receive. (`multiprocessing.connection` takes three to
+receive it, which is most of what it costs.)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -188,8 +189,8 @@ class Channel:
             return pickle.dumps(others, pickle.HIGHEST_PROTOCOL)
         return self._dumps(others)
 
-    def receive(self, timeout: float = 0) -> Message | None:
-        """The next message; None if none has begun to come in after `timeout` seconds, 0 for ever.
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message; None if none has begun to come in after `timeout` seconds, if that is not None.
 
         The data of a packed tree that lie in shared memory are None.
 
@@ -200,7 +201,9 @@ class Channel:
         """
         if self._start == self._stop:
             self._start = self._stop = 0
-            self._set_timeout(socket.SO_RCVTIMEO, timeout)
+            if len(self._buffer) > _BUFFER:  # of a message that was longer than most
+                self._buffer = memoryview(bytearray(_BUFFER))
+            self._set_timeout(socket.SO_RCVTIMEO, 0 if timeout is None else max(timeout, _SHORTEST_WAIT))
             try:
                 self._read_some()
             except BlockingIOError:
@@ -229,7 +232,9 @@ class Channel:
             raise UnreadableError(seq, f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, also where a process that was forked from this one has the socket, too."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
     def _read_some(self) -> None:
@@ -255,11 +260,14 @@ class Channel:
     def _take(self, count: int) -> bytearray:
         """So many bytes, in memory of their own."""
         have = min(count, self._stop - self._start)
-        data = bytearray(self._buffer[self._start : self._start + have])
-        self._start += have
-        if have < count:
+        if have == count:
+            data = bytearray(self._buffer[self._start : self._start + have])
+            self._start += have
+        else:
             self._set_timeout(socket.SO_RCVTIMEO, self._stall_timeout)
-            data.extend(bytes(count - have))
+            data = bytearray(count)
+            data[:have] = self._buffer[self._start : self._stop]
+            self._start = self._stop
             rest = memoryview(data)[have:]
             while rest:
                 received = self._sock.recv_into(rest)

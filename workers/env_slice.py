@@ -91,7 +91,7 @@ class EnvSlice:
     @property
     def gives_arrays_away(self) -> bool:
         """Whether the environments' arrays are nobody else's once they are packed."""
-        return self._ours and bool(self.env.gives_arrays_away)
+        return bool(vars(type(self.env)).get("gives_arrays_away")) and self._ours  # not what a subclass inherits
 
     @property
     def observation_space(self) -> Any:

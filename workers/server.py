@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
 import select
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from workers.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
@@ -17,14 +20,21 @@ from workers.service import Reply, Service
 __all__ = ["Server"]
 
 _HANDSHAKE_TIMEOUT = 10.0
+_MOST_AT_THE_DOOR = 64
+"""Connections of which it is not known yet whose they are."""
+
 _LOOK_INTERVAL = 1.0
-"""Seconds after which a server that waits for a connection looks whether it is still wanted."""
+"""Seconds after which a server that waits for connections looks whether it is still wanted."""
+
+_PAUSE = 0.1
 
 
 class Server:
     """Answers the requests of the one driver that knows its key, over one connection at a time.
 
-    A driver that has lost its connection comes again, and sends what was not answered once more.
+    A driver that has lost its connection comes again, and sends what was not answered once more; the new connection
+    takes the place of the old one. Who comes is let in by threads beside the one that does the requests, so that
+    neither a long request nor a stranger who says nothing keeps the driver out.
     """
 
     def __init__(self, service: Service, dumps: Callable[[Any], bytes]) -> None:
@@ -36,10 +46,13 @@ class Server:
         """
         self._service = service
         self._dumps = dumps
-        self._listeners: list[socket.socket] = []
-        self._is_shut = False
+        self._shut = threading.Event()
         self._key = b""
         self._segment: Segment | None = None
+        self._lock = threading.Lock()
+        self._current: socket.socket | None = None
+        self._let_in: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
+        self._at_the_door = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
 
     def open(self, host: str, key: bytes) -> Address:
         """Listen on a free port of `host`, and on a name of this machine where there are such.
@@ -48,46 +61,64 @@ class Server:
             OSError: It cannot be listened there.
         """
         self._key = key
-        self._listeners.append(socket.create_server((host, 0), backlog=8))
-        port: int = self._listeners[0].getsockname()[1]
+        listeners = [socket.create_server((host, 0))]
+        port: int = listeners[0].getsockname()[1]
         name = b""
         if sys.platform == "linux":  # names that are in no file system
             name = b"\0lockstep-" + secrets.token_hex(16).encode()
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(name)
-            listener.listen(8)
-            self._listeners.append(listener)
+            listeners.append(socket.socket(socket.AF_UNIX))
+            listeners[1].bind(name)
+            listeners[1].listen()
+        for listener in listeners:
+            listener.setblocking(False)
+        threading.Thread(target=self._listen, args=(listeners,), daemon=True).start()
         return Address(host, port, name)
 
     def shut(self) -> None:
         """Listen no more: `serve` returns when the driver has hung up. May be called from another thread."""
-        self._is_shut = True
+        self._shut.set()
 
     def serve(self) -> None:
         """Answer requests until `shut`; all are done on the thread that calls this."""
-        while (sock := self._accept()) is not None:
-            with sock:
-                try:
-                    self._answer(Channel(sock, self._dumps))
-                except (OSError, EOFError):
-                    continue  # the driver comes again, or has gone for good, and this process with it
-
-    def _accept(self) -> socket.socket | None:
-        assert self._listeners, "open() comes first"
-        while not self._is_shut:
-            ready, _, _ = select.select(self._listeners, [], [], _LOOK_INTERVAL)
-            if not ready:
-                continue
-            sock, _ = ready[0].accept()
+        while (sock := self._let_in.get()) is not None:
+            channel = Channel(sock, self._dumps)
             try:
-                prepare(sock, timeout=_HANDSHAKE_TIMEOUT)
-                authenticate(sock, self._key, as_worker=True)
-                return sock
-            except OSError:
-                sock.close()
-        for listener in self._listeners:
+                self._answer(channel)
+            except (OSError, EOFError):
+                channel.close()  # the driver comes again, or has gone for good, and this process with it
+
+    def _listen(self, listeners: list[socket.socket]) -> None:
+        while not self._shut.is_set():
+            for listener in select.select(listeners, [], [], _LOOK_INTERVAL)[0]:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:  # gone again, or there are no files left
+                    self._shut.wait(_PAUSE)
+                    continue
+                if self._at_the_door.acquire(blocking=False):
+                    threading.Thread(target=self._greet, args=(sock,), daemon=True).start()
+                else:
+                    sock.close()
+        for listener in listeners:
             listener.close()
-        return None
+        self._let_in.put(None)
+
+    def _greet(self, sock: socket.socket) -> None:
+        """Let a driver in that knows the key."""
+        try:
+            prepare(sock, timeout=_HANDSHAKE_TIMEOUT)
+            authenticate(sock, self._key, as_worker=True)
+        except OSError:
+            sock.close()
+            return
+        finally:
+            self._at_the_door.release()
+        with self._lock:
+            before, self._current = self._current, sock
+            self._let_in.put(sock)
+        if before is not None:
+            with suppress(OSError):
+                before.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, channel: Channel) -> None:
         while True:

@@ -131,8 +131,8 @@ class Service:
         for old in [number for number in self._kept if number < (seq if ack is None else ack)]:
             del self._kept[old]
         self._into = into
-        self._last = self._busy = seq
         self._since = monotonic()
+        self._last = self._busy = seq
         try:
             reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
         except WorkerError as error:
@@ -151,7 +151,7 @@ class Service:
         return reply
 
     def halt(self, seq: int) -> None:
-        """Begin no more iterations of the requests up to `seq`. May be called from another thread than `handle`."""
+        """Of the requests up to `seq`, begin only the first iteration. May be called from another thread than `handle`."""
         self._halted = max(self._halted, seq)
 
     def busy(self) -> Busy:

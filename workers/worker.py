@@ -86,7 +86,7 @@ class ScopeWorker:
         Args:
             tick: The first iteration.
             count: Number of iterations, 1 or more.
-            goes_on: Called before each iteration: whether to do it.
+            goes_on: Called between iterations: whether to go on.
 
         Returns:
             What the last iteration gives, packed; None if they did not go on.
@@ -97,7 +97,7 @@ class ScopeWorker:
         mode, first, timesteps = tick
         packed = None
         for timestep in range(first, first + count):
-            if not goes_on():
+            if timestep > first and not goes_on():
                 return None
             packed = self._iterate(Tick(mode, timestep, timesteps), is_last=timestep == first + count - 1)
         return packed

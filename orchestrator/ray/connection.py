@@ -28,7 +28,6 @@ _STALL_TIMEOUT = 60.0
 _DEATH_TIMEOUT = 5.0
 """Seconds in which Ray should know of a death."""
 
-_SHORTEST_WAIT = 1e-3
 _ATTEMPTS = 3
 """Connections in a row that may be lost before anything came over them."""
 
@@ -61,7 +60,7 @@ class Link:
         self._serving = serving
         self._attempts = 0
         self._unanswered: deque[_Sent] = deque()
-        self._early: dict[int, tuple[Reply, Place]] = {}
+        self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies that have not been asked for yet
         self._channel: Channel | None = None
         self._memory = ReplyMemory(usable=self._connect())
 
@@ -92,7 +91,7 @@ class Link:
             del self._early[old]
         in_use = [sent.place for sent in self._unanswered] + [place for _, place in self._early.values()]
         place = self._memory.place(in_use)
-        offer = self._memory.offer()
+        offer = self._memory.offer
         if offer is not None or not plain:
             plain = dump_request(method, args, offer)
         sent = _Sent(seq, plain, packed, ack, place)
@@ -107,6 +106,8 @@ class Link:
         except BaseException:
             self.hang_up()  # what was sent by half cannot be gone on from
             raise
+        if offer is not None:
+            self._memory.was_offered()
 
     def receive(self, seq: int, timeout: float) -> Reply | None:
         """The reply to a request, None if it does not come in time; earlier ones are kept until they are asked for.
@@ -115,31 +116,31 @@ class Link:
             NoReplyError: The reply cannot be read.
             UnreachableError: The worker is gone, or cannot be connected to any more.
         """
-        if seq in self._early:
-            return self._early.pop(seq)[0]
-        while True:
+        while seq not in self._early:
             try:
                 if self._channel is None:
                     self._reconnect()
                 assert self._channel is not None
-                message = self._channel.receive(max(timeout, _SHORTEST_WAIT))
+                message = self._channel.receive(timeout)
                 if message is None:
                     return None
                 self._attempts = 0
                 place = self._answered(message.seq)
                 if place is not None:
-                    reply = self._read(message, place)
-                    if message.seq == seq:
-                        return reply
-                    self._early[message.seq] = reply, place
+                    self._early[message.seq] = self._read(message, place), place
             except (OSError, EOFError):
                 self.hang_up()
             except UnreadableError as error:
-                self._answered(error.seq)
-                raise NoReplyError("UnreadableError", f"the reply cannot be unpickled: {error}") from error
+                place = self._answered(error.seq)
+                if place is not None:
+                    self._early[error.seq] = _unreadable(error), place
             except BaseException:
                 self.hang_up()
                 raise
+        reply, _ = self._early.pop(seq)
+        if isinstance(reply, NoReplyError):
+            raise reply
+        return reply
 
     def abandon(self) -> None:
         """Wait for nothing any more."""
@@ -204,19 +205,15 @@ class Link:
         if self._channel is not None:
             self._channel.send(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
 
-    def _read(self, message: Message, place: Place) -> Reply:
-        """The reply, with its data.
-
-        Raises:
-            UnreadableError: It cannot be unpickled.
-        """
-        seq, packed = message.seq, message.packed
+    def _read(self, message: Message, place: Place) -> Reply | NoReplyError:
+        """The reply, with its data."""
+        packed = message.packed
         if packed is not None:
             packed = self._memory.read(packed, place)
         try:
-            return load_reply(seq, message.plain, packed)
+            return load_reply(message.seq, message.plain, packed)
         except Exception as error:
-            raise UnreadableError(seq, f"{type(error).__name__}: {error}") from error
+            return _unreadable(error)
 
     def _answered(self, seq: int) -> Place | None:
         """Take the request out of those that wait; None if it does not."""
@@ -225,6 +222,10 @@ class Link:
         if self._unanswered and self._unanswered[0].seq == seq:
             return self._unanswered.popleft().place
         return None
+
+
+def _unreadable(error: Exception) -> NoReplyError:
+    return NoReplyError("UnreadableError", f"the reply cannot be unpickled: {type(error).__name__}: {error}")
 
 
 class Connections(Streams):
@@ -244,12 +245,12 @@ class Connections(Streams):
         """
         super().__init__(actors, scopes)
         self._plain: tuple[int, bytes] = (0, b"")
+        self._links: list[Link] = []
         keys = [secrets.token_bytes(32) for _ in actors]
         opened = [actor.open.remote(key) for actor, key in zip(actors, keys, strict=True)]
-        addresses = ray.get(opened, timeout=timeout)
-        serving = [actor.serve.remote() for actor in actors]
-        self._links: list[Link] = []
         try:
+            addresses = ray.get(opened, timeout=timeout)
+            serving = [actor.serve.remote() for actor in actors]
             for address, key, ref in zip(addresses, keys, serving, strict=True):
                 self._links.append(Link(address, key, ref))
         except BaseException:

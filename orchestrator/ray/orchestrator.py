@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan
@@ -26,7 +26,7 @@ from orchestrator.ray.transport import ActorCalls, Streams
 from workers.actor import WorkerActor
 from workers.env_slice import EnvSlice
 from workers.envs import EnvFactory
-from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError, build_error
+from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LockstepError, WorkerError, build_error
 from workers.service import WorkerSpec
 from workers.types import Scope
 
@@ -139,6 +139,8 @@ class RayOrchestrator:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false", ""):
             try:
                 return Connections(actors, scopes, timeout=max(0.1, deadline - monotonic()))
+            except GetTimeoutError:
+                raise ClusterError("the workers' processes did not start in time; raise start_timeout") from None
             except (OSError, RayError) as error:
                 reason = f"{type(error).__name__}: {error}"
         _logger.warning("the workers are not connected to, but asked by plain actor calls: %s", reason)

@@ -73,7 +73,9 @@ class RaySession:
         if self._worker is not None:
             return share_outcome(self._worker.run(tick, number), scopes, framework)
         # where in a whole iteration a worker was that does not reply is not known
-        replies = self._streams.receive(number, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep)
+        replies = self._streams.receive(
+            number, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep, halts=True
+        )
         return merge_outcomes(payloads(replies), scopes, framework)
 
     def restart(self) -> None:
@@ -114,7 +116,7 @@ class RaySession:
             self._streams.abandon()
             if ray.is_initialized():
                 self._bring_back_instances()
-                self._streams.gather("close", timeout=_CLOSE_TIMEOUT, phase="close")
+                self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
         finally:
             self._closed = True
             # before Ray is left: where its head is gone, leaving may end this process
@@ -126,7 +128,7 @@ class RaySession:
         """Copy the state of every worker that can still be asked, and say which are missing."""
         if all(is_factory(agent) for agent in self._plan.agents):
             return
-        replies = self._streams.gather("export", timeout=self._step_timeout, phase="export")
+        replies = self._streams.receive(self._streams.send("export"), timeout=self._step_timeout, phase="export")
         for given, scope, reply in zip(self._plan.agents, self._plan.scopes, replies, strict=True):
             try:
                 if reply.status == "error":

@@ -52,12 +52,14 @@ class ReplyMemory:
         taken = {place.slot for place in in_use if place.segment is segment}
         return Place(segment, next((slot for slot in range(segment.slots) if slot not in taken), -1))
 
+    @property
     def offer(self) -> Offer | None:
-        """What the worker has to be told of the memory, once."""
-        if self._segment is None or self._is_offered:
-            return None
+        """What the worker has to be told of the memory; None if it has been, or there is none."""
+        return None if self._segment is None or self._is_offered else self._segment.offer
+
+    def was_offered(self) -> None:
+        """The worker will know it from now on."""
         self._is_offered = True
-        return self._segment.offer
 
     def read(self, packed: Packed, place: Place) -> Packed:
         """The reply with its data, which are valid until the place is given again.

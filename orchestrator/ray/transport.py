@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from workers.errors import ClusterError, Failure, WorkerError
-from workers.service import Reply
+from workers.service import Busy, Reply
 from workers.types import Scope
 
 __all__ = ["ActorCalls", "NoReplyError", "Request", "Streams", "UnreachableError", "cause_of_death", "payloads"]
@@ -88,21 +88,22 @@ class Streams(ABC):
         """Release what the streams hold; no request is under way any more."""
 
     def request(
-        self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None, **options: Any
+        self,
+        method: str,
+        common: tuple[Any, ...] = (),
+        each: Sequence[Any] | None = None,
+        *,
+        timeout: float,
+        phase: str,
+        timestep: int | None = None,
     ) -> Any:
-        """As `gather`, but all must succeed; their payloads.
+        """Send a request to all workers and wait for their replies; see `send` and `receive`. Their payloads.
 
         Raises:
             WorkerError: Workers failed, died or did not reply in time; all of them are reported.
             ClusterError: Ray has been shut down.
         """
-        return payloads(self.gather(method, common, each, **options))
-
-    def gather(
-        self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None, **options: Any
-    ) -> list[Reply]:
-        """Send a request to all workers and wait for their replies; see `send` and `receive`."""
-        return self.receive(self.send(method, common, each), **options)
+        return payloads(self.receive(self.send(method, common, each), timeout=timeout, phase=phase, timestep=timestep))
 
     def send(self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None) -> int:
         """Send a request to all workers: its number; see `Request`.
@@ -120,7 +121,9 @@ class Streams(ABC):
                 self._send(index, request, self._under_way[0])
         return request.seq
 
-    def receive(self, seq: int, *, timeout: float, phase: str, timestep: int | None = None) -> list[Reply]:
+    def receive(
+        self, seq: int, *, timeout: float, phase: str, timestep: int | None = None, halts: bool = False
+    ) -> list[Reply]:
         """Wait for the replies of all workers to a request, in scope order.
 
         Args:
@@ -128,9 +131,11 @@ class Streams(ABC):
             timeout: Time for it, in seconds; if it asks for several iterations, for each of them.
             phase: Phase to report for a worker that does not reply.
             timestep: Timestep to report for a worker that does not reply.
+            halts: Whether an error of one lets the others stop after the iteration that is under way.
         """
         replies: dict[int, Reply] = {}
         deadlines = [monotonic() + timeout] * len(self._actors)
+        idle: set[int] = set()
         try:
             while len(replies) < len(self._actors):
                 missing = [index for index in range(len(self._actors)) if index not in replies]
@@ -138,14 +143,13 @@ class Streams(ABC):
                     reply = self._reply(index, seq, deadlines[index], phase, timestep)
                     if reply is not None:
                         replies[index] = reply
-                        if reply.status == "error":
-                            self._halt(seq)
-                now = monotonic()
-                late = [index for index in missing if index not in replies and deadlines[index] <= now]
-                for index, seconds in self._ping(late, timeout).items():
-                    deadlines[index] = now + timeout - seconds
+                        if halts and reply.status == "error":
+                            self._halt()
+                late = [index for index in missing if index not in replies and deadlines[index] <= monotonic()]
+                self._look_after(late, deadlines, idle, timeout)
         except BaseException:
-            self._halt(seq)  # what is interrupted is not gone on with
+            if halts:
+                self._halt()  # what is interrupted is not gone on with
             raise
         finally:
             if seq in self._under_way:
@@ -153,8 +157,9 @@ class Streams(ABC):
         return [replies[index] for index in range(len(self._actors))]
 
     def abandon(self) -> None:
-        """Wait for nothing that is under way any more."""
+        """Wait for nothing that is under way any more; workers stop after the iteration that they are at."""
         self._under_way.clear()
+        self._halt()
 
     def _reply(self, index: int, seq: int, deadline: float, phase: str, timestep: int | None) -> Reply | None:
         """The reply of one worker, or what stands for it; None if it may yet come."""
@@ -167,34 +172,43 @@ class Streams(ABC):
                 self._lost[index] = error
             return Reply("error", seq, (self._failure(index, error, phase, timestep),))
 
-    def _ping(self, indices: Sequence[int], timeout: float) -> dict[int, float]:
-        """How long workers have been busy with their iterations, of those for which it is less than it may be.
+    def _look_after(self, late: Sequence[int], deadlines: list[float], idle: set[int], timeout: float) -> None:
+        """Give workers more time that are at an iteration for less than it may take; the others are lost.
 
-        The others are lost. All are asked at once.
+        One that is not busy has a moment in which its reply may come, or it may begin: it is lost the second time.
         """
+        for index, busy in self._ping(late).items():
+            if busy is not None and busy.seq is not None and busy.seconds < timeout:
+                deadlines[index] = monotonic() + timeout - busy.seconds
+            elif busy is not None and busy.seq is None and index not in idle:
+                idle.add(index)
+                deadlines[index] = monotonic() + _LOOK_INTERVAL
+            else:
+                state = "nor does it answer a ping"
+                if busy is not None:
+                    doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
+                    state = f"it answers a ping, and {doing}"
+                self._lost[index] = UnreachableError("TimeoutError", f"no reply within {timeout:g} s; {state}")
+
+    def _ping(self, indices: Sequence[int]) -> dict[int, Busy | None]:
+        """What workers are busy with, all asked at once; None for those that do not answer."""
         pings = {index: self._actors[index].ping.remote() for index in indices}
         if pings:
             ray.wait(list(pings.values()), num_returns=len(pings), timeout=_PING_TIMEOUT)
-        seconds = {}
+        answers: dict[int, Busy | None] = {}
         for index, ping in pings.items():
             try:
-                busy = ray.get(ping, timeout=0)
-                if busy.seq is not None and busy.seconds < timeout:
-                    seconds[index] = busy.seconds
-                    continue
-                doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
-                state = f"it answers a ping, and {doing}"
+                answers[index] = ray.get(ping, timeout=0)
             except RayError:
-                state = "nor does it answer a ping"
-            self._lost[index] = UnreachableError("TimeoutError", f"no reply within {timeout:g} s; {state}")
-        return seconds
+                answers[index] = None
+        return answers
 
-    def _halt(self, seq: int) -> None:
+    def _halt(self) -> None:
         """Let workers that do several iterations stop after the one under way."""
         if ray.is_initialized():
             for index, actor in enumerate(self._actors):
                 if index not in self._lost:
-                    actor.halt.remote(seq)
+                    actor.halt.remote(self._seq)
 
     def _failure(self, index: int, error: NoReplyError, phase: str, timestep: int | None) -> Failure:
         scope = self._scopes[index]
@@ -222,14 +236,16 @@ def payloads(replies: Sequence[Reply]) -> list[Any]:
 
 
 def cause_of_death(ref: Any, timeout: float) -> str | None:
-    """What Ray knows of the death of an actor with an unfinished call; None if it lives for all that Ray knows."""
+    """Why an actor does not do a call any more that has no end; None if it still does, for all that Ray knows."""
     try:
         ray.get(ref, timeout=timeout)
     except RayActorError as error:
         return f"the worker's process died: {error}"
-    except RayError:
-        pass
-    return None
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        return f"the worker does not listen any more: {error}"
+    return "the worker does not listen any more"
 
 
 class ActorCalls(Streams):
