@@ -151,7 +151,7 @@ class Service:
         return reply
 
     def halt(self, seq: int) -> None:
-        """Of the requests up to `seq`, begin only the first iteration. May be called from another thread than `handle`."""
+        """Of the requests up to `seq`, begin only the first iteration. May be called from another thread."""
         self._halted = max(self._halted, seq)
 
     def busy(self) -> Busy:
