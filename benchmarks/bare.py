@@ -106,7 +106,7 @@ class SocketPeers:
             self.columns.append((self.received[:, start:stop], dtype, (num_envs, columns)))
             start = stop
         with ExitStack() as cleanup:
-            self.sockets = [cleanup.enter_context(peer) for peer in _start_peers(workers, rows, cleanup)]
+            self.sockets = listen_and_start([sys.executable, __file__], workers, rows, cleanup)
             self.cleanup = cleanup.pop_all()
 
     def train(self) -> list[torch.Tensor]:
@@ -128,14 +128,13 @@ class SocketPeers:
         self.cleanup.close()
 
 
-def _start_peers(workers: int, num_envs: int, cleanup: ExitStack) -> list[socket.socket]:
-    """Start the processes, which are all alike, and wait for their connections."""
+def listen_and_start(command: list[str], workers: int, num_envs: int, cleanup: ExitStack) -> list[socket.socket]:
+    """Start processes, which are all alike and are told the port and `num_envs`, and wait for their connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(DEADLINE)
-        command = [sys.executable, __file__, str(server.getsockname()[1]), str(num_envs)]
         for _ in range(workers):
-            cleanup.callback(_end, subprocess.Popen(command))
-        connections = [server.accept()[0] for _ in range(workers)]
+            cleanup.callback(end, subprocess.Popen([*command, str(server.getsockname()[1]), str(num_envs)]))
+        connections = [cleanup.enter_context(server.accept()[0]) for _ in range(workers)]
     for connection in connections:
         # the kernel's own deadline: Python's would cost another system call for each wait
         connection.setblocking(True)
@@ -144,7 +143,7 @@ def _start_peers(workers: int, num_envs: int, cleanup: ExitStack) -> list[socket
     return connections
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(DEADLINE)  # its connection has been closed
     except subprocess.TimeoutExpired:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from barrier import Barrier
 from contestants import make_ours, make_skrl
 from measuring import CFG, Result, actors, judge, ratios, take_turns, timed, trainer
 from plots import plot_phases, plot_workers
@@ -90,6 +91,8 @@ def halfcheetah(repetitions: int) -> Result:
                 local = cleanup.enter_context(trainer(cheetah_env(), [skrls_agent] * count))
                 parallel = cleanup.enter_context(ParallelTrainerProcess("HalfCheetah-v5", NUM_ENVS, steps))
                 contestants["ours, local"] = timed(local.train, steps)
+                barrier = cleanup.enter_context(Barrier(count, NUM_ENVS))
+                contestants["two bare processes, a byte every step"] = timed(barrier.train, steps)
                 contestants["skrl's ParallelTrainer"] = parallel.measure
             found[count] = take_turns(contestants, repetitions)
         print(table(["workers", *found[count]], [[count, *map(partial(spread, digits=0), found[count].values())]]))
@@ -100,6 +103,8 @@ def halfcheetah(repetitions: int) -> Result:
         [f"{name} / skrl's StepTrainer", *judge(ratios(skrls, two[f"ours, {name}"]), least=bar)]
         for name, bar in zip(names, (1.55, 1.85, 1.75), strict=True)
     ]
+    bare = two["two bare processes, a byte every step"]
+    bars.append(["the bound of train(): bare processes / skrl's StepTrainer", spread(ratios(skrls, bare), 2), "", ""])
     parallel_ratio = ratios(two["skrl's ParallelTrainer"], two["ours, train()"])
     bars.append(["train() / skrl's ParallelTrainer", *judge(parallel_ratio, least=5)])
     lines = [
@@ -110,7 +115,8 @@ def halfcheetah(repetitions: int) -> Result:
     text = f"""### HalfCheetah-v5
 
 {NUM_ENVS} environments, skrl's PPO (rollouts 32, 4 epochs of 4 mini-batches) under each trainer; ours with an actor for
-each agent, but for "local". Of skrl's ParallelTrainer its iterations count, not the start of its processes.
+each agent, but for "local". "Bare processes" are our workers with nothing but a byte to and fro in every step: what the
+barrier costs by itself. Of skrl's ParallelTrainer its iterations count, not the start of its processes.
 
 {table(["agents", "what", "µs a step", "env-steps/s"], lines)}
 

@@ -21,8 +21,9 @@ def main() -> None:
     )
     with trainer:
         print(trainer)
-        for timestep in range(TIMESTEPS):
-            observations, rewards, terminated, truncated, infos = trainer.train(timestep=timestep)
+        # as `train()` in a loop, but the workers do the next iteration while this loop does its part
+        for observations, rewards, terminated, truncated, infos in trainer.iterate(TIMESTEPS, timestep=0):
+            pass
         ended = terminated | truncated
     for start, stop in trainer.scopes:
         print(f"environments {start}:{stop}: {int(ended[start:stop].sum())} ended in the last step")

@@ -1,0 +1,84 @@
+"""What a barrier in every step costs by itself: workers without a driver's work, which exchange a byte after each step.
+
+They are the bound of every fan-out on the same cores: nothing but the byte has to be sent, and no output is made.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bare import listen_and_start
+
+TIMESTEPS = 1_000_000
+
+
+class Barrier:
+    """Two processes with 32 HalfCheetah-v5 environments and one of skrl's PPO agents each."""
+
+    def __init__(self, workers: int, num_envs: int) -> None:
+        with ExitStack() as cleanup:
+            command = [sys.executable, "-W", "ignore", __file__]
+            self.sockets = listen_and_start(command, workers, num_envs // workers, cleanup)
+            self.cleanup = cleanup.pop_all()
+
+    def train(self) -> None:
+        for peer in self.sockets:
+            peer.sendall(b"x")
+        for peer in self.sockets:
+            if not peer.recv(1):
+                raise ConnectionError("a bare worker is gone")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cleanup.close()
+
+
+def serve(port: int, num_envs: int) -> None:
+    """Do an iteration for every byte."""
+    import torch
+    from fan_out_training import cheetah_env, skrls_agent
+    from ray import cloudpickle
+
+    from trainer.config import StepTrainerCfg
+    from workers.service import Service, WorkerSpec
+    from workers.types import Mode, Scope, Tick
+
+    torch.set_num_threads(1)
+    service = Service(cloudpickle.dumps)
+    spec = WorkerSpec(
+        scope=Scope(0, 0, num_envs),
+        framework="torch",
+        agent=cloudpickle.dumps(skrls_agent),
+        env=cloudpickle.dumps(cheetah_env().recipe),
+        observation_space=None,
+        cfg=cloudpickle.dumps(StepTrainerCfg(headless=True)),
+        seed=None,
+    )
+    if service.handle(1, "build", (spec,)).status != "ok":
+        raise RuntimeError("the worker cannot be built")
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.setblocking(True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        seq = 1
+        while connection.recv(1):
+            seq += 1
+            service.handle(seq, "tick", (Tick(Mode.TRAIN, seq, TIMESTEPS), 1))
+            connection.sendall(b"x")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.nice(15)  # as Ray's workers
+    serve(int(sys.argv[1]), int(sys.argv[2]))

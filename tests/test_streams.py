@@ -1,0 +1,158 @@
+"""Waiting for all workers: who is late, who is lost, who is told to stop. The clock and Ray are made up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from orchestrator.ray import transport
+from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError
+from workers.errors import ClusterError
+from workers.service import Busy, Reply
+from workers.types import Scope
+
+SCOPES = [Scope(0, 0, 2), Scope(1, 2, 5), Scope(2, 5, 6)]
+
+
+class Actor:
+    """Says what it is busy with, and notes what it is told."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.halted: list[int] = []
+        self.ping = SimpleNamespace(remote=lambda: (world, index))
+        self.halt = SimpleNamespace(remote=self.halted.append)
+
+
+class World(Streams):
+    """Workers whose replies come at given times; iterations begin when the request is sent, and at given times more.
+
+    Attributes:
+        replies: For each worker the time of its reply, and the reply or what is raised.
+        began: For each worker the times at which its iterations begin; None for one that answers no ping.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.replies: list[tuple[float, Any]] = []
+        self.began: list[list[float] | None] = [[0.0]] * 3
+        self.pings = 0
+        self.is_initialized = True
+        self.actors = [Actor(self, index) for index in range(3)]
+        super().__init__(self.actors, SCOPES)
+
+    def _send(self, index: int, request: Request, ack: int) -> None:
+        self.asked = request
+
+    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+        when, reply = self.replies[index]
+        if when > self.now + timeout:
+            self.now += timeout
+            return None
+        self.now = max(self.now, when)
+        if isinstance(reply, BaseException):
+            raise reply
+        return Reply("ok" if reply != "error" else "error", seq, reply if reply != "error" else ())
+
+    def close(self) -> None:
+        pass
+
+    def get(self, ping: Any, timeout: float) -> Any:
+        self.pings += 1
+        _, index = ping
+        began = self.began[index]
+        if began is None:
+            raise GetTimeoutError
+        if self.replies[index][0] <= self.now:
+            return Busy(None, 0.0)
+        return Busy(1, self.now - max(time for time in began if time <= self.now))
+
+    def ask(self, timeout: float = 10, **options: Any) -> list[Reply]:
+        return self.receive(self.send("tick"), timeout=timeout, phase="unknown", timestep=7, **options)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    one = World()
+    fake = SimpleNamespace(get=one.get, wait=lambda *_, **__: None, is_initialized=lambda: one.is_initialized)
+    monkeypatch.setattr(transport, "ray", fake)
+    monkeypatch.setattr(transport, "monotonic", lambda: one.now)
+    return one
+
+
+def failures(replies: list[Reply]) -> list[tuple[int, str, str]]:
+    return [(one.scope, one.kind, one.message) for reply in replies if reply.status == "error" for one in reply.payload]
+
+
+def test_replies_are_in_scope_order_whenever_they_come(world: World):
+    world.replies = [(9.0, "a"), (0.1, "b"), (4.0, "c")]
+    assert [reply.payload for reply in world.ask()] == ["a", "b", "c"]
+    assert world.pings == 0
+    assert world.asked == Request(1, "tick", (), None)
+
+
+def test_a_reply_that_came_while_another_was_waited_for_is_in_time(world: World):
+    """Worker 0 replies shortly before the deadline, at which worker 1 is looked at; that one has its time for a step."""
+    world.replies = [(9.7, "a"), (30.0, "b"), (0.0, "c")]
+    world.began[1] = [0.0, 9.0, 18.0, 27.0]
+    assert [reply.payload for reply in world.ask()] == ["a", "b", "c"]
+
+
+def test_the_deadline_is_for_one_iteration(world: World):
+    world.replies = [(95.0, "a"), (0.0, "b"), (0.0, "c")]
+    world.began[0] = [9.0 * i for i in range(11)]
+    assert world.ask()[0].payload == "a"
+    world.began[0] = [0.0, 9.0, 18.0]
+    world.now = 0.0
+    (failure,) = failures(world.ask())
+    assert failure[:2] == (0, "TimeoutError")
+    assert "no reply within 10 s; it answers a ping, and has been busy for 1" in failure[2]
+    assert world.now < 30
+
+
+def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
+    world.replies = [(1.0, "a"), (1e9, "b"), (1e9, "c")]
+    world.began[1:] = [None, None]
+    assert failures(world.ask()) == [
+        (1, "TimeoutError", "no reply within 10 s; nor does it answer a ping"),
+        (2, "TimeoutError", "no reply within 10 s; nor does it answer a ping"),
+    ]
+    before = world.now
+    world.replies = [(before, "a"), (before, "b"), (before, "c")]
+    assert [one[0] for one in failures(world.ask())] == [1, 2]
+    assert world.now == before
+
+
+def test_an_error_lets_the_others_stop_only_where_it_may(world: World):
+    world.replies = [(1.0, "a"), (0.5, "error"), (0.2, "c")]
+    world.ask()
+    assert not any(actor.halted for actor in world.actors)
+    world.ask(halts=True)
+    assert [actor.halted for actor in world.actors] == [[2], [2], [2]]
+    world.abandon()
+    assert [actor.halted for actor in world.actors] == [[2, 2]] * 3
+
+
+def test_a_death_stops_the_others_and_an_interrupt_all(world: World):
+    world.replies = [(1.0, "a"), (1.0, UnreachableError("WorkerDied", "the worker's process died")), (1.0, "c")]
+    assert failures(world.ask(halts=True)) == [(1, "WorkerDied", "the worker's process died")]
+    assert [actor.halted for actor in world.actors] == [[1], [], [1]]  # the dead one is not asked
+    world.replies[2] = (1.0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        world.ask(halts=True)
+    assert [actor.halted for actor in world.actors] == [[1, 2, 2], [], [1, 2, 2]]
+
+
+def test_a_reply_that_cannot_be_read_loses_no_worker(world: World):
+    world.replies = [(1.0, "a"), (1.0, NoReplyError("UnreadableError", "no")), (1.0, "c")]
+    assert failures(world.ask()) == [(1, "UnreadableError", "no")]
+    world.replies[1] = (1.0, "b")
+    assert [reply.payload for reply in world.ask()] == ["a", "b", "c"]
+
+
+def test_without_ray_nothing_is_sent(world: World):
+    world.is_initialized = False
+    with pytest.raises(ClusterError, match="Ray was shut down while a trainer used it"):
+        world.send("tick")
