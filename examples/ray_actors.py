@@ -8,7 +8,7 @@ TIMESTEPS = 500
 
 
 def main() -> None:
-    """Train, and print how many environments of each agent ended in the last step."""
+    """Train, and print how many episodes of each agent ended."""
     env = make_env("CartPole-v1", num_envs=64, framework="torch")
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     trainer = StepTrainer(
@@ -22,11 +22,11 @@ def main() -> None:
     with trainer:
         print(trainer)
         # as `train()` in a loop, but the workers do the next iteration while this loop does its part
-        for observations, rewards, terminated, truncated, infos in trainer.iterate(TIMESTEPS, timestep=0):
-            pass
-        ended = terminated | truncated
+        ended = 0
+        for _, _, terminated, truncated, _ in trainer.iterate(TIMESTEPS, timestep=0):
+            ended = ended + (terminated | truncated).int()
     for start, stop in trainer.scopes:
-        print(f"environments {start}:{stop}: {int(ended[start:stop].sum())} ended in the last step")
+        print(f"environments {start}:{stop}: {int(ended[start:stop].sum())} episodes")
 
 
 if __name__ == "__main__":

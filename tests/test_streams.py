@@ -94,7 +94,7 @@ def test_replies_are_in_scope_order_whenever_they_come(world: World):
 
 
 def test_a_reply_that_came_while_another_was_waited_for_is_in_time(world: World):
-    """Worker 0 replies shortly before the deadline, at which worker 1 is looked at; that one has its time for a step."""
+    """Worker 0 replies shortly before the deadline, at which worker 1 is looked at; that has its time for a step."""
     world.replies = [(9.7, "a"), (30.0, "b"), (0.0, "c")]
     world.began[1] = [0.0, 9.0, 18.0, 27.0]
     assert [reply.payload for reply in world.ask()] == ["a", "b", "c"]
