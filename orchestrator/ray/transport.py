@@ -116,9 +116,13 @@ class Streams(ABC):
         self._seq += 1  # before sending: a request that was interrupted has used its number up
         request = Request(self._seq, method, common, each)
         self._under_way.append(request.seq)
-        for index in range(len(self._actors)):
-            if index not in self._lost:
-                self._send(index, request, self._under_way[0])
+        try:
+            for index in range(len(self._actors)):
+                if index not in self._lost:
+                    self._send(index, request, self._under_way[0])
+        except BaseException:
+            self._under_way.remove(request.seq)  # nobody will wait for it
+            raise
         return request.seq
 
     def receive(
