@@ -94,15 +94,16 @@ class ScopeWorker:
         Raises:
             WorkerError: Something failed; says where.
         """
-        mode, first, timesteps = tick
-        packed = None
-        for timestep in range(first, first + count):
-            if timestep > first and not goes_on():
+        mode, timestep, timesteps = tick
+        for _ in range(count - 1):
+            self._iterate(tick, is_last=False)
+            if not goes_on():
                 return None
-            packed = self._iterate(Tick(mode, timestep, timesteps), is_last=timestep == first + count - 1)
-        return packed
+            timestep += 1
+            tick = Tick(mode, timestep, timesteps)
+        return self._iterate(tick, is_last=True)
 
-    def _iterate(self, tick: Tick, *, is_last: bool) -> Any:
+    def _iterate(self, tick: Tick, is_last: bool) -> Any:
         env_slice = self.env_slice
         try:
             observations, states, infos = env_slice.begin()
