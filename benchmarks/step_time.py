@@ -18,7 +18,6 @@ import io
 import logging
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from skrl.trainers.torch import StepTrainer as SkrlStepTrainer
 sys.path.insert(0, str(Path(__file__).parent))
 
 from contestants import make_ours, make_skrl
+from measuring import CFG, take_turns, timed
 from no_op import NoOpAgent, NoOpEnv
 from profile_ppo import PENDULUM, compare
 from report import describe_machine, spread, table, write_section
@@ -42,7 +42,6 @@ from workers.envs import make_env
 from workers.frameworks import load_framework
 
 NUM_ENVS = 64
-CFG = {"headless": True, "disable_progressbar": True, "close_environment_at_exit": False}
 
 
 def build(
@@ -55,15 +54,7 @@ def build(
 
 def measure(trainers: dict[str, Any], *, steps: int, repetitions: int) -> dict[str, list[float]]:
     """Microseconds per step of each trainer, in `repetitions` turns; the first turn is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in trainers}
-    for repetition in range(-1, repetitions):
-        for name, trainer in trainers.items():
-            start = time.perf_counter()
-            for _ in range(steps):
-                trainer.train()
-            if repetition >= 0:
-                times[name].append((time.perf_counter() - start) / steps * 1e6)
-    return times
+    return take_turns({name: timed(trainer.train, steps) for name, trainer in trainers.items()}, repetitions)
 
 
 def show(text: str) -> str:

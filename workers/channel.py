@@ -149,7 +149,7 @@ class Channel:
         self._dumps = dumps
         self._stall_timeout = stall_timeout
         self._timeout = -1.0
-        self._set_timeout(socket.SO_SNDTIMEO, stall_timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._stop = 0
         self._sent: dict[Any, int] = {}
@@ -175,12 +175,9 @@ class Channel:
             number = len(self._sent)
         lengths = len(plain), len(pickled_spec), len(pickled_others), size
         head = _HEADER.pack(seq, ack, slot, number, *lengths, data is not None)
-        if data is None:
-            self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others)))
-        elif size <= _JOINED:
-            self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others, data)))
-        else:
-            self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others)))
+        is_joined = data is not None and size <= _JOINED
+        self._sock.sendall(b"".join((head, plain, pickled_spec, pickled_others, data if is_joined else b"")))
+        if data is not None and not is_joined:
             self._sock.sendall(data)
         self._sent[spec] = number
 
@@ -203,7 +200,7 @@ class Channel:
             self._start = self._stop = 0
             if len(self._buffer) > _BUFFER:  # of a message that was longer than most
                 self._buffer = memoryview(bytearray(_BUFFER))
-            self._set_timeout(socket.SO_RCVTIMEO, 0 if timeout is None else max(timeout, _SHORTEST_WAIT))
+            self._set_timeout(0 if timeout is None else max(timeout, _SHORTEST_WAIT))
             try:
                 self._read_some()
             except BlockingIOError:
@@ -239,16 +236,20 @@ class Channel:
 
     def _read_some(self) -> None:
         """Add to the buffer what has come in, at least a byte."""
-        count = self._sock.recv_into(self._buffer[self._stop :])
+        self._stop += self._read_into(self._buffer[self._stop :])
+
+    def _read_into(self, memory: memoryview) -> int:
+        """Put what has come in into the memory; how many bytes, at least one."""
+        count = self._sock.recv_into(memory)
         if not count:
             raise EOFError("the other side has hung up")
-        self._stop += count
+        return count
 
     def _have(self, count: int) -> None:
         """Wait until so many bytes are in the buffer."""
         if self._stop - self._start >= count:
             return
-        self._set_timeout(socket.SO_RCVTIMEO, self._stall_timeout)
+        self._set_timeout(self._stall_timeout)
         if self._start + count > len(self._buffer):
             rest = self._buffer[self._start : self._stop]
             self._buffer = memoryview(bytearray(max(_BUFFER, count)))
@@ -264,23 +265,22 @@ class Channel:
             data = bytearray(self._buffer[self._start : self._start + have])
             self._start += have
         else:
-            self._set_timeout(socket.SO_RCVTIMEO, self._stall_timeout)
+            self._set_timeout(self._stall_timeout)
             data = bytearray(count)
             data[:have] = self._buffer[self._start : self._stop]
             self._start = self._stop
             rest = memoryview(data)[have:]
             while rest:
-                received = self._sock.recv_into(rest)
-                if not received:
-                    raise EOFError("the other side has hung up")
-                rest = rest[received:]
+                rest = rest[self._read_into(rest) :]
         return data
 
-    def _set_timeout(self, option: int, seconds: float) -> None:
-        """Let single reads, or writes, fail after so many seconds; 0 for never."""
-        if option == socket.SO_RCVTIMEO:
-            if seconds == self._timeout:
-                return
+    def _set_timeout(self, seconds: float) -> None:
+        """Let single reads fail after so many seconds; 0 for never."""
+        if seconds != self._timeout:
             self._timeout = seconds
-        whole, rest = divmod(seconds, 1)
-        self._sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+
+
+def _timeval(seconds: float) -> bytes:
+    whole, rest = divmod(seconds, 1)
+    return struct.pack("ll", int(whole), int(rest * 1e6))
