@@ -90,8 +90,25 @@ class ActorCalls:
             self.kill(actor)
 
 
-class SocketPeers:
-    """A process for each scope behind a TCP socket of its own: raw bytes, fixed layout."""
+class Peers:
+    """A process for each scope behind a TCP socket of its own."""
+
+    def __init__(self, command: list[str], workers: int, num_envs: int) -> None:
+        with ExitStack() as cleanup:
+            self.sockets = _listen_and_start(command, workers, num_envs, cleanup)
+            self.cleanup = cleanup.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cleanup.close()
+
+
+class SocketPeers(Peers):
+    """Raw bytes, fixed layout."""
 
     def __init__(self, workers: int, num_envs: int) -> None:
         rows = num_envs // workers
@@ -105,9 +122,7 @@ class SocketPeers:
             stop = start + rows * columns * np.dtype(dtype).itemsize
             self.columns.append((self.received[:, start:stop], dtype, (num_envs, columns)))
             start = stop
-        with ExitStack() as cleanup:
-            self.sockets = listen_and_start([sys.executable, __file__], workers, rows, cleanup)
-            self.cleanup = cleanup.pop_all()
+        super().__init__([sys.executable, __file__], workers, rows)
 
     def train(self) -> list[torch.Tensor]:
         self.timestep += 1
@@ -119,21 +134,13 @@ class SocketPeers:
                 raise ConnectionError("a bare peer is gone")
         return [torch.from_numpy(column.copy().view(dtype).reshape(shape)) for column, dtype, shape in self.columns]
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cleanup.close()
-
-
-def listen_and_start(command: list[str], workers: int, num_envs: int, cleanup: ExitStack) -> list[socket.socket]:
+def _listen_and_start(command: list[str], workers: int, num_envs: int, cleanup: ExitStack) -> list[socket.socket]:
     """Start processes, which are all alike and are told the port and `num_envs`, and wait for their connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(DEADLINE)
         for _ in range(workers):
-            cleanup.callback(end, subprocess.Popen([*command, str(server.getsockname()[1]), str(num_envs)]))
+            cleanup.callback(_end, subprocess.Popen([*command, str(server.getsockname()[1]), str(num_envs)]))
         connections = [cleanup.enter_context(server.accept()[0]) for _ in range(workers)]
     for connection in connections:
         # the kernel's own deadline: Python's would cost another system call for each wait
@@ -143,7 +150,7 @@ def listen_and_start(command: list[str], workers: int, num_envs: int, cleanup: E
     return connections
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(DEADLINE)  # its connection has been closed
     except subprocess.TimeoutExpired:

@@ -8,26 +8,20 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bare import listen_and_start
+from bare import Peers
 
 TIMESTEPS = 1_000_000
 
 
-class Barrier:
-    """Two processes with 32 HalfCheetah-v5 environments and one of skrl's PPO agents each."""
+class Barrier(Peers):
+    """Processes with HalfCheetah-v5 environments and one of skrl's PPO agents each."""
 
     def __init__(self, workers: int, num_envs: int) -> None:
-        with ExitStack() as cleanup:
-            command = [sys.executable, "-W", "ignore", __file__]
-            self.sockets = listen_and_start(command, workers, num_envs // workers, cleanup)
-            self.cleanup = cleanup.pop_all()
+        super().__init__([sys.executable, "-W", "ignore", __file__], workers, num_envs // workers)
 
     def train(self) -> None:
         for peer in self.sockets:
@@ -35,14 +29,6 @@ class Barrier:
         for peer in self.sockets:
             if not peer.recv(1):
                 raise ConnectionError("a bare worker is gone")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cleanup.close()
 
 
 def serve(port: int, num_envs: int) -> None:
