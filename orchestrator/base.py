@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workers.frameworks import Framework
-from workers.service import Description
+from workers.remote.service import Description
 from workers.types import Outcome, Scope, Tick
 
 __all__ = ["Orchestrator", "Plan", "Session"]
@@ -76,7 +76,7 @@ class Session(Protocol):
         """
 
     def agent_files(self) -> list[tuple[str, bytes]]:
-        """Name and content of the file of each scope's agent; see `workers.agent_file.dump_agent`.
+        """Name and content of the file of each scope's agent; see `workers.storage.agent_file.dump_agent`.
 
         Raises:
             WorkerError: Some cannot be stored; all of them are reported.

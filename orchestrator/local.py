@@ -8,14 +8,14 @@ from typing import Any
 
 from orchestrator.base import Plan
 from orchestrator.merge import share_outcome
-from workers.agent_checks import is_factory
-from workers.agent_runner import AgentGroup, AgentRunner
-from workers.env_slice import EnvSlice
 from workers.errors import Failure, build_error
 from workers.node import node_name
-from workers.service import Description
+from workers.remote.service import Description
+from workers.scope.agent_runner import AgentGroup, AgentRunner
+from workers.scope.checks import is_factory
+from workers.scope.env_slice import EnvSlice
+from workers.scope.worker import ScopeWorker
 from workers.types import Outcome, Phase, Tick
-from workers.worker import ScopeWorker
 
 __all__ = ["LocalOrchestrator"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from workers.frameworks import Framework
 from workers.infos import infos_by_scope, merge_infos
+from workers.remote.wire import Packed, read_outcome
 from workers.types import Outcome, Scope
-from workers.wire import Packed, read_outcome
 
 __all__ = ["merge_outcomes", "share_outcome"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import fsspec.core
 
 from orchestrator.metrics import MetricsWriter
-from workers.agent_file import FILE_NAMES, load_agent
 from workers.errors import AgentError, ConfigError
 from workers.frameworks import Framework
+from workers.storage.agent_file import FILE_NAMES, load_agent
 
 __all__ = ["RunDirectory"]
 
@@ -28,7 +28,7 @@ class RunDirectory:
         versions.json     of everything that the numbers depend on
         metrics.csv       the scalars of all scopes, and the same for TensorBoard in tensorboard/
         status.json       whether it runs, was interrupted, failed or finished, and of which timestep agents/ is
-        agents/0/         the learned state of scope 0's agent; see `workers.agent_file.dump_agent`
+        agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`
         evaluation.json   the returns that were printed at the end
 
     Files are replaced as a whole, so that what is there can always be read.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from workers.agent_export import ExportedAgent, copy_state, export_agent, import_agent
 from workers.errors import AgentError
+from workers.storage.export import ExportedAgent, copy_state, export_agent, import_agent
 
 
 class Agent:

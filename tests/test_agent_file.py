@@ -20,10 +20,10 @@ from tests.support.agents import NullAgent, copied
 from tests.support.parity import assert_same
 from tests.support.ppo import STEPS, learn, make, run, state_of
 from tests.support.skrl_agents import ROLLOUTS, seed_everything, skrl_ppo
-from workers.agent_file import FILE_NAMES, dump_agent, load_agent
 from workers.errors import AgentError
 from workers.frameworks import load_framework
-from workers.state_file import decode_state, encode_state
+from workers.storage.agent_file import FILE_NAMES, dump_agent, load_agent
+from workers.storage.state_file import decode_state, encode_state
 
 TORCH = load_framework("torch")
 

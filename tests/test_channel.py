@@ -14,9 +14,9 @@ import pytest
 from ray import cloudpickle
 
 from tests.support.parity import assert_same
-from workers.channel import AuthenticationError, Channel, UnreadableError, authenticate, prepare
 from workers.frameworks import load_framework
-from workers.wire import Packed, from_wire, to_wire
+from workers.remote.channel import AuthenticationError, Channel, UnreadableError, authenticate, prepare
+from workers.remote.wire import Packed, from_wire, to_wire
 
 KEY = b"k" * 32
 NUMPY = load_framework("numpy")

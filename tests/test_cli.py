@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.support.processes import descendants
-from trainer.cli import main
+from trainer.command.cli import main
 
 ROOT = Path(__file__).parents[1]
 CONFIG: dict[str, Any] = {
@@ -336,7 +336,7 @@ def wait_for(process: subprocess.Popen[str], ready: Any) -> None:
 @pytest.fixture
 def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with enough shared memory, wherever the tests run."""
-    monkeypatch.setattr("trainer.doctor._LEAST_SHARED_MEMORY", 0)
+    monkeypatch.setattr("trainer.command.doctor._LEAST_SHARED_MEMORY", 0)
 
 
 @pytest.mark.parametrize("overrides", [(), RAY], ids=["local", "ray"])

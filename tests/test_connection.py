@@ -15,11 +15,11 @@ from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError, UnreachableError
 from tests.support.service import LiveRecordingAgent, spec, tick
-from workers.channel import Address
 from workers.frameworks import load_framework
-from workers.server import Server
-from workers.service import Service
-from workers.wire import read_outcome
+from workers.remote.channel import Address
+from workers.remote.server import Server
+from workers.remote.service import Service
+from workers.remote.wire import read_outcome
 
 KEY = b"k" * 32
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.cli import main
+from trainer.command.cli import main
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -33,15 +33,15 @@ ALLOWED = [
     ("workers.frameworks.jax", "import jax.numpy as jnp\nimport jaxlib"),
     ("workers.agents.jax.networks", "from flax import nnx\nimport optax"),
     ("workers.agents.warp", "import warp as wp\nimport warp_nn"),
-    ("workers.actor", "import ray\nfrom ray import cloudpickle"),
+    ("workers.remote.actor", "import ray\nfrom ray import cloudpickle"),
     ("orchestrator.ray.session", "import ray"),
     ("orchestrator.scopes", "from workers.seeding import agent_seed\nfrom . import merge"),
     ("workers.envs.base", "from ..types import Array\nimport numpy as np"),
 ]
 
 FORBIDDEN = [
-    ("workers.service", "import orchestrator.base", "orchestrator.base"),
-    ("workers.service", "from trainer import config", "trainer.config"),
+    ("workers.remote.service", "import orchestrator.base", "orchestrator.base"),
+    ("workers.remote.service", "from trainer import config", "trainer.config"),
     ("orchestrator.local", "from trainer.config import StepTrainerCfg", "trainer.config.StepTrainerCfg"),
     ("workers.infos", "import torch", "torch"),
     ("workers.infos", "def f():\n    from torch import nn", "torch.nn"),
@@ -53,8 +53,8 @@ FORBIDDEN = [
     ("workers.frameworks.jax", "import torch", "torch"),
     ("trainer.step", "import torch", "torch"),
     ("trainer.jax", "import warp", "warp"),
-    ("workers.service", "import ray", "ray"),
-    ("workers.worker", "from ray import cloudpickle", "ray.cloudpickle"),
+    ("workers.remote.service", "import ray", "ray"),
+    ("workers.scope.worker", "from ray import cloudpickle", "ray.cloudpickle"),
     ("orchestrator.base", "import ray", "ray"),
     ("orchestrator.rayon", "import ray", "ray"),
     ("trainer.step", "import ray", "ray"),
@@ -108,7 +108,7 @@ def test_a_local_run_imports_its_own_framework_only(framework: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("module", "frameworks"),
-    [("trainer", []), ("orchestrator.local", []), ("workers.service", []), ("workers.agents.ppo", []),
+    [("trainer", []), ("orchestrator.local", []), ("workers.remote.service", []), ("workers.agents.ppo", []),
      *((f"trainer.{name}", []) for name in FRAMEWORKS),
      *((f"workers.{kind}.{name}", [name]) for kind in ("frameworks", "agents") for name in FRAMEWORKS)],
 )  # fmt: skip

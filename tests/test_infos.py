@@ -19,8 +19,8 @@ from tests.support.agents import copied
 from tests.support.parity import FRAMEWORKS, assert_same
 from workers.frameworks import Framework, load_framework
 from workers.infos import mask_rows, merge_infos, overlay, scalars, take_rows
+from workers.remote.wire import to_wire
 from workers.types import Outcome, Scope
-from workers.wire import to_wire
 
 Infos = dict[str, Any]
 

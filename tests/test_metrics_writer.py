@@ -299,7 +299,7 @@ class Stored(NullAgent):
 
 
 def state_file(value: int) -> tuple[str, bytes]:
-    from workers.agent_file import dump_agent
+    from workers.storage.agent_file import dump_agent
 
     agent = Stored()
     agent.content = {"value": value}

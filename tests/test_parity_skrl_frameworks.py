@@ -11,10 +11,10 @@ import pytest
 from orchestrator.ray import RayOrchestrator
 from tests.support.parity import CFG, assert_same, copied_outputs, run, step_trainer
 from tests.support.skrl_frameworks import ROLLOUTS, seed_everything, skrl_agent, skrl_pendulum, skrl_ppo, weights
-from workers.agent_file import load_agent
 from workers.envs import EnvFactory, make_env
 from workers.errors import AgentError
 from workers.frameworks import load_framework
+from workers.storage.agent_file import load_agent
 
 STEPS = 70
 assert STEPS // ROLLOUTS >= 3

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.cli import main
-from trainer.run import prepare
-from trainer.run_config import describe, dump_config, load_config
+from trainer.command.cli import main
+from trainer.command.run import prepare
+from trainer.command.run_config import describe, dump_config, load_config
 from workers.errors import ConfigError
 
 GOOD: dict[str, Any] = {

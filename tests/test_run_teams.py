@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from tests.support.agents import copied
-from trainer.cli import main
-from trainer.run import prepare
-from trainer.run_config import load_config
+from trainer.command.cli import main
+from trainer.command.run import prepare
+from trainer.command.run_config import load_config
 from workers.agents.independent import IndependentAgents
 from workers.errors import ConfigError
 from workers.types import Scope

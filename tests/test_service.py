@@ -15,13 +15,13 @@ from tests.support.agents import copied
 from tests.support.envs import CountingEnv, build_counting
 from tests.support.parity import assert_same, copied_outputs
 from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgent, build_failing, spec, tick
-from workers.agent_export import ExportedAgent
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.node import node_name
-from workers.service import Busy, Description, Reply, WorkerSpec
+from workers.remote.service import Busy, Description, Reply, WorkerSpec
+from workers.remote.wire import from_wire, read_outcome, to_wire
+from workers.storage.export import ExportedAgent
 from workers.types import Mode, Outcome, Transition
-from workers.wire import from_wire, read_outcome, to_wire
 
 ROWS = [5.0, 6.0, 7.0]
 NOTHING = to_wire((None, None, None), load_framework("numpy"))

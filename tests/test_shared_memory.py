@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.ray.shm import THRESHOLD, Place, ReplyMemory
 from workers.frameworks import load_framework
-from workers.segment import Offer, OwnSegment, attach
-from workers.wire import Packed, from_wire, to_wire
+from workers.remote.segment import Offer, OwnSegment, attach
+from workers.remote.wire import Packed, from_wire, to_wire
 
 NUMPY = load_framework("numpy")
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def test_memory_is_freed_with_its_last_user():
 
 CRASH = """
 import os, sys
-from workers.segment import OwnSegment, attach
+from workers.remote.segment import OwnSegment, attach
 own = OwnSegment(1 << 20, 1)
 print(*own.offer, flush=True)
 sys.stdin.read(1)

@@ -16,9 +16,9 @@ from tests.support.multi_agent_envs import noisy_team_factory
 from tests.support.parity import CFG, assert_same, copied_outputs, run, step_trainer
 from tests.support.skrl_frameworks import ROLLOUTS
 from tests.support.skrl_multi_agents import skrl_team
-from workers.agent_export import copy_state, module_states
-from workers.agent_file import dump_agent, load_agent
 from workers.frameworks import load_framework
+from workers.storage.agent_file import dump_agent, load_agent
+from workers.storage.export import copy_state, module_states
 from workers.types import Scope
 
 STEPS = 40

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError
 from orchestrator.ray import transport
 from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError
 from workers.errors import ClusterError
-from workers.service import Busy, Reply
+from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
 SCOPES = [Scope(0, 0, 2), Scope(1, 2, 5), Scope(2, 5, 6)]

@@ -17,7 +17,7 @@ from trainer.torch import StepTrainer
 from workers.envs import EnvFactory
 from workers.errors import LifecycleError, WorkerError
 from workers.frameworks import load_framework
-from workers.tracking import Episodes, Scalars, ScalarWriter
+from workers.scope.tracking import Episodes, Scalars, ScalarWriter
 from workers.types import Scope
 
 

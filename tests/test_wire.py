@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as stnp
 from tests.support.agents import to_numpy
 from tests.support.parity import FRAMEWORKS
 from workers.frameworks import Framework, load_framework
+from workers.remote.wire import from_wire, to_wire
 from workers.types import Mode, Outcome, Tick, Transition
-from workers.wire import from_wire, to_wire
 
 DTYPES = ["bool", "uint8", "int32", "int64", "float32", "float64"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["check_packages"]
 
-_MARKERS = {"workers": "workers.env_slice", "orchestrator": "orchestrator.scopes"}
+_MARKERS = {"workers": "workers.scope.env_slice", "orchestrator": "orchestrator.scopes"}
 
 
 def check_packages() -> None:

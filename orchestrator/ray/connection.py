@@ -13,11 +13,11 @@ from ray import cloudpickle
 
 from orchestrator.ray.shm import Place, ReplyMemory
 from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError, cause_of_death
-from workers.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
-from workers.messages import dump_request, load_reply
-from workers.service import Reply
+from workers.remote.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
+from workers.remote.messages import dump_request, load_reply
+from workers.remote.service import Reply
+from workers.remote.wire import Packed
 from workers.types import Scope
-from workers.wire import Packed
 
 __all__ = ["Connections"]
 
@@ -78,7 +78,7 @@ class Link:
 
         Args:
             seq: Its number.
-            method: Method of `workers.service.Service`.
+            method: Method of `workers.remote.service.Service`.
             args: Its arguments, but for arrays.
             packed: Its arrays.
             ack: Requests before this one will not be sent again.

@@ -23,11 +23,11 @@ from orchestrator.ray.connection import Connections
 from orchestrator.ray.placement import release, reserve
 from orchestrator.ray.session import RaySession
 from orchestrator.ray.transport import ActorCalls, Streams
-from workers.actor import WorkerActor
-from workers.env_slice import EnvSlice
 from workers.envs import EnvFactory
 from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LockstepError, WorkerError, build_error
-from workers.service import WorkerSpec
+from workers.remote.actor import WorkerActor
+from workers.remote.service import WorkerSpec
+from workers.scope.env_slice import EnvSlice
 from workers.types import Scope
 
 __all__ = ["RayOrchestrator"]

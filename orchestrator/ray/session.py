@@ -13,17 +13,17 @@ import ray
 from orchestrator.base import Plan
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import Streams, payloads
-from workers.agent_checks import is_factory
-from workers.agent_export import ExportedAgent, copy_state, import_agent
 from workers.by_agent import map_arrays
-from workers.env_slice import EnvSlice
 from workers.errors import LifecycleError, WorkerError
 from workers.infos import take_rows
+from workers.remote.service import Description
+from workers.remote.wire import FrameworkArray, from_wire, to_wire
+from workers.scope.checks import is_factory
+from workers.scope.env_slice import EnvSlice
+from workers.scope.worker import ScopeWorker
 from workers.seeding import RandomStream, skrl_key
-from workers.service import Description
+from workers.storage.export import ExportedAgent, copy_state, import_agent
 from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
-from workers.wire import FrameworkArray, from_wire, to_wire
-from workers.worker import ScopeWorker
 
 __all__ = ["RaySession"]
 
@@ -158,7 +158,7 @@ class RaySession:
 
 
 class _RemoteAgents:
-    """The agents of shared environments, each in an actor; see `workers.worker.Agents`."""
+    """The agents of shared environments, each in an actor; see `workers.scope.worker.Agents`."""
 
     def __init__(self, streams: Streams, plan: Plan, step_timeout: float) -> None:
         self._streams = streams

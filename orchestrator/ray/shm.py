@@ -6,8 +6,8 @@ import logging
 from collections.abc import Collection
 from typing import NamedTuple
 
-from workers.segment import Offer, OwnSegment
-from workers.wire import Packed
+from workers.remote.segment import Offer, OwnSegment
+from workers.remote.wire import Packed
 
 __all__ = ["Place", "ReplyMemory"]
 

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from workers.errors import ClusterError, Failure, WorkerError
-from workers.service import Busy, Reply
+from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
 __all__ = ["ActorCalls", "NoReplyError", "Request", "Streams", "UnreachableError", "cause_of_death", "payloads"]
@@ -42,7 +42,7 @@ class Request(NamedTuple):
 
     Attributes:
         seq: Its number.
-        method: Method of `workers.service.Service`.
+        method: Method of `workers.remote.service.Service`.
         common: Arguments that are the same for all workers.
         each: The last argument for each worker, in scope order, if there is one.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.frameworks import Framework
-from workers.wire import from_wire, to_wire
+from workers.remote.wire import from_wire, to_wire
 
 
 @dataclass(frozen=True, kw_only=True)

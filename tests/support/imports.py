@@ -57,7 +57,7 @@ def _allowed(module: str, name: str) -> bool:
     if root in FRAMEWORKS:
         return _framework_of(module) == FRAMEWORKS[root]
     if root == "ray":
-        return module == "workers.actor" or f"{module}.".startswith("orchestrator.ray.")
+        return module == "workers.remote.actor" or f"{module}.".startswith("orchestrator.ray.")
     return root not in NEVER
 
 

@@ -15,7 +15,7 @@ from tests.support.agents import copied
 from trainer.config import resolve_cfg
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
-from workers.service import Service, WorkerSpec
+from workers.remote.service import Service, WorkerSpec
 from workers.types import Mode, Tick
 
 CFG = {"headless": True, "disable_progressbar": True}

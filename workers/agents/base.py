@@ -14,8 +14,8 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 from workers.frameworks import load_framework
-from workers.state_file import decode_state, encode_state
-from workers.tracking import Scalars
+from workers.scope.tracking import Scalars
+from workers.storage.state_file import decode_state, encode_state
 
 __all__ = ["Agent", "Learner", "discrete_components", "space_width"]
 
@@ -157,7 +157,7 @@ class Learner(ABC):
         """
 
     def save(self, path: Any) -> None:
-        """Write `state_dict` to a file of the format safetensors; see `workers.state_file`.
+        """Write `state_dict` to a file of the format safetensors; see `workers.storage.state_file`.
 
         Args:
             path: Path, or a file open for writing in binary mode.

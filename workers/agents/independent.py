@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from workers.agent_checks import takes_infos
 from workers.agents.base import Learner, Space
 from workers.by_agent import concatenate_rows
 from workers.errors import AgentError
 from workers.infos import merge_infos
+from workers.scope.checks import takes_infos
 from workers.types import Agent, missing_members
 
 __all__ = ["IndependentAgents", "resolve_groups"]

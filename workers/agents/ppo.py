@@ -19,7 +19,7 @@ from workers.agents.initial_layers import initial_layers
 from workers.agents.masks import legal_actions
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.errors import AgentError, ConfigError
-from workers.state_file import conform_state
+from workers.storage.state_file import conform_state
 
 __all__ = ["PPO", "PPOCfg"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.agent_export import dump_file, load_file, load_modules, module_states
 from workers.errors import AgentError
 from workers.frameworks import Framework
-from workers.state_file import decode_state, encode_state
+from workers.storage.export import dump_file, load_file, load_modules, module_states
+from workers.storage.state_file import decode_state, encode_state
 
 __all__ = ["FILE_NAMES", "dump_agent", "load_agent"]
 
@@ -20,7 +20,8 @@ def dump_agent(agent: Any, framework: Framework) -> tuple[str, bytes]:
     """Name and content of a trained agent's file.
 
     ``state.safetensors`` holds its ``state_dict()``, else the states of its ``checkpoint_modules`` (skrl's agents);
-    see `workers.state_file`. An agent that has neither gets ``agent.bin``, in the format of its own ``save(path)``.
+    see `workers.storage.state_file`. An agent that has neither gets ``agent.bin``, in the format of its own
+    ``save(path)``.
 
     Raises:
         AgentError: It has none of them.

@@ -13,11 +13,11 @@ from types import FrameType
 
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
-from trainer.evaluation import Evaluation, evaluate
-from trainer.run import prepare
-from trainer.run_config import RunConfig, dump_config
+from trainer.command.evaluation import Evaluation, evaluate
+from trainer.command.run import prepare
+from trainer.command.run_config import RunConfig, dump_config
+from trainer.command.versions import versions
 from trainer.step import StepTrainer
-from trainer.versions import versions
 from workers.errors import ConfigError, WorkerError
 
 __all__ = ["report", "train"]

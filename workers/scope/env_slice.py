@@ -9,8 +9,8 @@ from workers.by_agent import map_arrays
 from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
 from workers.envs.factory import check_env, is_multi_agent
 from workers.frameworks import Framework
+from workers.scope.tracking import Scalars
 from workers.seeding import skrl_key
-from workers.tracking import Scalars
 from workers.types import Arrays, Outcome, Phase, Transition
 
 __all__ = ["EnvSlice"]

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from workers.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
-from workers.messages import dump_reply, load_request
-from workers.segment import Segment, attach
-from workers.service import Reply, Service
+from workers.remote.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
+from workers.remote.messages import dump_reply, load_request
+from workers.remote.segment import Segment, attach
+from workers.remote.service import Reply, Service
 
 __all__ = ["Server"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from trainer.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
+from trainer.command.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
 from trainer.step import StepTrainer
 from workers.agents import load_ppo
 from workers.agents.independent import IndependentAgents, resolve_groups

@@ -8,15 +8,15 @@ from itertools import repeat
 from time import perf_counter
 from typing import Any
 
-from workers.agent_checks import asked_shapes, check_agent, check_fit, is_factory, takes_infos
-from workers.agent_file import dump_agent
 from workers.by_agent import map_arrays, row_splitter
 from workers.errors import AgentError, Failure, WorkerError
 from workers.frameworks import Framework
 from workers.infos import scalars, take_rows
 from workers.node import node_name
+from workers.scope.checks import asked_shapes, check_agent, check_fit, is_factory, takes_infos
+from workers.scope.tracking import AgentTracking, Episodes, Scalars
 from workers.seeding import RandomStream, skrl_key
-from workers.tracking import AgentTracking, Episodes, Scalars
+from workers.storage.agent_file import dump_agent
 from workers.types import Arrays, Mode, Phase, Scope, Tick, Transition
 
 __all__ = ["AgentGroup", "AgentRunner"]
@@ -241,7 +241,7 @@ class AgentRunner:
             self._tracking.start()
 
     def agent_file(self) -> tuple[str, bytes]:
-        """Name and content of the agent's file; see `workers.agent_file.dump_agent`."""
+        """Name and content of the agent's file; see `workers.storage.agent_file.dump_agent`."""
         self.phase = Phase.STORE
         with self.as_handed_over() as agent:
             return dump_agent(agent, self._framework)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.run_dir import RunDirectory
-from trainer.run import prepare
-from trainer.run_config import OrchestratorConfig, RunConfig
+from trainer.command.run import prepare
+from trainer.command.run_config import OrchestratorConfig, RunConfig
 from workers.frameworks import load_framework
-from workers.tracking import Episodes
+from workers.scope.tracking import Episodes
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
-from workers.wire import Packed
+from workers.remote.wire import Packed
 
 __all__ = ["Address", "AuthenticationError", "Channel", "Message", "UnreadableError", "authenticate", "prepare"]
 
@@ -74,7 +74,7 @@ class Message(NamedTuple):
         seq: Number of the request.
         ack: Requests before this one will not be sent again.
         slot: Slot of shared memory that a reply may use, -1 for none.
-        plain: What it says, besides arrays; see `workers.messages`.
+        plain: What it says, besides arrays; see `workers.remote.messages`.
         packed: Its arrays, or None.
     """
 

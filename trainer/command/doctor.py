@@ -13,9 +13,9 @@ from pathlib import Path
 import fsspec.core
 
 from orchestrator.run_dir import RunDirectory
-from trainer.run import prepare
-from trainer.run_config import OrchestratorConfig, RunConfig, parse
-from trainer.versions import versions
+from trainer.command.run import prepare
+from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
+from trainer.command.versions import versions
 from workers.agents import load_ppo
 from workers.errors import LockstepError
 from workers.frameworks import available_frameworks, load_framework

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from workers.by_agent import concatenate_rows
-from workers.env_slice import EnvSlice
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework
 from workers.node import node_name
+from workers.scope.env_slice import EnvSlice
 from workers.types import Arrays, Outcome, Phase, Tick, Transition
 
 __all__ = ["Agents", "ScopeWorker"]

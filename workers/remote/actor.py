@@ -8,9 +8,9 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from workers.channel import Address
-from workers.server import Server
-from workers.service import Busy, Reply, Service
+from workers.remote.channel import Address
+from workers.remote.server import Server
+from workers.remote.service import Busy, Reply, Service
 
 __all__ = ["WorkerActor"]
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
-from workers.agent_export import export_agent
-from workers.agent_runner import AgentGroup, AgentRunner
-from workers.env_slice import EnvSlice
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
+from workers.remote.wire import Packed, from_wire, to_wire
+from workers.scope.agent_runner import AgentGroup, AgentRunner
+from workers.scope.env_slice import EnvSlice
+from workers.scope.worker import ScopeWorker
+from workers.storage.export import export_agent
 from workers.types import Phase, Scope, Tick
-from workers.wire import Packed, from_wire, to_wire
-from workers.worker import ScopeWorker
 
 __all__ = ["Busy", "Description", "Reply", "Service", "WorkerSpec"]
 

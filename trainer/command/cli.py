@@ -72,7 +72,7 @@ class _HelpWithDefaults(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The help."""
-        from trainer.run_config import describe
+        from trainer.command.run_config import describe
         from workers.agents.ppo import PPOCfg
 
         ppo = "\n".join(describe(PPOCfg, "  "))
@@ -119,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> Iterator[str]:
     """Train the agents of a configuration, store everything in a run directory, and evaluate the agents."""
     from orchestrator.run_dir import RunDirectory
-    from trainer.run_config import load_config
-    from trainer.training import train
+    from trainer.command.run_config import load_config
+    from trainer.command.training import train
 
     config = load_config(_read(options.config), options.overrides)
     path = Path(options.config).absolute()
@@ -132,9 +132,9 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     """Evaluate the stored agents of a run, as it did itself at its end."""
     from orchestrator.run_dir import RunDirectory
-    from trainer.evaluation import evaluate
-    from trainer.run_config import load_config
-    from trainer.training import report
+    from trainer.command.evaluation import evaluate
+    from trainer.command.run_config import load_config
+    from trainer.command.training import report
 
     directory = RunDirectory(options.run_dir)
     config = load_config(directory.config(), options.overrides)
@@ -143,8 +143,8 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
     """Check versions, frameworks, devices, Ray, threads, shared memory and write access, and a configuration."""
-    from trainer.doctor import Finding, examine
-    from trainer.run_config import load_config
+    from trainer.command.doctor import Finding, examine
+    from trainer.command.run_config import load_config
     from workers.errors import ConfigError
 
     config, broken = None, []

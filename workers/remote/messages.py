@@ -6,10 +6,10 @@ import pickle
 import struct
 from typing import Any
 
-from workers.segment import Offer
-from workers.service import Reply
+from workers.remote.segment import Offer
+from workers.remote.service import Reply
+from workers.remote.wire import Packed
 from workers.types import Mode, Tick
-from workers.wire import Packed
 
 __all__ = ["dump_reply", "dump_request", "load_reply", "load_request"]
 
@@ -22,7 +22,7 @@ def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None)
     """The bytes of a request.
 
     Args:
-        method: Method of `workers.service.Service`.
+        method: Method of `workers.remote.service.Service`.
         args: Its arguments, but for arrays.
         offer: Shared memory for this reply and the next ones, if it is new.
     """
