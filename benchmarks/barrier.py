@@ -34,7 +34,7 @@ class Barrier(Peers):
 def serve(port: int, num_envs: int) -> None:
     """Do an iteration for every byte."""
     import torch
-    from fan_out_training import cheetah_env, skrls_agent
+    from halfcheetah import cheetah_env, skrls_agent
     from ray import cloudpickle
 
     from trainer.config import StepTrainerCfg

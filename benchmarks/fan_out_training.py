@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from barrier import Barrier
 from contestants import make_ours, make_skrl
+from halfcheetah import CHEETAH, NUM_ENVS, cheetah_env, skrls_agent
 from measuring import CFG, Result, actors, judge, ratios, take_turns, timed, trainer
 from plots import plot_phases, plot_workers
 from report import spread, table
@@ -19,11 +20,6 @@ from report import spread, table
 from workers.envs import make_env
 from workers.types import Scope
 
-NUM_ENVS = 64
-CHEETAH = (
-    gymnasium.spaces.Box(-np.inf, np.inf, (17,), np.float64),
-    gymnasium.spaces.Box(-1.0, 1.0, (6,), np.float32),
-)
 CARTPOLE = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32), gymnasium.spaces.Discrete(2)
 PHASES = {
     "act": "Stats / Inference time (ms)",
@@ -33,16 +29,8 @@ PHASES = {
 }
 
 
-def skrls_agent(scope: Scope) -> Any:
-    return make_skrl("torch", *CHEETAH, scope.num_envs)
-
-
 def our_agent(scope: Scope) -> Any:
     return make_ours("torch", *CARTPOLE, scope.num_envs)
-
-
-def cheetah_env() -> Any:
-    return make_env("HalfCheetah-v5", num_envs=NUM_ENVS, framework="torch")
 
 
 def cartpole_env() -> Any:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workers.frameworks import Framework
-from workers.remote.service import Description
-from workers.types import Outcome, Scope, Tick
+from workers.types import Description, Outcome, Scope, Tick
 
 __all__ = ["Orchestrator", "Plan", "Session"]
 

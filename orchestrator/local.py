@@ -9,13 +9,13 @@ from typing import Any
 from orchestrator.base import Plan
 from orchestrator.merge import share_outcome
 from workers.errors import Failure, build_error
+from workers.members import is_factory
 from workers.node import node_name
-from workers.remote.service import Description
-from workers.scope.agent_runner import AgentGroup, AgentRunner
-from workers.scope.checks import is_factory
+from workers.scope.agent_group import AgentGroup
+from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
-from workers.types import Outcome, Phase, Tick
+from workers.types import Description, Outcome, Phase, Tick
 
 __all__ = ["LocalOrchestrator"]
 
@@ -49,9 +49,7 @@ class LocalSession:
             raise
         self._agents = AgentGroup(self._runners, framework)
         self._worker = ScopeWorker(self._env_slice, self._agents, framework, scope=only_scope)
-        self.workers: Sequence[Description] = [
-            Description.of(runner, framework, self._env_slice.notes) for runner in self._runners
-        ]
+        self.workers: Sequence[Description] = [runner.describe(self._env_slice.notes) for runner in self._runners]
 
     def _build_runners(self) -> None:
         plan, failures, cause = self._plan, [], None

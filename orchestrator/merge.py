@@ -7,24 +7,23 @@ from typing import Any
 
 from workers.frameworks import Framework
 from workers.infos import infos_by_scope, merge_infos
-from workers.remote.wire import Packed, read_outcome
 from workers.types import Outcome, Scope
 
 __all__ = ["merge_outcomes", "share_outcome"]
 
 
-def merge_outcomes(parts: Sequence[Packed], scopes: Sequence[Scope], framework: Framework) -> Outcome:
+def merge_outcomes(parts: Sequence[Outcome], scopes: Sequence[Scope], framework: Framework) -> Outcome:
     """Concatenate the rows of all outcomes, and merge their infos (see `workers.infos.merge_infos`).
 
     Args:
-        parts: The packed outcome of each scope, in scope order; every array has ``scope.num_envs`` rows.
+        parts: The outcome of each scope, in scope order, with arrays of NumPy; each has ``scope.num_envs`` rows.
         scopes: The scopes.
         framework: Whose arrays they are.
 
     Returns:
         An outcome whose row i belongs to environment i; each of its arrays is copied once.
     """
-    *columns, infos = zip(*[read_outcome(part, framework) for part in parts], strict=True)
+    *columns, infos = zip(*parts, strict=True)
     merged = [_join(column, framework) for column in columns]
     merged.append(merge_infos(infos, [scope.num_envs for scope in scopes], framework) if any(infos) else {})
     return Outcome._make(merged)

@@ -18,6 +18,7 @@ from tests.support.agents import NullAgent
 from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory
 from workers.envs.envpool import build
+from workers.envs.making import build_rows
 from workers.envs.spaces import action_width
 from workers.errors import EnvError
 
@@ -63,11 +64,11 @@ def test_slices_are_the_full_batch(id, fixed):
     options = {"max_episode_steps": 60} if id == "CheetahRun-v1" else {}
     factory = EnvFactory(partial(build, id=id, seed=7 if fixed else None, **options), num_envs=ROWS)
     seed = None if fixed else 7
-    whole = trace(factory.make(ROWS, 0, framework="torch", seed=None), seed=seed)
+    whole = trace(build_rows(factory, ROWS, 0, framework="torch", seed=None), seed=seed)
     ends = sum(int(infos["_final_obs"].sum()) for *_, infos in whole if "_final_obs" in infos)
     assert ends >= ROWS
     for start, stop in ((0, 1), (1, ROWS)):
-        env = factory.make(stop - start, start, framework="torch", seed=None)
+        env = build_rows(factory, stop - start, start, framework="torch", seed=None)
         part = trace(env, start, stop, seed=None if seed is None else seed + start)
         assert_same(part, without_empty(rows_of(whole, start, stop)))
     assert not np.array_equal(whole[5][0][0], whole[5][0][1])
@@ -75,7 +76,9 @@ def test_slices_are_the_full_batch(id, fixed):
 
 def test_seed_of_the_factory_wins_and_without_any_they_differ():
     def start(seed: int | None, reset_seed: int | None) -> Any:
-        env = EnvFactory(partial(build, id="CartPole-v1", seed=seed), num_envs=2).make(2, 0, framework="numpy", seed=0)
+        env = build_rows(
+            EnvFactory(partial(build, id="CartPole-v1", seed=seed), num_envs=2), 2, 0, framework="numpy", seed=0
+        )
         observations, _ = env.reset(seed=reset_seed)
         env.close()
         return observations.tolist()
@@ -86,8 +89,8 @@ def test_seed_of_the_factory_wins_and_without_any_they_differ():
 
 def test_final_observations_are_those_of_the_end():
     """CartPole ends where the pole has fallen, and starts within 0.05 of the middle."""
-    env = EnvFactory(partial(build, id="CartPole-v1", seed=7), num_envs=ROWS).make(
-        ROWS, 0, framework="torch", seed=None
+    env = build_rows(
+        EnvFactory(partial(build, id="CartPole-v1", seed=7), num_envs=ROWS), ROWS, 0, framework="torch", seed=None
     )
     ends = 0
     for observations, _, terminated, _, infos in trace(env)[1:]:
@@ -133,7 +136,7 @@ def test_threads_end_with_close():
     """Thirty of them, to be told from a few that other libraries start and end meanwhile."""
     threads = psutil.Process().num_threads()
     factory = EnvFactory(partial(build, id="CartPole-v1", num_threads=30), num_envs=30)
-    env = factory.make(30, 0, framework="torch", seed=0)
+    env = build_rows(factory, 30, 0, framework="torch", seed=0)
     env.reset(seed=3)  # made anew
     assert threads + 25 <= psutil.Process().num_threads() <= threads + 35
     env.close()

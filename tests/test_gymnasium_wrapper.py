@@ -18,6 +18,7 @@ from tests.support.envs import CountingEnv, NoisyEnv, SilentEnv
 from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
+from workers.envs.making import build_rows
 from workers.errors import EnvError, WorkerError
 from workers.frameworks import load_framework
 
@@ -245,7 +246,9 @@ def test_make_env_passes_options_on_and_remembers_its_recipe(framework):
     assert to_numpy(truncated).all()
     assert infos["_final_obs"].all()
     assert isinstance(env.recipe, EnvFactory)
-    part, whole = (env.recipe.make(2 - row, row, framework=framework, seed=None).reset(seed=row)[0] for row in (1, 0))
+    part, whole = (
+        build_rows(env.recipe, 2 - row, row, framework=framework, seed=None).reset(seed=row)[0] for row in (1, 0)
+    )
     np.testing.assert_array_equal(to_numpy(part), to_numpy(whole)[1:])
 
 

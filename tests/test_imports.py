@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import PACKAGES, modules, violations
+from tests.support.imports import PACKAGES, ROOMS, circle, modules, violations
 from tests.support.parity import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 
 
+def sources(*roots: str) -> dict[str, str]:
+    """Source of every module by its name."""
+    return {name: path.read_text(encoding="utf-8") for name, path in modules(*(ROOT / root for root in roots))}
+
+
 def test_directions():
-    found = dict(modules(ROOT))
+    found = dict(modules(*(ROOT / package for package in PACKAGES)))
     assert {"trainer.step", "orchestrator.ray.session", "workers.frameworks"} <= set(found)
     assert {f"workers.agents.{name}.ppo" for name in FRAMEWORKS} <= set(found)
     wrong = [
@@ -27,14 +32,24 @@ def test_directions():
     assert wrong == []
 
 
+def test_every_room_is_there():
+    found = {name for name, _ in modules(*(ROOT / package for package in PACKAGES))}
+    assert [room for rooms in ROOMS for room in rooms if room not in found] == []
+
+
 ALLOWED = [
     ("trainer.step", "from orchestrator.base import Plan\nfrom workers.errors import AgentError\nimport tqdm"),
     ("trainer.torch", "import torch"),
+    ("trainer.checks", "from orchestrator.ray import RayOrchestrator"),
+    ("trainer.command.run", "from trainer.step import StepTrainer"),
     ("workers.frameworks.jax", "import jax.numpy as jnp\nimport jaxlib"),
     ("workers.agents.jax.networks", "from flax import nnx\nimport optax"),
     ("workers.agents.warp", "import warp as wp\nimport warp_nn"),
+    ("workers.agents.base", "from workers.storage.state_file import encode_state"),
     ("workers.remote.actor", "import ray\nfrom ray import cloudpickle"),
-    ("orchestrator.ray.session", "import ray"),
+    ("workers.scope.checks", "from workers.members import missing_members"),
+    ("workers.infos", "from workers.by_agent import map_arrays"),
+    ("orchestrator.ray.session", "import ray\nfrom workers.remote.wire import Packed"),
     ("orchestrator.scopes", "from workers.seeding import agent_seed\nfrom . import merge"),
     ("workers.envs.base", "from ..types import Array\nimport numpy as np"),
 ]
@@ -43,6 +58,18 @@ FORBIDDEN = [
     ("workers.remote.service", "import orchestrator.base", "orchestrator.base"),
     ("workers.remote.service", "from trainer import config", "trainer.config"),
     ("orchestrator.local", "from trainer.config import StepTrainerCfg", "trainer.config.StepTrainerCfg"),
+    ("orchestrator.local", "from orchestrator.ray.session import RaySession", "orchestrator.ray.session.RaySession"),
+    ("trainer.step", "from trainer.command import cli", "trainer.command.cli"),
+    ("trainer", "from trainer.command.versions import versions", "trainer.command.versions.versions"),
+    ("workers.scope.worker", "from workers.remote.wire import to_wire", "workers.remote.wire.to_wire"),
+    ("workers.agents.base", "from workers.scope.tracking import ScalarWriter", "workers.scope.tracking.ScalarWriter"),
+    ("workers.agents.base", "from workers.envs import make_env", "workers.envs.make_env"),
+    ("workers.envs.making", "import workers.agents.ppo", "workers.agents.ppo"),
+    ("workers.storage.export", "from workers.agents.base import Learner", "workers.agents.base.Learner"),
+    ("workers.infos", "from workers.storage import state_file", "workers.storage.state_file"),
+    ("workers.frameworks.torch", "from workers.seeding import RandomStream", "workers.seeding.RandomStream"),
+    ("workers.types", "from workers.frameworks import Framework", "workers.frameworks.Framework"),
+    ("workers.types", "if TYPE_CHECKING:\n    from workers.infos import Infos", "workers.infos.Infos"),
     ("workers.infos", "import torch", "torch"),
     ("workers.infos", "def f():\n    from torch import nn", "torch.nn"),
     ("workers.infos", "if TYPE_CHECKING:\n    import jax.numpy as jnp", "jax.numpy"),
@@ -74,6 +101,37 @@ def test_checker_rejects(module: str, source: str, name: str):
     assert violations(f"import os\n{source}\n", module) == [f"{module} imports {name}"]
 
 
+def test_no_circle_of_imports():
+    """Those under TYPE_CHECKING and inside functions count, too."""
+    assert circle(sources(*PACKAGES)) == []
+    assert circle(sources("tests", "examples")) == []
+    scripts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert {"fan_out", "barrier", "lockstep_ppo"} <= set(scripts)
+    assert circle(scripts) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ("from a.two import f", "from a.one import g"),
+        ("import a.two", "if TYPE_CHECKING:\n    from a import one"),
+        ("from a.two import f", "def f():\n    from a.one import g"),
+    ],
+)
+def test_a_circle_is_found(first: str, last: str):
+    house = {"a": "from a.one import g", "a.one": f"import os\n{first}", "a.two": "from a.three import x"}
+    assert circle({**house, "a.three": "x = 1"}) == []
+    found = circle({**house, "a.three": last})
+    assert found[0] == found[-1]
+    assert set(found) == {"a.one", "a.two", "a.three"}
+
+
+def test_no_file_is_long():
+    lines = {name: source.count("\n") for name, source in sources(*PACKAGES, "tests", "examples", "benchmarks").items()}
+    assert len(lines) > 150
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
 def run(code: str, *args: str, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
@@ -92,17 +150,18 @@ cfg = {"disable_progressbar": True}
 with StepTrainer(env=counting_factory(3), agents=[RecordingAgent] * 2, cfg=cfg, seed=1) as trainer:
     rows = [to_numpy(trainer.train()[0])[:, 0].tolist() for _ in range(5)]
     trainer.eval()
-print(rows[-1], sorted({"jax", "ray", "skrl", "torch", "warp"} & set(sys.modules)))
+remote = [name for name in sys.modules if name.startswith("workers.remote")]
+print(rows[-1], sorted({"jax", "ray", "skrl", "torch", "warp"} & set(sys.modules)), remote)
 """
 
 
-def test_a_local_run_imports_its_own_framework_only(framework: str, tmp_path: Path):
+def test_a_local_run_imports_its_own_framework_and_nothing_remote(framework: str, tmp_path: Path):
     done = run(RUN, framework, cwd=tmp_path)
     # Warp itself says what it runs on, and complains where there is no GPU
     warnings = [line for line in done.stderr.splitlines() if not line.startswith("Warp CUDA warning: ")]
     assert (done.returncode, warnings) == (0, [])
     *said, last = done.stdout.splitlines()
-    assert last == f"[0.0, 1.0, 2.0] ['{framework}']"
+    assert last == f"[0.0, 1.0, 2.0] ['{framework}'] []"
     assert not said or framework == "warp"
 
 

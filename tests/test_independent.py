@@ -16,6 +16,7 @@ from tests.support.parity import CFG, assert_same, run
 from tests.support.ppo import to_framework
 from workers.agents.independent import IndependentAgents
 from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper, make_env
+from workers.envs.making import build_rows
 from workers.errors import AgentError, WorkerError
 from workers.types import Scope
 
@@ -143,9 +144,9 @@ def test_a_team_of_one_is_a_single_agent(framework):
     multi = noisy_team_factory(3, **options)
 
     def single(num_envs: int, first_env: int) -> Any:
-        return AsSingleAgent(multi.make(num_envs, first_env, framework=framework, seed=None))
+        return AsSingleAgent(build_rows(multi, num_envs, first_env, framework=framework, seed=None))
 
-    env = multi.make(1, 0, framework=framework, seed=None)
+    env = build_rows(multi, 1, 0, framework=framework, seed=None)
     spaces = {
         "observation_space": env.observation_spaces["agent_0"],
         "action_space": env.action_spaces["agent_0"],
@@ -171,7 +172,7 @@ def test_a_team_of_one_is_a_single_agent(framework):
 
 def test_tags_name_the_group():
     env = noisy_team_factory(4, agents=3, discrete=True)
-    spaces = env.make(1, 0, framework="torch", seed=None)
+    spaces = build_rows(env, 1, 0, framework="torch", seed=None)
 
     def team(scope: Scope) -> Any:
         return IndependentAgents(
@@ -294,7 +295,7 @@ def test_actions_of_other_names_are_refused():
             actions, outputs = super().act(*arguments, **others)
             return {"agent_0": actions["agent_0"]}, outputs
 
-    env = noisy_team_factory(2, agents=2, discrete=True).make(2, 0, framework="torch", seed=0)
+    env = build_rows(noisy_team_factory(2, agents=2, discrete=True), 2, 0, framework="torch", seed=0)
     spaces = {f"{kind}_spaces": getattr(env, f"{kind}_spaces") for kind in ("observation", "action")}
     agent = Forgetful(parity.ppo("torch"), possible_agents=env.possible_agents, **spaces, num_envs=2)
     message = r"act\(\) returned actions of \['agent_0'\]; expected those of"

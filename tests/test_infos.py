@@ -19,7 +19,7 @@ from tests.support.agents import copied
 from tests.support.parity import FRAMEWORKS, assert_same
 from workers.frameworks import Framework, load_framework
 from workers.infos import mask_rows, merge_infos, overlay, scalars, take_rows
-from workers.remote.wire import to_wire
+from workers.remote.wire import read_outcome, to_wire
 from workers.types import Outcome, Scope
 
 Infos = dict[str, Any]
@@ -182,13 +182,18 @@ def test_where_a_scope_lacks_the_key(framework: str):
     assert {key: value.tolist() for key, value in merged.items()} == {"a": [5, 0, 0], "_a": [True, False, False]}
 
 
+def carried(outcome: Outcome, framework: Framework) -> Outcome:
+    """The outcome as it comes off the wire, with NumPy's arrays."""
+    return read_outcome(to_wire(outcome, framework), framework)
+
+
 def test_a_single_scope_is_unchanged(framework: str):
     adapter = load_framework(framework)
     infos = {"float": 2.0, "int": 3, "array": np.arange(2)}
     assert merge_infos([infos], [2], adapter) is infos
     outcome = Outcome._make([*[adapter.from_numpy(np.zeros((2, 1)))] * 4, infos])
     scopes = resolve_scopes([2], num_envs=2, num_simultaneous_agents=1)
-    merged = merge_outcomes([to_wire(outcome, adapter)], scopes, adapter)
+    merged = merge_outcomes([carried(outcome, adapter)], scopes, adapter)
     assert_same(copied(merged._asdict()), copied(outcome._asdict()))
     assert share_outcome(outcome, scopes, adapter) is outcome
 
@@ -204,7 +209,7 @@ def test_outcomes_merge_in_scope_order(name: str):
         infos = {"row": rows[:, 0], "mean": float(stop - start)}
         return Outcome._make([*map(framework.from_numpy, arrays), infos])
 
-    merged = merge_outcomes([to_wire(outcome(*scope.rows), framework) for scope in scopes], scopes, framework)
+    merged = merge_outcomes([carried(outcome(*scope.rows), framework) for scope in scopes], scopes, framework)
     for array, expected in zip(merged[:4], outcome(0, 6)[:4], strict=True):
         assert framework.is_array(array)
         assert_same(framework.to_numpy(array), framework.to_numpy(expected))

@@ -15,6 +15,7 @@ from tests.support.multi_agent_envs import NoisyTeamEnv, build_game, game_factor
 from tests.support.parity import assert_same, run, slices_run
 from workers.agents.independent import IndependentAgents
 from workers.envs import EnvFactory, wrap_env
+from workers.envs.making import build_rows
 from workers.types import Scope
 
 STEPS = 100
@@ -24,7 +25,7 @@ TEAMS = {"torch": TEAM, "jax": TEAM | {"agents": 2}, "warp": TEAM | {"agents": 2
 
 
 def make_team(framework: str, env: EnvFactory, groups: dict[str, Any] | None, scope: Scope) -> IndependentAgents:
-    spaces = env.make(1, 0, framework=framework, seed=None)
+    spaces = build_rows(env, 1, 0, framework=framework, seed=None)
     return IndependentAgents(
         partial(parity.ppo(framework), cfg=PPO_CFG),
         possible_agents=spaces.possible_agents,

@@ -24,6 +24,7 @@ from tests.support.multi_agent_envs import (
 )
 from tests.support.parity import CFG, assert_same, step_trainer
 from workers.envs import EnvFactory, make_env, wrap_env
+from workers.envs.making import build_rows
 from workers.envs.pettingzoo import PettingZooWrapper
 from workers.errors import EnvError
 
@@ -154,7 +155,7 @@ def test_environments_by_name(name, agents, is_turn_based):
     observations, infos = env.reset(seed=5)
     assert sum(int(alive[0, 0]) for alive in infos["alive"].values()) == (1 if is_turn_based else 3)
     assert env.recipe is not None
-    part = env.recipe.make(2, 1, framework="numpy", seed=None)
+    part = build_rows(env.recipe, 2, 1, framework="numpy", seed=None)
     assert_same(part.reset(seed=6)[0], {name: rows[1:] for name, rows in observations.items()})
 
 
@@ -237,7 +238,7 @@ def test_keyword_arguments_and_joint_states_by_name():
     env = make_env("classic/rps_v2", num_envs=2, framework="numpy", states="joint")
     env.reset(seed=0)
     assert env.state()["player_0"].shape == (2, 8)
-    assert env.recipe.make(1, 0, framework="numpy", seed=None).state_spaces["player_1"].shape == (8,)
+    assert build_rows(env.recipe, 1, 0, framework="numpy", seed=None).state_spaces["player_1"].shape == (8,)
 
 
 @pytest.mark.parametrize("name", ["NoSuchEnv-v0", "no.such_v0", "classic/no_such_v0", "no/such_v0", "json"])
@@ -277,7 +278,7 @@ def test_mixed_lists_are_refused():
 
 
 def train(env: EnvFactory, steps: int, scopes: list[int]) -> tuple[list[RecordingTeam], list[dict[str, float]]]:
-    spaces = env.make(1, 0, framework="torch", seed=None).action_spaces
+    spaces = build_rows(env, 1, 0, framework="torch", seed=None).action_spaces
     agents = [partial(RecordingTeam, spaces)] * len(scopes)
     with step_trainer("torch")(env=env, agents=agents, scopes=scopes, cfg={**CFG, "timesteps": steps}) as trainer:
         trainer.collect_metrics()

@@ -18,10 +18,10 @@ from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgen
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.node import node_name
-from workers.remote.service import Busy, Description, Reply, WorkerSpec
+from workers.remote.service import Busy, Reply, WorkerSpec
 from workers.remote.wire import from_wire, read_outcome, to_wire
 from workers.storage.export import ExportedAgent
-from workers.types import Mode, Outcome, Transition
+from workers.types import Description, Mode, Outcome, Transition
 
 ROWS = [5.0, 6.0, 7.0]
 NOTHING = to_wire((None, None, None), load_framework("numpy"))

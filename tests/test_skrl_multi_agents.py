@@ -16,6 +16,7 @@ from tests.support.multi_agent_envs import noisy_team_factory
 from tests.support.parity import CFG, assert_same, copied_outputs, run, step_trainer
 from tests.support.skrl_frameworks import ROLLOUTS
 from tests.support.skrl_multi_agents import skrl_team
+from workers.envs.making import build_rows
 from workers.frameworks import load_framework
 from workers.storage.agent_file import dump_agent, load_agent
 from workers.storage.export import copy_state, module_states
@@ -26,7 +27,7 @@ TEAM: dict[str, Any] = {"agents": 2, "discrete": False, "states": True}
 
 
 def make(framework: str, kind: str, scope: Scope) -> Any:
-    env = noisy_team_factory(1, **TEAM).make(1, 0, framework=framework, seed=None)
+    env = build_rows(noisy_team_factory(1, **TEAM), 1, 0, framework=framework, seed=None)
     return skrl_team(framework, kind, env, scope.num_envs)
 
 

@@ -17,7 +17,9 @@ from trainer.torch import StepTrainer
 from workers.envs import EnvFactory
 from workers.errors import LifecycleError, WorkerError
 from workers.frameworks import load_framework
-from workers.scope.tracking import Episodes, Scalars, ScalarWriter
+from workers.scalars import Scalars
+from workers.scope.episodes import Episodes
+from workers.scope.tracking import ScalarWriter
 from workers.types import Scope
 
 

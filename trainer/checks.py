@@ -8,10 +8,11 @@ from typing import Any
 
 from orchestrator.base import Orchestrator
 from workers.envs import EnvFactory
-from workers.envs.factory import check_env, check_num_envs
+from workers.envs.checking import check_env, check_num_envs
 from workers.errors import AgentError, ConfigError, EnvError
 from workers.frameworks import Framework
-from workers.scope.checks import check_agent, is_factory
+from workers.members import is_factory
+from workers.scope.checks import check_agent
 from workers.types import Scope
 
 __all__ = ["check_agents", "checked_count", "checked_num_envs", "checked_seed", "resolve_orchestrator"]

@@ -26,6 +26,7 @@ __all__ = [
     "Agent",
     "Array",
     "Arrays",
+    "Description",
     "Env",
     "Mode",
     "MultiAgentEnv",
@@ -146,6 +147,15 @@ class Transition(NamedTuple):
     step_time: float
 
 
+class Description(NamedTuple):
+    """Where a worker lives and how: kind of its agent, node, compute threads of its framework, and what to say once."""
+
+    agent: str
+    node: str
+    num_threads: int
+    notes: tuple[str, ...] = ()
+
+
 class Env(Protocol):
     """Vectorised environments: what every environment must have. What it has besides is used where it is present."""
 
@@ -262,15 +272,3 @@ class Agent(Protocol):
 
     def track_data(self, tag: str, value: float) -> None:
         """Take note of a scalar."""
-
-
-def missing_members(value: Any, role: type, *others: str) -> list[str]:
-    """Names of the members that `value` lacks of those that a role (`Env`, `MultiAgentEnv`, `Agent`) requires.
-
-    Args:
-        value: What is to fill the role.
-        role: The role.
-        others: Names of more members that it needs.
-    """
-    required = [name for name in vars(role) if not name.startswith("_")]
-    return [name for name in (*required, *others) if not hasattr(value, name)]

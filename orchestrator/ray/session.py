@@ -16,14 +16,13 @@ from orchestrator.ray.transport import Streams, payloads
 from workers.by_agent import map_arrays
 from workers.errors import LifecycleError, WorkerError
 from workers.infos import take_rows
-from workers.remote.service import Description
-from workers.remote.wire import FrameworkArray, from_wire, to_wire
-from workers.scope.checks import is_factory
+from workers.members import is_factory
+from workers.remote.wire import FrameworkArray, from_wire, read_outcome, to_wire
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.seeding import RandomStream, skrl_key
 from workers.storage.export import ExportedAgent, copy_state, import_agent
-from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
+from workers.types import Arrays, Description, Outcome, Phase, Scope, Tick, Transition
 
 __all__ = ["RaySession"]
 
@@ -76,7 +75,8 @@ class RaySession:
         replies = self._streams.receive(
             number, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep, halts=True
         )
-        return merge_outcomes(payloads(replies), scopes, framework)
+        outcomes = [read_outcome(packed, framework) for packed in payloads(replies)]
+        return merge_outcomes(outcomes, scopes, framework)
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""

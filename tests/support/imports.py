@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGES = ("trainer", "orchestrator", "workers")
@@ -20,13 +21,28 @@ FRAMEWORKS = {
     "warp_nn": "warp",
 }
 
-# what each package may import of the house: down only
-BELOW = {"trainer": PACKAGES, "orchestrator": ("orchestrator", "workers"), "workers": ("workers",)}
+# the rooms of the house, the highest first: a module may import its own room and those below, not one beside it
+ROOMS = (
+    ("trainer.__main__",),
+    ("trainer.command",),
+    ("trainer",),
+    ("orchestrator.ray",),
+    ("orchestrator",),
+    ("workers.remote",),
+    ("workers.scope",),
+    ("workers.agents", "workers.envs"),
+    ("workers.storage",),
+    ("workers.by_agent", "workers.infos", "workers.seeding"),
+    ("workers.frameworks",),
+    ("workers",),
+)
+RULES = ROOMS[9]  # files of one room
+FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 NEVER = ("skrl", "tests", "examples", "benchmarks")
 
 
-def imported_names(source: str, module: str, *, is_package: bool) -> Iterator[str]:
+def imported_names(source: str, module: str, *, is_package: bool = False) -> Iterator[str]:
     """Full names of all modules (or members of modules) that `source` imports anywhere, also inside functions."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
@@ -50,15 +66,45 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
     ]
 
 
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; empty if there is no circle.
+
+    Args:
+        sources: Source of each module by its full name. Imports of anything else do not count.
+    """
+    graph = {
+        module: {found for name in imported_names(source, module) if (found := _module_of(name, sources)) is not None}
+        for module, source in sources.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))  # graphlib begins with what is imported
+    return []
+
+
+def _module_of(name: str, modules: Mapping[str, str]) -> str | None:
+    """The module that an imported name is, or is a member of."""
+    return next((found for found in (name, name.rpartition(".")[0]) if found in modules), None)
+
+
 def _allowed(module: str, name: str) -> bool:
-    root, package = name.split(".")[0], module.split(".")[0]
+    root = name.split(".")[0]
     if root in PACKAGES:
-        return root in BELOW[package]
+        mine, other = _room(module), _room(name)
+        return mine == other or FLOORS[mine] < FLOORS[other] or (mine in RULES and other in RULES)
     if root in FRAMEWORKS:
         return _framework_of(module) == FRAMEWORKS[root]
     if root == "ray":
-        return module == "workers.remote.actor" or f"{module}.".startswith("orchestrator.ray.")
+        return module == "workers.remote.actor" or _room(module) == "orchestrator.ray"
     return root not in NEVER
+
+
+def _room(name: str) -> str:
+    """The room that a module, or a member of one, is in."""
+    while name not in FLOORS:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _framework_of(module: str) -> str | None:
@@ -69,9 +115,9 @@ def _framework_of(module: str) -> str | None:
     return None
 
 
-def modules(root: Path) -> Iterator[tuple[str, Path]]:
-    """Names and files of all modules of the house."""
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
+def modules(*roots: Path) -> Iterator[tuple[str, Path]]:
+    """Names and files of all modules of packages."""
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            parts = path.relative_to(root.parent).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path

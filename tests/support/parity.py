@@ -16,6 +16,7 @@ from trainer.config import resolve_cfg
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.remote.service import Service, WorkerSpec
+from workers.remote.wire import read_outcome
 from workers.types import Mode, Tick
 
 CFG = {"headless": True, "disable_progressbar": True}
@@ -87,7 +88,8 @@ def slices_run(steps: int, name: str, env: EnvFactory, agents: Any, sizes: Any) 
     outputs = []
     for step in range(1, steps + 1):
         replies = [service.handle(step + 1, "tick", (Tick(Mode.TRAIN, step, steps),)) for service in services]
-        outputs.append(copied_outputs(merge_outcomes([reply.payload for reply in replies], scopes, framework)))
+        outcomes = [read_outcome(reply.payload, framework) for reply in replies]
+        outputs.append(copied_outputs(merge_outcomes(outcomes, scopes, framework)))
     exported = [service.handle(steps + 2, "export", ()).payload for service in services]
     return outputs, [copied(cloudpickle.loads(part.data).state_dict()) for part in exported]
 

@@ -12,7 +12,7 @@ from orchestrator.run_dir import RunDirectory
 from trainer.command.run import prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig
 from workers.frameworks import load_framework
-from workers.scope.tracking import Episodes
+from workers.scope.episodes import Episodes
 
 __all__ = ["Evaluation", "evaluate"]
 

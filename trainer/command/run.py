@@ -19,7 +19,8 @@ from workers.agents import load_ppo
 from workers.agents.independent import IndependentAgents, resolve_groups
 from workers.agents.ppo import PPOCfg
 from workers.envs import EnvFactory, make_env, wrap_env
-from workers.envs.factory import is_multi_agent
+from workers.envs.checking import is_multi_agent
+from workers.envs.making import build_rows
 from workers.errors import AgentError, ConfigError, LockstepError
 from workers.frameworks import load_framework
 from workers.types import Scope
@@ -231,7 +232,7 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
             build = partial(_with_states, build, framework, config.states)
         factory = EnvFactory(build, num_envs=config.num_envs, framework=framework)
         # a factory has no spaces: they are those of its first environment
-        env = factory.make(1, 0, framework=framework, seed=None)
+        env = build_rows(factory, 1, 0, framework=framework, seed=None)
         try:
             return factory, _spaces(env)
         finally:

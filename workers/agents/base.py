@@ -14,7 +14,7 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 from workers.frameworks import load_framework
-from workers.scope.tracking import Scalars
+from workers.scalars import Scalars
 from workers.storage.state_file import decode_state, encode_state
 
 __all__ = ["Agent", "Learner", "discrete_components", "space_width"]

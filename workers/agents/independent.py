@@ -11,8 +11,8 @@ from workers.agents.base import Learner, Space
 from workers.by_agent import concatenate_rows
 from workers.errors import AgentError
 from workers.infos import merge_infos
-from workers.scope.checks import takes_infos
-from workers.types import Agent, missing_members
+from workers.members import missing_members, takes_infos
+from workers.types import Agent
 
 __all__ = ["IndependentAgents", "resolve_groups"]
 

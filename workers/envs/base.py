@@ -1,15 +1,35 @@
-"""The two base classes of environments."""
+"""The contract of environments: the two base classes, and the recipe by which rows of them are built."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from workers.envs.factory import EnvFactory
-    from workers.types import Array
+from workers.types import Array
 
-__all__ = ["MultiAgentEnvWrapper", "Wrapper"]
+__all__ = ["EnvFactory", "MultiAgentEnvWrapper", "Wrapper"]
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Environments that are built where they are stepped, for any range of rows.
+
+    Attributes:
+        build: Called with ``(num_envs, first_env)``; makes the environments of the rows ``first_env`` to
+            ``first_env + num_envs``: a Gymnasium vector environment, something already wrapped, or a list of
+            `num_envs` single environments, Gymnasium's or PettingZoo's. It is called once for all rows in local and in
+            shared mode, and once per scope in sharded mode, so it must not depend on what was built before. What it
+            builds resets ended environments in ``step``, for every batch size.
+        num_envs: Number of environments in all.
+        framework: Name of the framework whose arrays they take and give; the trainer's if None.
+    """
+
+    build: Callable[[int, int], Any]
+    _: KW_ONLY
+    num_envs: int
+    framework: str | None = None
 
 
 class _EnvWrapper(ABC):

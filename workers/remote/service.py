@@ -19,13 +19,14 @@ from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.remote.wire import Packed, from_wire, to_wire
-from workers.scope.agent_runner import AgentGroup, AgentRunner
+from workers.scope.agent_group import AgentGroup
+from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.storage.export import export_agent
-from workers.types import Phase, Scope, Tick
+from workers.types import Description, Phase, Scope, Tick
 
-__all__ = ["Busy", "Description", "Reply", "Service", "WorkerSpec"]
+__all__ = ["Busy", "Reply", "Service", "WorkerSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +53,6 @@ class WorkerSpec:
     cfg: bytes
     seed: int | None
     modules: tuple[str, ...] = ()
-
-
-class Description(NamedTuple):
-    """Where a worker lives and how: kind of its agent, node, compute threads of its framework, and what to say once."""
-
-    agent: str
-    node: str
-    num_threads: int
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, runner: AgentRunner, framework: Framework, notes: tuple[str, ...]) -> Description:
-        """Of an agent in this process; `notes` are those of its environments."""
-        kind, threads = type(runner.agent).__qualname__, framework.num_threads()
-        return cls(kind, node_name(), threads, notes + runner.notes)
 
 
 class Reply(NamedTuple):
@@ -194,7 +180,7 @@ class Service:
                 first_env=spec.scope.start,
                 pack=lambda outcome: to_wire(outcome, framework, self._into),
             )
-        return Description.of(runner, framework, () if env_slice is None else env_slice.notes)
+        return runner.describe(() if env_slice is None else env_slice.notes)
 
     def _tick(self, tick: Tick, count: int = 1) -> Any:
         if self._has_failed:  # this one was sent before the driver knew

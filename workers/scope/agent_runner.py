@@ -1,25 +1,25 @@
-"""AgentRunner: one simultaneous agent on its scope, and AgentGroup: the agents of several scopes in one process."""
+"""AgentRunner: one simultaneous agent on its scope."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import repeat
 from time import perf_counter
 from typing import Any
 
-from workers.by_agent import map_arrays, row_splitter
-from workers.errors import AgentError, Failure, WorkerError
+from workers.by_agent import map_arrays
+from workers.errors import AgentError
 from workers.frameworks import Framework
-from workers.infos import scalars, take_rows
+from workers.members import is_factory, takes_infos
 from workers.node import node_name
-from workers.scope.checks import asked_shapes, check_agent, check_fit, is_factory, takes_infos
-from workers.scope.tracking import AgentTracking, Episodes, Scalars
+from workers.scope.agent_log import AgentLog
+from workers.scope.checks import asked_shapes, check_agent, check_fit
+from workers.scope.tracking import AgentTracking
 from workers.seeding import RandomStream, skrl_key
 from workers.storage.agent_file import dump_agent
-from workers.types import Arrays, Mode, Phase, Scope, Tick, Transition
+from workers.types import Arrays, Description, Mode, Phase, Scope, Tick
 
-__all__ = ["AgentGroup", "AgentRunner"]
+__all__ = ["AgentRunner"]
 
 _FLUSH_INTERVAL = 1000
 """Iterations after which what an agent has tracked is taken from it also if nobody asks: its lists do not grow on."""
@@ -68,7 +68,6 @@ class AgentRunner:
         self._stream: AbstractContextManager[Any] = nullcontext()
         if scope.seed is not None:
             self._stream = RandomStream(scope.seed, framework)
-        self._environment_info = cfg.environment_info
         self._stochastic_evaluation = cfg.stochastic_evaluation
         self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
         self._infos: dict[str, Any] = {}  # what came with the observations to act on
@@ -84,9 +83,13 @@ class AgentRunner:
         self._takes_infos = takes_infos(self.agent)
         self.notes = self._notes()
         self._is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(self.agent).__mro__)
-        self._collecting = False
-        self._scalars = Scalars()
-        self._episodes = Episodes(scope.num_envs)
+        self._log = AgentLog(
+            self.agent,
+            framework,
+            num_envs=scope.num_envs,
+            agents=self.agents,
+            environment_info=cfg.environment_info,
+        )
         self._unflushed = 0
         self._last_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
 
@@ -131,8 +134,8 @@ class AgentRunner:
                     actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
                 elapsed = (perf_counter() - start) * 1e3
                 agent.track_data("Stats / Inference time (ms)", elapsed)
-        if self._collecting:  # also here: not every agent can be read
-            self._scalars.add("Stats / Inference time (ms)", elapsed)
+        if self._log.collecting:  # also here: not every agent can be read
+            self._log.note_time("Inference", elapsed)
         if not training and not self._stochastic_evaluation:
             actions = _mean_actions(actions, outputs)
         if self.agents:
@@ -177,11 +180,10 @@ class AgentRunner:
         if self._is_skrls:
             for_skrl = self._framework.flags_for_skrl
             terminated, truncated = map_arrays(for_skrl, terminated), map_arrays(for_skrl, truncated)
-        collecting = self._collecting
+        log, collecting = self._log, self._log.collecting
         if collecting:
-            ended = self._episodes.add(rewards, terminated, truncated, self._framework, before=self._infos, infos=infos)
-            self._note_episodes(ended)
-            self._scalars.add("Stats / Env stepping time (ms)", step_time)
+            log.note_step(rewards, terminated, truncated, before=self._infos, infos=infos)
+            log.note_time("Env stepping", step_time)
             start = perf_counter()
         with self._stream:
             with self._no_grad:
@@ -200,14 +202,14 @@ class AgentRunner:
                     timesteps=timesteps,
                 )
                 if infos:
-                    self._log(infos)
+                    log.track_infos(infos)
             self.phase = Phase.POST_INTERACTION
             if collecting:
                 recorded = perf_counter()
             agent.post_interaction(timestep=timestep, timesteps=timesteps)
         if collecting:
-            self._scalars.add("Stats / Recording time (ms)", (recorded - start) * 1e3)
-            self._scalars.add("Stats / Post-interaction time (ms)", (perf_counter() - recorded) * 1e3)
+            log.note_time("Recording", (recorded - start) * 1e3)
+            log.note_time("Post-interaction", (perf_counter() - recorded) * 1e3)
         self._infos = infos
         self._unflushed += 1
         if self._unflushed == _FLUSH_INTERVAL:
@@ -216,15 +218,20 @@ class AgentRunner:
     def collect(self) -> dict[str, float]:
         """Scalars by tag since the last call; the first one starts the measuring of episodes and phases."""
         self.phase = Phase.COLLECT
-        self._collecting = True
+        self._log.collecting = True
         self._flush()
-        return self._scalars.drain() | self._tracking.writer.scalars.drain()
+        return self._log.drain() | self._tracking.writer.scalars.drain()
 
     def restart(self) -> None:
         """The environments start anew: episodes in progress do not count, and rollouts do not go on."""
-        self._episodes.restart()
+        self._log.restart()
         with self._stream:
             self.agent.enable_training_mode(False)  # until the next iteration that trains
+
+    def describe(self, env_notes: tuple[str, ...]) -> Description:
+        """Where the agent lives and how; `env_notes` are those of its environments."""
+        kind, threads = type(self.agent).__qualname__, self._framework.num_threads()
+        return Description(kind, node_name(), threads, env_notes + self.notes)
 
     @property
     def timestep(self) -> int:
@@ -255,35 +262,6 @@ class AgentRunner:
         with self._stream, self._no_grad:
             self._tracking.flush(self._last_tick)
 
-    def _note_episodes(self, ended: Mapping[str, Any]) -> None:
-        for name, (_, returns, lengths) in ended.items():
-            group = f"Episode / {name}" if name else "Episode"
-            for episode_return, length in zip(returns, lengths, strict=True):
-                for kind in ("mean", "min", "max"):
-                    self._scalars.add(f"{group} / Return ({kind})", episode_return)
-                self._scalars.add(f"{group} / Length (mean)", length)
-
-    def _log(self, infos: dict[str, Any]) -> None:
-        """Track the scalars under the configured key, also those that ended environments left in ``final_info``."""
-        key = self._environment_info
-        for group, place in self._places(infos):
-            logged = place.get(key)
-            if isinstance(logged, dict):
-                for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
-                    tag = name if "/" in name else f"{group} / {name}"
-                    self.agent.track_data(tag, value)
-                    if self._collecting:
-                        self._scalars.add(tag, value)
-
-    def _places(self, infos: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Where scalars may be, in infos and final ones and in those of each agent, with how their tags begin."""
-        for place in (infos, infos.get("final_info")):
-            if isinstance(place, dict):
-                yield "Info", place
-                for name in self.agents:
-                    if isinstance(place.get(name), dict):
-                        yield f"Info / {name}", place[name]
-
 
 def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
     return array.reshape(shape)
@@ -294,102 +272,3 @@ def _mean_actions(actions: Arrays, outputs: Mapping[str, Any]) -> Arrays:
     if not isinstance(actions, dict):
         return outputs.get("mean_actions", actions)
     return {name: (outputs.get(name) or {}).get("mean_actions", action) for name, action in actions.items()}
-
-
-class AgentGroup:
-    """The agents of all rows of one `EnvSlice`, in this process."""
-
-    def __init__(self, runners: Sequence[AgentRunner], framework: Framework, *, copies: bool = True) -> None:
-        """Put them together.
-
-        Args:
-            runners: The agents, in scope order.
-            framework: The trainer's framework.
-            copies: Whether to give them copies; a single agent can do without where nobody else has its arrays.
-        """
-        self.runners = runners
-        self._framework = framework
-        self._sizes = [runner.scope.num_envs for runner in runners]
-        self._num_envs = sum(self._sizes)
-        self._first_env = runners[0].scope.start
-        self._nothing = (None,) * len(runners)
-        self._copies = row_splitter(framework, self._sizes, by_agent=bool(runners[0].agents))
-        self._split = self._copies if copies or len(runners) > 1 else lambda arrays: (arrays,)
-        self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
-
-    def act(
-        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
-    ) -> Sequence[Arrays]:
-        """Actions of every agent, in scope order."""
-        split, rows = self._last_split
-        if split is not observations:
-            rows = self._copies(observations)
-        # not those that were recorded as the next ones: an agent may have changed them
-        state_rows = self._nothing if states is None else self._copies(states)
-        parts = self._nothing if infos is None else self._split_infos(infos)
-        return self._each(AgentRunner.act, repeat(tick), rows, state_rows, parts)
-
-    def learn(self, tick: Tick, transition: Transition) -> None:
-        """Hand every agent its rows of the transition."""
-        split = self._split
-        rewards, next_observations, next_states, terminated, truncated, infos, step_time = transition
-        rows = split(next_observations)
-        # mostly the next iteration acts on just these observations
-        self._last_split = (next_observations, rows)
-        self._each(
-            AgentRunner.learn,
-            repeat(tick),
-            split(rewards),
-            rows,
-            self._nothing if next_states is None else split(next_states),
-            split(terminated),
-            split(truncated),
-            self._split_infos(infos),
-            repeat(step_time),
-        )
-
-    def collect(self) -> list[dict[str, float]]:
-        """Scalars of every agent since the last call, by tag."""
-        return self._each(AgentRunner.collect)
-
-    def agent_files(self) -> list[tuple[str, bytes]]:
-        """Name and content of every agent's file."""
-        return self._each(AgentRunner.agent_file)
-
-    def restart(self) -> None:
-        """The next iteration acts on other observations than those that the last one led to."""
-        self._last_split = (None, ())
-        for runner in self.runners:
-            runner.restart()
-
-    def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
-        if not infos:
-            return [{} for _ in self.runners]
-        first, scopes = self._first_env, (runner.scope for runner in self.runners)
-        return [
-            take_rows(infos, scope.start - first, scope.stop - first, self._num_envs, self._framework)
-            for scope in scopes
-        ]
-
-    def _each(self, method: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
-        """Call `method` of every runner, also when one fails, so that every failed scope is reported."""
-        results, failures, cause = [], [], None
-        calls = map(method, self.runners, *columns)
-        for runner in self.runners:
-            try:
-                results.append(next(calls))  # which goes on with the next runner after an error
-            except Exception as error:
-                cause = error
-                failures.append(
-                    Failure.of(
-                        error,
-                        scope=runner.scope.index,
-                        rows=runner.scope.rows,
-                        phase=runner.phase.value,
-                        timestep=runner.timestep,
-                        node=node_name(),
-                    )
-                )
-        if failures:
-            raise WorkerError(failures) from cause
-        return results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import gymnasium
@@ -10,16 +9,12 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 from workers.frameworks import Framework, available_frameworks
-from workers.types import Agent, Scope, missing_members
+from workers.members import missing_members
+from workers.types import Agent, Scope
 
-__all__ = ["asked_shapes", "check_agent", "check_fit", "is_factory", "takes_infos"]
+__all__ = ["asked_shapes", "check_agent", "check_fit"]
 
 Spaces = gymnasium.Space[Any] | dict[str, gymnasium.Space[Any]]
-
-
-def is_factory(agent: Any) -> bool:
-    """Whether `agent` makes an agent rather than being one: a class, or a callable without ``act``."""
-    return isinstance(agent, type) or (callable(agent) and not hasattr(agent, "act"))
 
 
 def check_agent(agent: Any, scope: Scope) -> None:
@@ -88,14 +83,6 @@ def asked_shapes(agent: Any, scope: Scope, observation_space: Spaces) -> Any:
             f"{observation_space}; expected a Box"
         )
     return (scope.num_envs, *observation_space.shape)
-
-
-def takes_infos(agent: Any) -> bool:
-    """Whether ``agent.act`` has a parameter ``infos``, for what comes with the observations that it acts on."""
-    try:
-        return "infos" in inspect.signature(agent.act).parameters
-    except (TypeError, ValueError):  # written in another language
-        return False
 
 
 def _check_width(agent: Any, owner: str, own_space: Any, space: Any) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from workers.by_agent import map_arrays
 from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
-from workers.envs.factory import check_env, is_multi_agent
+from workers.envs.checking import check_env, is_multi_agent
+from workers.envs.making import build_rows
 from workers.frameworks import Framework
-from workers.scope.tracking import Scalars
+from workers.scalars import Scalars
 from workers.seeding import skrl_key
 from workers.types import Arrays, Outcome, Phase, Transition
 
@@ -59,7 +60,7 @@ class EnvSlice:
         built = isinstance(env, EnvFactory)
         if built:
             rows = env.num_envs if num_envs is None else num_envs
-            env = env.make(rows, first_env, framework=framework.name, seed=seed)
+            env = build_rows(env, rows, first_env, framework=framework.name, seed=seed)
         check_env(env, framework.name)
         self.env = env
         self.built = built

@@ -1,0 +1,59 @@
+"""What an environment must have to be driven by a trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from workers.envs.base import MultiAgentEnvWrapper, Wrapper
+from workers.errors import EnvError
+from workers.members import missing_members
+from workers.types import Env, MultiAgentEnv
+
+__all__ = ["check_env", "check_num_envs", "is_multi_agent", "is_wrapped"]
+
+
+def is_multi_agent(env: Any) -> bool:
+    """Whether a wrapped environment, ours or another library's, gives and takes dictionaries by agent name."""
+    return isinstance(env, MultiAgentEnvWrapper) or (not isinstance(env, Wrapper) and hasattr(env, "possible_agents"))
+
+
+def is_wrapped(env: Any) -> bool:
+    """Whether it is one of our wrappers, or has the members of one (another library's wrapper)."""
+    if isinstance(env, (Wrapper, MultiAgentEnvWrapper)):
+        return True
+    return not isinstance(env, (gymnasium.Env, VectorEnv)) and not _missing_members(env)
+
+
+def _missing_members(env: Any) -> list[str]:
+    role = MultiAgentEnv if is_multi_agent(env) else Env
+    if role is MultiAgentEnv and not hasattr(env, "num_envs"):
+        return ["num_envs"]  # PettingZoo's own: looking for its spaces makes it warn
+    return missing_members(env, role)
+
+
+def check_env(env: Any, framework: str) -> None:
+    """Check that `env` can be driven by a trainer of this framework.
+
+    Raises:
+        EnvError: It lacks a member, has no rows, or is for another framework.
+    """
+    kind = type(env).__qualname__
+    if missing := _missing_members(env):
+        raise EnvError(f"environment {kind} lacks {', '.join(missing)}; wrap it with wrap_env(env, framework=…)")
+    check_num_envs(env.num_envs, f"environment {kind}")
+    if isinstance(env, (Wrapper, MultiAgentEnvWrapper)) and env.framework != framework:
+        raise EnvError(f"environment {kind} is for {env.framework!r}, but the trainer is for {framework!r}")
+
+
+def check_num_envs(num_envs: Any, owner: str) -> None:
+    """Check a number of environments.
+
+    Raises:
+        EnvError: It is no integer of at least 1.
+    """
+    if not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+        raise EnvError(f"{owner} has num_envs {num_envs!r}; expected an integer of at least 1")

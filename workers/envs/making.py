@@ -1,0 +1,128 @@
+"""How environments come to be: wrapped as they are, made by name, or built for any range of rows by a factory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import VectorEnv
+
+from workers.envs.base import EnvFactory
+from workers.envs.checking import check_env, check_num_envs, is_wrapped
+from workers.envs.gymnasium import GymnasiumWrapper, vectorize
+from workers.errors import EnvError
+from workers.seeding import skrl_key
+
+__all__ = ["build_rows", "make_env", "wrap_env"]
+
+
+def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework: str, seed: int | None) -> Any:
+    """Build and wrap the environments of some rows.
+
+    Args:
+        factory: What builds them.
+        num_envs: Number of rows.
+        first_env: Index of the first row in the full batch.
+        framework: Name of the trainer's framework.
+        seed: The trainer's seed.
+
+    Raises:
+        EnvError: What was built has not these rows, or is no environment.
+    """
+    with skrl_key(framework, None if seed is None else seed + first_env):
+        built = factory.build(num_envs, first_env)
+    env = wrap_env(built, framework=framework)
+    check_env(env, framework)
+    if env.num_envs != num_envs:
+        raise EnvError(
+            f"the environment factory was asked for {num_envs} environments from row {first_env} on and built "
+            f"{env.num_envs}; build(num_envs, first_env) must return num_envs of them"
+        )
+    return env
+
+
+def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **kwargs: Any) -> Any:
+    """Make copies of a registered environment, wrapped; they can be rebuilt for any range of rows.
+
+    Args:
+        id: Name of the environment: one of Gymnasium's, such as ``"CartPole-v1"``, one of PettingZoo's, such as
+            ``"classic/tictactoe_v3"``, or a module with ``parallel_env`` or ``env``, such as
+            ``"mpe2.simple_spread_v3"``.
+        num_envs: Number of copies.
+        framework: Name of the framework whose arrays it takes and gives.
+        states: Of a multi-agent environment: ``"own"``, the environment's where it has them; ``"joint"``, the
+            observations of all agents, one after the other; ``"none"``.
+        kwargs: Passed to ``gymnasium.make``, ``pettingzoo.make`` or the module's function.
+
+    Raises:
+        EnvError: There is no such environment, or `num_envs` is less than 1.
+    """
+    check_num_envs(num_envs, f"make_env({id!r})")
+    build = partial(_make_registered, id, kwargs, framework, states)
+    recipe = EnvFactory(build, num_envs=num_envs, framework=framework)
+    env = build_rows(recipe, num_envs, 0, framework=framework, seed=None)
+    env.recipe = recipe
+    return env
+
+
+def _make_registered(
+    id: str, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
+) -> Any:
+    envs = [_make_single(id, kwargs) for _ in range(num_envs)]
+    return wrap_env(envs, framework=framework, states=states)
+
+
+def _make_single(id: str, kwargs: dict[str, Any]) -> Any:
+    try:
+        return gymnasium.make(id, **kwargs)
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
+        from workers.envs.registry import make_multi_agent
+
+        env = make_multi_agent(id, kwargs)
+        if env is None:
+            raise EnvError(
+                f"gymnasium cannot make {id!r}, and it is neither PettingZoo's nor a module with parallel_env (MPE's "
+                f"come with pip install 'lockstep-rl[multiagent]'): {error}"
+            ) from error
+        return env
+    except gymnasium.error.Error as error:
+        raise EnvError(f"gymnasium cannot make {id!r}: {error}") from error
+
+
+def wrap_env(env: Any, *, framework: str, states: str = "own") -> Any:
+    """Wrap what the user has: an environment of Gymnasium or PettingZoo, a vector environment, or a list of the former.
+
+    What is already wrapped is returned as it is.
+
+    Args:
+        env: The environment or environments.
+        framework: Name of the framework whose arrays are taken and given.
+        states: As for `make_env`.
+
+    Raises:
+        EnvError: It is none of these.
+    """
+    wrapped = is_wrapped(env)
+    singles = list(env) if isinstance(env, Sequence) else [env]
+    if len({id(single) for single in singles}) < len(singles):
+        raise EnvError("one environment is in the list several times; make one for each row")
+    if singles and not wrapped and all(hasattr(single, "possible_agents") for single in singles):
+        from workers.envs.pettingzoo import PettingZooWrapper
+
+        return PettingZooWrapper(singles, framework=framework, states=states)  # type: ignore[arg-type]
+    if states != "own":
+        raise EnvError(f"states is {states!r}; expected 'own' for what is no environment of PettingZoo's")
+    if wrapped:
+        return env
+    if isinstance(env, VectorEnv):
+        return GymnasiumWrapper(env, framework=framework)
+    if singles and all(isinstance(single, gymnasium.Env) for single in singles):
+        return GymnasiumWrapper(vectorize(singles), framework=framework)
+    given = singles if isinstance(env, (list, tuple)) and singles else [env]
+    kinds = ", ".join(dict.fromkeys(f"{type(one).__module__}.{type(one).__qualname__}" for one in given))
+    raise EnvError(
+        f"{kinds} cannot be wrapped; expected a gymnasium.Env, a gymnasium.vector.VectorEnv, a Parallel or AEC "
+        "environment of PettingZoo (with possible_agents), or a list of single environments of one kind"
+    )

@@ -1,0 +1,116 @@
+"""AgentGroup: the agents of several scopes in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+from workers.by_agent import row_splitter
+from workers.errors import Failure, WorkerError
+from workers.frameworks import Framework
+from workers.infos import take_rows
+from workers.node import node_name
+from workers.scope.agent_runner import AgentRunner
+from workers.types import Arrays, Tick, Transition
+
+__all__ = ["AgentGroup"]
+
+
+class AgentGroup:
+    """The agents of all rows of one `EnvSlice`, in this process."""
+
+    def __init__(self, runners: Sequence[AgentRunner], framework: Framework, *, copies: bool = True) -> None:
+        """Put them together.
+
+        Args:
+            runners: The agents, in scope order.
+            framework: The trainer's framework.
+            copies: Whether to give them copies; a single agent can do without where nobody else has its arrays.
+        """
+        self.runners = runners
+        self._framework = framework
+        self._sizes = [runner.scope.num_envs for runner in runners]
+        self._num_envs = sum(self._sizes)
+        self._first_env = runners[0].scope.start
+        self._nothing = (None,) * len(runners)
+        self._copies = row_splitter(framework, self._sizes, by_agent=bool(runners[0].agents))
+        self._split = self._copies if copies or len(runners) > 1 else lambda arrays: (arrays,)
+        self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
+
+    def act(
+        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
+    ) -> Sequence[Arrays]:
+        """Actions of every agent, in scope order."""
+        split, rows = self._last_split
+        if split is not observations:
+            rows = self._copies(observations)
+        # not those that were recorded as the next ones: an agent may have changed them
+        state_rows = self._nothing if states is None else self._copies(states)
+        parts = self._nothing if infos is None else self._split_infos(infos)
+        return self._each(AgentRunner.act, repeat(tick), rows, state_rows, parts)
+
+    def learn(self, tick: Tick, transition: Transition) -> None:
+        """Hand every agent its rows of the transition."""
+        split = self._split
+        rewards, next_observations, next_states, terminated, truncated, infos, step_time = transition
+        rows = split(next_observations)
+        # mostly the next iteration acts on just these observations
+        self._last_split = (next_observations, rows)
+        self._each(
+            AgentRunner.learn,
+            repeat(tick),
+            split(rewards),
+            rows,
+            self._nothing if next_states is None else split(next_states),
+            split(terminated),
+            split(truncated),
+            self._split_infos(infos),
+            repeat(step_time),
+        )
+
+    def collect(self) -> list[dict[str, float]]:
+        """Scalars of every agent since the last call, by tag."""
+        return self._each(AgentRunner.collect)
+
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """Name and content of every agent's file."""
+        return self._each(AgentRunner.agent_file)
+
+    def restart(self) -> None:
+        """The next iteration acts on other observations than those that the last one led to."""
+        self._last_split = (None, ())
+        for runner in self.runners:
+            runner.restart()
+
+    def _split_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        if not infos:
+            return [{} for _ in self.runners]
+        first, scopes = self._first_env, (runner.scope for runner in self.runners)
+        return [
+            take_rows(infos, scope.start - first, scope.stop - first, self._num_envs, self._framework)
+            for scope in scopes
+        ]
+
+    def _each(self, method: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
+        """Call `method` of every runner, also when one fails, so that every failed scope is reported."""
+        results, failures, cause = [], [], None
+        calls = map(method, self.runners, *columns)
+        for runner in self.runners:
+            try:
+                results.append(next(calls))  # which goes on with the next runner after an error
+            except Exception as error:
+                cause = error
+                failures.append(
+                    Failure.of(
+                        error,
+                        scope=runner.scope.index,
+                        rows=runner.scope.rows,
+                        phase=runner.phase.value,
+                        timestep=runner.timestep,
+                        node=node_name(),
+                    )
+                )
+        if failures:
+            raise WorkerError(failures) from cause
+        return results

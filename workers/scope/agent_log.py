@@ -1,0 +1,94 @@
+"""AgentLog: what is logged of one simultaneous agent besides what it tracks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from workers.frameworks import Framework
+from workers.infos import scalars
+from workers.scalars import Scalars
+from workers.scope.episodes import Episodes
+from workers.types import Arrays
+
+__all__ = ["AgentLog"]
+
+
+class AgentLog:
+    """Episodes, times of phases and scalars of infos of one simultaneous agent.
+
+    Attributes:
+        collecting: Whether they are collected: from the first time on that somebody asks for them.
+    """
+
+    def __init__(
+        self, agent: Any, framework: Framework, *, num_envs: int, agents: Sequence[str], environment_info: str
+    ) -> None:
+        """Begin.
+
+        Args:
+            agent: The agent, which tracks the scalars of infos, too.
+            framework: The trainer's framework.
+            num_envs: Number of its environments.
+            agents: Names of the agents, if it is a multi-agent.
+            environment_info: Key of the infos whose scalars are logged.
+        """
+        self.collecting = False
+        self._agent = agent
+        self._framework = framework
+        self._num_envs = num_envs
+        self._agents = agents
+        self._environment_info = environment_info
+        self._scalars = Scalars()
+        self._episodes = Episodes(num_envs)
+
+    def drain(self) -> dict[str, float]:
+        """Scalars by tag since the last call."""
+        return self._scalars.drain()
+
+    def restart(self) -> None:
+        """Forget the episodes in progress."""
+        self._episodes.restart()
+
+    def note_time(self, phase: str, milliseconds: float) -> None:
+        """Take note of the time that a phase took."""
+        self._scalars.add(f"Stats / {phase} time (ms)", milliseconds)
+
+    def note_step(
+        self,
+        rewards: Arrays,
+        terminated: Arrays,
+        truncated: Arrays,
+        *,
+        before: Mapping[str, Any],
+        infos: Mapping[str, Any],
+    ) -> None:
+        """Take note of the episodes that a step ended; for the arguments see `Episodes.add`."""
+        ended = self._episodes.add(rewards, terminated, truncated, self._framework, before=before, infos=infos)
+        for name, (_, returns, lengths) in ended.items():
+            group = f"Episode / {name}" if name else "Episode"
+            for episode_return, length in zip(returns, lengths, strict=True):
+                for kind in ("mean", "min", "max"):
+                    self._scalars.add(f"{group} / Return ({kind})", episode_return)
+                self._scalars.add(f"{group} / Length (mean)", length)
+
+    def track_infos(self, infos: dict[str, Any]) -> None:
+        """Track the scalars under the configured key, also those that ended environments left in ``final_info``."""
+        key = self._environment_info
+        for group, place in self._places(infos):
+            logged = place.get(key)
+            if isinstance(logged, dict):
+                for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
+                    tag = name if "/" in name else f"{group} / {name}"
+                    self._agent.track_data(tag, value)
+                    if self.collecting:
+                        self._scalars.add(tag, value)
+
+    def _places(self, infos: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Where scalars may be, in infos and final ones and in those of each agent, with how their tags begin."""
+        for place in (infos, infos.get("final_info")):
+            if isinstance(place, dict):
+                yield "Info", place
+                for name in self._agents:
+                    if isinstance(place.get(name), dict):
+                        yield f"Info / {name}", place[name]

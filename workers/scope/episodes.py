@@ -1,0 +1,109 @@
+"""Returns and lengths of episodes, out of the steps of some rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.frameworks import Framework
+from workers.types import Arrays
+
+__all__ = ["EndedEpisodes", "Episodes"]
+
+
+class EndedEpisodes(NamedTuple):
+    """Rows whose episode ended in a step, and its return (a sum in float64) and length (in timesteps)."""
+
+    rows: npt.NDArray[np.int64]
+    returns: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.int64]
+
+
+class Episodes:
+    """Returns and lengths of the episodes of some rows: of the only agent, or of each agent and of all as a team.
+
+    An agent's episode ends with its flags, and its length is the number of timesteps in which it acted. A team's is
+    that of the environment: its return is the sum over the agents, and its length the number of all timesteps.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._num_envs = num_envs
+        self._sums: dict[str, _Sums] = {}
+        self._ended: dict[str, npt.NDArray[np.bool_]] = {}  # who has, since the last end of their environment
+
+    def add(
+        self,
+        rewards: Arrays,
+        terminated: Arrays,
+        truncated: Arrays,
+        framework: Framework,
+        *,
+        before: Mapping[str, Any] = {},
+        infos: Mapping[str, Any] = {},
+    ) -> dict[str, EndedEpisodes]:
+        """Take note of one step.
+
+        Args:
+            rewards: ``(num_envs, 1)``.
+            terminated: ``(num_envs, 1)``, bool.
+            truncated: ``(num_envs, 1)``, bool.
+            framework: Whose arrays they are.
+            before: Infos that came with the observations before the step; they matter for a team only.
+            infos: Those of the step.
+
+        Returns:
+            What ended: of each agent by its name, and last of the team, or the only agent, by the name ``""``.
+        """
+
+        def numbers(array: Any) -> npt.NDArray[Any]:
+            return np.reshape(framework.to_numpy(array) if framework.is_array(array) else array, -1)
+
+        if not isinstance(rewards, dict):
+            ended = numbers(terminated) | numbers(truncated)
+            return {"": self._of("").add(numbers(rewards), ended)}
+        result, alive = {}, before.get("alive", {})
+        total, over = np.zeros(self._num_envs), np.ones(self._num_envs, np.bool_)
+        nobody = np.zeros(self._num_envs, np.bool_)
+        for name in rewards:
+            row_rewards = numbers(rewards[name])
+            ended = numbers(terminated[name]) | numbers(truncated[name])
+            acted = numbers(alive[name]) if name in alive else True
+            result[name] = self._of(name).add(row_rewards, ended, acted)
+            total += row_rewards
+            self._ended[name] = self._ended.get(name, nobody) | ended
+            over &= self._ended[name]
+        if "alive" in infos:  # else in another library's wrapper, which ends with the last agent
+            over = numbers(infos.get("_final_obs", nobody))
+        self._ended = {name: ended & ~over for name, ended in self._ended.items()}
+        return result | {"": self._of("").add(total, over)}
+
+    def restart(self) -> None:
+        """Forget the episodes in progress."""
+        self._sums.clear()
+        self._ended.clear()
+
+    def _of(self, name: str) -> _Sums:
+        if name not in self._sums:
+            self._sums[name] = _Sums(self._num_envs)
+        return self._sums[name]
+
+
+class _Sums:
+    """What has come together in the episodes in progress."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+
+    def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_], acted: Any = True) -> EndedEpisodes:
+        self._returns += rewards
+        self._lengths += acted
+        rows = np.flatnonzero(ended)
+        result = EndedEpisodes(rows, self._returns[rows], self._lengths[rows])
+        if rows.size:
+            self._returns[rows] = 0.0
+            self._lengths[rows] = 0
+        return result
