@@ -41,7 +41,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m pytest tests/house/test_imports.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

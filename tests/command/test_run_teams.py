@@ -19,7 +19,7 @@ from workers.agents.independent import IndependentAgents
 from workers.errors import ConfigError
 from workers.types import Scope
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEAMS = "tests.support.multi_agent_envs"
 CONFIG: dict[str, Any] = {
     "env": {"factory": f"{TEAMS}:build_game", "num_envs": 5, "states": "joint"},

@@ -12,7 +12,7 @@ import pytest
 from tests.support.imports import PACKAGES, ROOMS, circle, modules, violations
 from tests.support.parity import FRAMEWORKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def sources(*roots: str) -> dict[str, str]:

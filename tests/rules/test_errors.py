@@ -106,7 +106,7 @@ def test_failure_of_an_exception():
     described = Failure.of(
         raised(UnpicklableError("unlucky", lambda: None)), scope=3, rows=(6, 9), phase="record", timestep=5, node="here"
     )
-    assert described.kind == "tests.test_errors.UnpicklableError"
+    assert described.kind == "tests.rules.test_errors.UnpicklableError"
     assert described.message == "unlucky and more"
     assert "KeyError: 'the cause'" in described.traceback
     assert "in raised\n    raise error from cause" in described.traceback

@@ -14,10 +14,10 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordStatisticsOfTheBatch
 
 from orchestrator.ray import RayOrchestrator
+from tests.rules.test_infos import gymnasium_infos
 from tests.support.agents import NullAgent, copied
 from tests.support.envs import CountingEnv
 from tests.support.parity import CFG, FRAMEWORKS, assert_same, step_trainer
-from tests.test_infos import gymnasium_infos
 from workers.envs import EnvFactory, wrap_env
 from workers.frameworks import load_framework
 from workers.infos import merge_infos

@@ -21,7 +21,7 @@ import yaml
 from tests.support.processes import descendants
 from trainer.command.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
     "env": {"id": "CartPole-v1", "num_envs": 6},
     "agents": [

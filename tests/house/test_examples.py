@@ -14,7 +14,7 @@ import yaml
 
 from trainer.command.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 

@@ -17,7 +17,7 @@ from workers.remote.segment import Offer, OwnSegment, attach
 from workers.remote.wire import Packed, from_wire, to_wire
 
 NUMPY = load_framework("numpy")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def own_memory() -> int:

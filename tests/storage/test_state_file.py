@@ -1,11 +1,10 @@
-"""Agents as files: every state comes back to the bit without pickle, and what does not fit is refused."""
+"""States as bytes: every one comes back to the bit without pickle, and what is damaged is refused."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from tests.support.agents import NullAgent, copied
 from tests.support.parity import assert_same
-from tests.support.ppo import STEPS, learn, make, run, state_of
-from tests.support.skrl_agents import ROLLOUTS, seed_everything, skrl_ppo
 from workers.errors import AgentError
 from workers.frameworks import load_framework
-from workers.storage.agent_file import FILE_NAMES, dump_agent, load_agent
 from workers.storage.state_file import decode_state, encode_state
 
 TORCH = load_framework("torch")
@@ -243,182 +238,3 @@ def test_random_bytes_give_nothing_but_our_error(damage: Any):
         decode_state(data, TORCH)  # a byte within a number is another number
     except AgentError as error:
         assert "damaged" in str(error)  # noqa: PT017 - that it is raised is not the point
-
-
-@pytest.mark.parametrize("actions", ["gaussian", "discrete"])
-def test_our_agent_goes_on_with_the_same_bits(framework: str, actions: str):
-    trained, adapter = make(framework, actions), load_framework(framework)
-    run(trained, range(3 * STEPS))
-    name, data = dump_agent(trained, adapter)
-    assert name == "state.safetensors"
-    fresh = make(framework, actions, seed=1)
-    before = state_of(fresh)
-    with pytest.raises(AssertionError):
-        assert_same(state_of(trained), before)
-    load_agent(fresh, name, data, adapter)
-    assert_same(state_of(fresh), state_of(trained))
-    # over an update, that needs the optimizer's moments
-    results = [learn(agent, range(100, 100 + STEPS)) for agent in (trained, fresh)]
-    assert_same(results[1], results[0])
-    with pytest.raises(AssertionError):
-        assert_same(results[1], before)
-
-
-def test_a_file_of_another_shape_leaves_our_agent_as_it_is(framework: str):
-    adapter = load_framework(framework)
-    name, data = dump_agent(make(framework, hidden_sizes=(9,)), adapter)
-    agent = make(framework)
-    run(agent, range(STEPS))
-    before = dump_agent(agent, adapter)
-    with pytest.raises(AgentError, match=r"PPO cannot load what was stored: AgentError: the state does not fit"):
-        load_agent(agent, name, data, adapter)
-    for wrong in (data[:-1], b"", encode_state({"models": {}}, adapter), encode_state([1], adapter)):
-        with pytest.raises(AgentError, match="PPO cannot load what was stored"):
-            load_agent(agent, name, wrong, adapter)
-    assert dump_agent(agent, adapter) == before
-
-
-def trained_skrl(seed: int, updates: int) -> Any:
-    seed_everything(seed)
-    agent = skrl_ppo(2)
-    agent.init(trainer_cfg=None)
-    agent.enable_training_mode(True)
-    for step in range(updates * ROLLOUTS):
-        skrl_step(agent, step)
-    return agent
-
-
-def skrl_step(agent: Any, step: int) -> Any:
-    """One timestep whose arrays depend on the step only."""
-    generator = torch.Generator().manual_seed(step)
-    observations, following = torch.randn(2, 2, 4, generator=generator)
-    rewards = torch.randn(2, 1, generator=generator)
-    with torch.no_grad():
-        actions, _ = agent.act(observations, None, timestep=step, timesteps=100)
-        agent.record_transition(
-            observations=observations,
-            states=None,
-            actions=actions,
-            rewards=rewards,
-            next_observations=following,
-            next_states=None,
-            terminated=rewards > 1,
-            truncated=rewards < -1,
-            infos={},
-            timestep=step,
-            timesteps=100,
-        )
-    agent.post_interaction(timestep=step, timesteps=100)
-    return actions.numpy()
-
-
-def skrl_state(agent: Any) -> Any:
-    modules = {name: module for name, module in agent.checkpoint_modules.items() if module is not None}
-    return {name: copied(dict(module.state_dict())) for name, module in modules.items()}
-
-
-def test_skrl_s_agent_comes_back_with_its_optimizer():
-    trained = trained_skrl(0, 2)
-    name, data = dump_agent(trained, TORCH)
-    assert name == "state.safetensors"
-    assert {path.split("/")[0] for path in safetensors.numpy.load(data)} >= {"policy", "value", "optimizer"}
-    fresh = trained_skrl(1, 0)
-    with pytest.raises(AssertionError):
-        assert_same(skrl_state(fresh), skrl_state(trained))
-    load_agent(fresh, name, data, TORCH)
-    assert fresh.checkpoint_modules["policy"] is fresh.models["policy"]  # in place
-    assert_same(skrl_state(fresh), skrl_state(trained))
-    results = []
-    for agent in (trained, fresh):  # over an update, that needs the optimizer's moments
-        seed_everything(5)
-        results.append([[skrl_step(agent, step) for step in range(200, 200 + ROLLOUTS + 4)], skrl_state(agent)])
-    assert_same(results[1], results[0])
-
-
-class WithFiles(NullAgent):
-    """A number in a file of its own format."""
-
-    def __init__(self, weight: float = 0.0) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def save(self, path: str) -> None:
-        Path(path).write_text(f"weight {self.weight}")
-
-    def load(self, path: str) -> None:
-        self.weight = float(Path(path).read_text().removeprefix("weight "))
-
-
-class WithModules(WithFiles):
-    """Modules of which one has no state that can be written."""
-
-    def __init__(self, weight: float = 0.0, module: Any = None) -> None:
-        super().__init__(weight)
-        self.checkpoint_modules = {"first": torch.nn.Linear(1, 1), "other": module}
-
-
-class WithState(WithFiles):
-    def state_dict(self) -> dict[str, Any]:
-        return {"weight": self.weight, "hook": [print]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise AssertionError("nothing was stored that this could load")
-
-
-class WithHalf(torch.nn.Module):
-    """A state of a dtype that NumPy does not have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.ones(2, dtype=torch.bfloat16))
-
-
-@pytest.mark.parametrize(
-    ("stored", "fresh"),
-    [
-        (WithFiles(2.5), WithFiles()),
-        (WithState(2.5), WithState()),
-        (WithModules(2.5, {"hook": print}), WithModules()),
-        (WithModules(2.5, WithHalf()), WithModules()),
-    ],
-    ids=["nothing else", "state", "modules", "dtype"],
-)
-def test_an_agent_s_own_file_is_the_last_way(stored: Any, fresh: Any):
-    name, data = dump_agent(stored, TORCH)
-    assert (name, data) == ("agent.bin", b"weight 2.5")
-    load_agent(fresh, name, data, TORCH)
-    assert fresh.weight == 2.5
-    assert name in FILE_NAMES
-    with pytest.raises(AgentError, match=r"With\w+ cannot load what was stored: ValueError"):
-        load_agent(fresh, name, b"another file", TORCH)
-
-
-def test_modules_go_before_the_agent_s_own_file():
-    name, data = dump_agent(WithModules(2.5, {"steps": 3}), TORCH)
-    assert name == "state.safetensors"
-    agent = WithModules(0.0)
-    load_agent(agent, name, data, TORCH)
-    assert agent.checkpoint_modules["other"] == {"steps": 3}
-
-
-def test_an_unwritable_state_without_another_way_says_where():
-    class OnlyState(NullAgent):
-        def state_dict(self) -> dict[str, Any]:
-            return {"deep": [{"hook": print}]}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    with pytest.raises(AgentError, match=r"has a builtin_function_or_method at /deep/0/hook"):
-        dump_agent(OnlyState(), TORCH)
-
-
-def test_an_agent_with_none_of_them_is_told_all_three():
-    with pytest.raises(
-        AgentError,
-        match=r"NullAgent cannot be stored: .*state_dict\(\) and load_state_dict\(state\), nor checkpoint_modules, "
-        r"nor save\(path\) and load\(path\)",
-    ):
-        dump_agent(NullAgent(), TORCH)
-    for name in FILE_NAMES:
-        with pytest.raises(AgentError, match="NullAgent cannot load what was stored"):
-            load_agent(NullAgent(), name, encode_state({"policy": {"a": np.zeros(2)}}, TORCH), TORCH)

@@ -24,7 +24,7 @@ from workers.envs import EnvFactory, make_env, wrap_env
 from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LifecycleError, WorkerError
 from workers.frameworks import load_framework
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def trainer_of(
@@ -53,7 +53,7 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 OWN_RAY = """
 import psutil, ray, sys
-from tests.test_ray import *
+from tests.ray.test_ray import *
 def run():
     with trainer_of(orchestrator="ray") as trainer:
         trainer.train()
@@ -94,7 +94,7 @@ def test_more_than_the_cluster_has_is_refused_within_the_deadline(ray_cluster):
 
 
 UNREACHABLE = """
-from tests.test_ray import *
+from tests.ray.test_ray import *
 try:
     trainer_of(orchestrator=RayOrchestrator(address={address!r}, start_timeout=5))
 except ClusterError as error:
@@ -208,7 +208,7 @@ def test_agent_that_cannot_come_back_is_named(ray_cluster):
 
 def test_classes_of_main_may_be_handed_over():
     program = """
-from tests.test_ray import *
+from tests.ray.test_ray import *
 class Agent(NullAgent):
     def __init__(self, scope): super().__init__(); self.count = 0
     def post_interaction(self, *, timestep, timesteps): self.count += 1
@@ -258,7 +258,7 @@ def test_other_numbers_of_threads_are_warned_of(ray_cluster, framework, monkeypa
 
 TWO_TRAINERS = """
 import ray
-from tests.test_ray import *
+from tests.ray.test_ray import *
 first, second = trainer_of(orchestrator="ray"), trainer_of(orchestrator="ray", agents=RecordingAgent())
 first.train()
 first.close()
@@ -366,7 +366,7 @@ def test_cluster_that_was_connected_to_may_grow():
 import subprocess, sys, ray
 address = ray.init(address="local", num_cpus=1, include_dashboard=False).address_info["gcs_address"]
 inner = '''
-from tests.test_ray import *
+from tests.ray.test_ray import *
 try:
     trainer_of(agents=[NullAgent] * 2, orchestrator=RayOrchestrator(address="{}", start_timeout=8))
 except ClusterError as error:

@@ -150,7 +150,7 @@ def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase, fram
     assert [(failure.scope, failure.rows) for failure in error.failures] == [(0, (0, 2)), (1, (2, 5))]
     for failure in error.failures:
         assert (failure.phase, failure.timestep) == (phase, 3)
-        assert failure.kind == "tests.test_failures.UsersError"
+        assert failure.kind == "tests.modes.test_failures.UsersError"
         assert failure.message == "oh no"
         assert "calls_the_function_that_fails" in failure.traceback
         assert "pid" in failure.node

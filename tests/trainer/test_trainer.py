@@ -11,63 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
 
 import workers.envs
 from tests.support.agents import NullAgent, RecordingAgent, to_numpy
-from tests.support.envs import CountingEnv, build_counting, counting_factory
-from tests.support.parity import CFG, FRAMEWORKS, copied_outputs, run, step_trainer
+from tests.support.envs import counting_factory
+from tests.support.foreign import ForeignEnv, trainer_of
+from tests.support.parity import FRAMEWORKS, copied_outputs, run
 from trainer.config import StepTrainerCfg
-from workers.envs import EnvFactory, wrap_env
-from workers.errors import AgentError, ConfigError, EnvError, LifecycleError, ScopeError
+from workers.envs import EnvFactory
+from workers.errors import LifecycleError
 from workers.frameworks import load_framework
-
-
-class ForeignEnv:
-    """A wrapper of another library: has the members, and notes what is called."""
-
-    observation_space = Box(-1, 1, (4,), np.float32)
-    action_space = Box(-1, 1, (1,), np.float32)
-    state_space = Box(-1, 1, (2,), np.float32)
-
-    def __init__(self, num_envs: int = 2, infos: dict[str, Any] | None = None, framework: str = "torch") -> None:
-        self.num_envs = num_envs
-        self.from_numpy = load_framework(framework).from_numpy
-        self.calls: list[str] = []
-        self.time = 0
-        self.infos = infos or {}
-
-    def _observe(self) -> Any:
-        return self.from_numpy(np.full((self.num_envs, 4), self.time, np.float32))
-
-    def reset(self) -> Any:
-        self.calls.append("reset")
-        self.time = 0
-        return self._observe(), {}
-
-    def step(self, actions: Any) -> Any:
-        self.calls.append("step")
-        self.time += 1
-        flags = np.zeros((self.num_envs, 1), np.bool_)
-        ended = flags.copy()
-        ended[0] = self.time == 3
-        rewards = np.ones((self.num_envs, 1), np.float32)
-        return self._observe(), *map(self.from_numpy, (rewards, ended, flags)), self.infos
-
-    def state(self) -> Any:
-        return self.from_numpy(np.full((self.num_envs, 2), -self.time, np.float32))
-
-    def render(self) -> Any:
-        self.calls.append("render")
-
-    def close(self) -> None:
-        self.calls.append("close")
-
-
-def trainer_of(env: Any = None, agents: Any = NullAgent, framework: str = "torch", **options: Any) -> Any:
-    cfg = {**CFG, "timesteps": 10, **options.pop("cfg", {})}
-    env = env or ForeignEnv(framework=framework)
-    return step_trainer(framework)(env=env, agents=agents, cfg=cfg, **options)
 
 
 def test_counter_is_incremented_first_and_left_alone_by_an_explicit_timestep(framework):
@@ -190,13 +143,14 @@ def test_calls_after_close_are_refused():
 @pytest.mark.parametrize(("close", "framework"), [(False, "torch"), *((True, name) for name in FRAMEWORKS)])
 def test_environment_is_closed_on_normal_program_termination(close, framework):
     program = f"""
-from tests.test_trainer import ForeignEnv, to_numpy, trainer_of
+from tests.support.agents import to_numpy
+from tests.support.foreign import ForeignEnv, trainer_of
 class Env(ForeignEnv):
     def close(self): print("closed", to_numpy(self.state()).tolist())
 env = Env(framework={framework!r})
 trainer_of(env, framework={framework!r}, cfg={{"close_environment_at_exit": {close}}}).train()
 """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.stdout.count("closed [[-1.0, -1.0], [-1.0, -1.0]]"), done.returncode) == (close, 0), done.stderr
 
@@ -292,93 +246,6 @@ def test_exports(framework):
     assert module.StepTrainerCfg is StepTrainerCfg
     assert module.generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
     assert set(workers.envs.__all__) == {"EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "make_env", "wrap_env"}
-
-
-class Incomplete:
-    act = init = enable_training_mode = None
-
-
-class Halved(ForeignEnv):
-    step: Any = property()
-
-
-one = NullAgent()
-
-BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "one environment several times": (
-        {"env": EnvFactory(lambda n, first: build_counting(1, 0) * n, num_envs=2)},
-        EnvError,
-        "in the list several times",
-    ),
-    "scopes of another type": ({"scopes": 2}, ScopeError, "expected numbers of environments"),
-    "zero scope": ({"scopes": [2, 0]}, ScopeError, r"\[2, 0\] contain 0"),
-    "negative scope": ({"scopes": [4, -2]}, ScopeError, r"\[4, -2\] contain -2"),
-    "wrong sum": ({"scopes": [2, 3]}, ScopeError, r"add up to 5, but there are 2 environments"),
-    "wrong count": ({"scopes": [1]}, ScopeError, r"are 1, for 2 simultaneous agents"),
-    "too many agents": (
-        {"agents": [NullAgent] * 3},
-        ScopeError,
-        r"more simultaneous agents \(3\) than environments \(2\)",
-    ),
-    "no agents": ({"agents": []}, AgentError, "empty list"),
-    "unknown key": ({"cfg": {"timestep": 3}}, ConfigError, r"unknown 'timestep'; expected any of timesteps"),
-    "negative timesteps": ({"cfg": {"timesteps": -1}}, ConfigError, "timesteps is -1; expected"),
-    "negative seed": ({"seed": -1}, ConfigError, "seed is -1"),
-    "seed of another type": ({"seed": "one"}, ConfigError, "seed is 'one'"),
-    "orchestrator": ({"orchestrator": "slurm"}, ConfigError, "orchestrator is 'slurm'; expected 'local', 'ray'"),
-    "agent lacks members": (
-        {"agents": [Incomplete(), NullAgent]},
-        AgentError,
-        "scope 0, Incomplete, lacks pre_interaction, record_transition, post_interaction, track_data",
-    ),
-    "factory's agent lacks members": (
-        {"agents": [lambda scope: Incomplete(), NullAgent]},
-        AgentError,
-        "lacks pre_interaction",
-    ),
-    "environment lacks a member": ({"env": Halved()}, EnvError, "Halved lacks step"),
-    "no environment": ({"env": object()}, EnvError, "object lacks num_envs, observation_space"),
-    "one instance in two scopes": ({"agents": [one, one]}, AgentError, "in several scopes"),
-    "rows built": (
-        {"env": EnvFactory(lambda n, first: build_counting(n + 1, first), num_envs=2)},
-        EnvError,
-        r"asked for 2 environments from row 0 on and built 3",
-    ),
-    "not built": ({"env": EnvFactory(lambda n, first: 3, num_envs=2)}, EnvError, "cannot be wrapped"),
-    "no rows": ({"env": EnvFactory(build_counting, num_envs=0)}, EnvError, "num_envs 0; expected"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_refused_by_name(name):
-    options, error, message = BAD_INPUT[name]
-    with pytest.raises(error, match=message):
-        trainer_of(**{"env": ForeignEnv(2), "agents": [NullAgent, NullAgent], **options})
-
-
-def test_environment_of_another_framework_is_refused(framework):
-    for env in (
-        EnvFactory(build_counting, num_envs=2, framework="numpy"),
-        wrap_env([CountingEnv(0), CountingEnv(1)], framework="numpy"),
-    ):
-        with pytest.raises(EnvError, match=f"is for 'numpy'.*'{framework}'"):
-            trainer_of(env, framework=framework)
-
-
-def test_observation_width_that_disagrees_with_the_agents():
-    agent = NullAgent()
-    agent.observation_space = Box(-1, 1, (5,))  # type: ignore[attr-defined]
-    with pytest.raises(AgentError, match=r"width 5 .*but the environments give 4"):
-        trainer_of(agents=agent)
-
-
-def test_negative_timestep_is_refused_and_loses_nothing():
-    with trainer_of(agents=RecordingAgent) as trainer:
-        for bad in ({"timestep": -3}, {"timesteps": -3}):
-            with pytest.raises(ConfigError, match="-3"):
-                trainer.train(**bad)
-        trainer.train()
-        assert trainer.agents[0].records()[0]["timestep"] == 1
 
 
 def test_error_while_closing_does_not_hide_the_one_under_way(caplog):

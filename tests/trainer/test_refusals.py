@@ -1,0 +1,101 @@
+"""What StepTrainer refuses: each with a named error that has the numbers, and nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gymnasium.spaces import Box
+
+from tests.support.agents import NullAgent, RecordingAgent
+from tests.support.envs import CountingEnv, build_counting
+from tests.support.foreign import ForeignEnv, trainer_of
+from workers.envs import EnvFactory, wrap_env
+from workers.errors import AgentError, ConfigError, EnvError, ScopeError
+
+
+class Incomplete:
+    act = init = enable_training_mode = None
+
+
+class Halved(ForeignEnv):
+    step: Any = property()
+
+
+one = NullAgent()
+
+BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "one environment several times": (
+        {"env": EnvFactory(lambda n, first: build_counting(1, 0) * n, num_envs=2)},
+        EnvError,
+        "in the list several times",
+    ),
+    "scopes of another type": ({"scopes": 2}, ScopeError, "expected numbers of environments"),
+    "zero scope": ({"scopes": [2, 0]}, ScopeError, r"\[2, 0\] contain 0"),
+    "negative scope": ({"scopes": [4, -2]}, ScopeError, r"\[4, -2\] contain -2"),
+    "wrong sum": ({"scopes": [2, 3]}, ScopeError, r"add up to 5, but there are 2 environments"),
+    "wrong count": ({"scopes": [1]}, ScopeError, r"are 1, for 2 simultaneous agents"),
+    "too many agents": (
+        {"agents": [NullAgent] * 3},
+        ScopeError,
+        r"more simultaneous agents \(3\) than environments \(2\)",
+    ),
+    "no agents": ({"agents": []}, AgentError, "empty list"),
+    "unknown key": ({"cfg": {"timestep": 3}}, ConfigError, r"unknown 'timestep'; expected any of timesteps"),
+    "negative timesteps": ({"cfg": {"timesteps": -1}}, ConfigError, "timesteps is -1; expected"),
+    "negative seed": ({"seed": -1}, ConfigError, "seed is -1"),
+    "seed of another type": ({"seed": "one"}, ConfigError, "seed is 'one'"),
+    "orchestrator": ({"orchestrator": "slurm"}, ConfigError, "orchestrator is 'slurm'; expected 'local', 'ray'"),
+    "agent lacks members": (
+        {"agents": [Incomplete(), NullAgent]},
+        AgentError,
+        "scope 0, Incomplete, lacks pre_interaction, record_transition, post_interaction, track_data",
+    ),
+    "factory's agent lacks members": (
+        {"agents": [lambda scope: Incomplete(), NullAgent]},
+        AgentError,
+        "lacks pre_interaction",
+    ),
+    "environment lacks a member": ({"env": Halved()}, EnvError, "Halved lacks step"),
+    "no environment": ({"env": object()}, EnvError, "object lacks num_envs, observation_space"),
+    "one instance in two scopes": ({"agents": [one, one]}, AgentError, "in several scopes"),
+    "rows built": (
+        {"env": EnvFactory(lambda n, first: build_counting(n + 1, first), num_envs=2)},
+        EnvError,
+        r"asked for 2 environments from row 0 on and built 3",
+    ),
+    "not built": ({"env": EnvFactory(lambda n, first: 3, num_envs=2)}, EnvError, "cannot be wrapped"),
+    "no rows": ({"env": EnvFactory(build_counting, num_envs=0)}, EnvError, "num_envs 0; expected"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_refused_by_name(name):
+    options, error, message = BAD_INPUT[name]
+    with pytest.raises(error, match=message):
+        trainer_of(**{"env": ForeignEnv(2), "agents": [NullAgent, NullAgent], **options})
+
+
+def test_environment_of_another_framework_is_refused(framework):
+    for env in (
+        EnvFactory(build_counting, num_envs=2, framework="numpy"),
+        wrap_env([CountingEnv(0), CountingEnv(1)], framework="numpy"),
+    ):
+        with pytest.raises(EnvError, match=f"is for 'numpy'.*'{framework}'"):
+            trainer_of(env, framework=framework)
+
+
+def test_observation_width_that_disagrees_with_the_agents():
+    agent = NullAgent()
+    agent.observation_space = Box(-1, 1, (5,))  # type: ignore[attr-defined]
+    with pytest.raises(AgentError, match=r"width 5 .*but the environments give 4"):
+        trainer_of(agents=agent)
+
+
+def test_negative_timestep_is_refused_and_loses_nothing():
+    with trainer_of(agents=RecordingAgent) as trainer:
+        for bad in ({"timestep": -3}, {"timesteps": -3}):
+            with pytest.raises(ConfigError, match="-3"):
+                trainer.train(**bad)
+        trainer.train()
+        assert trainer.agents[0].records()[0]["timestep"] == 1
