@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from workers.errors import ConfigError
 from workers.frameworks import Framework
 from workers.types import Description, Outcome, Scope, Tick
 
-__all__ = ["Orchestrator", "Plan", "Session"]
+__all__ = ["Orchestrator", "Plan", "Session", "check_num_threads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,25 @@ class Session(Protocol):
 
 
 class Orchestrator(Protocol):
-    """How a trainer's scopes are run."""
+    """How a trainer's scopes are run.
+
+    Attributes:
+        num_threads: Compute threads of each worker, and of this process while the trainer works.
+    """
+
+    @property
+    def num_threads(self) -> int:
+        """Number of compute threads, 1 or more."""
 
     def start(self, plan: Plan) -> Session:
         """Build all workers. If one cannot be built, everything built before is released."""
+
+
+def check_num_threads(num_threads: object) -> None:
+    """Check a number of compute threads.
+
+    Raises:
+        ConfigError: It is no integer of at least 1.
+    """
+    if not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1:
+        raise ConfigError(f"num_threads is {num_threads!r}; expected an integer of at least 1")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.base import Plan
+from orchestrator.base import Plan, check_num_threads
 from orchestrator.merge import share_outcome
 from workers.errors import Failure, build_error
 from workers.members import is_factory
@@ -20,8 +21,19 @@ from workers.types import Description, Outcome, Phase, Tick
 __all__ = ["LocalOrchestrator"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class LocalOrchestrator:
-    """Runs all scopes in this process; the default."""
+    """Runs all scopes in this process; the default.
+
+    Attributes:
+        num_threads: Compute threads while the trainer works. They are held for each call and given back after it; XLA,
+            which fixes its threads when it starts, is started with them for the rest of the process.
+    """
+
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_num_threads(self.num_threads)
 
     def start(self, plan: Plan) -> LocalSession:
         """Build environments and agents."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any
 
+from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
 from workers.envs import EnvFactory
 from workers.envs.checking import check_env, check_num_envs
@@ -21,15 +22,15 @@ __all__ = ["check_agents", "checked_count", "checked_num_envs", "checked_seed", 
 def resolve_orchestrator(orchestrator: Any) -> Orchestrator:
     """The orchestrator that is meant; Ray is imported only for one that needs it."""
     if orchestrator == "local":
-        from orchestrator.local import LocalOrchestrator
-
         return LocalOrchestrator()
     if orchestrator == "ray":
         from orchestrator.ray import RayOrchestrator
 
         return RayOrchestrator()
-    if not hasattr(orchestrator, "start"):
-        raise ConfigError(f"orchestrator is {orchestrator!r}; expected 'local', 'ray' or a RayOrchestrator")
+    if not hasattr(orchestrator, "start") or not hasattr(orchestrator, "num_threads"):
+        raise ConfigError(
+            f"orchestrator is {orchestrator!r}; expected 'local', 'ray', a LocalOrchestrator or a RayOrchestrator"
+        )
     started: Orchestrator = orchestrator
     return started
 

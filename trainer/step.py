@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -17,8 +16,10 @@ from orchestrator.base import Orchestrator, Plan
 from orchestrator.scopes import resolve_scopes
 from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
 from trainer.config import StepTrainerCfg, resolve_cfg
-from workers.errors import AgentError, ConfigError, LifecycleError, WorkerError, build_error
+from trainer.lifecycle import Lifecycle, State
+from workers.errors import AgentError, ConfigError, WorkerError, build_error
 from workers.frameworks import load_framework
+from workers.threads import HeldThreads
 from workers.types import Array, Mode, Tick
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["StepTrainer"]
 
 _logger = logging.getLogger("lockstep")
-
-
-class State(Enum):
-    """Where a trainer is in its life."""
-
-    READY = "ready"
-    FAILED = "failed"
-    CLOSED = "closed"
 
 
 class StepTrainer:
@@ -98,11 +91,14 @@ class StepTrainer:
         self.num_simultaneous_agents = len(given)
         self._num_envs = num_envs
         self._timestep = 0
-        self._under_way = 0
         self._progress: tqdm.tqdm[Any] | None = None
-        self._state = State.READY
+        self._lifecycle = Lifecycle()
         plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
-        self._session: Session = resolve_orchestrator(orchestrator).start(plan)
+        orchestrator = resolve_orchestrator(orchestrator)
+        self._threads = HeldThreads(framework, orchestrator.num_threads)
+        with self._threads:
+            self._session: Session = orchestrator.start(plan)
+        self._threads.find()  # what factories have loaded
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
@@ -130,7 +126,7 @@ class StepTrainer:
             WorkerError: The environments or agents of some scopes failed; the trainer can only be closed then.
             LifecycleError: The trainer is closed, or has failed before.
         """
-        self._require_ready("train()")
+        self._lifecycle.require_ready("train()")
         self._submit(Mode.TRAIN, timestep, timesteps)
         return self._result()
 
@@ -153,7 +149,7 @@ class StepTrainer:
             WorkerError: As for `train`.
             LifecycleError: As for `train`.
         """
-        self._require_ready("eval()")
+        self._lifecycle.require_ready("eval()")
         self._submit(Mode.EVAL, timestep, timesteps)
         return self._result()
 
@@ -180,7 +176,7 @@ class StepTrainer:
             KeyboardInterrupt: Every worker stops after the iteration that is under way, and the trainer can only be
                 closed then.
         """
-        self._require_ready("run()")
+        self._lifecycle.require_ready("run()")
         self._submit(Mode.TRAIN, timestep, timesteps, checked_count("n", n, least=1))
         return self._result(n)
 
@@ -205,24 +201,24 @@ class StepTrainer:
             WorkerError: As for `train`.
             LifecycleError: As for `train`. `train`, `eval`, `run` and `reset` raise it while iterations are under way.
         """
-        self._require_ready("iterate()")
+        self._lifecycle.require_ready("iterate()")
         return self._steps(
             checked_count("n", n, least=0), timestep, timesteps, checked_count("prefetch", prefetch, least=0)
         )
 
     def _steps(self, n: int, timestep: int | None, timesteps: int | None, prefetch: int) -> Iterator[Any]:
-        self._require_ready("iterate()")
+        self._lifecycle.require_ready("iterate()")
         submitted = 0
         try:
             for done in range(n):
                 while submitted < min(n, done + 1 + prefetch):
-                    self._require_open("iterate()")
+                    self._lifecycle.require_open("iterate()")
                     self._submit(Mode.TRAIN, None if timestep is None else timestep + submitted, timesteps)
                     submitted += 1
-                self._require_open("iterate()")
+                self._lifecycle.require_open("iterate()")
                 yield self._result()
         finally:
-            while self._under_way and self._state is State.READY:
+            while self._lifecycle.under_way and self._lifecycle.state is State.READY:
                 self._result()
 
     def collect_metrics(self) -> list[dict[str, float]]:
@@ -237,7 +233,7 @@ class StepTrainer:
             WorkerError: As for `train`.
             LifecycleError: The trainer is closed.
         """
-        self._require_open("collect_metrics()")
+        self._lifecycle.require_open("collect_metrics()")
         with self._asking():
             return self._session.collect()
 
@@ -252,7 +248,7 @@ class StepTrainer:
             WorkerError: A worker failed, or is gone, and its agent with it.
             LifecycleError: The trainer is closed.
         """
-        self._require_open("agent_files()")
+        self._lifecycle.require_open("agent_files()")
         try:
             with self._asking():
                 return self._session.agent_files()
@@ -264,10 +260,11 @@ class StepTrainer:
 
         Agents, random generators and seeds stay as they are.
         """
-        self._require_ready("reset()")
+        self._lifecycle.require_ready("reset()")
         self._timestep = 0
         self._drop_progress()
-        self._session.restart()
+        with self._threads:
+            self._session.restart()
 
     @property
     def agents(self) -> list[Any]:
@@ -290,12 +287,13 @@ class StepTrainer:
         The state of remote agents is copied into the instances that were handed over. A second call does nothing.
         Without a call it happens on normal program termination.
         """
-        if self._state is State.CLOSED:
+        if self._lifecycle.state is State.CLOSED:
             return
-        self._state = State.CLOSED
+        self._lifecycle.state = State.CLOSED
         atexit.unregister(self.close)
         self._drop_progress()
-        self._session.close(close_environment=self.cfg.close_environment_at_exit)
+        with self._threads:
+            self._session.close(close_environment=self.cfg.close_environment_at_exit)
 
     def __enter__(self) -> Self:
         return self
@@ -312,7 +310,7 @@ class StepTrainer:
 
     def __str__(self) -> str:
         lines = [
-            f"Trainer: {type(self).__module__}.{type(self).__name__} ({self._state.value})",
+            f"Trainer: {type(self).__module__}.{type(self).__name__} ({self._lifecycle.state.value})",
             f"  |-- Number of parallelizable environments: {self._num_envs}",
             f"  |-- Number of simultaneous agents: {self.num_simultaneous_agents}",
             "  |-- Agents and scopes:",
@@ -337,20 +335,21 @@ class StepTrainer:
         if self._progress is None:
             self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
         try:
-            self._under_way += 1
-            self._session.submit(Tick(mode, timestep, timesteps), count)
+            self._lifecycle.under_way += 1
+            with self._threads:
+                self._session.submit(Tick(mode, timestep, timesteps), count)
         except BaseException:
-            self._state = State.FAILED
+            self._lifecycle.fail()
             raise
 
     def _result(self, count: int = 1) -> Any:
         """Wait for the iterations that were submitted first."""
         try:
-            outcome = self._session.result()
-            self._under_way -= 1
+            with self._threads:
+                outcome = self._session.result()
+            self._lifecycle.under_way -= 1
         except BaseException:
-            # also after an interrupt: an iteration that was done by half cannot be gone on from
-            self._state = State.FAILED
+            self._lifecycle.fail()
             raise
         assert self._progress is not None
         self._progress.update(count)
@@ -360,30 +359,13 @@ class StepTrainer:
     def _asking(self) -> Iterator[None]:
         """Around a question to the workers: an interrupt while iterations are under way is one of these, too."""
         try:
-            yield
+            with self._threads:
+                yield
         except Exception:
             raise
         except BaseException:
-            if self._under_way and self._state is State.READY:
-                self._state = State.FAILED
+            self._lifecycle.interrupt()
             raise
-
-    def _require_open(self, call: str) -> None:
-        if self._state is State.CLOSED:
-            raise LifecycleError(f"{call} after close(); build a new StepTrainer")
-
-    def _require_ready(self, call: str) -> None:
-        if self._state is State.READY and not self._under_way:
-            return
-        self._require_open(call)
-        if self._state is State.FAILED:
-            raise LifecycleError(
-                f"{call} after an iteration that failed or was interrupted: its scopes may stand at different "
-                "timesteps; close() this trainer and build a new one"
-            )
-        raise LifecycleError(
-            f"{call} inside a loop over iterate(), whose next steps are under way; leave the loop first"
-        )
 
     def _drop_progress(self) -> None:
         if self._progress is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.base import Plan
+from orchestrator.base import Plan, check_num_threads
 from orchestrator.ray.cluster import connect
 from orchestrator.ray.connection import Connections
 from orchestrator.ray.placement import release, reserve
@@ -42,7 +41,8 @@ class RayOrchestrator:
     Attributes:
         address: Address of the cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None takes the Ray that
             this process is connected to, else the one of ``RAY_ADDRESS``, else starts one on this machine.
-        num_cpus: CPUs of each worker.
+        num_cpus: CPUs that Ray reserves for each worker; they place it and change no number.
+        num_threads: Compute threads of each worker, and of this process while the trainer works.
         num_gpus: GPUs of each worker.
         transport: What carries the requests of every iteration: ``"connection"`` (an authenticated connection to each
             worker, and shared memory for large outputs on this machine), or ``"ray"`` (plain actor calls, which take a
@@ -53,12 +53,14 @@ class RayOrchestrator:
 
     address: str | None = None
     num_cpus: float = 1
+    num_threads: int = 1
     num_gpus: float = 0
     transport: Literal["connection", "ray"] = "connection"
     start_timeout: float = 60
     step_timeout: float = 300
 
     def __post_init__(self) -> None:
+        check_num_threads(self.num_threads)
         for name in ("num_cpus", "num_gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)}; expected 0 or more")
@@ -100,7 +102,7 @@ class RayOrchestrator:
                     num_cpus=self.num_cpus,
                     num_gpus=self.num_gpus,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-                ).remote(num_threads=max(1, int(self.num_cpus)))
+                ).remote(num_threads=self.num_threads)
                 for index in range(len(plan.scopes))
             ]
             cleanup.callback(_kill, actors)
@@ -116,6 +118,7 @@ class RayOrchestrator:
                     observation_space=space,
                     cfg=cloudpickle.dumps(plan.cfg),
                     seed=plan.seed,
+                    num_threads=self.num_threads,
                     modules=tuple(name for name in ("skrl",) if name in sys.modules),
                 )
                 for scope, agent in zip(plan.scopes, agents, strict=True)
@@ -125,7 +128,6 @@ class RayOrchestrator:
             except WorkerError as error:
                 raise build_error(error.failures) from None
             streams.nodes = [worker.node for worker in workers]
-            _warn_of_threads(plan, [worker.num_threads for worker in workers])
             return RaySession(
                 plan, shared, streams, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
             )
@@ -187,14 +189,3 @@ def _kill(actors: list[Any]) -> None:
     if ray.is_initialized():
         for actor in actors:
             ray.kill(actor)
-
-
-def _warn_of_threads(plan: Plan, num_threads: list[int]) -> None:
-    mine = plan.framework.num_threads()
-    if set(num_threads) != {mine}:
-        warnings.warn(
-            f"{plan.framework.name} uses {mine} compute threads in this process, but {num_threads} in the workers, so "
-            f"that local mode may give other numbers; set {plan.framework.threads_variable} before "
-            f"{plan.framework.name} is imported",
-            stacklevel=5,
-        )

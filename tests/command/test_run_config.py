@@ -73,7 +73,14 @@ def error_of(data: Any, *overrides: str) -> str:
         ("agents.0.scope=null", "agents.*.scope is [None, 3]; expected a number for every agent, or for none"),
         ("agents.0.scope=2", "agents.*.scope: scopes [2, 3] add up to 5, but there are 4 environments"),
         ("agents.0.scope=0", "agents.*.scope: scopes [0, 3] contain 0; every agent needs at least 1 environment"),
-        ("orchestrator.options={num_cpus: 1}", "orchestrator.options is {'num_cpus': 1}; expected none for kind 'loc"),
+        (
+            "orchestrator.options={num_cpus: 1}",
+            "orchestrator.options.num_cpus is no known key; allowed are num_thr",
+        ),
+        (
+            "orchestrator.options={num_threads: 0}",
+            "orchestrator.options: num_threads is 0; expected an integer of",
+        ),
         ("orchestrator={kind: ray, options: {cpus: 1}}", "orchestrator.options.cpus is no known key; did you mean 'nu"),
         ("orchestrator={kind: ray, options: {num_cpus: -1}}", "orchestrator.options: RayOrchestrator: num_cpus is -1"),
         # what cannot be imported or built

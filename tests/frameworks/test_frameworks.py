@@ -188,6 +188,14 @@ BROKEN: list[tuple[str, str, str, Any, Any]] = [
     ("forgets after an exception", "torch", "no_grad", RestoresOnlyWithoutException, "no_grad"),
     ("swallows exceptions", "torch", "no_grad", SwallowsExceptions, "no_grad"),
     ("has no threads", "numpy", "num_threads", lambda: 0, "num_threads"),
+    (
+        "sets no threads",
+        "torch",
+        "thread_control",
+        lambda: (torch.get_num_threads, lambda count: None),
+        "thread_control",
+    ),
+    ("gives other threads", "torch", "thread_control", lambda: (lambda: 3, torch.set_num_threads), "thread_control"),
 ]
 
 

@@ -245,17 +245,6 @@ def test_text_says_where_each_agent_lives(ray_cluster):
     assert "compute threads: 1" in text
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])  # Warp computes with one
-def test_other_numbers_of_threads_are_warned_of(ray_cluster, framework, monkeypatch):
-    monkeypatch.setenv("NPROC", "2")  # JAX's
-    torch.set_num_threads(2)
-    try:
-        with pytest.warns(UserWarning, match=rf"{framework} uses 2 compute threads in this process, but \[1\] in the"):
-            trainer_of(framework=framework).close()
-    finally:
-        torch.set_num_threads(1)
-
-
 TWO_TRAINERS = """
 import ray
 from tests.ray.test_ray import *

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box
 
 from orchestrator.ray import RayOrchestrator
@@ -100,15 +99,10 @@ def test_nothing_goes_unencrypted_where_tls_is_asked_for(ray_cluster, monkeypatc
     assert "RAY_USE_TLS is set" in caplog.text
 
 
-@pytest.mark.parametrize("num_cpus", [0.5, 2])
-def test_threads_are_those_of_the_cpus(ray_cluster, num_cpus):
-    threads = max(1, int(num_cpus))
-    torch.set_num_threads(threads)  # else it is warned of
-    try:
-        with trainer_of(num_cpus=num_cpus) as trainer:
-            assert f"compute threads: {threads}" in str(trainer)
-    finally:
-        torch.set_num_threads(1)
+@pytest.mark.parametrize(("num_cpus", "num_threads"), [(0.5, 1), (2, 1), (0.5, 2)])
+def test_threads_are_those_asked_for_whatever_the_cpus(ray_cluster, num_cpus, num_threads):
+    with trainer_of(num_cpus=num_cpus, num_threads=num_threads) as trainer:
+        assert f"compute threads: {num_threads}" in str(trainer)
 
 
 def mapped(pid: int) -> int:

@@ -238,6 +238,20 @@ def check_num_threads(case: Case) -> None:
     assert case.framework.num_threads() >= 1
 
 
+def check_thread_control(case: Case) -> None:
+    control = case.framework.thread_control()
+    if control is None:
+        return
+    count, set_count = control
+    before = count()
+    try:
+        for number in (3, 1, 2):
+            set_count(number)
+            assert count() == case.framework.num_threads() == number
+    finally:
+        set_count(before)
+
+
 CONTRACT: tuple[Callable[[Case], None], ...] = (
     check_is_array,
     check_from_numpy,
@@ -250,4 +264,5 @@ CONTRACT: tuple[Callable[[Case], None], ...] = (
     check_random_state,
     check_no_grad,
     check_num_threads,
+    check_thread_control,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,9 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         a signal that ended it.
     """
     options = _parser().parse_args(arguments)
-    # one compute thread per worker in every mode, for the same numbers: before a framework is imported
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):
-        os.environ.setdefault(name, "1")
     logging.basicConfig(format="lockstep: %(message)s", level=logging.WARNING)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -66,7 +66,8 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
         ConfigError: The configuration cannot be made ready.
     """
     wanted, framework = config.evaluation, load_framework(config.framework)
-    run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig()))
+    options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
+    run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options)))
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
     results = [Evaluation() for _ in run.agents]
     with run.trainer(cfg=cfg, seed=wanted.seed) as trainer:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from orchestrator import LocalOrchestrator
+from orchestrator.base import Orchestrator
 from trainer.command.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
 from trainer.step import StepTrainer
 from workers.agents import load_ppo
@@ -23,6 +25,7 @@ from workers.envs.checking import is_multi_agent
 from workers.envs.making import build_rows
 from workers.errors import AgentError, ConfigError, LockstepError
 from workers.frameworks import load_framework
+from workers.threads import HeldThreads
 from workers.types import Scope
 
 __all__ = ["Run", "prepare"]
@@ -91,11 +94,13 @@ def prepare(config: RunConfig) -> Run:
     """
     if (folder := os.getcwd()) not in sys.path:  # modules of the user's project; a console script does not have it
         sys.path.insert(0, folder)
-    load_framework(config.framework).silence()
+    framework = load_framework(config.framework)
+    framework.silence()
+    threads = HeldThreads(framework, _orchestrator(config).num_threads)
     agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
     config = dataclasses.replace(config, agents=agents)
-    _orchestrator(config)
-    env, spaces = _environment(config.env, config.framework)
+    with threads:
+        env, spaces = _environment(config.env, config.framework)
     run = Run(config=config, env=env, agents=[AgentFactory(agent, config.framework, spaces) for agent in agents])
     try:
         for i, agent in enumerate(agents):
@@ -259,16 +264,15 @@ def _spaces(env: Any) -> dict[str, Any]:
     return {name: getattr(env, name, no_states) for name in _TEAM}
 
 
-def _orchestrator(config: RunConfig) -> Any:
+def _orchestrator(config: RunConfig) -> Orchestrator:
     """The orchestrator; Ray is not imported where it is not used."""
-    kind, options = config.orchestrator.kind, config.orchestrator.options
-    if kind == "local":
-        if options:
-            raise ConfigError(f"orchestrator.options is {options!r}; expected none for kind 'local'")
-        return kind
-    from orchestrator.ray import RayOrchestrator
+    kind: type[Any] = LocalOrchestrator
+    if config.orchestrator.kind == "ray":
+        from orchestrator.ray import RayOrchestrator
 
-    return parse(RayOrchestrator, options, "orchestrator.options")
+        kind = RayOrchestrator
+    made: Orchestrator = parse(kind, config.orchestrator.options, "orchestrator.options")
+    return made
 
 
 def _told(error: BaseException) -> str:

@@ -78,7 +78,7 @@ class OrchestratorConfig:
     """local: in this process; ray: each agent in an actor with its environments."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """For ray the values of RayOrchestrator, such as address, num_cpus, step_timeout."""
+    """The values of LocalOrchestrator (num_threads) or RayOrchestrator (also address, num_cpus, step_timeout, ...)."""
 
 
 @dataclass(kw_only=True)

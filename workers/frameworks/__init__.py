@@ -9,9 +9,9 @@ import sys
 import numpy as np
 
 from workers.errors import ConfigError
-from workers.frameworks.base import Framework
+from workers.frameworks.base import Framework, ThreadControl
 
-__all__ = ["Framework", "available_frameworks", "load_framework"]
+__all__ = ["Framework", "ThreadControl", "available_frameworks", "load_framework"]
 
 
 def available_frameworks() -> tuple[str, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Framework"]
+__all__ = ["Framework", "ThreadControl"]
+
+ThreadControl = tuple[Callable[[], int], Callable[[int], None]]
+"""What gives a number of compute threads, and what sets it."""
 
 
 class Framework(ABC):
@@ -21,9 +24,6 @@ class Framework(ABC):
     """
 
     name: ClassVar[str]
-
-    threads_variable: ClassVar[str] = "OMP_NUM_THREADS"
-    """Environment variable that sets the number of compute threads, read when the framework is first used."""
 
     @abstractmethod
     def is_array(self, value: object) -> bool:
@@ -86,6 +86,16 @@ class Framework(ABC):
     def devices(self) -> list[str]:
         """What the framework can compute on in this process, such as ``["cpu", "cuda:0 (its name)"]``."""
         return ["cpu"]
+
+    def start(self, num_threads: int) -> None:  # noqa: B027 - nothing to do where threads can be set at any time
+        """Start the framework with a number of compute threads, if it fixes them for good when it starts.
+
+        One that has been started is left as it is; where it has another number, it says so once.
+        """
+
+    def thread_control(self) -> ThreadControl | None:
+        """What gives and sets the number of its compute threads; None where they cannot be set."""
+        return None
 
     def num_threads(self) -> int:
         """Number of compute threads that the framework uses for one operation in this process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +17,11 @@ from workers.frameworks.base import Framework
 
 __all__ = ["FRAMEWORK"]
 
+_logger = logging.getLogger("lockstep")
+
+_THREADS_VARIABLE = "NPROC"
+"""Environment variable from which XLA takes its number of threads on a CPU, once, when it starts."""
+
 
 class JaxFramework(Framework):
     """Arrays on JAX's default device. JAX has no global generator: its agents hold keys of their own.
@@ -24,7 +30,10 @@ class JaxFramework(Framework):
     """
 
     name = "jax"
-    threads_variable = "NPROC"  # XLA takes no notice of OMP_NUM_THREADS
+
+    def __init__(self) -> None:
+        self._started_with: int | None = None
+        self._has_said = False
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, jax.Array)
@@ -51,9 +60,45 @@ class JaxFramework(Framework):
         others = (device for device in jax.devices() if device.platform != "cpu")
         return ["cpu", *(f"{device.platform}:{device.id} ({device.device_kind})" for device in others)]
 
+    def start(self, num_threads: int) -> None:
+        if not _has_started():
+            before = os.environ.get(_THREADS_VARIABLE)
+            os.environ[_THREADS_VARIABLE] = str(num_threads)
+            try:
+                jax.devices()
+            finally:
+                del os.environ[_THREADS_VARIABLE]
+                if before is not None:
+                    os.environ[_THREADS_VARIABLE] = before
+            self._started_with = num_threads
+        elif self.num_threads() != num_threads and not self._has_said:
+            self._has_said = True
+            _logger.warning(
+                "XLA computes with %d threads in this process, because JAX was used before the trainer was built; "
+                "%d were asked for, and results may differ from those of other modes. Build the trainer before JAX "
+                "computes anything, or set %s=%d in the environment",
+                self.num_threads(),
+                num_threads,
+                _THREADS_VARIABLE,
+                num_threads,
+            )
+
     def num_threads(self) -> int:
+        if self._started_with is not None:
+            return self._started_with
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return int(os.environ.get(self.threads_variable) or available or 1)  # XLA's own rule for the CPU
+        return int(os.environ.get(_THREADS_VARIABLE) or available or 1)  # XLA's own rule for the CPU
+
+
+def _has_started() -> bool:
+    """Whether XLA has been started: JAX then refuses to change its number of CPU devices."""
+    number = jax.config.jax_num_cpu_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", number + 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", number)
+    return False
 
 
 @jax.jit

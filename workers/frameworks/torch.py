@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.frameworks.base import Framework
+from workers.frameworks.base import Framework, ThreadControl
 
 __all__ = ["FRAMEWORK"]
 
@@ -66,6 +66,9 @@ class TorchFramework(Framework):
     def devices(self) -> list[str]:
         gpus = range(torch.cuda.device_count())
         return ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in gpus)]
+
+    def thread_control(self) -> ThreadControl:
+        return torch.get_num_threads, torch.set_num_threads
 
     def num_threads(self) -> int:
         return torch.get_num_threads()

@@ -15,7 +15,7 @@ from workers.remote.service import Busy, Reply, Service
 __all__ = ["WorkerActor"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
-"""What sets the compute threads of torch, NumPy and XLA, each when it is first used."""
+"""What sets the compute threads of torch, NumPy and XLA, each when it is loaded."""
 
 
 @ray.remote(concurrency_groups={"control": 1})
@@ -26,7 +26,7 @@ class WorkerActor:
     """
 
     def __init__(self, num_threads: int) -> None:
-        # before a framework is imported; whatever the driver's machine or this one has set
+        # for libraries that are loaded later and processes that are started here: Ray has set them to the CPUs
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
         self._service = Service(cloudpickle.dumps)
         self._server = Server(self._service, cloudpickle.dumps)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.storage.export import export_agent
+from workers.threads import HeldThreads
 from workers.types import Description, Phase, Scope, Tick
 
 __all__ = ["Busy", "Reply", "Service", "WorkerSpec"]
@@ -42,6 +44,7 @@ class WorkerSpec:
             its own.
         cfg: The pickled configuration of the trainer.
         seed: The trainer's seed.
+        num_threads: Number of compute threads.
         modules: Modules to import first, because what is built depends on whether they are there.
     """
 
@@ -52,6 +55,7 @@ class WorkerSpec:
     observation_space: bytes | None
     cfg: bytes
     seed: int | None
+    num_threads: int = 1
     modules: tuple[str, ...] = ()
 
 
@@ -94,6 +98,7 @@ class Service:
         self._framework: Framework | None = None
         self._runner: AgentRunner | None = None
         self._worker: ScopeWorker | None = None
+        self._threads: AbstractContextManager[None] = nullcontext()
         self._has_failed = False
 
     def handle(
@@ -120,7 +125,8 @@ class Service:
         self._since = monotonic()
         self._last = self._busy = seq
         try:
-            reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
+            with self._threads:
+                reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
         except WorkerError as error:
             reply = Reply("error", seq, error.failures)
         except Exception as error:
@@ -150,6 +156,13 @@ class Service:
             importlib.import_module(name)
         framework = self._framework = load_framework(spec.framework)
         framework.silence()  # Ray brings what a worker prints to the driver's output
+        threads = self._threads = HeldThreads(framework, spec.num_threads)
+        with threads:
+            description = self._build_scope(spec, framework)
+        threads.find()  # what factories have loaded
+        return description
+
+    def _build_scope(self, spec: WorkerSpec, framework: Framework) -> Description:
         cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
         space = None if spec.observation_space is None else pickle.loads(spec.observation_space)
         env_slice = None

@@ -1,0 +1,233 @@
+"""Compute threads: held while the trainer works, in every call of it, and given back as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from threadpoolctl import ThreadpoolController
+
+from orchestrator import LocalOrchestrator
+from orchestrator.ray import RayOrchestrator
+from tests.support.agents import NullAgent
+from tests.support.envs import CountingEnv, counting_factory
+from tests.support.parity import CFG, step_trainer
+from trainer.torch import StepTrainer
+from workers.envs import EnvFactory
+from workers.errors import ConfigError, WorkerError
+from workers.frameworks import load_framework
+from workers.threads import HeldThreads
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+NOTED: list[tuple[str, set[int]]] = []
+
+
+def counts() -> set[int]:
+    """Numbers of threads of torch and of every BLAS and OpenMP library."""
+    libraries = ThreadpoolController().lib_controllers
+    assert {"openblas", "openmp"} <= {library.internal_api for library in libraries}
+    return {torch.get_num_threads(), *(library.get_num_threads() for library in libraries)}
+
+
+@pytest.fixture(autouse=True)
+def _three_threads() -> Any:
+    """The user's own number, which is neither the trainer's nor that of the CPUs."""
+    before = HeldThreads(load_framework("torch"), 3)
+    with before:
+        NOTED.clear()
+        yield
+        assert counts() == {3}
+
+
+class NotingAgent(NullAgent):
+    """Notes the threads in each of its calls."""
+
+    def __init__(self, scope: Any = None) -> None:
+        super().__init__()
+        self.note("factory")
+
+    def note(self, name: str) -> None:
+        NOTED.append((name, counts()))
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        self.note("init")
+
+    def enable_training_mode(self, enabled: bool = True) -> None:
+        self.note("enable_training_mode")
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self.note("pre_interaction")
+
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        self.note("act")
+        return super().act(*args, **kwargs)
+
+    def record_transition(self, **arguments: Any) -> None:
+        self.note("record_transition")
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        self.note("post_interaction")
+
+    def state_dict(self) -> dict[str, Any]:
+        self.note("state_dict")
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
+        self.note("write_tracking_data")
+
+
+class NotingEnv(CountingEnv):
+    def step(self, action: Any) -> Any:
+        NOTED.append(("env.step", counts()))
+        return super().step(action)
+
+    def close(self) -> None:
+        NOTED.append(("env.close", counts()))
+
+
+def build_noting(num_envs: int, first_env: int) -> list[CountingEnv]:
+    NOTED.append(("build", counts()))
+    return [NotingEnv(first_env + i) for i in range(num_envs)]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_held_in_every_call_and_given_back_after_it(num_threads: int):
+    environment = dict(os.environ)
+    trainer = StepTrainer(
+        env=EnvFactory(build_noting, num_envs=2),
+        agents=[NotingAgent, NotingAgent],
+        cfg={"timesteps": 10, "headless": True, "disable_progressbar": True},
+        orchestrator=LocalOrchestrator(num_threads=num_threads),
+    )
+    assert f"compute threads: {num_threads}" in str(trainer)
+
+    def steps() -> None:
+        for _ in trainer.iterate(2):
+            assert counts() == {3}
+
+    calls = (
+        trainer.train,
+        trainer.eval,
+        lambda: trainer.run(2),
+        steps,
+        trainer.collect_metrics,
+        trainer.agent_files,
+        trainer.reset,
+        lambda: trainer.agents,
+        trainer.close,
+    )
+    for call in calls:
+        assert counts() == {3}
+        call()
+    assert {name for name, _ in NOTED} == {
+        "build",
+        "factory",
+        "init",
+        "enable_training_mode",
+        "pre_interaction",
+        "act",
+        "env.step",
+        "record_transition",
+        "post_interaction",
+        "write_tracking_data",
+        "state_dict",
+        "env.close",
+    }
+    assert [name for name, found in NOTED if found != {num_threads}] == []
+    assert dict(os.environ) == environment
+
+
+def test_given_back_after_errors():
+    class Failing(NullAgent):
+        def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+            raise RuntimeError("fails")
+
+    def fails(scope: Any) -> Any:
+        raise RuntimeError("fails")
+
+    with pytest.raises(WorkerError):
+        step_trainer("torch")(env=counting_factory(2), agents=fails, cfg=CFG)
+    assert counts() == {3}
+    with step_trainer("torch")(env=counting_factory(2), agents=Failing, cfg=CFG) as trainer:
+        with pytest.raises(WorkerError):
+            trainer.train()
+        assert counts() == {3}
+
+
+def test_the_user_may_change_them_between_calls():
+    with step_trainer("torch")(env=counting_factory(2), agents=NotingAgent, cfg=CFG) as trainer:
+        torch.set_num_threads(2)
+        trainer.train()
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(3)
+    assert {count for name, found in NOTED for count in found} == {1}
+
+
+@pytest.mark.parametrize("kind", [LocalOrchestrator, RayOrchestrator])
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "2", None])
+def test_numbers_that_are_refused(kind: Any, wrong: Any):
+    with pytest.raises(ConfigError, match=r"num_threads is .*; expected an integer of at least 1"):
+        kind(num_threads=wrong)
+
+
+def fresh(program: str, *args: str, **variables: str) -> Any:
+    """What a program prints last, as JSON, in a process in which no number of threads is set."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+XLA = """
+import json, os, sys
+from pathlib import Path
+import jax  # which sets variables of its own, and does not start XLA
+from orchestrator import LocalOrchestrator
+from tests.support.agents import NullAgent
+from tests.support.envs import counting_factory
+from tests.support.parity import CFG
+from trainer.jax import StepTrainer
+
+def threads():
+    return sum("XLAEigen" in task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir())
+
+first, asked, number = sys.argv[1:]
+if first == "first":
+    jax.numpy.zeros(3) + 1
+before = dict(os.environ)
+for _ in range(2):
+    orchestrator = LocalOrchestrator(num_threads=int(asked))
+    with StepTrainer(env=counting_factory(2), agents=NullAgent, cfg=CFG, orchestrator=orchestrator) as trainer:
+        trainer.train()
+        text = str(trainer)
+print(json.dumps([threads(), f"compute threads: {number}" in text, os.environ == before]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the threads in /proc")
+@pytest.mark.parametrize(
+    ("first", "asked", "variable", "expected"),
+    [
+        ("trainer", "1", None, 1),
+        ("trainer", "3", "2", 3),  # what the trainer is asked for goes before the environment
+        ("first", "1", "1", 1),
+        ("first", "1", "2", 2),
+    ],
+)
+def test_xla_is_started_with_them_unless_it_has_been(first: str, asked: str, variable: str | None, expected: int):
+    variables = {} if variable is None else {"NPROC": variable}
+    found, errors = fresh(XLA, first, asked, str(expected), **variables)
+    assert found == [expected, True, True]
+    said = f"XLA computes with {expected} threads in this process, because JAX was used before the trainer was built"
+    assert errors.count(said) == (expected != int(asked))
