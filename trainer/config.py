@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from workers.errors import ConfigError
 
-__all__ = ["StepTrainerCfg", "resolve_cfg"]
+__all__ = ["StepTrainerCfg", "StepTrainerCfgDict", "resolve_cfg"]
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,19 @@ class StepTrainerCfg:
             raise ConfigError(f"cfg: {name} is {getattr(self, name)!r}; expected {expected}")
 
 
-def resolve_cfg(cfg: StepTrainerCfg | Mapping[str, Any]) -> StepTrainerCfg:
+class StepTrainerCfgDict(TypedDict, total=False):
+    """The same as a dictionary, for a type checker: any of the fields of `StepTrainerCfg`."""
+
+    timesteps: int
+    headless: bool
+    render_interval: int
+    disable_progressbar: bool | None
+    close_environment_at_exit: bool
+    environment_info: str
+    stochastic_evaluation: bool
+
+
+def resolve_cfg(cfg: StepTrainerCfg | StepTrainerCfgDict | Mapping[str, Any]) -> StepTrainerCfg:
     """The validated configuration out of what the user handed over.
 
     Raises:

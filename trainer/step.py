@@ -5,22 +5,22 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import tqdm
 
 from orchestrator.base import Orchestrator, Plan
 from orchestrator.scopes import resolve_scopes
 from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
-from trainer.config import StepTrainerCfg, resolve_cfg
+from trainer.config import StepTrainerCfg, StepTrainerCfgDict, resolve_cfg
 from trainer.lifecycle import Lifecycle, State
 from workers.errors import AgentError, ConfigError, WorkerError, build_error
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads
-from workers.types import Array, Mode, Tick
+from workers.types import Mode, Tick
 
 if TYPE_CHECKING:
     from orchestrator.base import Session
@@ -30,7 +30,13 @@ __all__ = ["StepTrainer"]
 _logger = logging.getLogger("lockstep")
 
 
-class StepTrainer:
+A = TypeVar("A")
+"""An array of the framework, or for a multi-agent environment a dictionary of them by agent name."""
+
+Outputs = tuple[A, A, A, A, dict[str, Any]]
+
+
+class StepTrainer(Generic[A]):
     """Trains simultaneous agents one step at a time, in one process or in Ray actors, with the same numbers.
 
     The loop is the caller's::
@@ -54,7 +60,7 @@ class StepTrainer:
         env: Any,
         agents: Any,
         scopes: Sequence[int] | None = None,
-        cfg: StepTrainerCfg | Mapping[str, Any] = {},  # noqa: B006 - read, never written
+        cfg: StepTrainerCfg | StepTrainerCfgDict = {},  # noqa: B006 - read, never written
         orchestrator: Literal["local", "ray"] | Orchestrator = "local",
         seed: int | None = None,
     ) -> None:
@@ -104,9 +110,7 @@ class StepTrainer:
             _logger.warning(note)
         atexit.register(self.close)
 
-    def train(
-        self, timestep: int | None = None, timesteps: int | None = None
-    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def train(self, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do one training iteration.
 
         Phases, in order: pre-interaction, compute actions, interact with the environments, render, record transitions,
@@ -130,9 +134,7 @@ class StepTrainer:
         self._submit(Mode.TRAIN, timestep, timesteps)
         return self._result()
 
-    def eval(
-        self, timestep: int | None = None, timesteps: int | None = None
-    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def eval(self, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do one evaluation iteration.
 
         As `train`, but with the agents' training mode off, so that nothing is learnt, and on mean actions (unless
@@ -153,9 +155,7 @@ class StepTrainer:
         self._submit(Mode.EVAL, timestep, timesteps)
         return self._result()
 
-    def run(
-        self, n: int, timestep: int | None = None, timesteps: int | None = None
-    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def run(self, n: int, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do `n` training iterations, with the same numbers as `n` calls of `train`.
 
         In Ray each worker gets one message for all of them and goes on by itself, without waiting for the others, if
@@ -182,7 +182,7 @@ class StepTrainer:
 
     def iterate(
         self, n: int, timestep: int | None = None, timesteps: int | None = None, *, prefetch: int = 1
-    ) -> Iterator[tuple[Array, Array, Array, Array, dict[str, Any]]]:
+    ) -> Iterator[Outputs[A]]:
         """Yield the outputs of `n` training iterations, while the workers do the next ones.
 
         The numbers are those of `n` calls of `train`. Where the workers own their environments (in Ray), up to
@@ -206,7 +206,7 @@ class StepTrainer:
             checked_count("n", n, least=0), timestep, timesteps, checked_count("prefetch", prefetch, least=0)
         )
 
-    def _steps(self, n: int, timestep: int | None, timesteps: int | None, prefetch: int) -> Iterator[Any]:
+    def _steps(self, n: int, timestep: int | None, timesteps: int | None, prefetch: int) -> Iterator[Outputs[A]]:
         self._lifecycle.require_ready("iterate()")
         submitted = 0
         try:
@@ -342,7 +342,7 @@ class StepTrainer:
             self._lifecycle.fail()
             raise
 
-    def _result(self, count: int = 1) -> Any:
+    def _result(self, count: int = 1) -> Outputs[A]:
         """Wait for the iterations that were submitted first."""
         try:
             with self._threads:

@@ -1,13 +1,27 @@
 """The step trainer for Warp."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
 from orchestrator.scopes import generate_equally_spaced_scopes
 from trainer import step
 from trainer.config import StepTrainerCfg
 
+if TYPE_CHECKING:
+    import warp as wp
+
 __all__ = ["StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"]
 
+A = TypeVar("A", default="wp.array[Any]")
 
-class StepTrainer(step.StepTrainer):
-    """Trains simultaneous agents of Warp one step at a time; see `trainer.step.StepTrainer`."""
+
+class StepTrainer(step.StepTrainer[A]):
+    """Trains simultaneous agents of Warp one step at a time; see `trainer.step.StepTrainer`.
+
+    Its outputs are of the type ``wp.array[Any]``; ``StepTrainer[dict[str, wp.array[Any]]]`` is that of a team.
+    """
 
     framework = "warp"

@@ -12,14 +12,14 @@ from ray import cloudpickle
 from orchestrator.merge import merge_outcomes
 from orchestrator.scopes import resolve_scopes
 from tests.support.agents import copied
-from trainer.config import resolve_cfg
+from trainer.config import StepTrainerCfgDict, resolve_cfg
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.remote.service import Service, WorkerSpec
 from workers.remote.wire import read_outcome
 from workers.types import Mode, Tick
 
-CFG = {"headless": True, "disable_progressbar": True}
+CFG: StepTrainerCfgDict = {"headless": True, "disable_progressbar": True}
 FRAMEWORKS = ("torch", "jax", "warp")
 
 

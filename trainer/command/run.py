@@ -53,7 +53,7 @@ class Run:
     env: Any
     agents: Sequence[Callable[[Scope], Any]]
 
-    def trainer(self, **changes: Any) -> StepTrainer:
+    def trainer(self, **changes: Any) -> StepTrainer[Any]:
         """Build the trainer.
 
         Args:
@@ -71,7 +71,7 @@ class Run:
             "seed": config.seed,
         }
         try:
-            trainer: StepTrainer = module.StepTrainer(**arguments | changes)
+            trainer: StepTrainer[Any] = module.StepTrainer(**arguments | changes)
         except BaseException:
             self.close()
             raise

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from types import FrameType
+from typing import Any
 
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
@@ -102,7 +103,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
 
 
-def _run(trainer: StepTrainer, timesteps: int, log: _Log, stop: Stop) -> None:
+def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> None:
     """Train in groups of iterations, which end where something is to be written, and take no longer than a moment."""
     done, count = 0, 1
     while done < timesteps and not stop.signal:
@@ -144,7 +145,7 @@ class _Log:
     """
 
     def __init__(
-        self, config: RunConfig, trainer: StepTrainer, directory: RunDirectory, metrics: MetricsWriter
+        self, config: RunConfig, trainer: StepTrainer[Any], directory: RunDirectory, metrics: MetricsWriter
     ) -> None:
         self.timestep = 0
         self._trainer, self._directory, self._metrics = trainer, directory, metrics
