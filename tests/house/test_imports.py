@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.imports import PACKAGES, ROOMS, circle, modules, violations
-from tests.support.parity import FRAMEWORKS
-
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import ROOT, python
+from tests.support.schedule import FRAMEWORKS
 
 
 def sources(*roots: str) -> dict[str, str]:
@@ -134,10 +132,7 @@ def test_no_file_is_long():
 
 def run(code: str, *args: str, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
-    )
+    return python("-W", "error", "-c", code, *args, cwd=cwd, env={"PYTHONPATH": os.pathsep.join(map(str, path))})
 
 
 RUN = """
@@ -175,6 +170,20 @@ def test_an_import_brings_no_framework_but_its_own(module: str, frameworks: list
     code = f"import sys, {module}\nprint(sorted({{'jax', 'ray', 'skrl', 'torch', 'warp'}} & set(sys.modules)))"
     done = run(code, cwd=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{frameworks}\n")
+
+
+LEARN = """
+import sys
+from tests.support.ppo import STEPS, make, run
+run(make("torch"), range(2 * STEPS))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_our_torch_agent_learns_without_torchs_compiler(tmp_path: Path):
+    """Whose import takes as long as that of torch itself: torch.optim's classes bring it."""
+    done = run(LEARN, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["workers", "orchestrator"])

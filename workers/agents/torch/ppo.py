@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from workers.agents import ppo
 from workers.agents.learning_rate import run_epochs
@@ -16,6 +17,9 @@ from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss,
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, perceptron
 
 __all__ = ["PPO"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's moments of each parameter, by torch's names."""
 
 
 class PPO(ppo.PPO):
@@ -50,8 +54,10 @@ class PPO(ppo.PPO):
         modules = {"policy": self._policy, "value": self._value, "normalizers": nn.ModuleDict(self._normalizers)}
         self._models = nn.ModuleDict(modules).to(self.device)
         self._named_parameters = dict(self._models.named_parameters())
-        self._parameters = list(self._named_parameters.values())
-        self._optimizer = torch.optim.Adam(self._parameters, fused=True)
+        self._parameters: list[Tensor] = list(self._named_parameters.values())
+        # torch.optim.Adam would import torch's compiler, which takes as long as torch itself
+        self._moments = {kind: [torch.zeros_like(one) for one in self._parameters] for kind in MOMENTS}
+        self._steps = [torch.zeros((), device=self.device) for _ in self._parameters]
 
     def _build_rollout(self) -> None:
         def zeros(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -190,11 +196,10 @@ class PPO(ppo.PPO):
     @torch.enable_grad()
     def _run_epoch(self, samples: dict[str, Tensor], order: Tensor, learning_rate: float) -> Tensor:
         """One pass over all mini-batches; the mean KL divergence, ``mean((exp(r) - 1) - r)`` with r the log ratio."""
-        self._optimizer.param_groups[0]["lr"] = learning_rate
         log_ratios = []
         for batch in self._mini_batches(samples, order):
             loss, log_ratio = self._loss(batch)
-            self._step(torch.autograd.grad(loss, self._parameters))
+            self._step(torch.autograd.grad(loss, self._parameters), learning_rate)
             log_ratios.append(log_ratio)
         log_ratio = torch.cat(log_ratios)
         kl = (log_ratio.expm1() - log_ratio).mean()
@@ -216,14 +221,28 @@ class PPO(ppo.PPO):
             self._track(tag, loss.detach())
         return functools.reduce(torch.add, losses.values()), log_ratio.detach()
 
-    def _step(self, grads: tuple[Tensor, ...]) -> None:
-        """Apply gradients, clipped as `clip_grad_norm_` of torch does, which takes more calls."""
+    @torch.no_grad()
+    def _step(self, grads: tuple[Tensor, ...], learning_rate: float) -> None:
+        """A step of Adam by gradients that are clipped as `clip_grad_norm_` of torch does, which takes more calls."""
         limit = self.cfg.grad_norm_clip or math.inf
         norm = torch.cat([grad.flatten() for grad in grads]).norm()
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            parameter.grad = grad * scale
-        self._optimizer.step()
+        adam(
+            self._parameters,
+            [grad * scale for grad in grads],
+            self._moments["exp_avg"],
+            self._moments["exp_avg_sq"],
+            max_exp_avg_sqs=[],
+            state_steps=self._steps,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def _track(self, tag: str, value: Tensor) -> None:
         """Keep a scalar on the device: nothing is read before the update is done."""
@@ -245,22 +264,16 @@ class PPO(ppo.PPO):
 
     def _state(self) -> dict[str, Any]:
         models = {name: tensor.clone() for name, tensor in self._models.state_dict().items()}
-        moments: dict[str, Any] = {"step": 0, "exp_avg": {}, "exp_avg_sq": {}}
-        for name, parameter in self._named_parameters.items():
-            adam = self._optimizer.state.get(parameter, {})  # empty before the first step
-            moments["step"] = int(adam.get("step", 0))
-            for kind in ("exp_avg", "exp_avg_sq"):
-                moments[kind][name] = adam[kind].clone() if adam else torch.zeros_like(parameter).detach()
-        return {"models": models, "optimizer": moments}
+        moments = {
+            kind: {name: tensor.clone() for name, tensor in zip(self._named_parameters, tensors, strict=True)}
+            for kind, tensors in self._moments.items()
+        }
+        return {"models": models, "optimizer": {"step": int(self._steps[0]), **moments}}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._models.load_state_dict({name: torch.tensor(array) for name, array in state["models"].items()})
-        adam, optimizer = state["optimizer"], self._optimizer.state_dict()
-        optimizer["state"] = {
-            index: {
-                "step": torch.tensor(float(adam["step"])),
-                **{kind: torch.tensor(adam[kind][name]) for kind in ("exp_avg", "exp_avg_sq")},
-            }
-            for index, name in enumerate(self._named_parameters)
-        }
-        self._optimizer.load_state_dict(optimizer)
+        for kind, tensors in self._moments.items():
+            for name, tensor in zip(self._named_parameters, tensors, strict=True):
+                tensor.copy_(torch.tensor(state["optimizer"][kind][name]))
+        for step in self._steps:
+            step.fill_(float(state["optimizer"]["step"]))
