@@ -1,5 +1,20 @@
-"""The public API: ``from trainer.torch import StepTrainer, StepTrainerCfg``."""
+"""The library: ``from trainer.torch import StepTrainer, StepTrainerCfg``, or from `trainer.jax` or `trainer.warp`.
 
+Imports ``orchestrator`` and ``workers``. Imported by ``trainer.command`` (the `lockstep` command) and by users.
+"""
+
+from trainer._console import show_messages
 from trainer._shadowing import check_packages
 
+__version__ = "0.1.0"
+
 check_packages()
+show_messages()
+
+
+def __getattr__(name: str) -> object:
+    if name in ("StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"):
+        raise ImportError(
+            f"choose a framework: from trainer.torch import {name}, or from trainer.jax or trainer.warp instead"
+        )
+    raise AttributeError(f"module 'trainer' has no attribute {name!r}")

@@ -309,18 +309,15 @@ class StepTrainer(Generic[A]):
             _logger.exception("closing failed after the error that is under way")
 
     def __str__(self) -> str:
+        kind, state = type(self), self._lifecycle.state.value
         lines = [
-            f"Trainer: {type(self).__module__}.{type(self).__name__} ({self._lifecycle.state.value})",
-            f"  |-- Number of parallelizable environments: {self._num_envs}",
-            f"  |-- Number of simultaneous agents: {self.num_simultaneous_agents}",
-            "  |-- Agents and scopes:",
+            f"{kind.__module__}.{kind.__qualname__} ({state}): {self._num_envs} environments, "
+            f"{self.num_simultaneous_agents} simultaneous agents"
         ]
-        for (start, stop), worker in zip(self.scopes, self._session.workers, strict=True):
-            lines += [
-                f"  |     |-- agent: {worker.agent}",
-                f"  |     |     |-- scope: {stop - start} environments ({start}:{stop})",
-                f"  |     |     |-- lives on: {worker.node}, compute threads: {worker.num_threads}",
-            ]
+        for index, ((start, stop), worker) in enumerate(zip(self.scopes, self._session.workers, strict=True)):
+            agent = f"{worker.agent} for {', '.join(worker.team)}" if worker.team else worker.agent
+            threads = f"{worker.num_threads} compute thread{'s' if worker.num_threads > 1 else ''}"
+            lines.append(f"  scope {index}: environments {start}:{stop}, {agent}, on {worker.node}, {threads}")
         return "\n".join(lines)
 
     def _submit(self, mode: Mode, timestep: int | None, timesteps: int | None, count: int = 1) -> None:

@@ -148,11 +148,20 @@ class Transition(NamedTuple):
 
 
 class Description(NamedTuple):
-    """Where a worker lives and how: kind of its agent, node, compute threads of its framework, and what to say once."""
+    """What a worker is.
+
+    Attributes:
+        agent: Kind of its agent.
+        node: The process that it lives in; see `workers.node.node_name`.
+        num_threads: Compute threads of its framework.
+        team: Names of the agents of a multi-agent environment, empty in any other.
+        notes: What the run should say about it, once.
+    """
 
     agent: str
     node: str
     num_threads: int
+    team: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ import ray
 from workers.errors import ClusterError
 
 __all__ = ["Cluster", "connect"]
+
+_logger = logging.getLogger("lockstep")
 
 _users = 0
 """How many sessions use a connection that `connect` made: the last one ends it."""
@@ -76,12 +79,16 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
         _check_health(address, timeout)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        started = monotonic()
+        doing = "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
+        _logger.info("%s ...", doing)
         with warnings.catch_warnings():
             # JAX warns of the forks by which Ray starts its own programs; they are replaced by those at once
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             ray.init(address=address, logging_level=logging.WARNING, **options)
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
+    _logger.info("Ray is ready after %.1f s", monotonic() - started)
     _users = 1
     return Cluster(connected_here=True, started_here=address == "local")
 

@@ -89,6 +89,7 @@ class RayOrchestrator:
                 shared = EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
             cluster = connect(self.address, timeout=deadline - monotonic())
             cleanup.callback(cluster.disconnect)
+            started = monotonic()
             group = reserve(
                 cluster,
                 workers=len(plan.scopes),
@@ -128,6 +129,8 @@ class RayOrchestrator:
             except WorkerError as error:
                 raise build_error(error.failures) from None
             streams.nodes = [worker.node for worker in workers]
+            are = "worker is" if len(workers) == 1 else "workers are"
+            _logger.info("%d %s ready after %.1f s", len(workers), are, monotonic() - started)
             return RaySession(
                 plan, shared, streams, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
             )

@@ -14,45 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+import numpy as np
 import pytest
-import yaml
 
-from tests.support.processes import descendants
+from orchestrator.run_dir import RunDirectory
+from tests.support.command import RAY, run
+from tests.support.processes import PATIENCE, ROOT, descendants, still_alive
 from trainer.command.cli import main
+from trainer.command.evaluation import evaluate
+from trainer.command.run_config import load_config
 
-ROOT = Path(__file__).parents[2]
-CONFIG: dict[str, Any] = {
-    "env": {"id": "CartPole-v1", "num_envs": 6},
-    "agents": [
-        {"agent": "ppo", "scope": 2, "cfg": {"rollouts": 16, "learning_rate": 1e-3}},
-        {"agent": "examples.skrl_ppo:make_agent", "scope": 4, "cfg": {"rollouts": 16}},
-    ],
-    "trainer": {"timesteps": 120, "headless": True, "disable_progressbar": True},
-    "logging": {"interval": 20},
-    "evaluation": {"episodes": 5},
-}
-RAY = ("orchestrator.kind=ray",)
 WALL_CLOCK = re.compile(r".*(time \(ms\)|per second)$")
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    monkeypatch.chdir(ROOT)
-    return path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
-    """Exit code, lines of the output, and messages."""
-    code = main([str(argument) for argument in arguments])
-    shown = capsys.readouterr()
-    return code, shown.out.splitlines(), shown.err
-
-
 def returns(lines: list[str]) -> list[str]:
-    return [line for line in lines if re.match(r"agent \d+ return", line)]
+    return [line for line in lines if re.match(r"scope \d+: return", line)]
 
 
 def scalars(run_dir: Path) -> dict[tuple[str, str, str], str]:
@@ -98,12 +74,23 @@ def test_the_same_run_locally_in_ray_and_from_its_own_configuration(
     assert json.loads((local / "status.json").read_text()) == {"state": "finished", "timestep": 120}
     assert json.loads((local / "versions.json").read_text())["python"] == sys.version.split()[0]
     assert files(ROOT / "runs") == before  # skrl's agents write nothing
-    # eval, to the last digit
+    stored = json.loads((local / "evaluation.json").read_text())
     for folder in (local, ray):
+        assert json.loads((folder / "evaluation.json").read_text()) == stored
         assert run(capsys, "eval", folder)[:2] == (0, printed[local])
-    stored_returns = json.loads((local / "evaluation.json").read_text())
-    assert [len(agent["returns"]) for agent in stored_returns] == [5, 5]
-    assert repr(sum(stored_returns[0]["returns"]) / 5) in printed[local][0]
+        results = evaluate(load_config((folder / "config.yaml").read_text()), RunDirectory(str(folder)))
+        assert [result.returns for result in results] == [scope["returns"] for scope in stored]  # to the last digit
+    for index, (line, scope) in enumerate(zip(printed[local], stored, strict=True)):
+        assert scope["scope"] == index
+        assert len(scope["returns"]) == len(scope["lengths"]) == 5
+        assert len(scope["weights"]) == 64
+        match = re.fullmatch(
+            rf"scope {index}: return (\S+) ± (\S+) \(5 episodes of length (\S+)\), weights {scope['weights'][:8]}", line
+        )
+        assert match is not None, line
+        shown = np.mean(scope["returns"]), np.std(scope["returns"]), np.mean(scope["lengths"])
+        assert [float(text) for text in match.groups()] == pytest.approx(shown, rel=5e-4)
+        assert all(len(text.replace(".", "")) <= 4 for text in match.groups())
 
 
 def test_tensorboard_reads_what_the_csv_says(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -205,7 +192,7 @@ def test_a_failing_run_says_where_and_stores_what_it_can(
     assert json.loads((folder / "status.json").read_text()) == {"state": "failed", "timestep": 7}
     code, lines, message = run(capsys, "eval", folder, "--set", "evaluation.max_timesteps=5")
     assert (code, len(lines)) == (0, 1)
-    assert lines[0].startswith("agent 0 no episode ended weights ")
+    assert lines[0].startswith("scope 0: no episode ended, weights ")
 
 
 class Counting(Spared):
@@ -237,7 +224,6 @@ def test_a_write_that_fails_once_costs_no_agent(
     broken: str, call: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from orchestrator.metrics import MetricsWriter
-    from orchestrator.run_dir import RunDirectory
     from workers.frameworks import load_framework
 
     owner: Any = RunDirectory if broken == "write_agents" else MetricsWriter
@@ -297,7 +283,7 @@ def test_a_signal_in_the_middle(
     process = started(*arguments, "agents.1.agent=ppo", "trainer.timesteps=10000000", *overrides)
     wait_for(process, lambda: (folder / "metrics.csv").exists())
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C does
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, err
     assert "stopping after the iterations that are under way" in err
     assert "Traceback" not in err
@@ -309,8 +295,7 @@ def test_a_signal_in_the_middle(
     assert (code, len(returns(lines))) == (0, 2)
     assert f"the run is interrupted; its agents are those of timestep {status['timestep']}" in caplog.text
     left = [one for one in descendants() if one.pid not in before]
-    _, alive = psutil.wait_procs(left, timeout=20)
-    assert not alive
+    assert not still_alive(left)
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:
@@ -326,73 +311,8 @@ def started(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], ready: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not ready():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         select.select([], [], [], 0.05)
-
-
-@pytest.fixture
-def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with enough shared memory, wherever the tests run."""
-    monkeypatch.setattr("trainer.command.doctor._LEAST_SHARED_MEMORY", 0)
-
-
-@pytest.mark.parametrize("overrides", [(), RAY], ids=["local", "ray"])
-def test_doctor_on_a_healthy_machine(
-    overrides: tuple[str, ...],
-    config: Path,
-    capsys: pytest.CaptureFixture[str],
-    ray_cluster: None,
-    plain_machine: None,
-):
-    code, lines, _ = run(capsys, "doctor", config, "--set", *overrides, "seed=0")
-    found = {match[1]: line for line in lines if (match := re.match(r"ok   ([a-z ]+): ", line))}
-    subjects = {"versions", "torch", "jax", "warp", "shared memory", "write access", "ray", "configuration"}
-    assert set(found) == subjects
-    assert "4 CPU" in found["ray"]
-    assert "devices cpu; 1 compute threads" in found["torch"]
-    assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]
-    assert code == 0
-
-
-@pytest.mark.parametrize(
-    ("overrides", "finding"),
-    [
-        (["logging.directory=/proc/nothing/run"], "FAIL write access: '/proc/nothing/run' cannot be written: "),
-        (
-            [*RAY, "orchestrator.options={num_cpus: 7, start_timeout: 1}"],
-            "FAIL configuration: ClusterError: 2 workers with 7",
-        ),
-        (["env.id=Nothing-v0"], "FAIL configuration: ConfigError: env.id: gymnasium cannot make 'Nothing-v0'"),
-        (["agents.0.agent=tests.support.agents:NullAgent", "agents.0.cfg={}"], "NullAgent cannot be stored"),
-        (["env.num_envs=0"], "FAIL configuration: env.num_envs is 0; expected an integer of at least 1"),
-        (["agents.0.agent=tests.support.agents:Nothing"], "FAIL configuration: ConfigError: agents.0.agent is"),
-    ],
-)
-def test_doctor_names_what_is_wrong_and_the_remedy(
-    overrides: list[str],
-    finding: str,
-    config: Path,
-    capsys: pytest.CaptureFixture[str],
-    ray_cluster: None,
-    plain_machine: None,
-):
-    code, lines, _ = run(capsys, "doctor", config, "--set", *overrides)
-    failed = [index for index, line in enumerate(lines) if line.startswith("FAIL")]
-    assert code == 1
-    assert len(failed) == 1
-    assert finding in lines[failed[0]]
-    assert lines[failed[0] + 1].startswith("     remedy: ")
-
-
-def test_doctor_without_a_reachable_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    import ray
-
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    code, lines, _ = run(capsys, "doctor")
-    failed = [line for line in lines if line.startswith("FAIL")]
-    assert code == 1
-    assert "ray: ClusterError: Ray cannot be reached at '127.0.0.1:1'" in failed[0]

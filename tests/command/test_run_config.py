@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.schedule import examples
 from trainer.command.cli import main
 from trainer.command.run import prepare
 from trainer.command.run_config import describe, dump_config, load_config
@@ -251,7 +252,7 @@ def malformed(draw: st.DrawFn) -> Any:
 
 
 @given(malformed())
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60, long=500), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_malformed_configuration_never_ends_in_a_bare_traceback(data: Any):
     import contextlib
     import io

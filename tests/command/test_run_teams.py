@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.agents import copied
+from tests.support.processes import ROOT
 from trainer.command.cli import main
 from trainer.command.run import prepare
 from trainer.command.run_config import load_config
@@ -19,7 +21,6 @@ from workers.agents.independent import IndependentAgents
 from workers.errors import ConfigError
 from workers.types import Scope
 
-ROOT = Path(__file__).parents[2]
 TEAMS = "tests.support.multi_agent_envs"
 CONFIG: dict[str, Any] = {
     "env": {"factory": f"{TEAMS}:build_game", "num_envs": 5, "states": "joint"},
@@ -41,7 +42,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def returns(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("agent ")]
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("scope ")]
 
 
 def test_two_teams(config, tmp_path, capsys, ray_cluster):
@@ -53,6 +54,11 @@ def test_two_teams(config, tmp_path, capsys, ray_cluster):
     assert lines["local"] == lines["ray"]
     assert main(["eval", str(tmp_path / "local")]) == 0
     assert returns(capsys) == lines["local"]
+    number = r"-?\d+(\.\d+)?"
+    of_each = "".join(rf", {name} {number}" for name in ("anna", "bert", "cleo"))
+    for index, line in enumerate(lines["local"]):
+        told = rf"scope {index}: team return {number} ± {number} \(6 episodes of length {number}\)"
+        assert re.fullmatch(rf"{told}{of_each}, weights [0-9a-f]{{8}}", line), line
     results = json.loads((tmp_path / "local" / "evaluation.json").read_text(encoding="utf-8"))
     # game `row` has 5 + row % 3 moves; the rewards of each move are known (see `CountingGame`)
     assert sorted(results[0]["lengths"]) == [5, 5, 5, 6, 6, 6]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -259,3 +261,14 @@ def test_render_without_a_render_mode_does_nothing():
 def test_copied_keeps_values(framework):
     ones = np.ones(2, np.float32)
     assert_same(copied({"a": load_framework(framework).from_numpy(ones)}), {"a": ones})
+
+
+def test_mujoco_warns_once_and_not_for_every_copy(capfd: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path):
+    """Its C library writes to the process's own output, and to a file in the working directory."""
+    mujoco = importlib.import_module("mujoco")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        make_env("HalfCheetah-v5", num_envs=4, framework="numpy").close()
+        said = capfd.readouterr()
+        assert (said.out + said.err).count("'settotalmass' is deprecated") == 1
+    assert mujoco.get_mju_user_warning() is None

@@ -300,3 +300,36 @@ def test_only_a_box_can_be_unflattened():
     env = EnvFactory(lambda n, first: [OneHot(first + i) for i in range(n)], num_envs=1)
     with pytest.raises(AgentError, match=r"unflattened observations.*Discrete\(3\); expected a Box"):
         StepTrainer(env=env, agents=ImageAgent, cfg=CFG)
+
+
+def notes_of(agent: Any, caplog: pytest.LogCaptureFixture, orchestrator: Any = "local") -> list[str]:
+    caplog.clear()
+    env = counting_factory(4)
+    agents = agent if isinstance(agent, list) else [agent] * 2
+    with caplog.at_level("WARNING", "lockstep"):
+        StepTrainer(env=env, agents=agents, cfg=CFG, orchestrator=orchestrator).close()
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_unused_intervals_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def silent(scope: Any) -> SkrlLikeAgent:
+        agent = SkrlLikeAgent(tmp_path / "never", write_interval=0)
+        agent.checkpoint_interval = 0
+        return agent
+
+    (note,) = notes_of(lambda scope: SkrlLikeAgent(tmp_path / "never"), caplog)
+    assert note.startswith("write_interval and checkpoint_interval of SkrlLikeAgent are not used here: an agent that a")
+    assert "collect_metrics() gives its scalars, and agent_files() its state" in note
+    assert notes_of(silent, caplog) == []
+    # instances in the user's process write what they want
+    assert notes_of([SkrlLikeAgent(tmp_path / "one"), SkrlLikeAgent(tmp_path / "two")], caplog) == []
+
+
+def test_what_becomes_of_instances_in_ray_is_told_once(ray_cluster: None, caplog: pytest.LogCaptureFixture):
+    agents = [NullAgent(), NullAgent()]
+    (note,) = notes_of(agents, caplog, "ray")
+    assert note == (
+        "the NullAgent that you handed over is trained as a copy in its worker; trainer.agents and close() bring the "
+        "trained state back into it"
+    )
+    assert notes_of(NullAgent, caplog, "ray") == []

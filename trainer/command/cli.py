@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
+
+from trainer import __version__
 
 __all__ = ["main"]
 
@@ -28,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         a signal that ended it.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="lockstep: %(message)s", level=logging.WARNING)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(options)
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lockstep", description="Train simultaneous reinforcement-learning agents, in one process or with Ray."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     train = verbs.add_parser("train", help="train the agents of a configuration", description=_train.__doc__)
     train.__class__ = _HelpWithDefaults

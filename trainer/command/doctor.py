@@ -17,7 +17,7 @@ from trainer.command.run import prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.command.versions import versions
 from workers.agents import load_ppo
-from workers.errors import LockstepError
+from workers.errors import ConfigError, LockstepError
 from workers.frameworks import available_frameworks, load_framework
 
 __all__ = ["Finding", "examine"]
@@ -97,8 +97,12 @@ def _write_access(directory: str | None) -> Finding:
     """Try to write where the run directory is going to be, and leave nothing there."""
     directory = directory or f"runs/{uuid.uuid4().hex}"
     subject = "write access"
+    taken = ""
     try:
-        RunDirectory(directory).check_new()
+        try:
+            RunDirectory(directory).check_new()
+        except ConfigError:
+            taken = f"; {directory!r} is taken: lockstep train needs another logging.directory"
         filesystem, path = fsspec.core.url_to_fs(directory)
         folder = path.rstrip("/")
         while not filesystem.exists(folder) and "/" in folder.lstrip("/"):
@@ -110,7 +114,7 @@ def _write_access(directory: str | None) -> Finding:
     except (OSError, ValueError, ImportError) as error:
         remedy = "set logging.directory to a new place that this user may write to"
         return Finding(subject, f"{directory!r} cannot be written: {type(error).__name__}: {error}", remedy)
-    return Finding(subject, f"run directories can be made in {folder}")
+    return Finding(subject, f"run directories can be made in {folder}{taken}")
 
 
 def _ray(config: OrchestratorConfig) -> Finding:

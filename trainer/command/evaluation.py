@@ -34,7 +34,7 @@ class Evaluation:
     def note(self, name: str, episode_return: float, length: int) -> None:
         """Take note of an episode: of an agent by its name, or of all by the name ``""``."""
         if name:
-            self.agents.setdefault(name, []).append(episode_return)
+            self.agents[name].append(episode_return)
         else:
             self.returns.append(episode_return)
             self.lengths.append(length)
@@ -42,11 +42,16 @@ class Evaluation:
     def __str__(self) -> str:
         if not self.returns:
             return "no episode ended"
-        mean, deviation, length = (
-            float(value) for value in (np.mean(self.returns), np.std(self.returns), np.mean(self.lengths))
-        )
-        told = f"return {mean!r} (std {deviation!r}, length {length!r}, {len(self.returns)} episodes)"
-        return " ".join([told, *(f"{name} {float(np.mean(returns))!r}" for name, returns in self.agents.items())])
+        of_team = [f"{name} {_rounded(np.mean(returns))}" for name, returns in self.agents.items() if returns]
+        team = "team " if self.agents else ""
+        mean, deviation = _rounded(np.mean(self.returns)), _rounded(np.std(self.returns))
+        episodes = f"{len(self.returns)} episodes of length {_rounded(np.mean(self.lengths))}"
+        return ", ".join([f"{team}return {mean} ± {deviation} ({episodes})", *of_team])
+
+
+def _rounded(value: Any) -> str:
+    """Four digits that count, and no exponent."""
+    return np.format_float_positional(value, precision=4, fractional=False, trim="-")
 
 
 def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
@@ -69,8 +74,9 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
     run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options)))
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
-    results = [Evaluation() for _ in run.agents]
     with run.trainer(cfg=cfg, seed=wanted.seed) as trainer:
+        names = getattr(trainer.env, "possible_agents", ())
+        results = [Evaluation(agents={name: [] for name in names}) for _ in run.agents]
         for index, agent in enumerate(trainer.agents):
             directory.load_agent(agent, index, framework)
         remaining = np.concatenate([_shared_out(wanted.episodes, stop - start) for start, stop in trainer.scopes])

@@ -25,6 +25,9 @@ __all__ = ["report", "train"]
 
 _logger = logging.getLogger("lockstep")
 
+_DIGITS = 8
+"""Digits of a digest on the screen."""
+
 _MOMENT = 0.3
 """Seconds for which workers may be left alone: so long a signal may have to wait, if an iteration takes no longer."""
 
@@ -100,7 +103,11 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
             _logger.error("the training is finished and stored in %s, but its evaluation failed:", directory.url)
             raise
         yield from report(results, config, directory)
-        directory.write("evaluation.json", json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+        stored = [
+            {"scope": scope, "weights": directory.digest(scope), **dataclasses.asdict(result)}
+            for scope, result in enumerate(results)
+        ]
+        directory.write("evaluation.json", json.dumps(stored, indent=1))
 
 
 def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> None:
@@ -125,12 +132,12 @@ def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirec
     status, wanted = directory.status(), config.evaluation
     if status["state"] != "finished":
         _logger.warning("the run is %s; its agents are those of timestep %s", status["state"], status["timestep"])
-    for index, result in enumerate(results):
-        yield f"agent {index} {result} weights {directory.digest(index)}"
+    for scope, result in enumerate(results):
+        yield f"scope {scope}: {result}, weights {directory.digest(scope)[:_DIGITS]}"
         if missing := wanted.episodes - len(result.returns):
             _logger.warning(
-                "agent %d: %d of %d episodes did not end within evaluation.max_timesteps = %d",
-                index,
+                "scope %d: %d of %d episodes did not end within evaluation.max_timesteps = %d",
+                scope,
                 missing,
                 wanted.episodes,
                 wanted.max_timesteps,

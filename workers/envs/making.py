@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -70,8 +72,25 @@ def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **k
 def _make_registered(
     id: str, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
 ) -> Any:
-    envs = [_make_single(id, kwargs) for _ in range(num_envs)]
+    envs = [_make_single(id, kwargs)]
+    with _without_mujocos_warnings():  # the other copies would repeat those of the first one
+        envs += [_make_single(id, kwargs) for _ in range(num_envs - 1)]
     return wrap_env(envs, framework=framework, states=states)
+
+
+@contextmanager
+def _without_mujocos_warnings() -> Iterator[None]:
+    """Silence MuJoCo's C library, if it has been loaded."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is None:
+        yield
+        return
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _make_single(id: str, kwargs: dict[str, Any]) -> Any:

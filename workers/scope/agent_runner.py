@@ -81,7 +81,7 @@ class AgentRunner:
             self._tracking.start()
         self.agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
         self._takes_infos = takes_infos(self.agent)
-        self.notes = self._notes()
+        self.notes = tuple(self._notes(handed_over=not is_factory(agent), keeps_files=keeps_files))
         self._is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(self.agent).__mro__)
         self._log = AgentLog(
             self.agent,
@@ -93,13 +93,24 @@ class AgentRunner:
         self._unflushed = 0
         self._last_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
 
-    def _notes(self) -> tuple[str, ...]:
-        if self._takes_infos or not self.agents:
-            return ()
-        return (
-            f"{type(self.agent).__qualname__}.act() takes no infos, so that it is not told which agents are alive: "
-            "where one is dead it is given rows of zeros, and learns from them as from any other",
-        )
+    def _notes(self, *, handed_over: bool, keeps_files: bool) -> Iterator[str]:
+        kind, unused = type(self.agent).__qualname__, self._tracking.unused
+        if self.agents and not self._takes_infos:
+            yield (
+                f"{kind}.act() takes no infos, so it does not know which agents are alive: where one is dead it is "
+                "given rows of zeros, and learns from them as from any other"
+            )
+        if unused:
+            yield (
+                f"{' and '.join(unused)} of {kind} {'are' if len(unused) > 1 else 'is'} not used here: an agent that a "
+                "factory makes, or that lives in Ray, writes no files; collect_metrics() gives its scalars, and "
+                "agent_files() its state"
+            )
+        if handed_over and not keeps_files:
+            yield (
+                f"the {kind} that you handed over is trained as a copy in its worker; trainer.agents and close() "
+                "bring the trained state back into it"
+            )
 
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None = None
@@ -231,7 +242,7 @@ class AgentRunner:
     def describe(self, env_notes: tuple[str, ...]) -> Description:
         """Where the agent lives and how; `env_notes` are those of its environments."""
         kind, threads = type(self.agent).__qualname__, self._framework.num_threads()
-        return Description(kind, node_name(), threads, env_notes + self.notes)
+        return Description(kind, node_name(), threads, self.agents, env_notes + self.notes)
 
     @property
     def timestep(self) -> int:

@@ -59,6 +59,7 @@ class AgentTracking:
 
     Attributes:
         writer: What the agent's writer is replaced by.
+        unused: Names of the agent's intervals that do not count, because it must not write files.
     """
 
     def __init__(self, agent: Any, *, keeps_files: bool) -> None:
@@ -75,6 +76,7 @@ class AgentTracking:
         self._intervals: dict[str, int] = {}  # skrl's names
         if not keeps_files:
             self._intervals = {name: 0 for name in ("write_interval", "checkpoint_interval") if hasattr(agent, name)}
+        self.unused = tuple(name for name in self._intervals if getattr(agent, name) != 0)
         self._put(self._intervals)
         interval = self._before.get("write_interval")
         if interval == "auto" or (isinstance(interval, int) and interval > 0):
