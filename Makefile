@@ -11,12 +11,13 @@ export MKL_NUM_THREADS := 1
 export NPROC := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup train test check format bench bench-peers
+.PHONY: help setup train test test-long check format bench bench-peers
 
 help:
 	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  two simultaneous PPO agents on 64 CartPole-v1 environments, and their"
 	@echo "                                          evaluation; or any other configuration, such as examples/pendulum.yaml"
-	@echo "make test     all tests"
+	@echo "make test     the tests"
+	@echo "make test-long  the tests with full matrices and long schedules"
 	@echo "make check    lint, format, types, import directions"
 	@echo "make bench    time per step against skrl, and of copies against a plain loop, each in one run"
 	@echo "make bench-peers  HalfCheetah-v5 against RLlib and TorchRL, each in an environment of its own"
@@ -36,6 +37,9 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-long: $(STAMP)
+	LOCKSTEP_TESTS=long $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from tests.support.ppo import (
     ENVS,
     STEPS,
     WIDTH,
+    U,
     act,
     assert_close,
     fix_orders,
@@ -189,7 +190,7 @@ def test_evaluation_takes_any_number_of_rows(framework):
     observations = transition(agent, 0)["observations"]
     _, mean_actions = act(agent, observations)
     for rows in (1, 2):
-        assert_close(act(agent, observations[:rows])[1], mean_actions[:rows], 1e-6)
+        assert_close(act(agent, observations[:rows])[1], mean_actions[:rows], 100 * U)
 
 
 def test_learns_after_every_rollout_and_not_before(framework):

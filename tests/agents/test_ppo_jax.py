@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -15,6 +12,7 @@ import pytest
 from gymnasium.spaces import Discrete, MultiDiscrete
 
 from tests.support.ppo import BOX, CLOCK, ENVS, STEPS, WIDTH, act, make, run, same, state_of, transition
+from tests.support.processes import python
 from workers.agents.jax import PPO, programs
 from workers.agents.learning_rate import adapt_learning_rate
 from workers.errors import AgentError
@@ -146,9 +144,7 @@ def test_unknown_devices_are_refused(device):
 
 def run_in_process(code: str, **variables: str) -> None:
     """Run a script in a fresh process, with warnings as errors."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env=os.environ | variables, capture_output=True, text=True
-    )
+    done = python("-W", "error", "-c", code, env=variables)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.parity import FRAMEWORKS, assert_same
+from tests.support.parity import assert_same
 from tests.support.ppo import (
     ACTIONS,
     STEPS,
@@ -23,6 +23,7 @@ from tests.support.ppo import (
     state_of,
     transition,
 )
+from tests.support.schedule import FRAMEWORKS
 from workers.agents.ppo import PPO
 from workers.errors import AgentError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import RecordingAgent, framework_of
 from tests.support.device_envs import ENVS
 from tests.support.parity import CFG, assert_same, run, step_trainer
+from tests.support.schedule import FRAMEWORKS, full_or_short
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.types import Scope
@@ -95,7 +97,12 @@ def test_rows_and_true_transitions(framework):
             assert records[scope][timestep - 1]["next_observations"][local_row].tolist() == [row, step, action]
 
 
-def test_local_is_sharded_is_shared(framework, ray_cluster):
+@pytest.mark.parametrize(
+    ("kind", "framework"),
+    full_or_short(
+        list(product(["sharded", "shared"], FRAMEWORKS)), [("sharded", "torch"), ("shared", "jax"), ("shared", "warp")]
+    ),
+)
+def test_local_is_sharded_is_shared(kind, framework, ray_cluster):
     local = device_run(framework, split=True)
-    assert_same(device_run(framework, split=True, orchestrator=RayOrchestrator()), local)
-    assert_same(device_run(framework, split=False, orchestrator=RayOrchestrator()), local)
+    assert_same(device_run(framework, split=kind == "sharded", orchestrator=RayOrchestrator()), local)

@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from itertools import product
 from typing import Any
 
-import psutil
 import pytest
 
 from orchestrator.ray import RayOrchestrator
 from tests.support.agents import DyingAgent, NullAgent
 from tests.support.envs import CountingEnv
 from tests.support.parity import CFG, step_trainer
-from tests.support.processes import descendants
+from tests.support.processes import descendants, still_alive
+from tests.support.schedule import FRAMEWORKS, in_turn
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import LifecycleError, WorkerError
 
@@ -71,7 +72,7 @@ class FailingEnv(CountingEnv):
 
 
 def environments(
-    mode: str, framework: str = "torch", env: type[CountingEnv] = CountingEnv, failing_rows: Any = ()
+    mode: str, framework: str = "warp", env: type[CountingEnv] = CountingEnv, failing_rows: Any = ()
 ) -> Any:
     def build(num_envs: int, first_env: int) -> list[CountingEnv]:
         rows = range(first_env, first_env + num_envs)
@@ -86,14 +87,17 @@ REMOTE_MODES = ["sharded", "shared", "sharded by ray", "shared by ray"]
 """Arrangement, and what carries the requests if it is not a connection."""
 
 
-@pytest.fixture(params=["local", *REMOTE_MODES])
+PAIRS = [*product(["local"], FRAMEWORKS), *in_turn(REMOTE_MODES, ["jax", "warp"])]
+
+
+@pytest.fixture
 def mode(request):
     if request.param != "local":
         request.getfixturevalue("ray_cluster")
     return request.param
 
 
-def trainer_of(mode: str, env: Any, agents: Any, framework: str = "torch", **options: Any) -> Any:
+def trainer_of(mode: str, env: Any, agents: Any, framework: str = "warp", **options: Any) -> Any:
     return step_trainer(framework)(
         env=env,
         agents=agents,
@@ -125,25 +129,22 @@ def fail(trainer: Any) -> WorkerError:
 def _no_actor_is_left():
     """Actors that were killed need a moment to go."""
     yield
-    psutil.wait_procs(descendants("ray::WorkerActor"), timeout=20)
+    still_alive(descendants("ray::WorkerActor"))
     assert descendants("ray::WorkerActor") == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "phase"),
-    [
-        ("local", "pre-interaction"),
-        ("local", "act"),
-        ("local", "record"),
-        ("local", "post-interaction"),
-        ("sharded", "post-interaction"),
-        ("shared", "act"),
-        ("shared", "record"),
-        ("sharded by ray", "act"),
-        ("shared by ray", "record"),
-    ],
-    indirect=["mode"],
-)
+HERE = [("local", phase) for phase in ("pre-interaction", "act", "record", "post-interaction")]
+REMOTE = [
+    ("sharded", "post-interaction"),
+    ("shared", "act"),
+    ("shared", "record"),
+    ("sharded by ray", "act"),
+    ("shared by ray", "record"),
+]
+PLACES = [(*place, framework) for place, framework in (*product(HERE, FRAMEWORKS), *in_turn(REMOTE))]
+
+
+@pytest.mark.parametrize(("mode", "phase", "framework"), PLACES, indirect=["mode"])
 def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase, framework):
     agents = [lambda scope: FailingAgent(phase)] * 2
     error = fail(trainer_of(mode, environments(mode, framework), agents, framework))
@@ -159,12 +160,14 @@ def test_agents_exception_names_its_place_in_all_failed_scopes(mode, phase, fram
         assert part in str(error)
 
 
+@pytest.mark.parametrize(("mode", "framework"), PAIRS, indirect=["mode"])
 def test_only_the_failed_scope_is_reported(mode, framework):
     agents = [NullAgent, lambda scope: FailingAgent("act")]
     error = fail(trainer_of(mode, environments(mode, framework), agents, framework))
     assert [failure.scope for failure in error.failures] == [1]
 
 
+@pytest.mark.parametrize(("mode", "framework"), PAIRS, indirect=["mode"])
 def test_environments_exception_names_its_place(mode, framework):
     env = environments(mode, framework, FailingEnv, failing_rows=[1, 4])
     error = fail(trainer_of(mode, env, [NullAgent] * 2, framework))
@@ -176,6 +179,7 @@ def test_environments_exception_names_its_place(mode, framework):
         assert "calls_the_function_that_fails" in failure.traceback
 
 
+@pytest.mark.parametrize(("mode", "framework"), PAIRS, indirect=["mode"])
 def test_exception_while_building_names_its_place_and_leaves_nothing(mode, framework):
     def broken(scope: Any) -> Any:
         raise UsersError("cannot", "build")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import gymnasium
@@ -17,7 +18,8 @@ from orchestrator.ray import RayOrchestrator
 from tests.rules.test_infos import gymnasium_infos
 from tests.support.agents import NullAgent, copied
 from tests.support.envs import CountingEnv
-from tests.support.parity import CFG, FRAMEWORKS, assert_same, step_trainer
+from tests.support.parity import CFG, assert_same, step_trainer
+from tests.support.schedule import FRAMEWORKS, full_or_short
 from workers.envs import EnvFactory, wrap_env
 from workers.frameworks import load_framework
 from workers.infos import merge_infos
@@ -214,7 +216,11 @@ def alone(framework: str, build: Any) -> list[Run]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["sharded", "shared"])
+@pytest.mark.parametrize(
+    ("kind", "framework"),
+    full_or_short(list(product(["sharded", "shared"], FRAMEWORKS)), [("sharded", "jax"), ("shared", "torch")]),
+    indirect=["framework"],
+)
 @pytest.mark.parametrize("build", ["batch"], indirect=True)  # once is enough: Ray starts processes
 def test_ray_is_local(framework: str, local: Run, build: Any, kind: str, ray_cluster: None):
     env: Any = EnvFactory(build, num_envs=NUM_ENVS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from tests.support import parity
 from tests.support.agents import NoisyAgent, NullAgent, RecordingAgent, copied
 from tests.support.envs import NoisyEnv, SilentEnv, counting_factory, noisy_factory
 from tests.support.parity import CFG, assert_same, copied_outputs, run, slices_run, step_trainer, without_hidden
+from tests.support.schedule import FRAMEWORKS, IS_LONG, full_or_short, in_turn
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.types import Scope
 
-STEPS = {"torch": 328, "jax": 164, "warp": 164}
-assert not any(steps % 41 for steps in STEPS.values()), "whole rounds of all ways"
+STEPS = 164
+assert not STEPS % 41, "whole rounds of all ways"
 PPO_CFG = {"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "learning_rate": 1e-3}
-assert min(STEPS.values()) // PPO_CFG["rollouts"] >= 3
+assert STEPS // PPO_CFG["rollouts"] >= 3
 
 
 def ppo(framework: str, discrete: bool, scope: Scope) -> Any:
@@ -39,7 +41,7 @@ def ppo_run(
     framework: str, env: Any, agents: Any, scopes: Any, orchestrator: Any = "local", mode: str = "train"
 ) -> Any:
     outputs, trained = run(
-        STEPS[framework],
+        STEPS,
         mode=mode,
         framework=framework,
         env=env,
@@ -61,39 +63,39 @@ def count_ends(outputs: Any) -> int:
 
 
 SCOPES = {"one": ((5,), False), "two": ((2, 3), False), "two-discrete": ((2, 3), True), "unequal": ((1, 2, 4), False)}
-# each actor imports its framework and compiles: of JAX and Warp there are those that differ most
-CASES = [
-    pytest.param(framework, *SCOPES[name], id=f"{framework}-{name}")
-    for framework in parity.FRAMEWORKS
-    for name in (SCOPES if framework == "torch" else ("two-discrete", "unequal"))
+ARRANGEMENTS = ("sharded", "shared", "sharded by ray", "shared by ray", "sharded by shared memory", "local")
+# each actor imports its framework and compiles: of what differs in arrays or in the way that they go, one of each
+SHORT = [
+    ("torch", "unequal", ("sharded", "shared")),
+    ("torch", "two-discrete", ("sharded by shared memory", "shared by ray", "local")),
+    ("jax", "two-discrete", ("sharded by ray", "shared")),
+    ("warp", "unequal", ("sharded", "shared")),
 ]
+CASES = list(product(FRAMEWORKS, SCOPES, [ARRANGEMENTS])) if IS_LONG else SHORT
 
 
-@pytest.mark.parametrize(("framework", "scopes", "discrete"), CASES)
-def test_local_is_ray_sharded_is_ray_shared(ray_cluster, framework, scopes, discrete, monkeypatch):
+@pytest.mark.parametrize(("framework", "scopes", "arrangements"), CASES)
+def test_local_is_ray_sharded_is_ray_shared(ray_cluster, framework, scopes, arrangements, monkeypatch):
     """By connection, plain actor calls and shared memory, and by `train`, `run` and `iterate` in turn."""
-    agents = [partial(ppo, framework, discrete)] * len(scopes)
-    factory = noisy_factory(sum(scopes), discrete=discrete)
-    local_outputs, local_states = ppo_run(framework, factory, agents, scopes)
+    sizes, discrete = SCOPES[scopes]
+    agents = [partial(ppo, framework, discrete)] * len(sizes)
+    factory = noisy_factory(sum(sizes), discrete=discrete)
+    local_outputs, local_states = ppo_run(framework, factory, agents, sizes)
     assert count_ends(local_outputs) > 20
-    connection, calls = RayOrchestrator(), RayOrchestrator(transport="ray")
-
-    def assert_equals_local(env: Any, orchestrator: Any, mode: str = "all ways") -> None:
-        outputs, states = ppo_run(framework, env, agents, scopes, orchestrator, mode)
+    for arrangement in arrangements:
+        env: Any = factory
+        orchestrator: Any = "local"
+        if arrangement.startswith("shared"):
+            env = wrap_env([NoisyEnv(17, discrete) for _ in range(sum(sizes))], framework=framework)
+        if arrangement != "local":
+            orchestrator = RayOrchestrator(transport="ray" if arrangement.endswith("by ray") else "connection")
+        with monkeypatch.context() as patches:
+            if arrangement.endswith("shared memory"):
+                patches.setattr("orchestrator.ray.shm.THRESHOLD", 1)
+            mode = "train" if arrangement == "shared by ray" else "all ways"
+            outputs, states = ppo_run(framework, env, agents, sizes, orchestrator, mode)
         assert_same(outputs, without_hidden(local_outputs, outputs))
         assert_same(states, local_states)
-
-    def environments() -> Any:
-        return wrap_env([NoisyEnv(17, discrete) for _ in range(sum(scopes))], framework=framework)
-
-    assert_equals_local(factory, connection)
-    assert_equals_local(environments(), connection)
-    if framework == "torch" or discrete:
-        assert_equals_local(factory, calls)
-        assert_equals_local(environments(), calls, "train")
-        assert_equals_local(factory, "local")
-        monkeypatch.setattr("orchestrator.ray.shm.THRESHOLD", 1)
-        assert_equals_local(factory, connection)
 
 
 def test_registered_environments_and_instances(ray_cluster, framework):
@@ -106,7 +108,7 @@ def test_registered_environments_and_instances(ray_cluster, framework):
         seed_generators(11)
         env, agents = make_env("CartPole-v1", num_envs=5, framework=framework), instances()
         outputs, trained = run(
-            STEPS[framework],
+            STEPS,
             framework=framework,
             env=env,
             agents=agents,
@@ -124,6 +126,7 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@pytest.mark.parametrize("framework", full_or_short(FRAMEWORKS, ["jax"]))
 def test_evaluation_and_mean_actions_in_ray(ray_cluster, framework):
     options: dict[str, Any] = {
         "framework": framework,
@@ -138,6 +141,7 @@ def test_evaluation_and_mean_actions_in_ray(ray_cluster, framework):
     assert_same([agent.calls for agent in remote_agents], [agent.calls for agent in local_agents])
 
 
+@pytest.mark.parametrize("framework", full_or_short(FRAMEWORKS, ["warp"]))
 def test_reset_and_explicit_timesteps_in_ray(ray_cluster, framework):
     def reset_run(orchestrator):
         trainer = step_trainer(framework)(
@@ -159,11 +163,11 @@ def test_reset_and_explicit_timesteps_in_ray(ray_cluster, framework):
     assert [call["timestep"] for name, call in local[1][0] if name == "act"] == [1, 2, 3, 4, 5, 40, 40, 40, 1]
 
 
-@pytest.mark.parametrize("scopes", [(2, 3), (1, 4), (3, 1, 3)])
+@pytest.mark.parametrize(("scopes", "framework"), in_turn([(2, 3), (1, 4), (3, 1, 3)]))
 def test_full_batch_is_its_slices(framework, scopes):
     agents = [partial(ppo, framework, False)] * len(scopes)
     full = ppo_run(framework, noisy_factory(sum(scopes)), agents, scopes)
-    assert_same(slices_run(STEPS[framework], framework, noisy_factory(sum(scopes)), agents, scopes), full)
+    assert_same(slices_run(STEPS, framework, noisy_factory(sum(scopes)), agents, scopes), full)
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
@@ -173,7 +177,7 @@ def test_slices_that_are_reset_by_a_mask(framework, mode):
 
     agents = [partial(ppo, framework, False)] * 2
     full = ppo_run(framework, EnvFactory(build, num_envs=5), agents, (2, 3))
-    assert_same(slices_run(STEPS[framework], framework, EnvFactory(build, num_envs=5), agents, (2, 3)), full)
+    assert_same(slices_run(STEPS, framework, EnvFactory(build, num_envs=5), agents, (2, 3)), full)
     assert_same(ppo_run(framework, noisy_factory(5), agents, (2, 3)), full)
 
 
@@ -185,8 +189,8 @@ def test_infos_of_a_vector_wrapper_are_those_of_its_slices(framework):
         return RecordEpisodeStatistics(SyncVectorEnv(rows, autoreset_mode=AutoresetMode.SAME_STEP))
 
     env = EnvFactory(build, num_envs=5)
-    local, _ = run(STEPS[framework], framework=framework, env=env, agents=[NullStateAgent] * 2, scopes=[2, 3], seed=3)
-    slices, _ = slices_run(STEPS[framework], framework, env, [NullStateAgent] * 2, (2, 3))
+    local, _ = run(STEPS, framework=framework, env=env, agents=[NullStateAgent] * 2, scopes=[2, 3], seed=3)
+    slices, _ = slices_run(STEPS, framework, env, [NullStateAgent] * 2, (2, 3))
     assert any("episode" in output[4] for output in local)
     for output in (*local, *slices):
         output[4].get("episode", {}).pop("t", None)  # the time on the clock

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 
 from orchestrator.ray import RayOrchestrator
 from tests.support.parity import CFG, assert_same, copied_outputs, run, step_trainer
+from tests.support.schedule import full_or_short
 from tests.support.skrl_frameworks import ROLLOUTS, seed_everything, skrl_agent, skrl_pendulum, skrl_ppo, weights
 from workers.envs import EnvFactory, make_env
 from workers.errors import AgentError
@@ -99,8 +101,10 @@ def factory_run(framework: str, orchestrator: Any, rebuildable: bool) -> Any:
     return outputs, [weights(framework, agent) for agent in trained]
 
 
-@SKRL
-@pytest.mark.parametrize("rebuildable", [True, False], ids=["sharded", "shared"])
+@pytest.mark.parametrize(
+    ("rebuildable", "framework"),
+    full_or_short(list(product([True, False], ["jax", "warp"])), [(True, "warp"), (False, "jax")]),
+)
 def test_agents_in_ray_through_factories(framework, rebuildable, ray_cluster):
     local = factory_run(framework, "local", rebuildable)
     assert sum(int(output[3].sum()) for output in local[0]) >= 5

@@ -11,6 +11,7 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NullAgent, copied
 from tests.support.envs import NoisyEnv, noisy_factory
 from tests.support.parity import assert_same, run, slices_run
+from tests.support.schedule import full_or_short
 from tests.support.skrl_agents import skrl_cartpole, skrl_ppo_factory, weights
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.types import Scope
@@ -55,7 +56,7 @@ def test_memory_layout_of_slices_makes_no_difference(scopes):
     assert_same(slices, linear_run(noisy_factory(sum(scopes)), scopes))
 
 
-@pytest.mark.parametrize("rebuildable", [True, False], ids=["sharded", "shared"])
+@pytest.mark.parametrize("rebuildable", full_or_short([True, False], [True]))
 def test_skrl_agents_in_ray_through_factories(ray_cluster, rebuildable):
     def skrl_run(orchestrator):
         env: Any = EnvFactory(lambda num_envs, first_env: skrl_cartpole(num_envs), num_envs=5)

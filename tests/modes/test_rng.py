@@ -12,6 +12,7 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NoisyAgent, NullAgent, framework_of
 from tests.support.envs import noisy_factory
 from tests.support.parity import CFG, assert_same, step_trainer
+from tests.support.schedule import in_turn
 
 
 class ConstantAgent(NullAgent):
@@ -57,7 +58,7 @@ def test_local_run_without_a_seed_draws_only_what_the_agents_draw(framework):
         assert_same(after, before)
 
 
-@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize(("seed", "framework"), in_turn([None, 5]))
 def test_ray_run_leaves_the_generators_alone(ray_cluster, framework, seed):
     agents = [partial(NoisyAgent, framework)] * 2
     before, after = used_states(framework, agents, seed=seed, orchestrator=RayOrchestrator())

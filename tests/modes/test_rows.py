@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import RecordingAgent
 from tests.support.envs import build_counting, counting_factory
 from tests.support.parity import assert_same, run
+from tests.support.schedule import FRAMEWORKS, in_turn
 from workers.envs import wrap_env
 
 STEPS = 25
@@ -80,7 +82,7 @@ def environments(kind: str, framework: str) -> Any:
     return counting_factory(NUM_ENVS)
 
 
-@pytest.mark.parametrize("kind", ["local", "sharded", "shared"])
+@pytest.mark.parametrize(("kind", "framework"), [*product(["local"], FRAMEWORKS), *in_turn(["sharded", "shared"])])
 def test_every_row_of_everything(kind, framework, request):
     orchestrator: Any = "local"
     if kind != "local":

@@ -14,6 +14,7 @@ from ray import cloudpickle
 from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError, UnreachableError
+from tests.support.processes import PATIENCE
 from tests.support.service import LiveRecordingAgent, spec, tick
 from workers.frameworks import load_framework
 from workers.remote.channel import Address
@@ -47,7 +48,7 @@ class Relay:
             except OSError:
                 return
             self.connections += 1
-            worker = socket.create_connection(self._target, timeout=10)
+            worker = socket.create_connection(self._target, timeout=PATIENCE)
             worker.settimeout(None)
             self._ends += driver, worker
             for source, sink, cuts in ((driver, worker, False), (worker, driver, True)):
@@ -90,7 +91,7 @@ class Worker:
     def close(self) -> None:
         self.server.shut()
         self.relay.close()
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
 
@@ -189,7 +190,7 @@ def test_what_was_given_up_is_neither_waited_for_nor_sent_again(worker: Worker, 
 def test_a_late_reply_is_waited_for_as_long_as_was_said(link: Link):
     agent = build(link)
     go_on = threading.Event()
-    agent.pre_interaction = lambda **_: go_on.wait(30)
+    agent.pre_interaction = lambda **_: go_on.wait(PATIENCE)
     link.send(2, "tick", (tick(1), 1), ack=2)
     assert link.receive(2, 0) is None
     assert link.receive(2, 0.1) is None
@@ -252,7 +253,7 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
 
 def test_strangers_do_not_keep_the_driver_out(worker: Worker):
     """Those who are at the port before it, with another key or without a word."""
-    mute = [socket.create_connection(worker.relay.address, timeout=10) for _ in range(20)]
+    mute = [socket.create_connection(worker.relay.address, timeout=PATIENCE) for _ in range(20)]
     with pytest.raises(ConnectionError, match=r"does not know the key|hung up"):
         connect(worker, b"x" * 32)
     one = connect(worker)
@@ -280,7 +281,7 @@ def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
 def test_a_connection_that_is_lost_during_a_long_request_is_made_again_at_once(worker: Worker, link: Link):
     agent = build(link)
     go_on = threading.Event()
-    agent.pre_interaction = lambda **_: go_on.wait(30)
+    agent.pre_interaction = lambda **_: go_on.wait(PATIENCE)
     link.send(2, "tick", (tick(1), 1), ack=2)
     assert link.receive(2, 0.1) is None
     link.hang_up()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,14 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, build_counting, counting_factory
 from tests.support.parity import CFG, step_trainer
+from tests.support.processes import python
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LifecycleError, WorkerError
 from workers.frameworks import load_framework
 
-ROOT = Path(__file__).parents[2]
-
 
 def trainer_of(
-    env: Any = None, agents: Any = NullAgent, orchestrator: Any = None, framework: str = "torch", **cfg: Any
+    env: Any = None, agents: Any = NullAgent, orchestrator: Any = None, framework: str = "warp", **cfg: Any
 ) -> Any:
     return step_trainer(framework)(
         env=env or counting_factory(2),
@@ -38,44 +35,75 @@ def trainer_of(
     )
 
 
-def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, which may start and stop Ray."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-
-
 OWN_RAY = """
-import psutil, ray, sys
+from tests.support.processes import still_alive
 from tests.ray.test_ray import *
-def run():
-    with trainer_of(orchestrator="ray") as trainer:
-        trainer.train()
-        assert ray.is_initialized()
-    assert not ray.is_initialized()
-run()
-run()
-children = psutil.Process().children(recursive=True)
-_, alive = psutil.wait_procs(children, timeout=20)
-assert not alive, alive
+import psutil, ray
+
+class Agent(NullAgent):
+    def __init__(self, scope): super().__init__(); self.count = 0
+    def post_interaction(self, *, timestep, timesteps): self.count += 1
+
+class Env(CountingEnv): pass
+
+def trainer(**options):
+    env = EnvFactory(lambda n, first: [Env(first + i) for i in range(n)], num_envs=2)
+    return trainer_of(env, **{"agents": Agent, "orchestrator": "ray", **options})
+
+def is_gone():
+    return not ray.is_initialized() and not still_alive(psutil.Process().children(recursive=True))
+
+first, second = trainer(), trainer(agents=RecordingAgent())
+first.train()
+assert type(first.agents[0]) is Agent
+print("classes of __main__:", first.agents[0].count)
+first.close()
+second.train()
+print("after another's end:", len(second.agents[0].records()))
+second.close()
+print("after the last one's end:", is_gone())
 try:
     trainer_of(counting_factory(500), [NullAgent] * 500, RayOrchestrator(start_timeout=500))
 except ClusterError as error:
-    assert not ray.is_initialized()
     print(error)
+print("after a start that failed:", is_gone())
+third = trainer()
+ray.shutdown()
+try:
+    third.train()
+except ClusterError as error:
+    print(error)
+third.close()
+print("after a shutdown:", is_gone())
 """
 
 
-def test_ray_that_was_started_here_is_shut_down_and_too_few_cpus_are_refused_at_once():
-    done = python(OWN_RAY)
+def test_ray_that_was_started_here_is_shared_and_shut_down():
+    """Also: classes of ``__main__`` may be handed over, too few CPUs are refused at once, a shutdown is named."""
+    done = python("-c", OWN_RAY)
     assert done.returncode == 0, done.stderr
-    assert "500 workers with 1 CPU each were asked for, but Ray has" in done.stdout
+    lines = [
+        line for line in done.stdout.splitlines() if not line.startswith(("Warp ", "  "))
+    ]  # what Warp says of itself
+    assert len(lines) == 7, done.stdout
+    for line, begin in zip(
+        lines,
+        [
+            "classes of __main__: 1",
+            "after another's end: 1",
+            "after the last one's end: True",
+            "500 workers with 1 CPU each were asked for, but Ray has",
+            "after a start that failed: True",
+            "Ray was shut down while a trainer used it",
+            "after a shutdown: True",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(begin)
+    said = [line for line in done.stderr.splitlines() if line.startswith("lockstep: ")]
+    assert said[0] == "lockstep: starting Ray on this machine ..."
+    assert re.fullmatch(r"lockstep: Ray is ready after \d+\.\d s", said[1])
+    assert re.fullmatch(r"lockstep: 1 worker is ready after \d+\.\d s", said[2])
 
 
 def test_ray_that_was_there_stays(ray_cluster):
@@ -94,11 +122,13 @@ def test_more_than_the_cluster_has_is_refused_within_the_deadline(ray_cluster):
 
 
 UNREACHABLE = """
+import sys
 from tests.ray.test_ray import *
-try:
-    trainer_of(orchestrator=RayOrchestrator(address={address!r}, start_timeout=5))
-except ClusterError as error:
-    print(error)
+for address in sys.argv[1:]:
+    try:
+        trainer_of(orchestrator=RayOrchestrator(address=address, start_timeout=2))
+    except ClusterError as error:
+        print(error)
 """
 
 
@@ -107,10 +137,11 @@ def test_ray_that_cannot_be_reached_is_refused_within_the_deadline():
         unused.bind(("127.0.0.1", 0))
         mute.bind(("127.0.0.1", 0))
         mute.listen()
-        for address in (f"127.0.0.1:{unused.getsockname()[1]}", f"ray://127.0.0.1:{mute.getsockname()[1]}"):
-            done = python(UNREACHABLE.format(address=address))
-            assert f"Ray cannot be reached at '{address}'" in done.stdout, done.stderr
-    assert "expected 'auto', 'host:port'" in python(UNREACHABLE.format(address="somewhere")).stdout
+        addresses = f"127.0.0.1:{unused.getsockname()[1]}", f"ray://127.0.0.1:{mute.getsockname()[1]}"
+        done = python("-c", UNREACHABLE, *addresses, "somewhere")
+    for address in addresses:
+        assert f"Ray cannot be reached at '{address}'" in done.stdout, done.stderr
+    assert "expected 'auto', 'host:port'" in done.stdout
 
 
 def test_agent_that_holds_warps_arrays_cannot_be_pickled(ray_cluster):
@@ -206,22 +237,6 @@ def test_agent_that_cannot_come_back_is_named(ray_cluster):
         _ = trainer.agents
 
 
-def test_classes_of_main_may_be_handed_over():
-    program = """
-from tests.ray.test_ray import *
-class Agent(NullAgent):
-    def __init__(self, scope): super().__init__(); self.count = 0
-    def post_interaction(self, *, timestep, timesteps): self.count += 1
-class Env(CountingEnv): pass
-with trainer_of(EnvFactory(lambda n, first: [Env(i) for i in range(n)], num_envs=2), Agent, "ray") as trainer:
-    trainer.train()
-    assert type(trainer.agents[0]) is Agent
-    print(trainer.agents[0].count)
-"""
-    done = python(program)
-    assert done.stdout == "1\n", done.stderr
-
-
 def test_sharing_says_why_and_the_drivers_environment_is_closed_only_if_asked(ray_cluster, caplog):
     class Env(CountingEnv):
         closed = 0
@@ -230,7 +245,7 @@ def test_sharing_says_why_and_the_drivers_environment_is_closed_only_if_asked(ra
             Env.closed += 1
 
     for close in (False, True):
-        env = wrap_env([Env(0), Env(1)], framework="torch")
+        env = wrap_env([Env(0), Env(1)], framework="warp")
         with caplog.at_level(logging.WARNING, "lockstep"):
             trainer_of(env, close_environment_at_exit=close).close()
         assert Env.closed == 2 * close
@@ -238,39 +253,11 @@ def test_sharing_says_why_and_the_drivers_environment_is_closed_only_if_asked(ra
 
 
 def test_text_says_where_each_agent_lives(ray_cluster):
-    with trainer_of(make_env("CartPole-v1", num_envs=2, framework="torch"), NullAgent) as trainer:
+    with trainer_of(make_env("CartPole-v1", num_envs=2, framework="warp"), NullAgent) as trainer:
         text = str(trainer)
     assert "NullAgent" in text
     assert f"pid {os.getpid()}" not in text
-    assert "compute threads: 1" in text
-
-
-TWO_TRAINERS = """
-import ray
-from tests.ray.test_ray import *
-first, second = trainer_of(orchestrator="ray"), trainer_of(orchestrator="ray", agents=RecordingAgent())
-first.train()
-first.close()
-second.train()
-agent = second.agents[0]
-second.close()
-assert not ray.is_initialized()
-print(len(agent.records()))
-third = trainer_of(orchestrator="ray")
-ray.shutdown()
-try:
-    third.train()
-except ClusterError as error:
-    print(error)
-third.close()
-assert not ray.is_initialized()
-"""
-
-
-def test_the_last_trainer_shuts_ray_down_and_a_shutdown_in_between_is_named():
-    done = python(TWO_TRAINERS)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1\nRay was shut down while a trainer used it"), done.stdout
+    assert text.endswith("), 1 compute thread")
 
 
 def test_nothing_stays_reserved(ray_cluster):
@@ -320,7 +307,7 @@ def test_infos_that_cannot_travel_lose_no_agent(ray_cluster, shared, transport):
     agents = [StepsAgent(), StepsAgent()]
     env: Any = EnvFactory(lambda n, first: [LockedEnv(first + i) for i in range(n)], num_envs=2)
     if shared:
-        env = wrap_env(env.build(2, 0), framework="torch")
+        env = wrap_env(env.build(2, 0), framework="warp")
     trainer = trainer_of(env, agents, RayOrchestrator(transport=transport))
     with pytest.raises(WorkerError, match=r"lock"):
         trainer.train()
@@ -350,19 +337,20 @@ def test_interrupted_run_brings_its_agents_back(ray_cluster, transport, monkeypa
     assert [len(agent.records()) for agent in agents] == [2, 1]
 
 
-def test_cluster_that_was_connected_to_may_grow():
-    program = """
-import subprocess, sys, ray
-address = ray.init(address="local", num_cpus=1, include_dashboard=False).address_info["gcs_address"]
-inner = '''
+CONNECTED = """
+import sys
 from tests.ray.test_ray import *
 try:
-    trainer_of(agents=[NullAgent] * 2, orchestrator=RayOrchestrator(address="{}", start_timeout=8))
+    orchestrator = RayOrchestrator(address=sys.argv[1], num_cpus=3, start_timeout=1)
+    trainer_of(agents=[NullAgent] * 2, orchestrator=orchestrator)
 except ClusterError as error:
     print(error)
-'''.format(address)
-print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, timeout=60).stdout)
 """
-    done = python(program)
-    assert "Ray has 1 CPU, of which" in done.stdout, done.stderr
+
+
+def test_cluster_that_was_connected_to_may_grow(ray_cluster):
+    import ray
+
+    done = python("-c", CONNECTED, ray.get_runtime_context().gcs_address)
+    assert "Ray has 4 CPU, of which" in done.stdout, done.stderr
     assert "(waited" in done.stdout

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from orchestrator.ray.shm import THRESHOLD, Place, ReplyMemory
+from tests.support.processes import PATIENCE, ROOT
 from workers.frameworks import load_framework
 from workers.remote.segment import Offer, OwnSegment, attach
 from workers.remote.wire import Packed, from_wire, to_wire
 
 NUMPY = load_framework("numpy")
-ROOT = Path(__file__).parents[2]
 
 
 def own_memory() -> int:
@@ -83,7 +83,7 @@ def test_memory_outlives_a_crash_only_where_it_is_still_used():
     offer = Offer(int(pid), int(fd), name.decode(), int(size))
     segment = attach(offer)
     assert segment is not None
-    maker.communicate(b"x", timeout=30)
+    maker.communicate(b"x", timeout=PATIENCE)
     segment.slot(0)[:3] = b"abc"  # no signal
     assert bytes(segment.slot(0)[:4]) == b"abc\0"
     assert attach(offer) is None

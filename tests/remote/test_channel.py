@@ -14,6 +14,7 @@ import pytest
 from ray import cloudpickle
 
 from tests.support.parity import assert_same
+from tests.support.processes import PATIENCE
 from workers.frameworks import load_framework
 from workers.remote.channel import AuthenticationError, Channel, UnreadableError, authenticate, prepare
 from workers.remote.wire import Packed, from_wire, to_wire
@@ -23,10 +24,10 @@ NUMPY = load_framework("numpy")
 PLAIN = b"plain"
 
 
-def pair(timeout: float = 30) -> tuple[socket.socket, socket.socket]:
+def pair(timeout: float = PATIENCE) -> tuple[socket.socket, socket.socket]:
     """Both ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname(), timeout=10)
+        client = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
         server, _ = listener.accept()
     for end in (client, server):
         prepare(end, timeout=timeout)
@@ -56,7 +57,7 @@ def in_background(function: Any, *args: Any, **options: Any) -> Any:
     thread.start()
 
     def result() -> Any:
-        thread.join(30)
+        thread.join(PATIENCE)
         assert outcome, "it did not return"
         value, error = outcome[0]
         if error is not None:

@@ -14,6 +14,7 @@ import pytest
 from tests.support.agents import copied
 from tests.support.envs import CountingEnv, build_counting
 from tests.support.parity import assert_same, copied_outputs
+from tests.support.processes import PATIENCE
 from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgent, build_failing, spec, tick
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
@@ -235,20 +236,20 @@ def test_busy_while_a_request_is_done():
 
     def wait(**_: Any) -> None:
         entered.set()
-        assert leave.wait(30)
+        assert leave.wait(PATIENCE)
 
     agent.post_interaction = wait  # type: ignore[method-assign]
     replies: list[Reply] = []
     thread = threading.Thread(target=lambda: replies.append(client.service.handle(2, "tick", (tick(1),))))
     thread.start()
     try:
-        assert entered.wait(30)
+        assert entered.wait(PATIENCE)
         first, second = client.service.busy(), client.service.busy()
         assert first.seq == second.seq == 2
         assert 0 < first.seconds <= second.seconds < 60
     finally:
         leave.set()
-        thread.join(30)
+        thread.join(PATIENCE)
     assert [reply.status for reply in replies] == ["ok"]
     assert client.service.busy().seq is None
 

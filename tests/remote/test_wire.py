@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from tests.support.agents import to_numpy
-from tests.support.parity import FRAMEWORKS
+from tests.support.schedule import FRAMEWORKS
 from workers.frameworks import Framework, load_framework
 from workers.remote.wire import from_wire, to_wire
 from workers.types import Mode, Outcome, Tick, Transition

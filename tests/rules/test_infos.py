@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.scopes import resolve_scopes
 from tests.support.agents import copied
-from tests.support.parity import FRAMEWORKS, assert_same
+from tests.support.parity import assert_same
+from tests.support.schedule import FRAMEWORKS
 from workers.frameworks import Framework, load_framework
 from workers.infos import mask_rows, merge_infos, overlay, scalars, take_rows
 from workers.remote.wire import read_outcome, to_wire

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +16,13 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NullAgent
 from tests.support.envs import CountingEnv, counting_factory
 from tests.support.parity import CFG, step_trainer
+from tests.support.processes import python
 from trainer.torch import StepTrainer
 from workers.envs import EnvFactory
 from workers.errors import ConfigError, WorkerError
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads
 
-ROOT = Path(__file__).parents[2]
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
 NOTED: list[tuple[str, set[int]]] = []
 
@@ -108,7 +106,7 @@ def test_held_in_every_call_and_given_back_after_it(num_threads: int):
         cfg={"timesteps": 10, "headless": True, "disable_progressbar": True},
         orchestrator=LocalOrchestrator(num_threads=num_threads),
     )
-    assert f"compute threads: {num_threads}" in str(trainer)
+    assert f", {num_threads} compute thread" in str(trainer)
 
     def steps() -> None:
         for _ in trainer.iterate(2):
@@ -181,10 +179,7 @@ def test_numbers_that_are_refused(kind: Any, wrong: Any):
 
 def fresh(program: str, *args: str, **variables: str) -> Any:
     """What a program prints last, as JSON, in a process in which no number of threads is set."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", program, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = python("-c", program, *args, env=dict.fromkeys(VARIABLES) | variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -211,7 +206,7 @@ for _ in range(2):
     with StepTrainer(env=counting_factory(2), agents=NullAgent, cfg=CFG, orchestrator=orchestrator) as trainer:
         trainer.train()
         text = str(trainer)
-print(json.dumps([threads(), f"compute threads: {number}" in text, os.environ == before]))
+print(json.dumps([threads(), f", {number} compute thread" in text, os.environ == before]))
 """
 
 

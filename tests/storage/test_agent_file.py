@@ -181,7 +181,7 @@ def test_modules_go_before_the_agent_s_own_file():
 def test_an_unwritable_state_without_another_way_says_where():
     class OnlyState(NullAgent):
         def state_dict(self) -> dict[str, Any]:
-            return {"deep": [{"hook": print}]}
+            return {"deep": [{"hook": len}]}
 
         def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from tests.support.parity import assert_same
+from tests.support.schedule import examples
 from workers.errors import AgentError
 from workers.frameworks import load_framework
 from workers.storage.state_file import decode_state, encode_state
@@ -96,7 +97,7 @@ def leaves_by_path(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any
 
 
 @given(STATES)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(100, long=300))
 def test_any_state_comes_back_to_the_bit(state: Any):
     data = encode_state(state, TORCH)
     with pytest.MonkeyPatch.context() as patch:
@@ -228,7 +229,7 @@ def test_every_cut_is_noticed():
 
 
 @given(st.one_of(st.binary(), st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255))))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(150, long=500))
 def test_random_bytes_give_nothing_but_our_error(damage: Any):
     data = damage
     if isinstance(damage, tuple):

@@ -20,7 +20,6 @@ from workers.remote.wire import read_outcome
 from workers.types import Mode, Tick
 
 CFG: StepTrainerCfgDict = {"headless": True, "disable_progressbar": True}
-FRAMEWORKS = ("torch", "jax", "warp")
 
 
 def step_trainer(framework: str) -> Any:

@@ -86,6 +86,12 @@ def same(first: Any, second: Any) -> bool:
     return True
 
 
+U = 2.0**-24
+"""Unit roundoff of float32: what one operation is wrong by at most, relative to its result. CPUs differ in the order of
+sums and in fused operations, so that bounds are for the worst case: all roundings of a chain in one direction.
+"""
+
+
 def assert_close(given: Any, expected: Any, tolerance: float, path: str = "") -> None:
     """Assert that arrays and numbers differ by no more than `tolerance` of the largest value of each array."""
     if isinstance(expected, dict):

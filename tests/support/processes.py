@@ -1,10 +1,42 @@
-"""The processes that descend from this one."""
+"""Processes of the tests: Python in one of its own, and those that descend from this one."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
 import psutil
 
-__all__ = ["descendants"]
+__all__ = ["PATIENCE", "ROOT", "descendants", "python", "still_alive"]
+
+ROOT = Path(__file__).parents[2]
+
+PATIENCE = 300.0
+"""Deadline, in seconds, of what takes a moment: on a loaded machine it takes longer, and is not wrong."""
+
+
+def python(
+    *arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str | None] = {}
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, such as ``"-c", program``; it does not see the Ray of this process.
+
+    Args:
+        arguments: The command line.
+        cwd: The working directory.
+        env: Environment variables that it has; None for those that it has not.
+    """
+    changed = {**os.environ, "RAY_ADDRESS": None, **env}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={name: value for name, value in changed.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
 
 
 def descendants(word: str = "") -> list[psutil.Process]:
@@ -17,3 +49,8 @@ def descendants(word: str = "") -> list[psutil.Process]:
         except psutil.Error:  # gone, or a zombie that its parent is about to collect
             continue
     return found
+
+
+def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end."""
+    return list(psutil.wait_procs(processes, timeout=PATIENCE)[1])

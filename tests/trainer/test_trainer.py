@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +13,14 @@ import workers.envs
 from tests.support.agents import NullAgent, RecordingAgent, to_numpy
 from tests.support.envs import counting_factory
 from tests.support.foreign import ForeignEnv, trainer_of
-from tests.support.parity import FRAMEWORKS, copied_outputs, run
+from tests.support.parity import copied_outputs, run
+from tests.support.processes import python
+from tests.support.schedule import FRAMEWORKS
 from trainer.config import StepTrainerCfg
 from workers.envs import EnvFactory
 from workers.errors import LifecycleError
 from workers.frameworks import load_framework
+from workers.node import node_name
 
 
 def test_counter_is_incremented_first_and_left_alone_by_an_explicit_timestep(framework):
@@ -150,8 +150,7 @@ class Env(ForeignEnv):
 env = Env(framework={framework!r})
 trainer_of(env, framework={framework!r}, cfg={{"close_environment_at_exit": {close}}}).train()
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    done = python("-c", program)
     assert (done.stdout.count("closed [[-1.0, -1.0], [-1.0, -1.0]]"), done.returncode) == (close, 0), done.stderr
 
 
@@ -170,8 +169,11 @@ def test_text_shows_agents_scopes_where_each_lives_and_threads():
         text = str(trainer)
         assert trainer.scopes == [(0, 3), (3, 7)]
         assert trainer.num_simultaneous_agents == 2
-    for part in ("(ready)", "NullAgent", "3 environments (0:3)", "4 environments (3:7)", "pid", "threads: 1"):
-        assert part in text
+    assert text.splitlines() == [
+        "trainer.torch.StepTrainer (ready): 7 environments, 2 simultaneous agents",
+        f"  scope 0: environments 0:3, NullAgent, on {node_name()}, 1 compute thread",
+        f"  scope 1: environments 3:7, NullAgent, on {node_name()}, 1 compute thread",
+    ]
 
 
 def test_outputs_are_the_environments_and_agents_get_copies(framework):

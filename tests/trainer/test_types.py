@@ -7,14 +7,12 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
+from tests.support.processes import ROOT
 from trainer.config import StepTrainerCfg, StepTrainerCfgDict
-
-ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 from functools import partial

@@ -1,0 +1,28 @@
+"""The `lockstep` command, run in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.command.cli import main
+
+CONFIG: dict[str, Any] = {
+    "env": {"id": "CartPole-v1", "num_envs": 6},
+    "agents": [
+        {"agent": "ppo", "scope": 2, "cfg": {"rollouts": 16, "learning_rate": 1e-3}},
+        {"agent": "examples.skrl_ppo:make_agent", "scope": 4, "cfg": {"rollouts": 16}},
+    ],
+    "trainer": {"timesteps": 120, "headless": True, "disable_progressbar": True},
+    "logging": {"interval": 20},
+    "evaluation": {"episodes": 5},
+}
+RAY = ("orchestrator.kind=ray",)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
+    """Exit code, lines of the output, and messages."""
+    code = main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return code, shown.out.splitlines(), shown.err

@@ -1,0 +1,33 @@
+"""What `make test` runs of a matrix, and what only `make test-long` runs.
+
+``make test-long`` sets ``LOCKSTEP_TESTS=long``: every test runs, with every pair of a matrix and large budgets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import cycle, product
+from typing import Any
+
+__all__ = ["FRAMEWORKS", "IS_LONG", "examples", "full_or_short", "in_turn"]
+
+FRAMEWORKS = ("torch", "jax", "warp")
+IS_LONG = os.environ.get("LOCKSTEP_TESTS") == "long"
+
+
+def full_or_short(full: Sequence[Any], short: Sequence[Any]) -> Sequence[Any]:
+    """The parameters of a test: all of them, or those that find the same faults in less time."""
+    missing = [one for one in short if one not in full]
+    assert not missing, f"only in the short schedule: {missing}"
+    return full if IS_LONG else short
+
+
+def in_turn(modes: Sequence[Any], frameworks: Sequence[str] = FRAMEWORKS) -> Sequence[tuple[Any, str]]:
+    """Pairs of a mode and a framework: all of them, or each mode with one framework, in turn."""
+    return full_or_short(list(product(modes, frameworks)), list(zip(modes, cycle(frameworks), strict=False)))
+
+
+def examples(count: int, *, long: int) -> int:
+    """Number of hypothesis' examples."""
+    return long if IS_LONG else count
