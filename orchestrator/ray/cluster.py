@@ -1,4 +1,4 @@
-"""Connecting to Ray, and knowing who started it."""
+"""The connection of this process to Ray, and who must end it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Cluster", "connect"]
 _logger = logging.getLogger("lockstep")
 
 _users = 0
-"""How many sessions use a connection that `connect` made: the last one ends it."""
+"""Number of sessions that use a connection made by `connect`; the last one ends it."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The Ray that this process is connected to.
+    """The Ray cluster that this process is connected to.
 
     Attributes:
-        connected_here: Whether the connection was made here, and so is ours to end.
-        started_here: Whether Ray itself was started here: one that was does not grow.
+        connected_here: Whether `connect` made the connection, so that `disconnect` may end it.
+        started_here: Whether `connect` started Ray itself; such a cluster does not grow.
     """
 
     connected_here: bool
@@ -45,7 +45,7 @@ class Cluster:
 
     @property
     def available(self) -> dict[str, float]:
-        """The part of `resources` that is free at the moment."""
+        """The part of `resources` that is currently free."""
         available: dict[str, float] = ray.available_resources()
         return available
 
@@ -58,22 +58,28 @@ class Cluster:
                 ray.shutdown()
 
 
+_own = Cluster(connected_here=False, started_here=False)
+"""The connection that `connect` made last."""
+
+
 def connect(address: str | None, *, timeout: float) -> Cluster:
     """Use the Ray that this process is connected to, else the one at `address`, else start one on this machine.
 
     Args:
-        address: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None takes the environment variable
-            ``RAY_ADDRESS``, and starts Ray on this machine if there is none.
-        timeout: Time to reach it, in seconds.
+        address: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None uses the environment variable
+            ``RAY_ADDRESS``, or starts Ray on this machine if it is not set.
+        timeout: Time to reach the cluster, in seconds.
 
     Raises:
-        ClusterError: It cannot be reached within `timeout`.
+        ClusterError: The cluster cannot be reached within `timeout`.
     """
-    global _users
+    global _users, _own
     if ray.is_initialized():
-        _users += bool(_users)
-        return Cluster(connected_here=_users > 0, started_here=False)
-    _users = 0  # whoever shut Ray down in between
+        if not _users:
+            return Cluster(connected_here=False, started_here=False)
+        _users += 1
+        return _own
+    _users = 0  # Ray may have been shut down elsewhere
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         _check_health(address, timeout)
@@ -83,18 +89,18 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
         doing = "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
         _logger.info("%s ...", doing)
         with warnings.catch_warnings():
-            # JAX warns of the forks by which Ray starts its own programs; they are replaced by those at once
+            # JAX warns about forks, but the processes that Ray forks call exec at once
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             ray.init(address=address, logging_level=logging.WARNING, **options)
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     _logger.info("Ray is ready after %.1f s", monotonic() - started)
-    _users = 1
-    return Cluster(connected_here=True, started_here=address == "local")
+    _users, _own = 1, Cluster(connected_here=True, started_here=address == "local")
+    return _own
 
 
 def _check_health(address: str, timeout: float) -> None:
-    """Ask in a process that can be ended: connecting may wait without an end where something else than Ray listens."""
+    """Check the cluster in a subprocess, because connecting may block forever if something else listens there."""
     options: list[str] = []
     try:
         if address != "auto":
@@ -114,7 +120,7 @@ def _check_health(address: str, timeout: float) -> None:
     except (OSError, ValueError) as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(_unreachable(address, f"no sign of health within {timeout:.0f} s")) from error
+        raise ClusterError(_unreachable(address, f"no answer to a health check within {timeout:.0f} s")) from error
     except subprocess.CalledProcessError as error:
         last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ClusterError(_unreachable(address, last_line or "not healthy")) from error
@@ -122,6 +128,6 @@ def _check_health(address: str, timeout: float) -> None:
 
 def _unreachable(address: str, reason: str) -> str:
     return (
-        f"Ray cannot be reached at {address!r} ({reason}); check that it runs there (ray status), or leave the address "
-        "out to start Ray on this machine"
+        f"Ray cannot be reached at {address!r} ({reason}); check that it is running there (ray status), or omit the "
+        "address to start Ray on this machine"
     )
