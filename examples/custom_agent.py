@@ -1,4 +1,4 @@
-"""A custom agent: all that the trainer asks of one, and a state that a run directory can store."""
+"""A custom agent: all members that the trainer needs, and a state that a run directory can store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from workers.types import Scope
 
 
 class Greedy:
-    """Estimates the mean reward of every action, and mostly takes the best one.
+    """Agent that estimates the mean reward of every action and mostly takes the best one.
 
-    It is made by a config's ``agent: examples.custom_agent:Greedy``: it gets those of scope, num_envs,
-    observation_space, action_space and state_space that its arguments name, and the values of ``cfg``.
+    A configuration selects it by ``agent: examples.custom_agent:Greedy``. It gets those of scope, num_envs,
+    observation_space, action_space and state_space that are among its parameters, and the values of ``cfg``.
 
     Args:
         scope: The agent's environments.
@@ -28,17 +28,17 @@ class Greedy:
         self.training = False
 
     def init(self, *, trainer_cfg: Any = None) -> None:
-        """Nothing is to be made ready."""
+        """Do nothing: there is nothing to prepare."""
 
     def enable_training_mode(self, enabled: bool = True) -> None:
-        """Remember whether to learn."""
+        """Switch learning on or off."""
         self.training = enabled
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Nothing is to be done before the interaction."""
+        """Do nothing before the interaction."""
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
-        """Actions, with some noise; evaluation takes the mean actions."""
+        """Return actions with some noise, and the mean actions for evaluation."""
         best = self.estimates.argmax().expand(self.num_envs, 1)
         random = torch.randint(len(self.estimates), (self.num_envs, 1))
         return torch.where(torch.rand(self.num_envs, 1) < 0.2, random, best), {"mean_actions": best}
@@ -50,15 +50,15 @@ class Greedy:
                 self.estimates[action] += self.step_size * (reward - self.estimates[action])
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Everything has been learnt already."""
+        """Do nothing: `record_transition` has learnt already."""
 
     def track_data(self, tag: str, value: float) -> None:
-        """The trainer's own scalars are in the log anyway."""
+        """Do nothing: the trainer's own scalars are logged anyway."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the run directory stores."""
+        """Return the state for the run directory."""
         return {"estimates": self.estimates.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `lockstep eval` loads."""
+        """Load the state from the run directory, as `lockstep eval` does."""
         self.estimates = state["estimates"].clone()

@@ -1,4 +1,4 @@
-"""A custom environment, registered with Gymnasium: a point in a square that is to reach a goal."""
+"""A custom environment, registered with Gymnasium: a point in a square must reach a goal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MOVES = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=np.fl
 
 
 class Reach(gymnasium.Env[dict[str, Any], int]):
-    """Move a point to a goal; the observation is a dictionary, which the agents get flattened.
+    """Environment in which a point moves to a goal. Its observation is a dictionary; agents get it flattened.
 
     Args:
-        size: Half of the side of the square.
+        size: Half the side length of the square.
     """
 
     def __init__(self, size: int = 5) -> None:
@@ -31,7 +31,7 @@ class Reach(gymnasium.Env[dict[str, Any], int]):
         return self._observation(), {}
 
     def step(self, action: int) -> Any:
-        """Move, for a cost of 1."""
+        """Move the point, at a cost of 1."""
         self._position = np.clip(self._position + MOVES[action], -self._size, self._size)
         distance = float(np.abs(self._goal - self._position).sum())
         return self._observation(), -1.0, distance == 0.0, False, {"episode_progress": {"distance": distance}}

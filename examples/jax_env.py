@@ -1,8 +1,8 @@
-"""An environment that lives on the device: Pendulum in JAX, 256 copies stepped by one compiled function.
+"""An environment on the device: Pendulum in JAX, 256 copies stepped by one compiled function.
 
     python examples/jax_env.py
 
-Its arrays go from the environment to the agent and back as they are. With ``lockstep train`` it would be a factory,
+Arrays pass between environment and agent unchanged. A configuration for ``lockstep train`` uses the factory:
 ``env: {factory: "examples.jax_env:build", num_envs: 256}`` with ``framework: jax``.
 """
 
@@ -38,27 +38,27 @@ class Pendulum(Wrapper):
         self._states: Any = None  # angles, angular velocities, steps
 
     def reset(self, *, seed: int | None = None) -> tuple[jax.Array, dict[str, Any]]:
-        """Start all copies; copy i has the key of ``seed + i``."""
+        """Start all copies. Copy i gets the key of ``seed + i``."""
         if seed is not None:
             self._keys = jax.vmap(jax.random.key)(seed + jnp.arange(self.num_envs))
         self._keys, self._states = start(self._keys)
         return observe(self._states), {}
 
     def step(self, actions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
-        """Step all copies, and reset those that end."""
+        """Step all copies and reset those that end."""
         self._keys, self._states, outputs = advance(self._keys, self._states, actions)
         return outputs
 
     def render(self) -> None:
-        """There is nothing to see."""
+        """Do nothing: there is nothing to render."""
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 @jax.jit
 def start(keys: jax.Array) -> Any:
-    """New keys, and random states."""
+    """Return new keys and random states."""
     keys, draws = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     numbers = jax.vmap(functools.partial(jax.random.uniform, shape=(2,), minval=-1.0))(draws)
     return keys, (numbers[:, :1] * jnp.pi, numbers[:, 1:], jnp.zeros((len(keys), 1), jnp.int32))
@@ -66,14 +66,14 @@ def start(keys: jax.Array) -> Any:
 
 @jax.jit
 def observe(states: Any) -> jax.Array:
-    """Observations ``(num_envs, 3)``."""
+    """Return observations ``(num_envs, 3)``."""
     angles, speeds, _ = states
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), speeds], axis=1)
 
 
 @jax.jit
 def advance(keys: jax.Array, states: Any, actions: jax.Array) -> Any:
-    """One step: new keys, new states, and what the step returns."""
+    """Do one step: return new keys, new states and the outputs of `step`."""
     angles, speeds, steps = states
     torques = jnp.clip(actions, -2.0, 2.0)
     normal = (angles + jnp.pi) % (2 * jnp.pi) - jnp.pi
@@ -88,12 +88,12 @@ def advance(keys: jax.Array, states: Any, actions: jax.Array) -> Any:
 
 
 def build(num_envs: int, first_env: int) -> Pendulum:
-    """The copies ``first_env`` to ``first_env + num_envs``."""
+    """Build the copies from ``first_env`` up to ``first_env + num_envs`` (exclusive)."""
     return Pendulum(num_envs, first_env)
 
 
 def make_agent(scope: Scope) -> PPO:
-    """The agent of one scope."""
+    """Build the agent of one scope."""
     return PPO(
         observation_space=Pendulum.observation_space,
         action_space=Pendulum.action_space,

@@ -1,4 +1,4 @@
-"""Two simultaneous PPO agents on 64 CartPole-v1 environments, in this process; the loop is yours."""
+"""Two simultaneous PPO agents on 64 CartPole-v1 environments, in this process, with a loop of your own."""
 
 from trainer.torch import StepTrainer
 from workers.agents.torch import PPO

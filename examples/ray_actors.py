@@ -21,7 +21,7 @@ def main() -> None:
     )
     with trainer:
         print(trainer)
-        # as `train()` in a loop, but the workers do the next iteration while this loop does its part
+        # like `train()` in a loop, but the workers do the next iteration while the loop body runs
         ended = 0
         for _, _, terminated, truncated, _ in trainer.iterate(TIMESTEPS, timestep=0):
             ended = ended + (terminated | truncated).int()

@@ -1,4 +1,4 @@
-"""A PPO agent of skrl, made by a config's ``agent: examples.skrl_ppo:make_agent``."""
+"""skrl's PPO agent, selected in a configuration by ``agent: examples.skrl_ppo:make_agent``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Policy(CategoricalMixin, Model):
-    """Categorical actions."""
+    """Policy with categorical actions."""
 
     def __init__(self, observation_space: Any, action_space: Any, hidden: int) -> None:
         Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
@@ -19,12 +19,12 @@ class Policy(CategoricalMixin, Model):
         self.net = nn.Sequential(nn.Linear(self.num_observations, hidden), nn.Tanh(), nn.Linear(hidden, action_space.n))
 
     def compute(self, inputs: Any, role: str) -> Any:
-        """Logits."""
+        """Compute logits."""
         return self.net(inputs["observations"]), {}
 
 
 class Value(DeterministicMixin, Model):
-    """Values."""
+    """Critic."""
 
     def __init__(self, observation_space: Any, action_space: Any, hidden: int) -> None:
         Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
@@ -32,7 +32,7 @@ class Value(DeterministicMixin, Model):
         self.net = nn.Sequential(nn.Linear(self.num_observations, hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
     def compute(self, inputs: Any, role: str) -> Any:
-        """Values."""
+        """Compute values."""
         return self.net(inputs["observations"]), {}
 
 
@@ -45,14 +45,14 @@ def make_agent(
     rollouts: int = 32,
     learning_rate: float = 1e-3,
 ) -> PPO:
-    """The agent of one scope.
+    """Build the agent of one scope.
 
     Args:
         num_envs: Number of environments.
         observation_space: Observation space of one environment.
-        action_space: Action space of one environment, a Discrete.
-        hidden: Units of the hidden layer.
-        rollouts: Timesteps between two updates.
+        action_space: Discrete action space of one environment.
+        hidden: Number of units of the hidden layer.
+        rollouts: Number of timesteps between updates.
         learning_rate: Learning rate.
     """
     return PPO(

@@ -1,0 +1,136 @@
+"""README and docs: the first example runs as pasted, code compiles, links lead somewhere, tables name what there is."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ray import RayOrchestrator
+from tests.support.processes import ROOT, python
+from trainer.config import StepTrainerCfg
+from trainer.torch import StepTrainer
+from workers import errors
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of a page in one language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+FIRST = blocks(ROOT / "README.md", "python")[0]
+DIGESTS = """
+    for _, data in trainer.agent_files():
+        print(__import__("hashlib").sha256(data).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def local() -> list[str]:
+    """What the first example prints, and digests of its agents, without any environment variable."""
+    return printed(FIRST)
+
+
+def printed(program: str) -> list[str]:
+    done = python("-W", "error::UserWarning", "-c", program.rstrip() + DIGESTS, env=THREADS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_first_example_learns(local: list[str]):
+    *lines, first_digest, second_digest = local
+    assert [line.partition(":")[0] for line in lines] == [f"timestep {256 * i}" for i in (1, 2, 3, 4)]
+    returns = [[float(number) for number in re.findall(r"\d+\.\d", line)] for line in lines]
+    assert all(first < 50 and last > 150 for first, last in zip(returns[0], returns[-1], strict=True))
+    assert first_digest != second_digest
+
+
+def test_the_first_example_prints_the_same_in_ray(local: list[str]):
+    program = FIRST.replace("    seed=0,\n", '    seed=0,\n    orchestrator="ray",\n')
+    assert program != FIRST
+    assert printed(program) == local
+
+
+def test_the_first_example_prints_what_the_readme_says():
+    """On one type of CPU; on any, it is of the same form."""
+    (shown, *_) = [text for text in blocks(ROOT / "README.md", "") if text.startswith("timestep")]
+    form = r"timestep \d+: mean returns \d+\.\d and \d+\.\d\n"
+    assert re.fullmatch(f"({form}){{4}}", shown)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_compiles(page: Path):
+    for code in blocks(page, "python"):
+        compile(code, page.name, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    text = re.sub(r"`[^`\n]*`", "", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
+
+
+def first_column(page: str, heading: str) -> list[str]:
+    """Names in the first column of the tables under a heading."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    section = text[text.index(f"\n{heading}\n") + len(heading) + 1 :]
+    return re.findall(r"^\| `(\w+)", section.partition("\n#")[0], re.MULTILINE)
+
+
+def test_tables_of_the_api_are_complete():
+    named = first_column("api.md", "## StepTrainer")
+    assert named[:6] == [name for name in inspect.signature(StepTrainer.__init__).parameters if name != "self"]
+    members = {name for name in vars(StepTrainer.__mro__[1]) if not name.startswith("_")} - {"framework"}
+    assert members <= set(named), members - set(named)
+    fields = [field.name for field in dataclasses.fields(StepTrainerCfg)]
+    assert first_column("api.md", "## StepTrainerCfg") == fields
+    options = [field.name for field in dataclasses.fields(RayOrchestrator)]
+    assert sorted(first_column("ray.md", "## Options")) == sorted(options)
+    api = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert all(name in api for name in errors.__all__ if name.endswith("Error"))
+
+
+def templates() -> list[str]:
+    """All texts in the sources, with a gap for each value that is formatted into one."""
+    found = []
+    for package in ("trainer", "orchestrator", "workers"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.append(
+                        "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(re.sub(r"%[.\w]+", "…", node.value))
+    return found
+
+
+VALUES = r"\.\.\.|'[^']*'|\[[^]]*\]|\w+\(\)|StepTrainer|PPO|write_interval and checkpoint_interval|\d+( CPU| failure)?"
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    """The longest fixed part of each message is in the sources."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(messages) >= 40
+    known = templates()
+    for message in messages:
+        fixed = max(re.split("[;:,()]", re.sub(VALUES, ";", message)), key=len).strip()
+        assert len(fixed) > 10, message
+        assert any(fixed in template for template in known), message
