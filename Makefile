@@ -1,11 +1,11 @@
-# Everything from a machine that has Python 3.11 and make. `make help` lists the targets.
+# Needs Python 3.11 and make, nothing else. `make help` lists the targets.
 PYTHON ?= python3.11
 CONFIG ?= examples/cartpole.yaml
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lockstep-setup
 
-# one compute thread per worker, in every mode: the same numbers everywhere
+# one compute thread per worker in every mode, for the same results everywhere
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NPROC := 1
@@ -14,15 +14,15 @@ export RAY_USAGE_STATS_ENABLED := 0
 .PHONY: help setup train test test-long check format bench bench-peers
 
 help:
-	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  two simultaneous PPO agents on 64 CartPole-v1 environments, and their"
-	@echo "                                          evaluation; or any other configuration, such as examples/pendulum.yaml"
-	@echo "make test     the tests"
-	@echo "make test-long  the tests with full matrices and long schedules"
-	@echo "make check    lint, format, types, import directions"
-	@echo "make bench    time per step against skrl, and of copies against a plain loop, each in one run"
-	@echo "make bench-peers  HalfCheetah-v5 against RLlib and TorchRL, each in an environment of its own"
+	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  train and evaluate two simultaneous PPO agents on 64 CartPole-v1"
+	@echo "                                          environments, or those of CONFIG, such as examples/pendulum.yaml"
+	@echo "make test     run the tests"
+	@echo "make test-long  run the tests with full matrices and long schedules"
+	@echo "make check    check lint, format, types and import directions"
+	@echo "make bench    measure step times against skrl, environment copies against a plain loop, and the fan-out"
+	@echo "make bench-peers  compare with RLlib, TorchRL and skrl on HalfCheetah-v5"
 	@echo "make format   format the code"
-	@echo "make setup    the environment in .venv, with every extra (the others do it by themselves)"
+	@echo "make setup    create the environment .venv with every extra (the other targets do this by themselves)"
 
 setup: $(STAMP)
 
@@ -59,7 +59,7 @@ bench: $(STAMP)
 bench-peers: $(STAMP) .venv-rllib/.lockstep-setup .venv-torchrl/.lockstep-setup
 	$(BIN)/python benchmarks/peers.py
 
-# other libraries pin other versions
+# an environment for each other library, because it pins other versions
 .venv-%/.lockstep-setup: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet torch==2.13.0

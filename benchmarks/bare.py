@@ -1,6 +1,6 @@
-"""The bare contestants: the same no-op phases in Ray actors and behind TCP sockets, with nothing of ours around them.
+"""The bare contestants: the same no-op phases in Ray actors and behind TCP sockets, without Lockstep.
 
-`python benchmarks/bare.py PORT NUM_ENVS` is one peer; `SocketPeers` starts them. A peer ends when its connection does.
+`python benchmarks/bare.py PORT NUM_ENVS` is one peer; `SocketPeers` starts them. A peer ends when its connection ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from no_op import NoOpAgent, NoOpEnv
 
 REQUEST = struct.Struct("<qq")  # timestep, timesteps
-DEADLINE = 60  # seconds, of every wait
+DEADLINE = 60  # seconds for every wait
 TIMESTEPS = 100_000
 LAYOUT = ((4, np.float32), (1, np.float32), (1, np.bool_), (1, np.bool_))  # columns and dtype of each array
 ROW_BYTES = sum(columns * np.dtype(dtype).itemsize for columns, dtype in LAYOUT)
@@ -64,7 +64,7 @@ class NoOpWorker:
 
 
 class ActorCalls:
-    """A bare Ray actor for each scope, asked by plain actor calls."""
+    """A bare Ray actor for each scope, driven by plain actor calls."""
 
     def __init__(self, workers: int, num_envs: int) -> None:
         import ray
@@ -91,7 +91,7 @@ class ActorCalls:
 
 
 class Peers:
-    """A process for each scope behind a TCP socket of its own."""
+    """A process for each scope, each behind its own TCP socket."""
 
     def __init__(self, command: list[str], workers: int, num_envs: int) -> None:
         with ExitStack() as cleanup:
@@ -108,12 +108,12 @@ class Peers:
 
 
 class SocketPeers(Peers):
-    """Raw bytes, fixed layout."""
+    """Peers that exchange raw bytes in a fixed layout."""
 
     def __init__(self, workers: int, num_envs: int) -> None:
         rows = num_envs // workers
         self.timestep = 0
-        # whole messages below each other, so that a column of them is the full batch of one array
+        # one message per row, so that a block of columns is the full batch of one array
         self.received = np.empty((workers, rows * ROW_BYTES), np.uint8)
         self.buffers = [memoryview(row) for row in self.received]
         self.columns = []
@@ -136,14 +136,14 @@ class SocketPeers(Peers):
 
 
 def _listen_and_start(command: list[str], workers: int, num_envs: int, cleanup: ExitStack) -> list[socket.socket]:
-    """Start processes, which are all alike and are told the port and `num_envs`, and wait for their connections."""
+    """Start equal processes, each with the port and `num_envs` as arguments, and wait for their connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(DEADLINE)
         for _ in range(workers):
             cleanup.callback(_end, subprocess.Popen([*command, str(server.getsockname()[1]), str(num_envs)]))
         connections = [cleanup.enter_context(server.accept()[0]) for _ in range(workers)]
     for connection in connections:
-        # the kernel's own deadline: Python's would cost another system call for each wait
+        # a deadline in the kernel: Python's would cost another system call for each wait
         connection.setblocking(True)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", DEADLINE, 0))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

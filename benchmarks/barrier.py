@@ -1,6 +1,6 @@
-"""What a barrier in every step costs by itself: workers without a driver's work, which exchange a byte after each step.
+"""The cost of a barrier in every step: workers that only exchange a byte after each step.
 
-They are the bound of every fan-out on the same cores: nothing but the byte has to be sent, and no output is made.
+No fan-out on the same cores can be faster: only the byte is sent, and the driver makes no outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TIMESTEPS = 1_000_000
 
 
 class Barrier(Peers):
-    """Processes with HalfCheetah-v5 environments and one of skrl's PPO agents each."""
+    """Processes, each with HalfCheetah-v5 environments and one of skrl's PPO agents."""
 
     def __init__(self, workers: int, num_envs: int) -> None:
         super().__init__([sys.executable, "-W", "ignore", __file__], workers, num_envs // workers)
@@ -32,7 +32,7 @@ class Barrier(Peers):
 
 
 def serve(port: int, num_envs: int) -> None:
-    """Do an iteration for every byte."""
+    """Do one iteration for every byte received."""
     import torch
     from halfcheetah import cheetah_env, skrls_agent
     from ray import cloudpickle
@@ -66,5 +66,5 @@ def serve(port: int, num_envs: int) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.nice(15)  # as Ray's workers
+    os.nice(15)  # like Ray's workers
     serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -14,7 +14,7 @@ STEPS, EPOCHS, MINI_BATCHES, LEARNING_RATE = 32, 4, 4, 3e-4
 
 
 def make_ours(framework: str, observation_space: Any, action_space: Any, num_envs: int) -> Any:
-    """Our agent, with the options that skrl's is given."""
+    """Build our agent, with the same options as skrl's."""
     cfg = {
         "rollouts": STEPS,
         "learning_epochs": EPOCHS,
@@ -30,7 +30,7 @@ def make_ours(framework: str, observation_space: Any, action_space: Any, num_env
 
 
 def make_skrl(framework: str, observation_space: Any, action_space: Any, num_envs: int) -> Any:
-    """The agent of skrl with the equivalent models; imported here only."""
+    """Build skrl's agent, with equivalent models; skrl is imported only here."""
     agents = importlib.import_module(f"skrl.agents.{framework}.ppo")
     memories = importlib.import_module(f"skrl.memories.{framework}")
     load_framework(framework)
@@ -57,7 +57,7 @@ def make_skrl(framework: str, observation_space: Any, action_space: Any, num_env
 
 
 def torch_models(observation_space: Any, action_space: Any) -> dict[str, Any]:
-    """The models of skrl for torch, Gaussian or categorical."""
+    """Build skrl's models for PyTorch, Gaussian or categorical."""
     import torch
     from skrl.models.torch import CategoricalMixin, DeterministicMixin, GaussianMixin, Model
 
@@ -92,7 +92,7 @@ def torch_models(observation_space: Any, action_space: Any) -> dict[str, Any]:
 
 
 def jax_models(observation_space: Any, action_space: Any) -> dict[str, Any]:
-    """The Gaussian models of skrl for JAX."""
+    """Build skrl's Gaussian models for JAX."""
     import flax.linen as nn
     import jax.numpy as jnp
     from skrl.models.jax import DeterministicMixin, GaussianMixin, Model
@@ -104,7 +104,7 @@ def jax_models(observation_space: Any, action_space: Any) -> dict[str, Any]:
         return nn.Dense(outputs)(hidden)
 
     class Policy(GaussianMixin, Model):
-        def __init__(self, **fields: Any) -> None:  # flax makes copies, with all fields of the model
+        def __init__(self, **fields: Any) -> None:  # flax makes copies from all fields of the model
             Model.__init__(self, **fields)
             GaussianMixin.__init__(self)
 
@@ -130,7 +130,7 @@ def jax_models(observation_space: Any, action_space: Any) -> dict[str, Any]:
 
 
 def warp_models(observation_space: Any, action_space: Any) -> dict[str, Any]:
-    """The Gaussian models of skrl for Warp."""
+    """Build skrl's Gaussian models for Warp."""
     import warp as wp
     import warp_nn.nn as nn
     from skrl.models.warp import DeterministicMixin, GaussianMixin, Model

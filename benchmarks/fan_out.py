@@ -1,7 +1,7 @@
-"""Benchmarks of the fan-out: what it costs that an iteration's work is in other processes, and what it brings.
+"""Benchmarks of the fan-out: the costs and gains of doing an iteration's work in other processes.
 
-What is compared takes turns, so that a slower moment of the machine meets all alike; ratios are taken turn by turn, and
-a bar is held against their median. It writes its section of RESULTS.md and its plots; with `--only` it only prints.
+Contestants take turns, so that a slow moment of the machine affects all of them. Ratios are taken turn by turn, and
+their median is compared with a bar. Writes its section of RESULTS.md and its plots; with `--only` it only prints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fan_out_training import cartpole, halfcheetah, phases
 from measuring import Result
 from report import describe_machine, write_section
 
-# those without skrl first: where the driver has it, workers import it too, which many would wait for
+# those without skrl first: once the driver has imported it, every worker imports it too, which takes time
 PARTS: dict[str, Callable[[int], Result]] = {
     "no-op": no_op,
     "scaling": scaling,
@@ -48,7 +48,7 @@ ORDER = ("halfcheetah", "cartpole", "phases", "no-op", "payload", "scaling", "id
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help=f"one or more of {', '.join(PARTS)}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lockstep").setLevel("ERROR")

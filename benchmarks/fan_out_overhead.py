@@ -1,4 +1,4 @@
-"""What the fan-out itself costs: with workers that do nothing, that sleep, and that return much."""
+"""The overhead of the fan-out: with workers that do nothing, that sleep, and that return large outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.envs import EnvFactory, Wrapper
 
 NUM_ENVS = 64
 SLEEP = 0.02
-NOT_AT_ALL = 2**62  # a threshold that nothing reaches
+NOT_AT_ALL = 2**62  # a threshold that no output reaches
 
 
 def build_no_op(num_envs: int, _first_env: int) -> NoOpEnv:
@@ -32,7 +32,7 @@ def build_sleeping(num_envs: int, _first_env: int) -> SleepingEnv:
 
 
 class WideEnv(NoOpEnv, Wrapper):
-    """As an environment of ours, whose arrays an agent gets without a copy: no agent here writes to them."""
+    """No-op environment whose arrays agents get without a copy: no agent here writes to them."""
 
     framework = "torch"
     gives_arrays_away = True
@@ -45,7 +45,7 @@ def build_wide(columns: int, num_envs: int, _first_env: int) -> WideEnv:
 
 
 def no_op(repetitions: int) -> Result:
-    """Workers that do nothing: our two transports, bare actor calls, bare sockets."""
+    """Workers that do nothing: our two transports, bare actor calls and bare sockets."""
     lines, bars = [], []
     for count in (1, 2, 4):
         env = EnvFactory(build_no_op, num_envs=NUM_ENVS)
@@ -69,8 +69,8 @@ def no_op(repetitions: int) -> Result:
         print(table(["workers", *times], lines[-1:]), flush=True)
     text = f"""### Workers that do nothing
 
-{NUM_ENVS} no-op environments in all; µs per `train()`. The bare ones do the same phases and end with the same four
-fresh torch arrays of the full batch, and nothing else: no errors, no infos, no sequence numbers, no authentication.
+{NUM_ENVS} no-op environments in total; µs per `train()`. The bare contestants do the same phases and produce the same
+four new torch tensors of the full batch, but have no errors, infos, sequence numbers or authentication.
 
 {table(["workers", *times], lines)}
 
@@ -79,14 +79,14 @@ fresh torch arrays of the full batch, and nothing else: no errors, no infos, no 
 
 
 def step_and_cpu(ours: StepTrainer, steps: int) -> tuple[float, float]:
-    """Milliseconds per step, and microseconds of this process's CPU per worker and step."""
+    """Milliseconds per step, and microseconds of this process's CPU time per worker and step."""
     before = time.process_time()
     elapsed = timed(ours.train, steps)() / 1e3
     return elapsed, (time.process_time() - before) / steps / ours.num_simultaneous_agents * 1e6
 
 
 def scaling(repetitions: int) -> Result:
-    """Environments that sleep: how the time of a step grows with the number of workers."""
+    """Environments that sleep: the time of a step by number of workers."""
     counts = (1, 2, 4, 8, 16, 32, 64)
     least = {16: 0.9, 64: 0.7}
     times: dict[int, list[float]] = {}
@@ -103,8 +103,8 @@ def scaling(repetitions: int) -> Result:
     columns = ["workers", "ms a step", "efficiency", "bar", "met", "driver's CPU, µs a worker and step"]
     text = f"""### Number of workers
 
-Environments that sleep {SLEEP * 1e3:g} ms in a step, one to a worker; efficiency is the time with one worker over the
-time. The workers share the cores with the driver, also where they are more than there are cores.
+Environments that sleep {SLEEP * 1e3:g} ms in every step, one per worker. Efficiency is the time with one worker divided
+by the time. The workers share the cores with the driver, even if there are more workers than cores.
 
 {table(columns, lines)}
 
@@ -113,7 +113,7 @@ time. The workers share the cores with the driver, also where they are more than
 
 
 def train_with(threshold: int, ours: StepTrainer, steps: int) -> float:
-    """Microseconds per step where outputs of `threshold` bytes go by shared memory."""
+    """Microseconds per step if outputs of `threshold` bytes or more go through shared memory."""
     from orchestrator.ray import shm
 
     shm.THRESHOLD = threshold
@@ -121,7 +121,7 @@ def train_with(threshold: int, ours: StepTrainer, steps: int) -> float:
 
 
 def payload(repetitions: int) -> Result:
-    """Outputs of 1 KB to 16 MB a step: with shared memory, without, and a bare copy of those bytes."""
+    """Outputs of 1 KB to 16 MB per step: with and without shared memory, and a bare copy of those bytes."""
     from orchestrator.ray import shm
 
     threshold = shm.THRESHOLD
@@ -136,7 +136,7 @@ def payload(repetitions: int) -> Result:
         with ExitStack() as cleanup:
             cleanup.callback(setattr, shm, "THRESHOLD", threshold)
             contestants: dict[str, Callable[[], float]] = {}
-            # a trainer for each: memory that is there is used, whatever the threshold says then
+            # a trainer for each: shared memory that exists is used, whatever the threshold is then
             for name, limit in limits.items():
                 ours = cleanup.enter_context(trainer(env, [no_op_agent] * 2, orchestrator=actors()))
                 contestants[name] = partial(train_with, limit, ours, steps)
@@ -152,9 +152,9 @@ def payload(repetitions: int) -> Result:
         print(table(["observations", *contestants], lines[-1:]), flush=True)
     text = f"""### Size of the outputs
 
-Two workers that do nothing, {NUM_ENVS} environments, observations of so many bytes in all a step; µs per `train()`. The
-bare copy is `array.copy()` of the full batch's observations. Where a worker's outputs have {threshold:,} bytes or more,
-they go by shared memory.
+Two workers that do nothing, {NUM_ENVS} environments, observations of the given total size per step; µs per `train()`.
+The bare copy is `array.copy()` of the full batch's observations. A worker's outputs go through shared memory if they
+have {threshold:,} bytes or more.
 
 {table(["observations", *contestants], lines)}
 

@@ -1,4 +1,4 @@
-"""What waiting costs in CPU, and whether memory grows."""
+"""CPU time of waiting, and growth of memory."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def processes(ours: Any) -> dict[str, psutil.Process]:
 
 
 def cpu_times(each: dict[str, psutil.Process]) -> dict[str, float]:
-    """Seconds of user and system."""
+    """Seconds of CPU time, user and system."""
     times = {name: process.cpu_times() for name, process in each.items()}
     return {name: spent.user + spent.system for name, spent in times.items()}
 
 
 def idle(repetitions: int) -> Result:
-    """Percent of a core of those that wait: for slow workers, and for the next request."""
+    """Percent of a core used while waiting for slow workers and for the next request."""
     used: dict[tuple[str, str], list[float]] = {}
-    times = min(repetitions, 5)  # it is 10 s each time
+    times = min(repetitions, 5)  # each takes 10 s
 
     def note(what: str, each: dict[str, psutil.Process], wait: Callable[[], Any]) -> None:
         before, start = cpu_times(each), time.perf_counter()
@@ -57,14 +57,14 @@ def idle(repetitions: int) -> Result:
     rows = [[what, name, *judge(values, most=2)] for (what, name), values in used.items()]
     text = f"""### Waiting
 
-Two workers; percent of a core of each process, {times} times {WAIT} s, by the kernel's count (in steps of 10 ms).
+Two workers; percent of a core used by each process, {times} times {WAIT} s, as counted by the kernel (in 10 ms steps).
 
 {table(["when", "process", "% of a core", "bar", "met"], rows)}"""
     return Result(text)
 
 
 def memory(_repetitions: int) -> Result:
-    """Memory after 1,000 and after 100,000 steps."""
+    """Memory after 1,000 and 100,000 steps."""
     first, last = 1_000, 100_000
     env = EnvFactory(build_no_op, num_envs=64)
     with trainer(env, [no_op_agent] * 2, orchestrator=actors()) as ours:
@@ -88,7 +88,7 @@ def memory(_repetitions: int) -> Result:
     columns = ["process", "kind", f"MB after {first:,} steps", f"MB after {last:,}", "growth (bar 2 %)", "met"]
     text = f"""### Memory
 
-Two workers that do nothing, {last:,} times `train()`; one run.
+Two workers that do nothing; {last:,} calls of `train()` in one run.
 
 {table(columns, rows)}"""
     return Result(text)

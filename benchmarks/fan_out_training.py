@@ -1,4 +1,4 @@
-"""What the fan-out brings: real environments and agents in two workers against one process, and skrl's trainers."""
+"""The gains of the fan-out: real environments and agents in workers, in one process, and in skrl's trainers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cartpole_env() -> Any:
 
 
 def skrls_trainer(count: int) -> Any:
-    """The StepTrainer of skrl with skrl's own wrapper."""
+    """Build skrl's StepTrainer with skrl's own wrapper."""
     import skrl
     from skrl.envs.wrappers.torch import wrap_env
     from skrl.trainers.torch import StepTrainer
@@ -61,7 +61,7 @@ def rates(times: Mapping[str, list[float]]) -> dict[str, list[float]]:
 
 
 def halfcheetah(repetitions: int) -> Result:
-    """HalfCheetah-v5 with skrl's PPO, skrl's trainers and ours. A turn of 128 steps is four rollouts and updates."""
+    """HalfCheetah-v5 with skrl's PPO under skrl's trainers and ours. A turn of 128 steps is 4 rollouts with updates."""
     from skrl_parallel import ParallelTrainerProcess
 
     steps = 128
@@ -102,9 +102,9 @@ def halfcheetah(repetitions: int) -> Result:
     ]
     text = f"""### HalfCheetah-v5
 
-{NUM_ENVS} environments, skrl's PPO (rollouts 32, 4 epochs of 4 mini-batches) under each trainer; ours with an actor for
-each agent, but for "local". "Bare processes" are our workers with nothing but a byte to and fro in every step: what the
-barrier costs by itself. Of skrl's ParallelTrainer its iterations count, not the start of its processes.
+{NUM_ENVS} environments, skrl's PPO (rollouts 32, 4 epochs of 4 mini-batches) under each trainer. Ours has an actor for
+each agent, except in "local". "Bare processes" are our workers, which only exchange a byte in every step: the cost of
+the barrier alone. For skrl's ParallelTrainer, the iterations are timed without the start of its processes.
 
 {table(["agents", "what", "µs a step", "env-steps/s"], lines)}
 
@@ -115,7 +115,7 @@ barrier costs by itself. Of skrl's ParallelTrainer its iterations count, not the
 
 
 def cartpole(repetitions: int) -> Result:
-    """CartPole-v1 with our PPO: one process against two actors. A turn is 800 steps: 25 rollouts, 8 calls of run."""
+    """CartPole-v1 with our PPO: one process and two actors. A turn is 800 steps: 25 rollouts, 8 calls of `run`."""
     steps = 800
     with (
         trainer(cartpole_env(), [our_agent] * 2) as local,
@@ -143,7 +143,7 @@ def cartpole(repetitions: int) -> Result:
 
 
 def phases(repetitions: int) -> Result:
-    """CartPole-v1 in two actors: where the time of a step goes."""
+    """CartPole-v1 in two actors: how the time of a step is spent."""
     steps = 320
     found: dict[str, list[float]] = {}
     with trainer(cartpole_env(), [our_agent] * 2, orchestrator=actors()) as ours:
@@ -162,9 +162,9 @@ def phases(repetitions: int) -> Result:
     lines = [[name, spread(values, 0), spread(ratios(values, wholes), 2)] for name, values in found.items()]
     text = f"""### Where the time of a step goes
 
-CartPole-v1 as above, `train()` in two actors, {steps} steps in each repetition; µs a step on average, updates included,
-by `collect_metrics()`. The workers' phases run beside each other; the rest is the driver's step less the worker that
-took longer on average.
+CartPole-v1 as above, `train()` in two actors, {steps} steps in each repetition; mean µs per step, including updates,
+from `collect_metrics()`. The workers' phases run in parallel. The rest is the driver's step minus the worker that
+takes longer on average.
 
 {table(["what", "µs a step", "share of the driver's step"], lines)}
 

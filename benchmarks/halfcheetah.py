@@ -1,4 +1,4 @@
-"""HalfCheetah-v5 and the agent of skrl that is trained on it."""
+"""HalfCheetah-v5, and skrl's agent that is trained on it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CHEETAH = (
 
 
 def cheetah_env() -> Any:
-    """All copies."""
+    """Build all environments."""
     return make_env("HalfCheetah-v5", num_envs=NUM_ENVS, framework="torch")
 
 
 def skrls_agent(scope: Scope) -> Any:
-    """The agent of one scope."""
+    """Build the agent of one scope."""
     return make_skrl("torch", *CHEETAH, scope.num_envs)

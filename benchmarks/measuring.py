@@ -1,4 +1,4 @@
-"""How the parts of `fan_out.py` measure: contestants in turns, ratios within a turn, bars."""
+"""Measurement for the parts of `fan_out.py`: contestants in turns, ratios within a turn, bars."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CFG = {"headless": True, "disable_progressbar": True, "close_environment_at_exit
 
 @dataclass(frozen=True)
 class Result:
-    """What a part has found.
+    """Result of one part.
 
     Attributes:
-        text: Markdown.
-        draw: Writes its plots.
+        text: The report in Markdown.
+        draw: Function that writes the plots.
     """
 
     text: str
@@ -29,12 +29,12 @@ class Result:
 
 
 def timed(run: Callable[[], Any], steps: int, calls: int | None = None) -> Callable[[], float]:
-    """A function that calls `run` so often that it makes `steps`, and returns microseconds per step.
+    """Return a function that calls `run` for `steps` steps in total and returns microseconds per step.
 
     Args:
-        run: What is measured.
-        steps: Steps of all calls.
-        calls: Number of calls; one for each step if None.
+        run: The function to measure.
+        steps: Number of steps of all calls together.
+        calls: Number of calls; None: one for each step.
     """
 
     def measure() -> float:
@@ -47,7 +47,7 @@ def timed(run: Callable[[], Any], steps: int, calls: int | None = None) -> Calla
 
 
 def take_turns(contestants: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
-    """What each contestant measures in each turn; the first turn is not counted."""
+    """Return the measurements of each contestant, one for each turn; the first turn is not counted."""
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for repetition in range(-1, repetitions):
         for name, measure in contestants.items():
@@ -58,14 +58,14 @@ def take_turns(contestants: Mapping[str, Callable[[], float]], repetitions: int)
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """Turn by turn."""
+    """Return the ratios turn by turn."""
     return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def judge(
     values: Sequence[float], *, least: float | None = None, most: float | None = None, digits: int = 2
 ) -> tuple[str, str, str]:
-    """Three cells of a table: the spread, the bar, and whether the median meets it."""
+    """Return three table cells: the spread, the bar, and whether the median meets it."""
     median = statistics.median(values)
     if least is not None:
         return spread(values, digits), f"at least {least:g}", "yes" if median >= least else "no"
@@ -74,12 +74,12 @@ def judge(
 
 
 def trainer(env: Any, agents: Any, **options: Any) -> StepTrainer:
-    """Our trainer, as all parts use it."""
+    """Build our trainer as all parts use it."""
     return StepTrainer(env=env, agents=agents, cfg=CFG, **options)
 
 
 def actors(**options: Any) -> Any:
-    """Our orchestrator: many actors on few cores."""
+    """Build our orchestrator, for many actors on few cores."""
     from orchestrator.ray import RayOrchestrator
 
     return RayOrchestrator(num_cpus=0.01, start_timeout=240, step_timeout=120, **options)

@@ -1,4 +1,4 @@
-"""Environments and agents that do nothing, so that what is around them can be measured."""
+"""Environments and agents that do nothing, to measure everything around them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.types import Scope
 
 
 class NoOpEnv:
-    """Always the same arrays."""
+    """Environment that always returns the same arrays."""
 
     action_space = gymnasium.spaces.Discrete(2)
     state_space = None
@@ -41,7 +41,7 @@ class NoOpEnv:
 
 
 class SleepingEnv(NoOpEnv):
-    """Waits in every step, as an environment does whose work is elsewhere: on a GPU, in a simulator, in a robot."""
+    """Environment that waits in every step, like one that works elsewhere: on a GPU, in a simulator, on a robot."""
 
     def __init__(self, num_envs: int, seconds: float) -> None:
         super().__init__(num_envs)
@@ -53,7 +53,7 @@ class SleepingEnv(NoOpEnv):
 
 
 class NoOpAgent:
-    """Always the same actions."""
+    """Agent that always returns the same actions."""
 
     def __init__(self, num_envs: int) -> None:
         self.acted = torch.zeros(num_envs, 1, dtype=torch.int64), {}
@@ -81,5 +81,5 @@ class NoOpAgent:
 
 
 def no_op_agent(scope: Scope) -> NoOpAgent:
-    """A factory, called where the agent is going to live."""
+    """Build the agent of one scope, in the process where it will live."""
     return NoOpAgent(scope.num_envs)

@@ -1,8 +1,8 @@
 """Lockstep against RLlib, TorchRL and skrl: HalfCheetah-v5 with PPO, all in one run.
 
-Every contestant is a process of its own, in an environment of its own where it pins other versions than ours. They take
-turns, and the others wait for a line of input meanwhile. `make bench-peers` sets all up, runs this, and so writes the
-section of RESULTS.md; what the contestants do is in `peers/`.
+Every contestant is its own process, in its own virtual environment if it pins other versions than ours. Contestants
+take turns; the others wait for a line of input. `make bench-peers` sets everything up and runs this script, which
+writes its section of RESULTS.md. The contestants are in `peers/`.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ CONTESTANTS = {
     "ours: two agents, 2 actors, `train()`": (".venv", "lockstep_ppo.py", "ray", "train"),
     "ours: two agents, 2 actors, `run(n)`": (".venv", "lockstep_ppo.py", "ray", "run"),
 }
-WORK = """64 environments of HalfCheetah-v5, stepped in turn, 32 in each of two processes or all in one (in skrl
-always); rollouts of 32 steps, 4 epochs of 4 mini-batches, 2x64 tanh for the policy and for the value, learning rate
-3e-4, no normalisation of observations, one compute thread in each process. A turn is 4 rollouts, 8,192 environment
-steps. One agent makes 16 steps of its optimiser from the 2,048 rows of a rollout, with 512 rows each (RLlib 17,
-because of rows that it adds); two agents make 16 each from 1,024 rows, with 256 each. So every row is learnt from four
-times, whoever does it."""
+WORK = """64 HalfCheetah-v5 environments, stepped one after the other, 32 in each of two processes or all in one (skrl:
+always in one); rollouts of 32 steps, 4 epochs of 4 mini-batches, 2x64 tanh units for the policy and for the value,
+learning rate 3e-4, no normalisation of observations, one compute thread per process. A turn is 4 rollouts, 8,192
+environment steps. A single agent does 16 optimiser steps per rollout of 2,048 rows, with 512 rows each (RLlib 17,
+because of rows that it adds); each of two agents does 16 from 1,024 rows, with 256 rows each. So every contestant
+learns from every row four times."""
 
 
 class Contestant:
-    """A process that does a repetition for each line that it is sent, and says how long it took."""
+    """Process that does a repetition for each line it receives and reports how long it took."""
 
     def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
-        """Start it, and wait until it is warm; whatever it writes stays in `directory`."""
+        """Start the process and wait until it is warm. Everything that it writes stays in `directory`."""
         directory.mkdir()
         self._name, self._log = name, directory / "stderr.txt"
         home = {variable: str(directory) for variable in ("HOME", "TMPDIR", "RAY_TMPDIR")}
@@ -77,7 +77,7 @@ class Contestant:
             raise
 
     def measure(self) -> float:
-        """Environment steps per second of a repetition."""
+        """Do a repetition and return its environment steps per second."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # then there is no answer either
             self._process.stdin.write("\n")
@@ -86,7 +86,7 @@ class Contestant:
         return answer["env_steps"] / answer["seconds"]
 
     def cpu_seconds(self) -> float:
-        """CPU time of the process and of all that it had started when it was ready."""
+        """Return the CPU time of the process and of all processes that it had started when it was ready."""
         for process in self._tree:
             with suppress(psutil.NoSuchProcess):
                 self._cpu_seconds[process.pid] = sum(process.cpu_times()[:2])
@@ -101,9 +101,9 @@ class Contestant:
     def _answer(self, timeout: float) -> dict[str, Any]:
         try:
             line = self._lines.get(timeout=timeout)
-            what = f"has ended with {self._process.wait(STOP_TIMEOUT)}" if not line else ""
+            what = f"ended with exit code {self._process.wait(STOP_TIMEOUT)}" if not line else ""
         except queue.Empty:
-            line, what = "", f"has not answered within {timeout} s"
+            line, what = "", f"did not answer within {timeout} s"
         if not line:
             log = [text for text in self._log.read_text(errors="replace").splitlines() if text.strip()]
             raise RuntimeError("\n".join((f"{self._name} {what}; its last lines:", *log[-40:])))
@@ -118,7 +118,7 @@ class Contestant:
             return []
 
     def _end(self) -> None:
-        """Let it end by itself; then end what is left of it."""
+        """Let the process end by itself, then end what is left of its process tree."""
         tree = self._find_tree()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
@@ -126,7 +126,7 @@ class Contestant:
         try:
             self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            print(f"{self._name} has not ended within {STOP_TIMEOUT} s", file=sys.stderr)
+            print(f"{self._name} did not end within {STOP_TIMEOUT} s", file=sys.stderr)
         for end in (psutil.Process.terminate, psutil.Process.kill):
             _, tree = psutil.wait_procs(tree, timeout=5)
             for process in tree:
@@ -143,7 +143,7 @@ class Contestant:
 
 
 def idle_shares(contestants: Mapping[str, Contestant], turns: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """Share of a core that each contestant takes in one turn of all the others."""
+    """Return the share of a core that each contestant uses during one turn of all others."""
     used = dict.fromkeys(contestants, 0.0)
     waited = dict.fromkeys(contestants, 0.0)
     for name, turn in turns.items():
@@ -157,7 +157,7 @@ def idle_shares(contestants: Mapping[str, Contestant], turns: Mapping[str, Calla
 
 
 def run(repetitions: int) -> str:
-    """Let all take turns; the section in Markdown."""
+    """Let all contestants take turns, and return the section in Markdown."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True)))
         contestants: dict[str, Contestant] = {}

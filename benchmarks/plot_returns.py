@@ -1,6 +1,6 @@
 """Plot the mean return of each agent of a run: ``python benchmarks/plot_returns.py RUN_DIR PICTURE.png``.
 
-Prints the values of ten points of the curve as a table, too.
+Also prints about ten points of the curves as a table.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def _save(figure: Any, axes: Any, name: str) -> None:
 
 
 def _line(axes: Any, xs: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
-    """Medians, with the range of each as a bar."""
+    """Draw medians, with ranges as error bars."""
     medians = [statistics.median(each) for each in values]
     below = [middle - min(each) for middle, each in zip(medians, values, strict=True)]
     above = [max(each) - middle for middle, each in zip(medians, values, strict=True)]
@@ -32,7 +32,7 @@ def _line(axes: Any, xs: Sequence[float], values: Sequence[Sequence[float]], lab
 
 
 def plot_workers(rates: Mapping[int, Mapping[str, Sequence[float]]]) -> None:
-    """Throughput by number of workers; the least number is 1."""
+    """Plot throughput by number of workers."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name in dict.fromkeys(name for each in rates.values() for name in each):
         counts = [count for count in rates if name in rates[count]]
@@ -48,7 +48,7 @@ def plot_workers(rates: Mapping[int, Mapping[str, Sequence[float]]]) -> None:
 
 
 def plot_phases(medians: Mapping[str, float], phases: Sequence[str]) -> None:
-    """A step of each worker from left to right, and of the driver beside them."""
+    """Plot the phases of a step from left to right, for each worker and the driver."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     whole, rest = medians["the driver's step"], medians["the rest: fan-out, and waiting for the slower"]
     workers = sorted({name.rpartition(", ")[2] for name in medians if ", worker" in name})
@@ -66,7 +66,7 @@ def plot_phases(medians: Mapping[str, float], phases: Sequence[str]) -> None:
 
 
 def plot_payload(times: Mapping[int, Mapping[str, Sequence[float]]], threshold: int) -> None:
-    """Time of a step by size of the outputs; the threshold is for what one of two workers sends."""
+    """Plot the time of a step by size of the outputs; the threshold applies to each of two workers."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name in next(iter(times.values())):
         _line(axes, list(times), [each[name] for each in times.values()], name)
@@ -82,7 +82,7 @@ def plot_payload(times: Mapping[int, Mapping[str, Sequence[float]]], threshold: 
 
 
 def plot_scaling(times: Mapping[int, Sequence[float]], sleep: float) -> None:
-    """Time of a step by number of workers."""
+    """Plot the time of a step by number of workers."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _line(axes, list(times), list(times.values()), "ours")
     axes.axhline(sleep, color="grey", linestyle=":", label="the sleep itself")

@@ -1,8 +1,8 @@
-"""The time that a PPO agent itself takes per timestep, ours against skrl's, at equal hyper-parameters.
+"""Time per timestep of a PPO agent alone, ours against skrl's, with equal hyper-parameters.
 
-Counted are `act`, `record_transition` and `post_interaction`; the environments' arrays are made beforehand, and the
-actions are read on the host, as environments do. One repetition is a whole number of rollouts with their updates; ours
-and skrl's alternate. Run it as::
+The timed calls are `act`, `record_transition` and `post_interaction`. The environments' arrays are made beforehand, and
+the actions are read on the host, as environments do. One repetition is a whole number of rollouts with their updates;
+ours and skrl's alternate. Usage::
 
     python benchmarks/profile_ppo.py --framework jax --repetitions 7 --rollouts 10
 """
@@ -42,11 +42,11 @@ TASKS: dict[str, tuple[Any, Any]] = {
 
 
 def make_loop(framework: str, agent: Any, observation_space: Any, num_envs: int) -> Callable[[int], dict[str, float]]:
-    """A function that runs a number of timesteps and returns the milliseconds per timestep of each part."""
+    """Return a function that runs a number of timesteps and returns the milliseconds per timestep of each part."""
     adapter, rng = load_framework(framework), np.random.default_rng(0)
     flags = (
         np.bool_ if type(agent).__module__.startswith("workers.") or framework == "torch" else np.int8
-    )  # skrl's kind
+    )  # skrl's dtype
 
     def arrays(count: int, draw: Callable[[], Any]) -> list[Any]:
         return [adapter.from_numpy(draw()) for _ in range(count)]
@@ -92,7 +92,7 @@ def make_loop(framework: str, agent: Any, observation_space: Any, num_envs: int)
 
 
 def describe(name: str, repetitions: list[dict[str, float]]) -> float:
-    """Print the medians of the repetitions; the median of their sums is returned."""
+    """Print the medians of the repetitions, and return the median of their sums."""
     totals = sorted(sum(repetition.values()) for repetition in repetitions)
     parts = "  ".join(f"{part} {statistics.median(r[part] for r in repetitions):.3f}" for part in repetitions[0])
     median = statistics.median(totals)
@@ -101,7 +101,7 @@ def describe(name: str, repetitions: list[dict[str, float]]) -> float:
 
 
 def compare(framework: str, spaces: Any, *, num_envs: int, rollouts: int, repetitions: int, skrl: bool) -> None:
-    """Measure both agents in turns, and print where the time goes."""
+    """Measure both agents in turns and print how the time is spent."""
     load_framework(framework).silence()
     makers = {"ours": make_ours, "skrl": make_skrl} if skrl else {"ours": make_ours}
     np.random.seed(0)
@@ -112,7 +112,7 @@ def compare(framework: str, spaces: Any, *, num_envs: int, rollouts: int, repeti
     results: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
     for repetition, (name, loop) in itertools.product(range(-1, repetitions), loops.items()):
         timings = loop(STEPS * (2 if repetition < 0 else rollouts))
-        if repetition >= 0:  # the first one warms up
+        if repetition >= 0:  # the first one is a warm-up
             results[name].append(timings)
     medians = {name: describe(name, timings) for name, timings in results.items()}
     if skrl:
@@ -120,7 +120,7 @@ def compare(framework: str, spaces: Any, *, num_envs: int, rollouts: int, repeti
 
 
 def main() -> None:
-    """Measure both agents on all tasks that both have."""
+    """Measure both agents on all tasks that both support."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--framework", choices=("torch", "jax", "warp"), default="torch")
     parser.add_argument("--num-envs", type=int, default=64)
@@ -131,7 +131,7 @@ def main() -> None:
     for task, spaces in TASKS.items():
         skrl = not options.ours_only
         if skrl and options.framework != "torch" and isinstance(spaces[1], gymnasium.spaces.Discrete):
-            continue  # skrl has no categorical model for Warp
+            continue  # compared in torch only: skrl has no categorical model for Warp
         print(f"{options.framework}: {task}, {options.num_envs} environments")
         compare(
             options.framework,

@@ -1,7 +1,7 @@
-"""Where the time of a no-op `train()` goes on the driver, by function: in this process, or with workers in Ray.
+"""Profile of a no-op `train()` on the driver, by function: in this process, or with workers in Ray.
 
-`python benchmarks/profile_step.py [--orchestrator ray] [--agents 2]`. The profiler itself makes every call slower:
-shares count, times do not.
+`python benchmarks/profile_step.py [--orchestrator ray] [--agents 2]`. The profiler slows down every call: only the
+shares are meaningful, not the times.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
         profile.disable()
     stats = pstats.Stats(profile)
     total = stats.total_tt  # type: ignore[attr-defined]
-    print(f"{total / arguments.steps * 1e6:.1f} µs a step under the profiler; share of each function's own time:")
+    print(f"{total / arguments.steps * 1e6:.1f} µs per step under the profiler; share of each function's own time:")
     rows = sorted(stats.stats.items(), key=lambda item: -item[1][2])  # type: ignore[attr-defined]
     for (file, line, name), (_, calls, own, *_rest) in rows[:25]:
         place = f"{Path(file).relative_to(ROOT)}:{line}" if Path(file).is_relative_to(ROOT) else Path(file).name

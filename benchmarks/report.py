@@ -1,4 +1,4 @@
-"""What the benchmarks share in reporting: tables, spreads, the machine, and their sections of RESULTS.md."""
+"""Reporting for all benchmarks: tables, spreads, the machine, and sections of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def write_section(name: str, text: str) -> None:
-    """Replace what stands between the markers of a section in RESULTS.md; a new section goes to the end."""
+    """Replace the text between the markers of a section in RESULTS.md. A new section goes to the end."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
     before, found, rest = old.partition(begin)
     if found:
         _, closed, after = rest.partition(end)
         if not closed:
-            raise ValueError(f"{RESULTS.name} has {begin!r} and no {end!r} after it; add it where the section ends")
+            raise ValueError(f"{RESULTS.name} has {begin!r} but no {end!r} after it; add it where the section ends")
     else:
         before, after = f"{old.rstrip()}\n\n".lstrip(), "\n"
     _replace(RESULTS, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file completely or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
@@ -42,18 +42,18 @@ def _replace(path: Path, text: str) -> None:
 
 
 def describe_machine(*packages: str) -> str:
-    """One line: type of the machine, cores, Python, and the versions of installed packages."""
+    """Return one line: type of the machine, cores, and the versions of Python and of `packages`."""
     versions = "".join(f", {package} {version(package)}" for package in packages)
     return f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}{versions}"
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median and range: ``"median (min to max)"``."""
+    """Format median and range: ``"median (min to max)"``."""
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
 
 def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,8 +1,8 @@
-"""skrl's ParallelTrainer in a process of its own, so that it can take turns, and be ended where it hangs.
+"""skrl's ParallelTrainer in its own process, so that it can take turns and can be ended if it hangs.
 
-Its `train()` starts its processes and runs to the end, so the time is taken inside, by the environments: from the
-beginning of one `env.step` to the beginning of the `steps`-th after it, which is that many whole iterations with their
-updates, without the start. Between two turns the environments wait, and with them everybody else.
+Its `train()` starts its processes and runs to the end, so the environments measure the time: from the beginning of one
+`env.step` to the beginning of the `steps`-th after it. That is `steps` whole iterations with their updates, without the
+start. Between turns the environments wait, and so does the rest of the trainer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def perceptron(inputs: int, outputs: int) -> torch.nn.Sequential:
 
 
 class Policy(GaussianMixin, Model):
-    """As in `contestants.py`, but of a class that can be pickled: with any other skrl's trainer hangs."""
+    """Policy as in `contestants.py`, but as a class that can be pickled: with any other, skrl's trainer hangs."""
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
         Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
@@ -53,7 +53,7 @@ class Policy(GaussianMixin, Model):
 
 
 class Value(DeterministicMixin, Model):
-    """As in `contestants.py`."""
+    """Critic as in `contestants.py`, but as a class that can be pickled."""
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
         Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
@@ -69,7 +69,7 @@ def picklable_models(observation_space: Any, action_space: Any) -> dict[str, Any
 
 
 class Turns:
-    """A `step` that, every so many steps, says how long they took and waits to be told to go on."""
+    """A `step` function that reports the time of every `steps` steps and then waits for a line of input."""
 
     def __init__(self, step: Any, steps: int, replies: int) -> None:
         self._step, self._steps, self._replies = step, steps, replies
@@ -79,14 +79,14 @@ class Turns:
         if self._count % self._steps == 0:
             os.write(self._replies, f"{time.perf_counter() - self._start}\n".encode())
             if not sys.stdin.readline():
-                raise SystemExit  # the other side is gone
+                raise SystemExit  # the parent process is gone
             self._start = time.perf_counter()
         self._count += 1
         return self._step(actions)
 
 
 class ParallelTrainerProcess:
-    """The other side: starts the process, and gives it its turns."""
+    """Handle in the parent process: starts the process and gives it its turns."""
 
     def __init__(self, env_id: str, num_envs: int, steps: int) -> None:
         self._steps = steps
@@ -101,7 +101,7 @@ class ParallelTrainerProcess:
             raise
 
     def measure(self) -> float:
-        """Microseconds per step of one turn."""
+        """Do one turn and return microseconds per step."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -116,11 +116,11 @@ class ParallelTrainerProcess:
         finally:
             alarm.cancel()
         if not line:
-            raise TimeoutError(f"skrl's ParallelTrainer ended, or was ended after {deadline} s")
+            raise TimeoutError(f"skrl's ParallelTrainer ended by itself, or was ended after {deadline} s")
         return float(line)
 
     def _end(self) -> None:
-        """End the process, and those that it has started."""
+        """End the process and those that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -132,15 +132,15 @@ class ParallelTrainerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.communicate(timeout=END_DEADLINE)  # it ends with its input
+            self._process.communicate(timeout=END_DEADLINE)  # it ends when its input is closed
         self._end()
 
 
 def main() -> None:
-    """Train for ever, in turns of `steps`."""
+    """Train without end, in turns of `steps`."""
     env_id, num_envs, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     replies = os.dup(1)
-    os.dup2(2, 1)  # the trainer prints
+    os.dup2(2, 1)  # what the trainer prints goes to stderr
     torch.set_num_threads(1)
     MODELS["torch"] = picklable_models
     env = wrap_env(

@@ -1,7 +1,7 @@
 """Time of one `train()` in local mode: ours against skrl's, in each framework; ratios of medians within one run.
 
-What is compared takes turns, so that a slower moment of the machine meets all alike. Run it as `make bench`; it writes
-its section of RESULTS.md.
+Contestants take turns, so that a slow moment of the machine affects all of them. `make bench` runs this script, which
+writes its section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def build(
 
 
 def measure(trainers: dict[str, Any], *, steps: int, repetitions: int) -> dict[str, list[float]]:
-    """Microseconds per step of each trainer, in `repetitions` turns; the first turn is not counted."""
+    """Return microseconds per step of each trainer, for `repetitions` turns after a first one that is not counted."""
     return take_turns({name: timed(trainer.train, steps) for name, trainer in trainers.items()}, repetitions)
 
 
 def show(text: str) -> str:
-    """Print a paragraph at once, and give it back."""
+    """Print a paragraph at once, and return it."""
     print(f"\n{text}", flush=True)
     return text
 
 
 def rows_of(times: dict[str, list[float]]) -> list[list[str]]:
-    """What each took, and how it stands to the first."""
+    """Return a row for each contestant: its times, its rate, and its ratio to the first one."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(medians.values()))
     return [
@@ -136,7 +136,7 @@ def cartpole(repetitions: int) -> list[str]:
 
 
 def pendulum(framework: str, repetitions: int) -> list[str]:
-    """Our PPO and skrl's under our trainer, and under skrl's where it has one for the framework."""
+    """Our PPO and skrl's under our trainer, and under skrl's if it has one for the framework."""
 
     def skrl_env() -> Any:
         wrap_env = importlib.import_module(f"skrl.envs.wrappers.{framework}").wrap_env
@@ -170,13 +170,13 @@ def pendulum(framework: str, repetitions: int) -> list[str]:
         show(f"{framework}: Pendulum-v1 x {NUM_ENVS}, one agent: rollouts 32, 4 epochs of 4 mini-batches"),
         show(table(["what", "µs a step: median (spread)", "env-steps/s", "time / the first's"], rows_of(times))),
         show(f"Only the PPO differs: {medians[-2] / medians[-1]:.2f} times the env-steps/s{bars[0]}."),
-        show(f"The agent itself, without environments (bar {bars[1]}):"),
+        show(f"The agent alone, without environments (bar {bars[1]}):"),
         show(f"```\n{agents_alone(framework, repetitions)}```"),
     ]
 
 
 def agents_alone(framework: str, repetitions: int) -> str:
-    """What `profile_ppo.py` prints."""
+    """Return what `profile_ppo.py` prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         compare(framework, PENDULUM, num_envs=NUM_ENVS, rollouts=4, repetitions=repetitions, skrl=True)

@@ -1,8 +1,8 @@
 """Time of a step of 32 copies of MPE's simple_spread: our vectoriser, a plain loop over the copies, and SuperSuit's.
 
-All take the same random actions in turns, so that a slower moment of the machine meets all alike, and none has an
-agent: what differs is what it costs to step copies as one batch. It is a part of `make bench`, and
-writes its section of RESULTS.md.
+All take the same random actions in turns, so that a slow moment of the machine affects all of them. There are no
+agents: the difference is the cost of stepping copies as one batch. `make bench` runs this script, which writes its
+section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = ("agent_0", "agent_1", "agent_2")
 
 
 def plain_loop(actions: np.ndarray) -> Callable[[], None]:
-    """PettingZoo's copies, stepped and reset as its documentation does."""
+    """PettingZoo environments, stepped and reset as in PettingZoo's documentation."""
     envs = [simple_spread_v3.parallel_env() for _ in range(NUM_ENVS)]
     for i, env in enumerate(envs):
         env.reset(seed=i)
@@ -60,7 +60,7 @@ def ours(actions: np.ndarray) -> Callable[[], None]:
 
 
 def supersuit(actions: np.ndarray) -> Callable[[], None]:
-    """SuperSuit's, in this process; its rows are those of all agents of the first copy, of the second, and so on."""
+    """SuperSuit's vectoriser in this process. Its rows are all agents of the first copy, of the second, and so on."""
     from supersuit import concat_vec_envs_v1, pettingzoo_env_to_vec_env_v1
 
     env = pettingzoo_env_to_vec_env_v1(simple_spread_v3.parallel_env())
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     repetitions = parser.parse_args().repetitions
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of the libraries, about their spaces
+    warnings.simplefilter("ignore")  # from the libraries, about their spaces
     actions = np.random.default_rng(0).integers(5, size=(STEPS, NUM_ENVS, len(NAMES)))
     makers: dict[str, Callable[[np.ndarray], Callable[[], Any]]] = {
         "a plain loop over the copies": plain_loop,

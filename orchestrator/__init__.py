@@ -1,6 +1,6 @@
-"""How an iteration reaches the workers and comes back: in one process, or through Ray.
+"""Orchestrators: run the iterations of all scopes in this process or through Ray.
 
-Imports ``workers``; ``orchestrator.ray``, which nothing here imports, uses the rest. Imported by the trainer and users.
+Imports ``workers``. Imported by the trainer and users. Nothing here imports ``orchestrator.ray``, which needs Ray.
 """
 
 from orchestrator.local import LocalOrchestrator

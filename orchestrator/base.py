@@ -1,4 +1,4 @@
-"""What a trainer asks of an orchestrator."""
+"""The interface between a trainer and its orchestrator."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Orchestrator", "Plan", "Session", "check_num_threads"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a trainer wants to be run.
+    """Everything that an orchestrator needs to build a trainer's workers.
 
     Attributes:
-        env: The environment or `EnvFactory` that the user handed over.
-        agents: The agents or factories that the user handed over, one per scope.
+        env: The environment or `EnvFactory` that the user passed.
+        agents: The agents or factories that the user passed, one per scope.
         scopes: The scopes.
         cfg: The trainer's configuration.
         framework: The trainer's framework.
@@ -35,24 +35,24 @@ class Plan:
 
 
 class Session(Protocol):
-    """The workers of one trainer, started.
+    """The running workers of one trainer.
 
     Attributes:
-        env: The live environments if they are in this process, else what the user handed over.
-        workers: Where and how the worker of each scope lives.
+        env: The live environments if they are in this process, else what the user passed.
+        workers: Where and how the worker of each scope runs.
     """
 
     env: Any
     workers: Sequence[Description]
 
     def submit(self, tick: Tick, count: int = 1) -> None:
-        """Begin `count` iterations in all scopes, the first of which is `tick`.
+        """Start `count` iterations in all scopes, beginning with `tick`.
 
-        Several may be under way, where the workers can do them on their own.
+        Several submissions may be in flight if the workers can run them on their own.
         """
 
     def result(self) -> Outcome:
-        """Wait for what was submitted first, and not waited for yet: the outcome of the last of its iterations.
+        """Wait for the oldest submission in flight and return the outcome of its last iteration.
 
         Raises:
             WorkerError: Scopes failed; all of them are reported.
@@ -62,36 +62,36 @@ class Session(Protocol):
         """Make the next iteration reset the environments."""
 
     def collect(self) -> list[dict[str, float]]:
-        """Scalars of each scope since the last call, by tag; the first call starts the measuring.
+        """Return the scalars of each scope since the last call, by tag. The first call starts the measurement.
 
         Raises:
             WorkerError: Scopes failed; all of them are reported.
         """
 
     def agents(self) -> list[Any]:
-        """The trained agent of each scope.
+        """Return the trained agent of each scope.
 
         Raises:
-            AgentError: One cannot be brought back from where it lives.
+            AgentError: An agent cannot be brought back from its worker.
         """
 
     def agent_files(self) -> list[tuple[str, bytes]]:
-        """Name and content of the file of each scope's agent; see `workers.storage.agent_file.dump_agent`.
+        """Return the name and content of each scope's agent file; see `workers.storage.agent_file.dump_agent`.
 
         Raises:
-            WorkerError: Some cannot be stored; all of them are reported.
+            WorkerError: Agents cannot be stored; all of them are reported.
         """
 
     def close(self, *, close_environment: bool) -> None:
-        """Release all that was built: workers, actors, environments, and Ray if it was started for them.
+        """Release everything that was built: workers, actors, environments, and Ray if it was started for them.
 
         Args:
-            close_environment: Whether to close also an environment that the user handed over.
+            close_environment: Whether to also close an environment that the user passed.
         """
 
 
 class Orchestrator(Protocol):
-    """How a trainer's scopes are run.
+    """A way to run a trainer's scopes.
 
     Attributes:
         num_threads: Compute threads of each worker, and of this process while the trainer works.
@@ -99,17 +99,17 @@ class Orchestrator(Protocol):
 
     @property
     def num_threads(self) -> int:
-        """Number of compute threads, 1 or more."""
+        """Number of compute threads, at least 1."""
 
     def start(self, plan: Plan) -> Session:
-        """Build all workers. If one cannot be built, everything built before is released."""
+        """Build all workers. If one cannot be built, release everything built before."""
 
 
 def check_num_threads(num_threads: object) -> None:
     """Check a number of compute threads.
 
     Raises:
-        ConfigError: It is no integer of at least 1.
+        ConfigError: It is not an integer of at least 1.
     """
     if not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1:
         raise ConfigError(f"num_threads is {num_threads!r}; expected an integer of at least 1")

@@ -1,4 +1,4 @@
-"""One process: one slice with all environments, and all agents."""
+"""LocalOrchestrator: all agents, and all environments in one slice, in this process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["LocalOrchestrator"]
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOrchestrator:
-    """Runs all scopes in this process; the default.
+    """The default orchestrator, which runs all scopes in this process.
 
     Attributes:
-        num_threads: Compute threads while the trainer works. They are held for each call and given back after it; XLA,
-            which fixes its threads when it starts, is started with them for the rest of the process.
+        num_threads: Number of compute threads while the trainer works. Each call sets it and restores the previous
+            number afterwards. XLA fixes its threads when it starts, and keeps this number for the rest of the process.
     """
 
     num_threads: int = 1
@@ -36,12 +36,12 @@ class LocalOrchestrator:
         check_num_threads(self.num_threads)
 
     def start(self, plan: Plan) -> LocalSession:
-        """Build environments and agents."""
+        """Build the environments and agents."""
         return LocalSession(plan)
 
 
 class LocalSession:
-    """Environments and agents in this process; see `orchestrator.base.Session`."""
+    """The environments and agents in this process; see `orchestrator.base.Session`."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -84,11 +84,11 @@ class LocalSession:
             raise build_error(failures) from cause
 
     def submit(self, tick: Tick, count: int = 1) -> None:
-        """Take note of iterations; they are done when they are waited for."""
+        """Record iterations; `result` runs them."""
         self._submitted.append((tick, count))
 
     def result(self) -> Outcome:
-        """Do the iterations that were submitted first."""
+        """Run the oldest submission and return the outcome of its last iteration."""
         return share_outcome(self._worker.run(*self._submitted.popleft()), self._plan.scopes, self._plan.framework)
 
     def restart(self) -> None:
@@ -96,19 +96,19 @@ class LocalSession:
         self._worker.restart()
 
     def collect(self) -> list[dict[str, float]]:
-        """Scalars of each scope since the last call, by tag."""
+        """Return the scalars of each scope since the last call, by tag."""
         return self._worker.collect()
 
     def agents(self) -> list[Any]:
-        """The agent of each scope."""
+        """Return the agent of each scope."""
         return [runner.agent for runner in self._runners]
 
     def agent_files(self) -> list[tuple[str, bytes]]:
-        """Name and content of the file of each scope's agent."""
+        """Return the name and content of each scope's agent file."""
         return self._agents.agent_files()
 
     def close(self, *, close_environment: bool) -> None:
-        """Close the environments that were built here; one that was handed over only if asked to."""
+        """Close environments that were built here; close one that the user passed only if asked to."""
         for runner in self._runners:
             runner.release()
         if self._env_slice.built or close_environment:

@@ -1,4 +1,4 @@
-"""Outcomes of the scopes, in scope order, into the outcome of the full batch."""
+"""Merging the outcomes of all scopes, in scope order, into the outcome of the full batch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["merge_outcomes", "share_outcome"]
 
 
 def merge_outcomes(parts: Sequence[Outcome], scopes: Sequence[Scope], framework: Framework) -> Outcome:
-    """Concatenate the rows of all outcomes, and merge their infos (see `workers.infos.merge_infos`).
+    """Concatenate the rows of all outcomes and merge their infos (see `workers.infos.merge_infos`).
 
     Args:
-        parts: The outcome of each scope, in scope order, with arrays of NumPy; each has ``scope.num_envs`` rows.
+        parts: The outcome of each scope, in scope order; its NumPy arrays have ``scope.num_envs`` rows.
         scopes: The scopes.
-        framework: Whose arrays they are.
+        framework: The framework of the merged arrays.
 
     Returns:
-        An outcome whose row i belongs to environment i; each of its arrays is copied once.
+        An outcome whose row i belongs to environment i. Each of its arrays is copied once.
     """
     *columns, infos = zip(*parts, strict=True)
     merged = [_join(column, framework) for column in columns]
@@ -30,14 +30,14 @@ def merge_outcomes(parts: Sequence[Outcome], scopes: Sequence[Scope], framework:
 
 
 def _join(parts: Sequence[Any], framework: Framework) -> Any:
-    """The rows of all parts; every part has the same agents if it is a dictionary."""
+    """Concatenate the rows of all parts; dictionaries must all have the same agents."""
     if isinstance(parts[0], dict):
         return {name: framework.from_rows([part[name] for part in parts]) for name in parts[0]}
     return framework.from_rows(parts)
 
 
 def share_outcome(outcome: Outcome, scopes: Sequence[Scope], framework: Framework) -> Outcome:
-    """The outcome of environments that several scopes share, as if each scope had had its own."""
+    """Return the outcome of shared environments as if each scope had its own."""
     if len(scopes) == 1 or not outcome.infos:
         return outcome
     return outcome._replace(infos=infos_by_scope(outcome.infos, [scope.num_envs for scope in scopes], framework))

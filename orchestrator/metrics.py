@@ -1,4 +1,4 @@
-"""MetricsWriter: scalars of all scopes, on the driver, for TensorBoard and as CSV."""
+"""MetricsWriter: writes the scalars of all scopes on the driver, for TensorBoard and as CSV."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _COLUMNS = ("timestep", "scope", "tag", "value")
 
 
 class MetricsWriter:
-    """Writes what `StepTrainer.collect_metrics` gives.
+    """A writer for the scalars that `StepTrainer.collect_metrics` returns.
 
-    The loop that it lives in::
+    Typical loop::
 
         with MetricsWriter("runs/mine") as metrics:
-            trainer.collect_metrics()  # starts the measuring
+            trainer.collect_metrics()  # starts the measurement
             for timestep in range(50_000):
                 trainer.train(timestep=timestep)
                 if timestep % 500 == 499:
                     metrics.write(timestep + 1, trainer.collect_metrics())
 
-    TensorBoard sees a run for each scope, ``tensorboard/scope_0`` and so on. ``metrics.csv`` has the columns timestep,
-    scope, tag and value, a row for each scalar. Both are complete after every `write`.
+    TensorBoard shows one run per scope: ``tensorboard/scope_0`` and so on. ``metrics.csv`` has the columns timestep,
+    scope, tag and value, and one row per scalar. Both are complete after every `write`.
     """
 
     def __init__(self, directory: str) -> None:
-        """Begin; nothing is created before the first `write`.
+        """Set the directory; nothing is created before the first `write`.
 
         Args:
-            directory: A folder, or a URL that fsspec knows. Rows are added to a ``metrics.csv`` that is there.
+            directory: A folder, or a URL that fsspec supports. Rows are appended to an existing ``metrics.csv``.
         """
-        self._directory = os.path.expanduser(directory.rstrip("/"))  # as fsspec does for the CSV
+        self._directory = os.path.expanduser(directory.rstrip("/"))  # fsspec does the same for the CSV
         self._filesystem, path = fsspec.core.url_to_fs(directory)
         self._csv = f"{path.rstrip('/')}/metrics.csv"
         self._events: dict[int, EventFileWriter] = {}
@@ -53,11 +53,11 @@ class MetricsWriter:
         """Write the scalars of every scope.
 
         Args:
-            timestep: Timesteps that had been done when they were collected.
-            scalars: By tag, for each scope, in scope order.
+            timestep: Number of timesteps that were done when the scalars were collected.
+            scalars: The scalars of each scope, by tag, in scope order.
 
         Raises:
-            OSError: They cannot be written.
+            OSError: The files cannot be written.
         """
         rows = [
             (timestep, scope, tag, repr(float(value)))
@@ -101,7 +101,7 @@ class MetricsWriter:
                 while added:
                     added = added[file.write(added) :]
             except OSError:
-                file.truncate(size)  # half a row would be taken for a whole one
+                file.truncate(size)  # a partial row would be read as a complete one
                 raise
 
     def _write_events(self, timestep: int, scope: int, by_tag: Mapping[str, float]) -> None:
@@ -113,7 +113,7 @@ class MetricsWriter:
             self._events[scope].add_event(event)
             self._events[scope].flush()
         except Exception:
-            # it would raise the same error for ever: the next write begins another file
+            # this writer would raise the same error forever; the next write starts a new file
             broken = self._events.pop(scope)
             with suppress(Exception):
                 broken.close()

@@ -1,4 +1,4 @@
-"""RunDirectory: everything about one run in one folder, on the driver or at any URL that fsspec knows."""
+"""RunDirectory: all files of one run in one folder, on the driver or at any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _CONFIG = "config.yaml"
 
 
 class RunDirectory:
-    """One run on disk.
+    """The directory of one run.
 
-    It holds::
+    Contents::
 
-        config.yaml       what `lockstep train` reproduces the run from
-        versions.json     of everything that the numbers depend on
-        metrics.csv       the scalars of all scopes, and the same for TensorBoard in tensorboard/
-        status.json       whether it runs, was interrupted, failed or finished, and of which timestep agents/ is
+        config.yaml       the configuration from which `lockstep train` reproduces the run
+        versions.json     the versions of everything that the numbers depend on
+        metrics.csv       the scalars of all scopes; tensorboard/ has the same for TensorBoard
+        status.json       whether the run is running, interrupted, failed or finished, and the timestep of agents/
         agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`
         evaluation.json   the returns that were printed at the end
 
-    Files are replaced as a whole, so that what is there can always be read.
+    Files are replaced as a whole, so they can be read at any time.
 
     Attributes:
-        url: Where it is.
+        url: Location of the directory.
     """
 
     def __init__(self, url: str) -> None:
-        """Point to a folder, that may or may not be there.
+        """Point to a folder, which need not exist.
 
         Args:
-            url: A path, or a URL that fsspec knows.
+            url: A path, or a URL that fsspec supports.
 
         Raises:
-            ConfigError: There is no such kind of URL, or what it needs is not installed.
+            ConfigError: The kind of URL is unknown, or a package that it needs is not installed.
         """
         self.url = url.rstrip("/")
         try:
@@ -54,23 +54,23 @@ class RunDirectory:
         self._path = path.rstrip("/")
 
     def check_new(self) -> None:
-        """Check that nothing is there.
+        """Check that the directory is empty or does not exist.
 
         Raises:
-            ConfigError: Something is.
+            ConfigError: It exists and is not empty.
         """
         files = self._filesystem
         if files.exists(self._path) and (not files.isdir(self._path) or files.ls(self._path, detail=False)):
-            raise ConfigError(f"the run directory {self.url!r} is there already, and not empty; choose another one")
+            raise ConfigError(f"the run directory {self.url!r} already exists and is not empty; choose another one")
 
     def create(self, config: str) -> None:
-        """Begin a run.
+        """Start a run.
 
         Args:
-            config: Its configuration, as YAML.
+            config: The configuration of the run, as YAML.
 
         Raises:
-            ConfigError: There is something already, or it cannot be written.
+            ConfigError: The directory is not empty, or cannot be written.
         """
         self.check_new()
         try:
@@ -79,33 +79,35 @@ class RunDirectory:
             raise ConfigError(f"the run directory {self.url!r} cannot be written: {error}") from error
 
     def config(self) -> str:
-        """The configuration of the run.
+        """Return the configuration of the run.
 
         Raises:
-            ConfigError: It is no run directory.
+            ConfigError: This is not a run directory.
         """
         try:
             return self._read(_CONFIG).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.url!r} is no run directory: it has no readable {_CONFIG} ({error})") from error
+            raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {_CONFIG} ({error})") from error
 
     def status(self) -> dict[str, Any]:
-        """Its ``state``, and the ``timestep`` of the stored agents.
+        """Return the ``state`` of the run and the ``timestep`` of the stored agents.
 
         Raises:
-            ConfigError: It is no run directory.
+            ConfigError: This is not a run directory.
         """
         try:
             status: dict[str, Any] = dict(json.loads(self._read("status.json")))
         except (OSError, TypeError, ValueError) as error:
-            raise ConfigError(f"{self.url!r} is no run directory: it has no readable status.json ({error})") from error
+            raise ConfigError(
+                f"{self.url!r} is not a run directory: it has no readable status.json ({error})"
+            ) from error
         return status
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file, replacing it as a whole.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         path = f"{self._path}/{name}"
         self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -114,14 +116,14 @@ class RunDirectory:
         self._filesystem.mv(f"{path}.part", path)
 
     def metrics(self) -> MetricsWriter:
-        """A writer for the scalars of the run."""
+        """Return a writer for the scalars of the run."""
         return MetricsWriter(self.url)
 
     def write_agents(self, files: Sequence[tuple[str, bytes]]) -> None:
-        """Store what `StepTrainer.agent_files` gave.
+        """Store the files that `StepTrainer.agent_files` returned.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: A file cannot be written.
         """
         for scope, (name, data) in enumerate(files):
             self.write(f"agents/{scope}/{name}", data)
@@ -130,16 +132,16 @@ class RunDirectory:
                     self._filesystem.rm(f"{self._path}/agents/{scope}/{other}")
 
     def load_agent(self, agent: Any, scope: int, framework: Framework) -> None:
-        """Give an agent what the run has stored of the agent of its scope.
+        """Load the stored state of a scope's agent into `agent`.
 
         Raises:
-            AgentError: Nothing is stored, or it does not fit.
+            AgentError: Nothing is stored, or it does not fit the agent.
         """
         name = self._agent_file(scope)
         load_agent(agent, name.rpartition("/")[2], self._read(name), framework)
 
     def digest(self, scope: int) -> str:
-        """SHA-256 of the file of a scope's agent.
+        """Return the SHA-256 of a scope's agent file.
 
         Raises:
             AgentError: Nothing is stored.

@@ -1,4 +1,4 @@
-"""Scopes: from numbers of environments to validated rows of the full batch."""
+"""Scopes: from environment counts to validated rows of the full batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["generate_equally_spaced_scopes", "resolve_scopes"]
 
 
 def generate_equally_spaced_scopes(*, num_envs: int, num_simultaneous_agents: int) -> list[int]:
-    """Share out environments as equally as possible, the remainder going to the last.
+    """Divide environments as equally as possible; the last agent also gets the remainder.
 
     Args:
         num_envs: Number of environments.
@@ -39,26 +39,26 @@ def generate_equally_spaced_scopes(*, num_envs: int, num_simultaneous_agents: in
 def resolve_scopes(
     sizes: Sequence[int] | None, *, num_envs: int, num_simultaneous_agents: int, seed: int | None = None
 ) -> tuple[Scope, ...]:
-    """Contiguous scopes that cover all environments, one for each simultaneous agent.
+    """Return contiguous scopes that cover all environments, one for each simultaneous agent.
 
     Args:
-        sizes: Number of environments of each simultaneous agent; None (or an empty list) shares them out equally.
+        sizes: Number of environments of each simultaneous agent; None (or an empty list) divides them equally.
         num_envs: Number of environments.
         num_simultaneous_agents: Number of simultaneous agents.
-        seed: The trainer's seed, from which each scope's is derived.
+        seed: The trainer's seed, from which the seed of each scope is derived.
 
     Raises:
-        ScopeError: The sizes are not positive integers, are not one per agent, or do not add up.
+        ScopeError: The sizes are not positive integers, are not one per agent, or do not add up to `num_envs`.
     """
     if sizes is None or (isinstance(sizes, (list, tuple)) and not sizes):
         sizes = generate_equally_spaced_scopes(num_envs=num_envs, num_simultaneous_agents=num_simultaneous_agents)
     try:
-        sizes = [index(size) for size in sizes]  # a single number is no list
+        sizes = [index(size) for size in sizes]  # TypeError also for a single number
     except TypeError as error:
-        raise ScopeError(f"scopes are {sizes!r}; expected numbers of environments, such as [32, 32]") from error
+        raise ScopeError(f"scopes is {sizes!r}; expected a list of environment counts, such as [32, 32]") from error
     if len(sizes) != num_simultaneous_agents:
         raise ScopeError(
-            f"scopes {sizes} are {len(sizes)}, for {num_simultaneous_agents} simultaneous agents; "
+            f"scopes {sizes} have length {len(sizes)}, but there are {num_simultaneous_agents} simultaneous agents; "
             "give one number of environments per agent"
         )
     if min(sizes) < 1:

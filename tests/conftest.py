@@ -1,4 +1,4 @@
-"""One compute thread and no telemetry for every test; one small Ray for all that need it."""
+"""One compute thread and no telemetry for every test; one small Ray for the tests that need it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # what JAX compiles in one process of this session need not be compiled in the others: Ray's actors, xdist's workers
+    # share what JAX compiles among all processes of this session: Ray's actors, xdist's workers
     _compiled = tempfile.TemporaryDirectory(prefix="lockstep-compiled-")
     atexit.register(_compiled.cleanup)
     os.environ.update(
@@ -38,7 +38,7 @@ from tests.support.schedule import FRAMEWORKS
 
 @pytest.fixture(params=FRAMEWORKS)
 def framework(request: pytest.FixtureRequest) -> str:
-    """Each framework's name."""
+    """Name of each framework."""
     name: str = request.param
     return name
 
@@ -57,7 +57,7 @@ def ray_cluster() -> Iterator[None]:
 def _no_process_left() -> Iterator[None]:
     """Fail if the tests leave a process behind."""
     yield
-    # Python's own tracker of shared memory ends with this process
+    # Python's tracker of shared memory ends with this process
     trackers = {process.pid for process in descendants("resource_tracker")}
     still_alive([process for process in descendants() if process.pid not in trackers])
     alive = [process for process in descendants() if process.pid not in trackers]
@@ -69,18 +69,18 @@ SLOW_ROOMS = ("modes", "ray", "trainer", "command", "house", "agents")
 
 
 def room_of(nodeid: str) -> str:
-    """Name of the folder that a test is in."""
+    """Return the name of the folder of a test."""
     return nodeid.split("::")[0].split("/")[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long first, so that both processes end together; within a file nothing is moved."""
+    """Run slow folders first, so that both processes end together. The order within a folder is kept."""
     rank = {room: place for place, room in enumerate(SLOW_ROOMS)}
     items.sort(key=lambda item: rank.get(room_of(item.nodeid), len(rank)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how long the tests of each room took, added up over all processes."""
+    """Print how long the tests of each room took, summed over all processes."""
     seconds: defaultdict[str, float] = defaultdict(float)
     tests: defaultdict[str, set[str]] = defaultdict(set)
     for reports in terminalreporter.stats.values():

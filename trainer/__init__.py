@@ -1,4 +1,4 @@
-"""The library: ``from trainer.torch import StepTrainer, StepTrainerCfg``, or from `trainer.jax` or `trainer.warp`.
+"""The library: import ``StepTrainer`` and ``StepTrainerCfg`` from `trainer.torch`, `trainer.jax` or `trainer.warp`.
 
 Imports ``orchestrator`` and ``workers``. Imported by ``trainer.command`` (the `lockstep` command) and by users.
 """
@@ -15,6 +15,6 @@ show_messages()
 def __getattr__(name: str) -> object:
     if name in ("StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"):
         raise ImportError(
-            f"choose a framework: from trainer.torch import {name}, or from trainer.jax or trainer.warp instead"
+            f"choose a framework: from trainer.torch import {name}, or import it from trainer.jax or trainer.warp"
         )
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m trainer`` is the `lockstep` command."""
+"""The `lockstep` command as ``python -m trainer``."""
 
 import sys
 

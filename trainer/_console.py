@@ -1,4 +1,4 @@
-"""Where Lockstep's messages are shown if the program does not configure logging: on the console, from INFO on."""
+"""Console output of Lockstep's log messages, from level INFO, for programs that do not configure logging."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["show_messages"]
 
 
 class _Console(logging.Handler):
-    """Writes to the standard error, unless the root logger has handlers, which get the same messages."""
+    """Handler that writes to standard error, unless the root logger has handlers: they get the same messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class _Console(logging.Handler):
 
 
 def show_messages() -> None:
-    """Show messages of the logger ``lockstep``; a level that it has already is kept."""
+    """Show the messages of the ``lockstep`` logger. A level that is already set is kept."""
     logger = logging.getLogger("lockstep")
     if not any(isinstance(handler, _Console) for handler in logger.handlers):
         logger.addHandler(_Console())

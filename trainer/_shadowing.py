@@ -1,4 +1,4 @@
-"""A plain word where another installed package stands before one of ours: their names are common ones."""
+"""A clear error if another installed package hides one of Lockstep's: their names are common."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ _MARKERS = {"workers": "workers.scope", "orchestrator": "orchestrator.scopes"}
 
 
 def check_packages() -> None:
-    """Check that ``orchestrator`` and ``workers`` are Lockstep's.
+    """Check that Python finds Lockstep's ``orchestrator`` and ``workers``.
 
     Raises:
         ImportError: Another package of that name is found first.
     """
     for name, marker in _MARKERS.items():
         spec = find_spec(name)
-        # looked for in the package's own folder: an editable install would find ours also below another's package
+        # search the package's own folder only: an editable install would find our module under a foreign package, too
         if spec is None or PathFinder.find_spec(marker, spec.submodule_search_locations or []) is None:
-            found = "there is none" if spec is None else spec.origin or name
+            found = "not found" if spec is None else f"found at {spec.origin or name}"
             raise ImportError(
-                f"the package {name!r} that Python finds is not Lockstep's ({found}); Lockstep's was installed next to "
-                f"{Path(__file__).parent}. Uninstall or rename the other one, or put Lockstep's folder first in "
-                "sys.path"
+                f"the package {name!r} is {found}; expected Lockstep's, installed next to {Path(__file__).parent}. "
+                "Uninstall or rename the other package, or put Lockstep's folder first in sys.path"
             )

@@ -1,4 +1,4 @@
-"""Checks of what a trainer is given."""
+"""Checks of a trainer's arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["check_agents", "checked_count", "checked_num_envs", "checked_seed", 
 
 
 def resolve_orchestrator(orchestrator: Any) -> Orchestrator:
-    """The orchestrator that is meant; Ray is imported only for one that needs it."""
+    """Return the orchestrator object. Ray is imported only if the orchestrator needs it."""
     if orchestrator == "local":
         return LocalOrchestrator()
     if orchestrator == "ray":
@@ -36,7 +36,7 @@ def resolve_orchestrator(orchestrator: Any) -> Orchestrator:
 
 
 def checked_seed(seed: Any) -> int | None:
-    """The seed as an integer, or None."""
+    """Return the seed as an integer, or None."""
     if seed is None:
         return None
     try:
@@ -49,7 +49,7 @@ def checked_seed(seed: Any) -> int | None:
 
 
 def checked_count(name: str, value: Any, *, least: int) -> int:
-    """A number as an integer."""
+    """Return `value` as an integer, at least `least`."""
     try:
         count = index(value)
     except TypeError as error:
@@ -60,7 +60,7 @@ def checked_count(name: str, value: Any, *, least: int) -> int:
 
 
 def checked_num_envs(env: Any, framework: Framework) -> int:
-    """Number of environments of an environment or a factory, which is checked as far as it can be before building."""
+    """Return the number of environments, after all checks that are possible before building."""
     if not isinstance(env, EnvFactory):
         check_env(env, framework.name)
         return int(env.num_envs)
@@ -71,7 +71,7 @@ def checked_num_envs(env: Any, framework: Framework) -> int:
 
 
 def check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
-    """Check the instances among the agents, which must be different ones."""
+    """Check the agents that are instances: each is complete, and none is in several scopes."""
     instances = [agent for agent in agents if not is_factory(agent)]
     for agent, scope in zip(agents, scopes, strict=True):
         if not is_factory(agent):
@@ -79,5 +79,5 @@ def check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
             if sum(agent is other for other in instances) > 1:
                 raise AgentError(
                     f"one {type(agent).__qualname__} instance is in several scopes; "
-                    "build an agent for each simultaneous agent, or hand over a factory for each"
+                    "build one instance for each simultaneous agent, or pass a factory for each"
                 )

@@ -16,25 +16,25 @@ class StepTrainerCfg:
     """Configuration of a step trainer."""
 
     timesteps: int = 100000
-    """Number of timesteps to train/evaluate for."""
+    """Number of timesteps to train or evaluate for."""
 
     headless: bool = False
-    """When True, ``env.render()`` is never called."""
+    """Whether rendering is off: ``env.render()`` is never called."""
 
     render_interval: int = 1
-    """Timesteps between renders; only effective when not headless."""
+    """Number of timesteps between renders; ignored if headless."""
 
     disable_progressbar: bool | None = False
-    """Whether to show no progress bar. None: disabled when the output is no terminal."""
+    """Whether to hide the progress bar. None: hide it if the output is not a terminal."""
 
     close_environment_at_exit: bool = True
-    """Whether to close the environment on normal program termination."""
+    """Whether to close the environment with the trainer, at the latest on normal program termination."""
 
     environment_info: str = "episode"
     """Key of ``infos`` whose scalars are logged."""
 
     stochastic_evaluation: bool = False
-    """Whether to evaluate with sampled actions rather than mean actions."""
+    """Whether to evaluate with sampled actions instead of mean actions."""
 
     def validate(self) -> bool:
         """Check all values.
@@ -43,7 +43,7 @@ class StepTrainerCfg:
             True.
 
         Raises:
-            ConfigError: A value is wrong; the message says which, what was given and what is expected.
+            ConfigError: A value is invalid; the message names it, with what was given and what is expected.
         """
         self._check("timesteps", _is_integer(self.timesteps) and self.timesteps >= 0, "an integer of at least 0")
         self._check(
@@ -62,7 +62,7 @@ class StepTrainerCfg:
         return True
 
     def expand(self) -> None:
-        """Fill in what depends on other values; there is nothing of the kind."""
+        """Derive values from other values. There are none."""
 
     def _check(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -70,7 +70,7 @@ class StepTrainerCfg:
 
 
 class StepTrainerCfgDict(TypedDict, total=False):
-    """The same as a dictionary, for a type checker: any of the fields of `StepTrainerCfg`."""
+    """Dictionary with any of the fields of `StepTrainerCfg`, for type checkers."""
 
     timesteps: int
     headless: bool
@@ -82,15 +82,16 @@ class StepTrainerCfgDict(TypedDict, total=False):
 
 
 def resolve_cfg(cfg: StepTrainerCfg | StepTrainerCfgDict | Mapping[str, Any]) -> StepTrainerCfg:
-    """The validated configuration out of what the user handed over.
+    """Return the validated configuration.
 
     Raises:
-        ConfigError: It is no configuration, has unknown keys, or wrong values.
+        ConfigError: `cfg` is not a configuration, has unknown keys, or has invalid values.
     """
     if isinstance(cfg, Mapping):
         names = [field.name for field in fields(StepTrainerCfg)]
         if unknown := [key for key in cfg if key not in names]:
-            raise ConfigError(f"cfg: unknown {', '.join(map(repr, unknown))}; expected any of {', '.join(names)}")
+            keys = f"key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}"
+            raise ConfigError(f"cfg: unknown {keys}; allowed keys: {', '.join(names)}")
         cfg = StepTrainerCfg(**cfg)
     if not isinstance(cfg, StepTrainerCfg):
         raise ConfigError(f"cfg is a {type(cfg).__qualname__}; expected a StepTrainerCfg or a dictionary")

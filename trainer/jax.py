@@ -19,9 +19,9 @@ A = TypeVar("A", default="jax.Array")
 
 
 class StepTrainer(step.StepTrainer[A]):
-    """Trains simultaneous agents of JAX one step at a time; see `trainer.step.StepTrainer`.
+    """Step trainer of simultaneous JAX agents; see `trainer.step.StepTrainer`.
 
-    Its outputs are of the type ``jax.Array``; ``StepTrainer[dict[str, jax.Array]]`` is that of a team.
+    Outputs are ``jax.Array``. For a multi-agent environment, use the type ``StepTrainer[dict[str, jax.Array]]``.
     """
 
     framework = "jax"

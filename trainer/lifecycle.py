@@ -1,4 +1,4 @@
-"""Where a trainer is in its life, and which calls that allows."""
+"""The states of a trainer, and the calls that each state allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Lifecycle", "State"]
 
 
 class State(Enum):
-    """Where a trainer is in its life."""
+    """State of a trainer."""
 
     READY = "ready"
     FAILED = "failed"
@@ -18,11 +18,11 @@ class State(Enum):
 
 
 class Lifecycle:
-    """The state of a trainer, and a named error for each call that it does not allow.
+    """State of a trainer, with a `LifecycleError` for each call that the state does not allow.
 
     Attributes:
-        state: Where the trainer is in its life.
-        under_way: Number of submissions that have not been waited for.
+        state: The current state.
+        under_way: Number of submissions whose results have not been awaited.
     """
 
     def __init__(self) -> None:
@@ -30,16 +30,16 @@ class Lifecycle:
         self.under_way = 0
 
     def fail(self) -> None:
-        """An iteration failed or was interrupted halfway, and cannot be continued."""
+        """Record that an iteration failed or was interrupted half-way and cannot be continued."""
         self.state = State.FAILED
 
     def interrupt(self) -> None:
-        """A question to the workers was interrupted, and with it the iterations under way."""
+        """Record that a request to the workers was interrupted, and with it the iterations under way."""
         if self.under_way and self.state is State.READY:
             self.fail()
 
     def require_open(self, call: str) -> None:
-        """Check that `call` may ask the workers.
+        """Check that `call` may send a request to the workers.
 
         Raises:
             LifecycleError: The trainer is closed.
@@ -48,7 +48,7 @@ class Lifecycle:
             raise LifecycleError(f"{call} after close(); build a new StepTrainer")
 
     def require_ready(self, call: str) -> None:
-        """Check that `call` may begin iterations.
+        """Check that `call` may start iterations.
 
         Raises:
             LifecycleError: The trainer is closed or has failed, or iterations are under way.
@@ -58,9 +58,9 @@ class Lifecycle:
         self.require_open(call)
         if self.state is State.FAILED:
             raise LifecycleError(
-                f"{call} after an iteration that failed or was interrupted: its scopes may stand at different "
-                "timesteps; close() this trainer and build a new one"
+                f"{call} after an iteration that failed or was interrupted: the scopes may be at different timesteps; "
+                "close() this trainer and build a new one"
             )
         raise LifecycleError(
-            f"{call} inside a loop over iterate(), whose next steps are under way; leave the loop first"
+            f"{call} inside a loop over iterate(), whose next iterations are under way; leave the loop first"
         )

@@ -1,4 +1,4 @@
-"""StepTrainer, whatever the framework."""
+"""StepTrainer, independent of the framework."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _logger = logging.getLogger("lockstep")
 
 
 A = TypeVar("A")
-"""An array of the framework, or for a multi-agent environment a dictionary of them by agent name."""
+"""An array of the framework; with a multi-agent environment, a dictionary of arrays by agent name."""
 
 Outputs = tuple[A, A, A, A, dict[str, Any]]
 
 
 class StepTrainer(Generic[A]):
-    """Trains simultaneous agents one step at a time, in one process or in Ray actors, with the same numbers.
+    """Trains simultaneous agents one step at a time, with identical results in one process and in Ray actors.
 
-    The loop is the caller's::
+    You write the loop::
 
         trainer = StepTrainer(env=env, agents=agents, scopes=[32, 32], cfg={"timesteps": 50_000, "headless": True})
         for timestep in range(50_000):
             observations, rewards, terminated, truncated, infos = trainer.train(timestep=timestep)
 
     Attributes:
-        env: The environments; with Ray and environments that the workers own, what was handed over.
+        env: The environments. With Ray, if the workers own the environments: the `env` argument.
         scopes: Rows ``(start, stop)`` of each simultaneous agent.
         cfg: The configuration.
         num_simultaneous_agents: Number of simultaneous agents.
@@ -64,25 +64,27 @@ class StepTrainer(Generic[A]):
         orchestrator: Literal["local", "ray"] | Orchestrator = "local",
         seed: int | None = None,
     ) -> None:
-        """Check everything, and build the workers.
+        """Check the arguments and build the workers.
 
         Args:
             env: An environment with the members of `workers.types.Env` or `workers.types.MultiAgentEnv`, or an
                 `EnvFactory`.
-            agents: An agent (a multi-agent for a multi-agent environment) or a factory, or a list with one for each
-                simultaneous agent. A factory is a class, or a callable without ``act``; it is called once with its
-                `Scope`, where the agent is going to live.
-            scopes: Number of environments of each simultaneous agent; None shares them out as equally as possible.
+            agents: An agent or an agent factory, or a list with one for each simultaneous agent. A multi-agent
+                environment needs multi-agents. A factory is a class, or a callable without ``act``. It is called once,
+                with its `Scope`, in the process where the agent will live.
+            scopes: Number of environments of each simultaneous agent. None: divide them as equally as possible.
             cfg: The configuration, or a dictionary with its fields.
-            orchestrator: ``"local"`` (this process), ``"ray"`` (an actor for each agent), or a `RayOrchestrator`.
-            seed: Seed of environments and agents, 0 or more; with None no random generator of anyone is touched.
+            orchestrator: ``"local"`` (this process), ``"ray"`` (an actor for each simultaneous agent), a
+                `LocalOrchestrator` or a `RayOrchestrator`.
+            seed: Seed of environments and agents, at least 0. None: all random generators are left untouched.
 
         Raises:
-            ConfigError: `cfg`, `orchestrator` or `seed` is wrong.
-            ScopeError: The scopes do not fit.
-            EnvError: The environment lacks a member, or the factory builds something else than was asked.
-            AgentError: An agent lacks a member, is in two scopes, or cannot be sent to its worker.
-            ClusterError: Ray cannot be reached, or has not what was asked of it.
+            ConfigError: `cfg`, `orchestrator` or `seed` is invalid.
+            ScopeError: The scopes do not fit the environments or the agents.
+            EnvError: The environment lacks a member, or its factory does not build what was requested.
+            AgentError: An agent lacks a member, is in several scopes, or cannot be sent to its worker.
+            ClusterError: Ray cannot be reached, or lacks the requested resources.
+            WorkerError: Environments or an agent failed while a worker was built.
         """
         self.cfg = resolve_cfg(cfg)
         framework = load_framework(self.framework)
@@ -104,7 +106,7 @@ class StepTrainer(Generic[A]):
         self._threads = HeldThreads(framework, orchestrator.num_threads)
         with self._threads:
             self._session: Session = orchestrator.start(plan)
-        self._threads.find()  # what factories have loaded
+        self._threads.find()  # again: factories may have loaded libraries
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
@@ -117,18 +119,19 @@ class StepTrainer(Generic[A]):
         post-interaction (where agents learn), reset environments.
 
         Args:
-            timestep: Current timestep. None: an internal counter is carried, incremented first, so that the first call
-                sees 1. An explicit timestep leaves the counter alone.
-            timesteps: Total number of timesteps, given to every phase; the configuration's if None.
+            timestep: Current timestep. None: use the internal counter, which is incremented first, so that the first
+                call sees 1. An explicit timestep does not change the counter.
+            timesteps: Total number of timesteps, passed to every phase. None: ``cfg.timesteps``.
 
         Returns:
-            Observations ``(num_envs, size)`` as ``env.step`` returned them, rewards ``(num_envs, 1)``, terminated and
+            Observations ``(num_envs, size)`` as returned by ``env.step``, rewards ``(num_envs, 1)``, terminated and
             truncated ``(num_envs, 1)``, and infos. Row i belongs to environment i. In a multi-agent environment each
             array is a dictionary of arrays by agent name.
 
         Raises:
-            WorkerError: The environments or agents of some scopes failed; the trainer can only be closed then.
-            LifecycleError: The trainer is closed, or has failed before.
+            ConfigError: `timestep` or `timesteps` is negative.
+            WorkerError: Environments or agents of some scopes failed; the trainer can only be closed afterwards.
+            LifecycleError: The trainer is closed or has failed, or iterations of `iterate` are under way.
         """
         self._lifecycle.require_ready("train()")
         self._submit(Mode.TRAIN, timestep, timesteps)
@@ -137,17 +140,18 @@ class StepTrainer(Generic[A]):
     def eval(self, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do one evaluation iteration.
 
-        As `train`, but with the agents' training mode off, so that nothing is learnt, and on mean actions (unless
-        ``stochastic_evaluation``).
+        Like `train`, but the agents' training mode is off, so that nothing is learnt, and the environments get the mean
+        actions unless ``cfg.stochastic_evaluation`` is set.
 
         Args:
             timestep: As for `train`.
             timesteps: As for `train`.
 
         Returns:
-            As `train`.
+            As for `train`.
 
         Raises:
+            ConfigError: As for `train`.
             WorkerError: As for `train`.
             LifecycleError: As for `train`.
         """
@@ -156,25 +160,25 @@ class StepTrainer(Generic[A]):
         return self._result()
 
     def run(self, n: int, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
-        """Do `n` training iterations, with the same numbers as `n` calls of `train`.
+        """Do `n` training iterations, with the same results as `n` calls of `train`.
 
-        In Ray each worker gets one message for all of them and goes on by itself, without waiting for the others, if
-        it owns its environments. Metrics and episodes of all iterations are kept for `collect_metrics`.
+        In Ray, a worker that owns its environments gets one message for all iterations and does not wait for the other
+        workers in between. Metrics and episodes of all iterations are kept for `collect_metrics`.
 
         Args:
-            n: Number of iterations, 1 or more.
-            timestep: Timestep of the first one, and the following ones count on from there. None: as for `train`.
+            n: Number of iterations, at least 1.
+            timestep: Timestep of the first iteration; it increases by 1 with each further one. None: as for `train`.
             timesteps: As for `train`.
 
         Returns:
-            As `train`: the outputs of the last iteration.
+            The outputs of the last iteration, as for `train`.
 
         Raises:
-            ConfigError: `n` is less than 1.
+            ConfigError: `n` is less than 1, or `timestep` or `timesteps` is negative.
             WorkerError: As for `train`.
             LifecycleError: As for `train`.
-            KeyboardInterrupt: Every worker stops after the iteration that is under way, and the trainer can only be
-                closed then.
+            KeyboardInterrupt: Every worker stops after its current iteration; the trainer can only be closed
+                afterwards.
         """
         self._lifecycle.require_ready("run()")
         self._submit(Mode.TRAIN, timestep, timesteps, checked_count("n", n, least=1))
@@ -183,23 +187,23 @@ class StepTrainer(Generic[A]):
     def iterate(
         self, n: int, timestep: int | None = None, timesteps: int | None = None, *, prefetch: int = 1
     ) -> Iterator[Outputs[A]]:
-        """Yield the outputs of `n` training iterations, while the workers do the next ones.
+        """Yield the outputs of `n` training iterations while the workers do the next ones.
 
-        The numbers are those of `n` calls of `train`. Where the workers own their environments (in Ray), up to
-        `prefetch` iterations more than those that were yielded have been begun: what the loop asks of the trainer
-        (`collect_metrics`, `agents`) is answered after these, and a loop that is left early leaves the trainer after
-        them.
+        The results equal those of `n` calls of `train`. In Ray, if the workers own their environments, up to `prefetch`
+        further iterations are under way while the loop body runs. They are completed before `collect_metrics` or
+        `agents` is answered in the loop, and before a loop that is left early ends.
 
         Args:
-            n: Number of iterations.
+            n: Number of iterations, at least 0.
             timestep: As for `run`.
             timesteps: As for `train`.
-            prefetch: Number of iterations, a few, that may be under way while the loop does its part; 0 for none.
+            prefetch: Number of iterations that may be under way while the loop body runs: a small number, 0 for none.
 
         Raises:
-            ConfigError: `n` or `prefetch` is less than 0.
+            ConfigError: `n`, `prefetch`, `timestep` or `timesteps` is negative.
             WorkerError: As for `train`.
-            LifecycleError: As for `train`. `train`, `eval`, `run` and `reset` raise it while iterations are under way.
+            LifecycleError: As for `train`. While iterations are under way, `train`, `eval`, `run`, `iterate` and
+                `reset` raise it.
         """
         self._lifecycle.require_ready("iterate()")
         return self._steps(
@@ -222,12 +226,12 @@ class StepTrainer(Generic[A]):
                 self._result()
 
     def collect_metrics(self) -> list[dict[str, float]]:
-        """Scalars of each simultaneous agent since the last call, by tag, for a log of your own or a `MetricsWriter`.
+        """Return the scalars of each simultaneous agent since the last call, by tag.
 
-        They are what agents track (losses, rates; skrl's agents too), returns and lengths of the episodes that ended,
-        times of the phases in milliseconds, and the scalars of ``infos[cfg.environment_info]``: means since the last
-        call, or extremes where the tag ends in (min) or (max). The first call starts the measuring of episodes and
-        phases: call it once before the loop.
+        They can go to your own log or to a `MetricsWriter`. They comprise what agents track (losses, rates; also skrl's
+        agents), returns and lengths of the episodes that ended, times of the phases in milliseconds, and the scalars of
+        ``infos[cfg.environment_info]``. Each value is a mean since the last call, or an extreme if the tag ends in
+        (min) or (max). The first call starts the measurement of episodes and phases: call it once before the loop.
 
         Raises:
             WorkerError: As for `train`.
@@ -238,14 +242,14 @@ class StepTrainer(Generic[A]):
             return self._session.collect()
 
     def agent_files(self) -> list[tuple[str, bytes]]:
-        """What each simultaneous agent has learnt so far, as the name and the content of a file.
+        """Return what each simultaneous agent has learnt so far, as file name and content.
 
-        ``state.safetensors`` can be read without pickle and holds ``state_dict()`` of the agent, else the states of its
-        ``checkpoint_modules``; an agent that has neither gets ``agent.bin``, written by its own ``save(path)``.
+        ``state.safetensors`` can be read without pickle. It holds the agent's ``state_dict()``, or else the states of
+        its ``checkpoint_modules``. An agent with neither gets ``agent.bin``, written by its own ``save(path)``.
 
         Raises:
             AgentError: An agent cannot be stored in any of these ways.
-            WorkerError: A worker failed, or is gone, and its agent with it.
+            WorkerError: A worker failed, or is gone together with its agent.
             LifecycleError: The trainer is closed.
         """
         self._lifecycle.require_open("agent_files()")
@@ -258,7 +262,10 @@ class StepTrainer(Generic[A]):
     def reset(self) -> None:
         """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.
 
-        Agents, random generators and seeds stay as they are.
+        Agents and random generators are not reset, so results differ from the first run.
+
+        Raises:
+            LifecycleError: As for `train`.
         """
         self._lifecycle.require_ready("reset()")
         self._timestep = 0
@@ -270,22 +277,21 @@ class StepTrainer(Generic[A]):
     def agents(self) -> list[Any]:
         """The trained agent of each scope.
 
-        In Ray they are brought back from the workers at every access; instances that were handed over get the trained
-        state.
+        In Ray, every access fetches them from the workers. Instances that you passed receive the trained state.
 
         Raises:
-            AgentError: An agent cannot be brought back.
-            WorkerError: A worker is gone, and its agent with it.
-            LifecycleError: The trainer is closed, and agents that factories made in Ray are gone with its workers.
+            AgentError: An agent cannot be fetched.
+            WorkerError: A worker is gone together with its agent.
+            LifecycleError: The trainer is closed, and agents that factories built in Ray are gone with its workers.
         """
         with self._asking():
             return self._session.agents()
 
     def close(self) -> None:
-        """Release everything that was built; a user's environment only if ``close_environment_at_exit``.
+        """Release everything that the trainer built, and your environment if ``cfg.close_environment_at_exit`` is set.
 
-        The state of remote agents is copied into the instances that were handed over. A second call does nothing.
-        Without a call it happens on normal program termination.
+        The state of remote agents is copied into the instances that you passed. A second call does nothing. On normal
+        program termination an open trainer is closed.
         """
         if self._lifecycle.state is State.CLOSED:
             return
@@ -306,7 +312,7 @@ class StepTrainer(Generic[A]):
         except Exception:
             if error is None:
                 raise
-            _logger.exception("closing failed after the error that is under way")
+            _logger.exception("close() failed while another exception was propagating")
 
     def __str__(self) -> str:
         kind, state = type(self), self._lifecycle.state.value
@@ -321,11 +327,11 @@ class StepTrainer(Generic[A]):
         return "\n".join(lines)
 
     def _submit(self, mode: Mode, timestep: int | None, timesteps: int | None, count: int = 1) -> None:
-        """Let the workers begin `count` iterations."""
+        """Make the workers start `count` iterations."""
         if timesteps is None:
             timesteps = self.cfg.timesteps
         if timesteps < 0 or (timestep is not None and timestep < 0):
-            raise ConfigError(f"timestep is {timestep} and timesteps {timesteps}; expected 0 or more")
+            raise ConfigError(f"timestep is {timestep} and timesteps is {timesteps}; expected 0 or more")
         if timestep is None:
             timestep = self._timestep + 1
             self._timestep += count
@@ -340,7 +346,7 @@ class StepTrainer(Generic[A]):
             raise
 
     def _result(self, count: int = 1) -> Outputs[A]:
-        """Wait for the iterations that were submitted first."""
+        """Wait for the oldest submission of `count` iterations, and return its outputs."""
         try:
             with self._threads:
                 outcome = self._session.result()
@@ -354,7 +360,7 @@ class StepTrainer(Generic[A]):
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Around a question to the workers: an interrupt while iterations are under way is one of these, too."""
+        """Wrap a request to the workers. An interrupt in it also interrupts the iterations under way."""
         try:
             with self._threads:
                 yield

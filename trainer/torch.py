@@ -19,9 +19,9 @@ A = TypeVar("A", default="torch.Tensor")
 
 
 class StepTrainer(step.StepTrainer[A]):
-    """Trains simultaneous agents of PyTorch one step at a time; see `trainer.step.StepTrainer`.
+    """Step trainer of simultaneous PyTorch agents; see `trainer.step.StepTrainer`.
 
-    Its outputs are of the type ``torch.Tensor``; ``StepTrainer[dict[str, torch.Tensor]]`` is that of a team.
+    Outputs are ``torch.Tensor``. For a multi-agent environment, use the type ``StepTrainer[dict[str, torch.Tensor]]``.
     """
 
     framework = "torch"

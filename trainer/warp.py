@@ -19,9 +19,10 @@ A = TypeVar("A", default="wp.array[Any]")
 
 
 class StepTrainer(step.StepTrainer[A]):
-    """Trains simultaneous agents of Warp one step at a time; see `trainer.step.StepTrainer`.
+    """Step trainer of simultaneous Warp agents; see `trainer.step.StepTrainer`.
 
-    Its outputs are of the type ``wp.array[Any]``; ``StepTrainer[dict[str, wp.array[Any]]]`` is that of a team.
+    Outputs are ``wp.array[Any]``. For a multi-agent environment, use the type
+    ``StepTrainer[dict[str, wp.array[Any]]]``.
     """
 
     framework = "warp"

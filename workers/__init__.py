@@ -1,4 +1,4 @@
-"""What one scope is made of: environments, agents, frameworks and the worker that runs an iteration on them.
+"""Components of one scope: environments, agents, frameworks and the worker that runs iterations on them.
 
-Nothing in here knows a driver, and nothing but ``workers.remote.actor`` knows Ray.
+This package does not depend on the driver. Only ``workers.remote.actor`` imports Ray.
 """

@@ -1,4 +1,4 @@
-"""Arrays of rows, or in a multi-agent environment dictionaries of them by agent name: the same functions take both."""
+"""Functions for arrays of rows, and for dictionaries of them by agent name in multi-agent environments."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ __all__ = ["concatenate_rows", "map_arrays", "row_splitter"]
 
 
 def map_arrays(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """What `function` makes of the arrays, or of those of each agent: a dictionary by name then, as `first` is one."""
+    """Apply `function` to the arrays; apply it by agent name to dictionaries, and return a dictionary."""
     if isinstance(first, dict):
         return {name: function(value, *(other[name] for other in others)) for name, value in first.items()}
     return function(first, *others)
 
 
 def concatenate_rows(parts: Sequence[Any], framework: Framework) -> Any:
-    """The rows of all parts, one after the other, as fresh arrays; every part has the same agents."""
+    """Concatenate the rows of all parts into fresh arrays; every part has the same agents."""
     if isinstance(parts[0], dict):
         return {name: concatenate_rows([part[name] for part in parts], framework) for name in parts[0]}
     return framework.concatenate(parts)
 
 
 def row_splitter(framework: Framework, sizes: Sequence[int], *, by_agent: bool) -> Callable[[Any], Sequence[Any]]:
-    """A function that gives groups of rows, ``sizes[i]`` rows in the i-th, as fresh copies.
+    """Return a function that splits arrays into fresh copies of groups of rows, ``sizes[i]`` rows in the i-th.
 
-    Copies, because a view may give other bits than a remote agent sees.
+    It copies because computations on a view may give different bits than on the array of a remote agent.
 
     Args:
-        framework: Whose arrays they are.
+        framework: Framework of the arrays.
         sizes: Number of rows of each group.
-        by_agent: Whether it is given dictionaries by agent name, in which there may be None.
+        by_agent: Whether the function takes dictionaries by agent name, whose values may be None.
     """
     split, copy, nothing = framework.split, framework.copy, (None,) * len(sizes)
 
@@ -40,13 +40,13 @@ def row_splitter(framework: Framework, sizes: Sequence[int], *, by_agent: bool) 
         return (copy(array),) if len(sizes) == 1 else split(array, sizes)
 
     def split_each(arrays: dict[str, Any]) -> Sequence[Any]:
-        # agents may have one and the same array, such as a global state, which may be large
+        # agents may share one array, such as a global state, which may be large: split it once
         parts = {id(array): nothing if array is None else split_array(array) for array in _different(arrays)}
         return [{name: parts[id(array)][i] for name, array in arrays.items()} for i in range(len(sizes))]
 
     if by_agent:
         return split_each
-    # without a call between: it runs several times a step and agent
+    # no intermediate call: this runs several times per step and agent
     return (lambda array: (copy(array),)) if len(sizes) == 1 else (lambda array: split(array, sizes))
 
 

@@ -1,18 +1,18 @@
-"""The tree of errors.
+"""Exception hierarchy.
 
-Every error that Lockstep raises on purpose is a `LockstepError`, and is also the built-in kind that fits, so that
-``except ValueError`` keeps working::
+Every exception that Lockstep raises deliberately is a `LockstepError` and also a subclass of the fitting built-in
+exception, so ``except ValueError`` keeps working::
 
     LockstepError
-    ├── ConfigError            (ValueError)    a value of a configuration is wrong
+    ├── ConfigError            (ValueError)    a configuration value is invalid
     ├── ScopeError             (ValueError)    the scopes do not fit the environments or the agents
-    ├── EnvError               (ValueError)    an environment lacks a member, or breaks the contract
-    ├── AgentError             (ValueError)    an agent lacks a member, cannot travel, or breaks the contract
-    ├── LifecycleError         (RuntimeError)  a call that the state does not allow, such as train() after close()
-    ├── ClusterError           (RuntimeError)  Ray cannot be reached, or has not what was asked of it
-    └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` for each
+    ├── EnvError               (ValueError)    an environment lacks a member or breaks the contract
+    ├── AgentError             (ValueError)    an agent lacks a member, cannot be sent, or breaks the contract
+    ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
+    ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
+    └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` per scope
 
-All of them survive pickling: what they carry is plain data.
+All exceptions can be pickled: they carry only plain data.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
 
 
 class LockstepError(Exception):
-    """Base of every error that Lockstep raises on purpose."""
+    """Base class of every exception that Lockstep raises deliberately."""
 
 
 class ConfigError(LockstepError, ValueError):
-    """A value of a configuration is wrong."""
+    """A configuration value is invalid."""
 
 
 class ScopeError(LockstepError, ValueError):
@@ -48,34 +48,34 @@ class ScopeError(LockstepError, ValueError):
 
 
 class EnvError(LockstepError, ValueError):
-    """An environment lacks a required member, or breaks the contract."""
+    """An environment lacks a required member or breaks the contract."""
 
 
 class AgentError(LockstepError, ValueError):
-    """An agent lacks a required member, cannot travel to its worker, or breaks the contract."""
+    """An agent lacks a required member, cannot be sent to its worker, or breaks the contract."""
 
 
 class LifecycleError(LockstepError, RuntimeError):
-    """A call that the trainer's state does not allow."""
+    """A call is not allowed in the trainer's current state."""
 
 
 class ClusterError(LockstepError, RuntimeError):
-    """Ray cannot be reached, or has not what was asked of it."""
+    """Ray cannot be reached, or does not provide what was requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What went wrong in one scope, as plain data, so that it crosses any wire.
+    """Failure of one scope, as plain data that can be sent between processes.
 
     Attributes:
-        scope: Index of the scope, or None where the environments of all scopes failed together.
-        rows: The environments ``[start, stop)`` that it concerns.
-        phase: Where in the iteration it happened, such as ``"act"`` (see `workers.types.Phase`).
-        timestep: Timestep of the iteration; None outside of one.
+        scope: Index of the scope, or None if the environments of all scopes failed together.
+        rows: Affected environments ``[start, stop)``.
+        phase: Phase in which it happened, such as ``"act"`` (see `workers.types.Phase`).
+        timestep: Timestep of the iteration; None outside an iteration.
         node: Host name and process id of the process in which it happened.
         kind: Qualified name of the exception's type.
         message: The exception's message.
-        traceback: The original traceback as text; empty where there is none (a process that died).
+        traceback: The original traceback as text; empty if there is none (the process died).
     """
 
     scope: int | None
@@ -98,7 +98,7 @@ class Failure:
         timestep: int | None,
         node: str,
     ) -> Failure:
-        """Describe `error`, with its traceback as text."""
+        """Build a failure from `error`, with its traceback as text."""
         kind = type(error)
         return cls(
             scope=scope,
@@ -122,7 +122,7 @@ class Failure:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as another:  # a user's exception may fail even in this
+    except Exception as another:  # str() of a user's exception may fail, too
         return f"(str() of the exception failed: {type(another).__name__})"
 
 
@@ -130,7 +130,7 @@ class WorkerError(LockstepError, RuntimeError):
     """One or more scopes failed; all of them are reported.
 
     Attributes:
-        failures: One `Failure` for each scope that failed.
+        failures: One `Failure` per failed scope.
     """
 
     def __init__(self, failures: Sequence[Failure]) -> None:
@@ -146,7 +146,7 @@ class WorkerError(LockstepError, RuntimeError):
 
 
 def build_error(failures: Sequence[Failure]) -> LockstepError:
-    """What to raise where workers could not be built: the error of ours that all failed with, else a `WorkerError`."""
+    """Return the error for a failed build: the Agent-, Env- or ConfigError of all workers, else a `WorkerError`."""
     ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
     kinds = {failure.kind for failure in failures}
     if len(kinds) == 1 and (kind := ours.get(kinds.pop())):

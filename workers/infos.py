@@ -1,7 +1,7 @@
-"""Infos of vectorised environments: rows taken and merged as Gymnasium does, scalars for the log.
+"""Infos of vectorised environments: take and merge rows as Gymnasium does, and find scalars to log.
 
-An entry is *by row* if it is an array with one row per environment; the boolean array ``_key`` beside it says which
-rows of ``key`` are valid. Dictionaries are treated likewise, key by key. Everything else belongs to all rows.
+An entry is *by row* if it is an array with one row per environment; the boolean array ``_key`` marks the valid rows of
+``key``. The same holds for the entries of nested dictionaries. Everything else belongs to all rows.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def _is_by_row(value: Any, rows: int, framework: Framework) -> bool:
 
 
 def _are_by_row(values: Sequence[Any], sizes: Sequence[int], framework: Framework) -> bool:
-    """Whether all that are there are arrays by row, whose rows have one shape."""
+    """Return whether all values except None are arrays by row whose rows have the same shape."""
     pairs = [(value, size) for value, size in zip(values, sizes, strict=True) if value is not None]
     return all(_is_by_row(*pair, framework) for pair in pairs) and len({tuple(one.shape[1:]) for one, _ in pairs}) == 1
 
 
 def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], Any]) -> Infos:
-    """New dictionaries, with `take` done on every array by row, and the other arrays copied.
+    """Return new dictionaries, with `take` applied to every array by row and the other arrays copied.
 
-    Keys of which no row is left valid are dropped.
+    Keys without a valid row are dropped.
     """
     taken: Infos = {}
     for key, value in infos.items():
@@ -49,7 +49,7 @@ def _map(infos: Infos, rows: int, framework: Framework, take: Callable[[Any], An
 
 
 def _without_empty(infos: Infos) -> Infos:
-    """The same dictionary, without the keys whose masks are all False."""
+    """Delete the keys whose masks are all False, and return the same dictionary."""
     for mask in [key for key in infos if key.startswith("_") and key[1:] in infos]:
         if isinstance(infos.get(mask), np.ndarray) and not infos[mask].any():
             del infos[mask]
@@ -58,19 +58,19 @@ def _without_empty(infos: Infos) -> Infos:
 
 
 def _copy(value: Any, framework: Framework) -> Any:
-    """A copy of an array: what an agent does to its own is its own. Anything else as it is."""
+    """Copy an array, so that an agent can modify its own; return anything else unchanged."""
     if isinstance(value, np.ndarray):
         return value.copy()
     return framework.copy(value) if framework.is_array(value) else value
 
 
 def take_rows(infos: Infos, start: int, stop: int, rows: int, framework: Framework) -> Infos:
-    """The infos of the environments ``[start, stop)`` out of `rows`, as new dictionaries and arrays."""
+    """Return the infos of the environments ``[start, stop)`` out of `rows`, as new dictionaries and arrays."""
     return _map(infos, rows, framework, lambda array: _copy(array[start:stop], framework))
 
 
 def mask_rows(infos: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
-    """NumPy infos in which only the rows of `mask` are left: the others are empty, and their masks False."""
+    """Return NumPy infos with only the rows of `mask`; the other rows are empty, and their masks False."""
 
     def take(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         kept = _empty(array, len(mask))
@@ -81,7 +81,7 @@ def mask_rows(infos: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
 
 
 def overlay(under: Infos, over: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
-    """NumPy infos with the rows `mask` of `over` and the other rows of `under`, both cut by `mask_rows` before."""
+    """Return NumPy infos with the rows `mask` of `over` and the others of `under`, both masked by `mask_rows`."""
     merged = dict(under)
     for key, value in over.items():
         below = under.get(key)
@@ -97,23 +97,23 @@ def overlay(under: Infos, over: Infos, mask: npt.NDArray[np.bool_]) -> Infos:
 
 
 def _empty(like: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """Gymnasium's filler: None for objects, zero for the rest."""
+    """Return Gymnasium's filler: None for objects, zeros for other dtypes."""
     shape = (rows, *like.shape[1:])
     return np.full(shape, None, dtype=object) if like.dtype == object else np.zeros(shape, dtype=like.dtype)
 
 
 def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framework) -> Infos:
-    """Infos of the full batch from those of its scopes, in scope order.
+    """Merge the infos of the scopes, in scope order, into those of the full batch.
 
-    Arrays by row are concatenated, masks too; where a scope lacks the key its rows are empty, and False in the mask.
-    Dictionaries merge likewise. Floats of no dimension become their mean, weighted by environments. Integers,
-    booleans, strings and anything else become a list by scope, None where a scope lacks the key. Keys of which no row
-    is valid are dropped: not every scope need have them. The infos of a single scope are returned as they are.
+    Arrays by row are concatenated, and so are masks; if a scope lacks the key, its rows are empty and False in the
+    mask. Dictionaries are merged recursively. Floats without dimensions become their mean, weighted by environments.
+    Integers, booleans, strings and anything else become a list by scope, with None for a scope that lacks the key. Keys
+    without a valid row are dropped: not every scope needs to have them. Infos of a single scope are returned unchanged.
 
     Args:
         parts: Infos of each scope.
         sizes: Number of environments of each scope.
-        framework: Whose arrays occur besides NumPy's.
+        framework: Framework whose arrays may occur in addition to NumPy's.
     """
     if len(parts) == 1:
         return parts[0]
@@ -137,13 +137,13 @@ def merge_infos(parts: Sequence[Infos], sizes: Sequence[int], framework: Framewo
 def infos_by_scope(
     infos: Infos, sizes: Sequence[int], framework: Framework, having: Sequence[bool] | None = None
 ) -> Infos:
-    """What `merge_infos` would give if each scope had these infos' entries that belong to all rows.
+    """Return the infos as `merge_infos` would if each scope had the entries that belong to all rows.
 
     Args:
         infos: Infos of the full batch.
         sizes: Number of environments of each scope.
-        framework: Whose arrays occur besides NumPy's.
-        having: Which scopes have them; all of them if None. Those of a dictionary are the scopes of its mask's rows.
+        framework: Framework whose arrays may occur in addition to NumPy's.
+        having: Which scopes have the entries; all if None. A dictionary belongs to the scopes with rows in its mask.
     """
     by_scope: Infos = {}
     rows, having = sum(sizes), having or [True] * len(sizes)
@@ -160,7 +160,7 @@ def infos_by_scope(
 
 
 def _having(mask: Any, sizes: Sequence[int]) -> list[bool] | None:
-    """Which scopes have a row of the mask; None if it is no mask."""
+    """Return which scopes have a row in the mask; None if `mask` is not a mask."""
     if not _is_by_row(mask, sum(sizes), NUMPY):
         return None
     return [bool(part.any()) for part in np.split(mask, np.cumsum(sizes)[:-1])]
@@ -190,13 +190,13 @@ def _is_float(value: Any, framework: Framework) -> bool:
 def scalars(
     infos: Infos, rows: int, framework: Framework, mask: npt.NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[str, float]]:
-    """Names and values of what can be logged: scalars, and the means of arrays by row over their valid rows.
+    """Yield the names and values to log: scalars, and means of arrays by row over their valid rows.
 
     Args:
-        infos: The infos under one key.
+        infos: Infos under one key.
         rows: Number of environments.
-        framework: Whose arrays occur besides NumPy's.
-        mask: Valid rows of what has no mask of its own; None for all.
+        framework: Framework whose arrays may occur in addition to NumPy's.
+        mask: Valid rows of entries without their own mask; None for all rows.
     """
     for key, value in infos.items():
         if key.startswith("_") and key[1:] in infos:

@@ -1,4 +1,4 @@
-"""What an object has that is to fill a role, and what it asks for."""
+"""Inspection of the members of environments and agents."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ __all__ = ["is_factory", "missing_members", "takes_infos"]
 
 
 def missing_members(value: Any, role: type, *others: str) -> list[str]:
-    """Names of the members that `value` lacks of those that a role (`Env`, `MultiAgentEnv`, `Agent`) requires.
+    """Return the names of the members that a role (`Env`, `MultiAgentEnv`, `Agent`) requires and `value` lacks.
 
     Args:
-        value: What is to fill the role.
+        value: Object to check.
         role: The role.
-        others: Names of more members that it needs.
+        others: Names of additional required members.
     """
     required = [name for name in vars(role) if not name.startswith("_")]
     return [name for name in (*required, *others) if not hasattr(value, name)]
 
 
 def is_factory(agent: Any) -> bool:
-    """Whether `agent` makes an agent rather than being one: a class, or a callable without ``act``."""
+    """Return whether `agent` is a factory of agents: a class, or a callable without ``act``."""
     return isinstance(agent, type) or (callable(agent) and not hasattr(agent, "act"))
 
 
 def takes_infos(agent: Any) -> bool:
-    """Whether ``agent.act`` has a parameter ``infos``, for what comes with the observations that it acts on."""
+    """Return whether ``agent.act`` has a parameter ``infos`` for the infos of the observations it acts on."""
     try:
         return "infos" in inspect.signature(agent.act).parameters
-    except (TypeError, ValueError):  # written in another language
+    except (TypeError, ValueError):  # not written in Python
         return False

@@ -1,4 +1,4 @@
-"""The name of the process that something runs in."""
+"""Name of the current process."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["node_name"]
 
 
 def node_name() -> str:
-    """Host name and process id, such as ``"node-3 (pid 4711)"``."""
+    """Return the host name and process id, such as ``"node-3 (pid 4711)"``."""
     return f"{socket.gethostname()} (pid {os.getpid()})"

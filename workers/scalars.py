@@ -1,4 +1,4 @@
-"""Scalars by tag, as agents and runners track them."""
+"""Scalars by tag, as tracked by agents and runners."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ __all__ = ["Scalars"]
 
 
 class Scalars:
-    """Values by tag, in bounded memory: their mean is kept, or the extreme where the tag ends in (min) or (max)."""
+    """Values by tag in bounded memory: their mean, or the extreme for tags that end in (min) or (max)."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[float, int]] = {}
 
     def add(self, tag: str, value: float) -> None:
-        """Take note of a value."""
+        """Record a value."""
         value = float(value)
         kept, count = self._kept.get(tag, (None, 0))
         if kept is None:
@@ -25,7 +25,7 @@ class Scalars:
             self._kept[tag] = (kept + value, count + 1)
 
     def drain(self) -> dict[str, float]:
-        """What has been noted since the last call, by tag."""
+        """Return the scalars recorded since the last call, by tag."""
         drained = {tag: total / count for tag, (total, count) in self._kept.items()}
         self._kept.clear()
         return drained

@@ -1,8 +1,8 @@
-"""One seed for a run: what each environment and each agent makes of it.
+"""Seeds of environments and agents, derived from the seed of a run.
 
-Environment ``i`` is seeded with ``seed + i``, by its index in the full batch. The agent of scope ``k`` has the seed
-``SeedSequence(seed, spawn_key=(1, k))`` and a random stream of its own, a `RandomStream`, which the global generators
-of NumPy and of the framework hold while the agent runs. Without a seed nothing here is used.
+Environment ``i``, by its index in the full batch, is seeded with ``seed + i``. The agent of scope ``k`` has the seed
+``SeedSequence(seed, spawn_key=(1, k))`` and its own random stream, a `RandomStream`. The global generators of NumPy and
+of the framework hold this stream while the agent runs. Without a seed, none of this is used.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["RandomStream", "agent_seed", "skrl_key"]
 
 
 def agent_seed(seed: int, index: int) -> int:
-    """Seed of the agent of scope `index`, in ``[0, 2**32)``."""
+    """Return the seed of the agent of scope `index`, in ``[0, 2**32)``."""
     return int(SeedSequence(seed, spawn_key=(1, index)).generate_state(1)[0])
 
 
 @contextmanager
 def skrl_key(framework: str, key: int | None) -> Iterator[None]:
-    """Set skrl's ``config.<framework>.key`` while something of skrl's is built, if skrl has been imported.
+    """Set skrl's ``config.<framework>.key`` while skrl objects are built, if skrl has been imported.
 
-    skrl's wrappers seed their environments with this key, and its JAX and Warp agents their weights and noise. It is 0
-    unless it is set: slices of one batch would be identical. With `key` None nothing is touched.
+    skrl's wrappers seed their environments with this key; its JAX and Warp agents seed their weights and noise. The
+    default is 0, which would make slices of one batch identical. If `key` is None, nothing changes.
     """
     config = getattr(getattr(sys.modules.get("skrl"), "config", None), framework, None)
     if config is None or key is None:
@@ -47,11 +47,11 @@ def skrl_key(framework: str, key: int | None) -> Iterator[None]:
 
 
 class RandomStream:
-    """The random stream of one agent, held by the global generators inside ``with stream:``.
+    """Random stream of one agent, held by the global generators inside ``with stream:``.
 
-    The global generators of NumPy's legacy interface and of the framework continue the agent's stream inside, and are
-    given back as they were. Python's ``random`` and CUDA's generators are left alone. The second Gaussian of a pair,
-    which NumPy's legacy generator keeps for its next call, is kept for the user but not for the agent.
+    Inside, the global generators of NumPy's legacy interface and of the framework continue the agent's stream. On exit
+    their previous states are restored. Python's ``random`` and CUDA's generators are not affected. NumPy's legacy
+    generator caches the second Gaussian of a pair for its next call: the user's is preserved, the agent's is not.
     """
 
     def __init__(self, seed: int, framework: Framework) -> None:
@@ -85,10 +85,10 @@ _MT19937_BYTES = 4 * 624 + 4  # uint32 key[624]; int pos
 
 
 def _state_if_gaussian_cached(bits: Any) -> dict[str, Any] | None:
-    """The full state of NumPy's global generator if it holds a cached Gaussian, else None.
+    """Return the full state of NumPy's global generator if it holds a cached Gaussian, else None.
 
-    ``set_bit_generator`` takes 0.2 µs but forgets the second Gaussian of a pair, which the legacy generator keeps for
-    its next call; the full state takes 30 µs. Drawing a Gaussian tells which is needed: a cached one uses no bits.
+    ``set_bit_generator`` takes 0.2 µs but drops the cached Gaussian (the second of a pair, kept for the next call); the
+    full state takes 30 µs. Drawing a Gaussian shows which is needed: a cached one uses no bits.
     """
     if type(bits) is not MT19937:
         state: dict[str, Any] = np.random.get_state(legacy=False)

@@ -1,7 +1,7 @@
-"""HeldThreads: the compute threads of a process, held to one number while a trainer or a worker computes.
+"""HeldThreads: a fixed number of compute threads in a process while a trainer or a worker computes.
 
-Results of two numbers of threads differ in bits: sums are taken in another order. So every mode holds them to the
-same number, whatever the environment variables and the number of CPUs are.
+Results differ in bits between numbers of threads, because sums are evaluated in a different order. Every mode therefore
+uses the same number, regardless of environment variables and the number of CPUs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["HeldThreads"]
 
 
 class HeldThreads:
-    """Holds the compute threads of this process to a number inside ``with``, and gives them back after it.
+    """Context manager that sets the number of compute threads of this process, and restores it on exit.
 
-    Held are those of torch, where it is loaded, and of the BLAS and OpenMP libraries, where they are. A framework that
-    takes its threads when it starts is started with them.
+    It covers torch and the BLAS and OpenMP libraries, if they are loaded. A framework that fixes its number of threads
+    when it starts is started with this number.
     """
 
     def __init__(self, framework: Framework, num_threads: int) -> None:
-        """Start the framework, and find what is to be held.
+        """Start the framework and find the libraries to control.
 
         Args:
-            framework: The framework that computes.
+            framework: The trainer's framework.
             num_threads: Number of compute threads.
         """
         self._num_threads = num_threads
@@ -37,7 +37,7 @@ class HeldThreads:
         self.find()
 
     def find(self) -> None:
-        """Find what is to be held, again where libraries may have been loaded since: it takes a few milliseconds."""
+        """Find the libraries to control; call again if others may have been loaded (takes a few milliseconds)."""
         loaded = [load_framework(name) for name in available_frameworks() if name in sys.modules]
         controls = [control for framework in loaded if (control := framework.thread_control()) is not None]
         libraries = ThreadpoolController().lib_controllers
@@ -51,7 +51,7 @@ class HeldThreads:
                 set_count(num_threads)
 
     def __exit__(self, *_: object) -> None:
-        # backwards: torch and its OpenMP library have one number between them
+        # in reverse order: torch and its OpenMP library share one number
         while self._before:
             set_count, before = self._before.pop()
             set_count(before)

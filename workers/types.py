@@ -1,6 +1,6 @@
-"""The words that workers and orchestrators exchange, and the roles that users fill.
+"""Types that workers and orchestrators exchange, and the roles that users implement.
 
-The loop that these roles live in, for one scope::
+The loop of one scope::
 
     agent.init(trainer_cfg=cfg)
     observations, infos = env.reset()
@@ -13,7 +13,7 @@ The loop that these roles live in, for one scope::
         agent.post_interaction(timestep=timestep, timesteps=timesteps)
         observations = next_observations
 
-The trainer also calls ``agent.track_data`` with the times of ``act`` and ``env.step``, in milliseconds.
+The trainer also calls ``agent.track_data`` with the durations of ``act`` and ``env.step`` in milliseconds.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ Array = Any
 """An array of the trainer's framework (``torch.Tensor``, ``jax.Array``, ``wp.array`` or ``numpy.ndarray``)."""
 
 Arrays = Any
-"""An array, or in a multi-agent environment a dictionary with one for each agent, by name."""
+"""An array, or in a multi-agent environment a dictionary of arrays by agent name."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The environments of one simultaneous agent: rows ``start`` to ``stop`` (half-open) of the full batch.
+    """Environments of one simultaneous agent: rows ``start`` to ``stop`` (half-open) of the full batch.
 
     Attributes:
-        index: Index of the scope, and of its simultaneous agent.
+        index: Index of the scope and of its simultaneous agent.
         start: First row.
         stop: Row after the last one.
-        seed: Seed of this scope's agent, None if the run has no seed. It is derived from the trainer's seed and the
-            index, and is the same whatever the mode and the number of scopes.
+        seed: Seed of the scope's agent; None if the run has no seed. It is derived from the trainer's seed and the
+            index, and does not depend on the mode or the number of scopes.
     """
 
     index: int
@@ -73,14 +73,14 @@ class Scope:
 
 
 class Mode(Enum):
-    """What an iteration is for."""
+    """Purpose of an iteration."""
 
     TRAIN = "train"
     EVAL = "eval"
 
 
 class Phase(Enum):
-    """Where in an iteration (or around it) something happens."""
+    """Phase of an iteration, or of the work around it."""
 
     BUILD = "build"
     PRE_INTERACTION = "pre-interaction"
@@ -95,7 +95,7 @@ class Phase(Enum):
 
 
 class Tick(NamedTuple):
-    """One iteration, as the driver orders it."""
+    """One iteration, as requested by the driver."""
 
     mode: Mode
     timestep: int
@@ -103,16 +103,16 @@ class Tick(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one iteration gives: the five outputs of `StepTrainer.train`, for the rows of one worker or for all.
+    """Result of one iteration: the five outputs of `StepTrainer.train`, for the rows of one worker or for all rows.
 
     In a multi-agent environment each array is a dictionary of arrays by agent name.
 
     Attributes:
-        observations: What ``env.step`` returned, ``(rows, size)``.
+        observations: Observations from ``env.step``, ``(rows, size)``.
         rewards: ``(rows, 1)``, float32.
         terminated: ``(rows, 1)``, bool.
         truncated: ``(rows, 1)``, bool.
-        infos: What ``env.step`` returned, merged over the scopes.
+        infos: Infos from ``env.step``, merged over the scopes.
     """
 
     observations: Arrays
@@ -123,19 +123,19 @@ class Outcome(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What an agent is given to record, besides the observations, states and actions that it already knows.
+    """Data for an agent to record, in addition to the observations, states and actions that it already has.
 
     In a multi-agent environment each array is a dictionary of arrays by agent name.
 
     Attributes:
         rewards: ``(rows, 1)``.
-        next_observations: The observations that the actions led to, ``(rows, size)``: at the end of an episode the
-            true final one, not the one after the reset.
-        next_states: Likewise the states, or None.
+        next_observations: Observations after the actions, ``(rows, size)``; at the end of an episode the true final
+            one, not the one after the reset.
+        next_states: States after the actions, in the same way; or None.
         terminated: ``(rows, 1)``, bool.
         truncated: ``(rows, 1)``, bool.
-        infos: The infos of these rows.
-        step_time: Time that ``env.step`` took, in milliseconds.
+        infos: Infos of these rows.
+        step_time: Duration of ``env.step`` in milliseconds.
     """
 
     rewards: Arrays
@@ -148,14 +148,14 @@ class Transition(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a worker is.
+    """Description of a worker.
 
     Attributes:
-        agent: Kind of its agent.
-        node: The process that it lives in; see `workers.node.node_name`.
-        num_threads: Compute threads of its framework.
-        team: Names of the agents of a multi-agent environment, empty in any other.
-        notes: What the run should say about it, once.
+        agent: Type name of its agent.
+        node: Process in which it runs; see `workers.node.node_name`.
+        num_threads: Number of compute threads of its framework.
+        team: Names of the agents of a multi-agent environment; empty in a single-agent environment.
+        notes: Notes that Lockstep logs once per run.
     """
 
     agent: str
@@ -166,7 +166,7 @@ class Description(NamedTuple):
 
 
 class Env(Protocol):
-    """Vectorised environments: what every environment must have. What it has besides is used where it is present."""
+    """Vectorised environments: the required members. Optional members are used if present."""
 
     @property
     def num_envs(self) -> int:
@@ -181,23 +181,23 @@ class Env(Protocol):
         """Action space of one environment."""
 
     def reset(self) -> tuple[Array, dict[str, Any]]:
-        """Start all environments: observations ``(num_envs, size)`` and infos."""
+        """Reset all environments and return observations ``(num_envs, size)`` and infos."""
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Step all environments: observations, rewards, terminated, truncated ``(num_envs, ·)`` and infos."""
+        """Step all environments and return observations, rewards, terminated, truncated ``(num_envs, ·)`` and infos."""
 
     def state(self) -> Array | None:
-        """Privileged global states ``(num_envs, size)``, or None."""
+        """Return privileged global states ``(num_envs, size)``, or None."""
 
     def render(self) -> Any:
         """Render the environments."""
 
     def close(self) -> None:
-        """Release what the environments hold."""
+        """Release the resources of the environments."""
 
 
 class MultiAgentEnv(Protocol):
-    """As `Env`, for the agents of a multi-agent environment: a dictionary by agent name in the place of each array."""
+    """Vectorised multi-agent environments: as `Env`, with a dictionary by agent name in place of each array."""
 
     @property
     def num_envs(self) -> int:
@@ -205,7 +205,7 @@ class MultiAgentEnv(Protocol):
 
     @property
     def possible_agents(self) -> list[str]:
-        """Names of all agents that can ever appear."""
+        """Names of all agents that can appear."""
 
     @property
     def agents(self) -> list[str]:
@@ -220,33 +220,33 @@ class MultiAgentEnv(Protocol):
         """Action space of each agent in one environment."""
 
     def reset(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Start all environments: observations and infos."""
+        """Reset all environments and return observations and infos."""
 
     def step(
         self, actions: dict[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Any]]:
-        """Step all environments: observations, rewards, terminated, truncated and infos."""
+        """Step all environments and return observations, rewards, terminated, truncated and infos."""
 
     def state(self) -> dict[str, Array | None]:
-        """Privileged global states, or None."""
+        """Return the privileged global states, or None, of each agent."""
 
     def render(self) -> Any:
         """Render the environments."""
 
     def close(self) -> None:
-        """Release what the environments hold."""
+        """Release the resources of the environments."""
 
 
 class Agent(Protocol):
-    """A simultaneous agent: what every agent must have. What it has besides is used where it is present.
+    """A simultaneous agent: the required members. Optional members are used if present.
 
-    A multi-agent has the same members, with dictionaries by agent name in the place of arrays; of its outputs,
-    evaluation acts on ``outputs[name]["mean_actions"]``. An agent whose ``act`` has a parameter ``infos`` is given
-    there what came with the observations: which agents are alive, and which actions are legal.
+    A multi-agent has the same members, with dictionaries by agent name in place of arrays; evaluation acts on
+    ``outputs[name]["mean_actions"]``. If ``act`` has a parameter ``infos``, it receives the infos of the observations:
+    which agents are alive, and which actions are legal.
     """
 
     def init(self, *, trainer_cfg: Any = None) -> None:
-        """Make ready to be trained or evaluated under this trainer configuration."""
+        """Prepare for training or evaluation with this trainer configuration."""
 
     def enable_training_mode(self, enabled: bool = True) -> None:
         """Switch between training and evaluation."""
@@ -257,7 +257,7 @@ class Agent(Protocol):
     def act(
         self, observations: Array, states: Array | None, *, timestep: int, timesteps: int
     ) -> tuple[Array, dict[str, Any]]:
-        """Actions ``(rows, size)`` and outputs, among which ``mean_actions`` is what evaluation acts on."""
+        """Return actions ``(rows, size)`` and outputs; evaluation acts on ``outputs["mean_actions"]`` if present."""
 
     def record_transition(
         self,
@@ -274,10 +274,10 @@ class Agent(Protocol):
         timestep: int,
         timesteps: int,
     ) -> None:
-        """Take note of a transition."""
+        """Record a transition."""
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Called after the interaction with the environments: where agents learn."""
+        """Called after the interaction with the environments; agents learn here."""
 
     def track_data(self, tag: str, value: float) -> None:
-        """Take note of a scalar."""
+        """Record a scalar."""

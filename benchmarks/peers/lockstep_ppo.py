@@ -1,4 +1,4 @@
-"""Ours: two simultaneous PPO agents in this process or in two Ray actors, asked for each step or for a repetition."""
+"""Ours: two simultaneous PPO agents in this process or in two Ray actors, with a call per step or per repetition."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What contestants and their runner agree on: the work, and the lines by which they talk.
+"""Protocol of the contestants and their runner: the work, and the lines that they exchange.
 
-A contestant sends a line when it is ready, and one after each repetition, which it does when it is sent a line. This
-file needs the standard library alone, since each peer has an environment of its own.
+A contestant sends a line when it is ready. For each line that it receives, it does a repetition and sends a line. This
+file needs only the standard library, because each peer has its own virtual environment.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 ENV_ID = "HalfCheetah-v5"
 NUM_ENVS, WORKERS = 64, 2
 STEPS, EPOCHS, MINI_BATCHES = 32, 4, 4
-ROLLOUTS = 4  # of one repetition
+ROLLOUTS = 4  # in one repetition
 TIMESTEPS = ROLLOUTS * STEPS
 ENV_STEPS = TIMESTEPS * NUM_ENVS
 LEARNING_RATE, GAMMA, LAMBDA, RATIO_CLIP, GRAD_CLIP = 3e-4, 0.99, 0.95, 0.2, 0.5
 
 
 def serve(repeat: Callable[[], int], *packages: str) -> None:
-    """Warm up, then do a repetition whenever asked, until there is nobody to ask.
+    """Warm up, then do a repetition for each line received, until the input ends.
 
     `repeat` returns its number of environment steps. Whatever it prints goes to stderr: stdout is for the runner.
     """

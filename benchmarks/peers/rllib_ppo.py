@@ -1,4 +1,4 @@
-"""RLlib's PPO on its new API stack, with two env runners, and the learner in the main process."""
+"""RLlib's PPO on its new API stack, with two env runners and the learner in the main process."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def make_config() -> PPOConfig:
 
 
 def checked(result: dict[str, Any]) -> int:
-    """Environment steps of an iteration, which is as large as it should be.
+    """Check the size of an iteration, and return its environment steps.
 
-    RLlib appends a row to every episode for its estimates, masks it, and goes on until the last epoch is whole, so that
-    there is a mini-batch more than elsewhere.
+    RLlib appends a masked row to every episode for its estimates, and trains until the last epoch is complete, so that
+    it does one more mini-batch than the others.
     """
     env_steps = int(result["env_runners"]["num_env_steps_sampled"])
     trained = int(result["learners"]["default_policy"]["num_module_steps_trained"])

@@ -1,4 +1,4 @@
-"""Two simultaneous PPO agents of skrl under its StepTrainer, or under its ParallelTrainer."""
+"""Two of skrl's PPO agents as simultaneous agents, under skrl's StepTrainer or ParallelTrainer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""TorchRL's PPO, collected by two processes with a vector environment of Gymnasium each.
+"""TorchRL's PPO, with two collector processes that each have a Gymnasium vector environment.
 
-A vector environment that steps its copies in turn is the fastest of TorchRL's ways here: `SerialEnv` takes about twice
-its time, and a process for each of 64 copies is no use on a few cores.
+A vector environment that steps its copies one after the other is TorchRL's fastest option here: `SerialEnv` takes about
+twice as long, and a process for each of 64 copies is of no use on a few cores.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCH = NUM_ENVS * STEPS
 
 
 def make_env() -> EnvBase:
-    mode = gymnasium.vector.AutoresetMode.DISABLED  # TorchRL resets by itself
+    mode = gymnasium.vector.AutoresetMode.DISABLED  # TorchRL does the resets
     env = gymnasium.make_vec(
         ENV_ID, num_envs=NUM_ENVS // WORKERS, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
     )
@@ -66,7 +66,7 @@ def make_networks() -> tuple[ProbabilisticActor, ValueOperator]:
 
 
 class Learner:
-    """One update after another, each on the next batch of the collector."""
+    """Learner that does one update after another, each on the collector's next batch."""
 
     def __init__(self, collector: MultiSyncCollector, actor: ProbabilisticActor, value: ValueOperator) -> None:
         self._collector = collector

@@ -1,4 +1,4 @@
-"""Ray: each simultaneous agent in an actor, which owns its environments wherever they can be rebuilt per scope."""
+"""Ray: one actor per simultaneous agent, with its own environments if they can be rebuilt per scope."""
 
 from orchestrator.ray.orchestrator import RayOrchestrator
 

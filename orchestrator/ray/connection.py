@@ -23,17 +23,17 @@ __all__ = ["Connections"]
 
 _CONNECT_TIMEOUT = 10.0
 _STALL_TIMEOUT = 60.0
-"""Seconds for which a worker may stop in the middle of a message."""
+"""Seconds for which a worker may stall in the middle of a message."""
 
 _DEATH_TIMEOUT = 5.0
-"""Seconds in which Ray should know of a death."""
+"""Seconds within which Ray should report a death."""
 
 _ATTEMPTS = 3
-"""Connections in a row that may be lost before anything came over them."""
+"""Consecutive connections that may be lost before anything is received over them."""
 
 
 class _Sent(NamedTuple):
-    """A request that has not been answered: what has to be sent again over another connection."""
+    """An unanswered request, kept so that it can be sent again over another connection."""
 
     seq: int
     plain: bytes
@@ -43,24 +43,24 @@ class _Sent(NamedTuple):
 
 
 class Link:
-    """The stream to one worker, over one connection after another if need be."""
+    """The request stream to one worker, which reconnects after a lost connection."""
 
     def __init__(self, address: Address, key: bytes, serving: Any) -> None:
-        """Connect.
+        """Connect to the worker.
 
         Args:
             address: Where the worker listens.
-            key: What it knows, and nobody else.
-            serving: Ray's reference to the call in which it serves.
+            key: Secret that only this worker knows.
+            serving: Ray's reference to the worker's `serve` call.
 
         Raises:
-            OSError: It cannot be connected to, or does not know the key.
+            OSError: The worker cannot be connected to, or does not know the key.
         """
         self._address, self._key = address, key
         self._serving = serving
         self._attempts = 0
         self._unanswered: deque[_Sent] = deque()
-        self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies that have not been asked for yet
+        self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies not yet asked for
         self._channel: Channel | None = None
         self._memory = ReplyMemory(usable=self._connect())
 
@@ -74,18 +74,18 @@ class Link:
         ack: int,
         plain: bytes = b"",
     ) -> None:
-        """Send a request; one that does not arrive is sent again when its reply is waited for.
+        """Send a request. If it does not arrive, `receive` sends it again.
 
         Args:
-            seq: Its number.
+            seq: Number of the request.
             method: Method of `workers.remote.service.Service`.
-            args: Its arguments, but for arrays.
+            args: Its arguments, except arrays.
             packed: Its arrays.
             ack: Requests before this one will not be sent again.
-            plain: What `dump_request` makes of method and arguments, if it is known already.
+            plain: Result of `dump_request` for method and arguments, if already known.
 
         Raises:
-            Exception: It cannot be pickled.
+            Exception: The request cannot be pickled.
         """
         for old in [number for number in self._early if number < ack]:
             del self._early[old]
@@ -104,17 +104,17 @@ class Link:
             self._unanswered.pop()
             raise
         except BaseException:
-            self.hang_up()  # what was sent by half cannot be gone on from
+            self.hang_up()  # a partly sent message cannot be continued
             raise
         if offer is not None:
             self._memory.was_offered()
 
     def receive(self, seq: int, timeout: float) -> Reply | None:
-        """The reply to a request, None if it does not come in time; earlier ones are kept until they are asked for.
+        """Return the reply to a request, or None if it does not arrive in time. Other replies are kept until asked for.
 
         Raises:
             NoReplyError: The reply cannot be read.
-            UnreachableError: The worker is gone, or cannot be connected to any more.
+            UnreachableError: The worker is gone, or can no longer be connected to.
         """
         while seq not in self._early:
             try:
@@ -143,24 +143,24 @@ class Link:
         return reply
 
     def abandon(self) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting for any reply."""
         self._unanswered.clear()
         self._early.clear()
 
     def hang_up(self) -> None:
-        """Close the connection; another is made when it is needed."""
+        """Close the connection; a new one is made when needed."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
 
     def close(self) -> None:
-        """Hang up for good."""
+        """Close the connection for good."""
         self.abandon()
         self.hang_up()
         self._memory = ReplyMemory(usable=False)
 
     def _connect(self) -> bool:
-        """Make a connection; whether the worker is on this machine."""
+        """Make a connection and return whether the worker is on this machine."""
         sock = self._socket()
         try:
             prepare(sock, timeout=_CONNECT_TIMEOUT)
@@ -172,7 +172,7 @@ class Link:
         return sock.family == socket.AF_UNIX
 
     def _socket(self) -> socket.socket:
-        """A connected socket: a Unix one on the worker's machine, which takes half the time."""
+        """Return a connected socket: on the worker's machine a Unix socket, which takes half the time."""
         host, port, name = self._address
         if name:
             sock = socket.socket(socket.AF_UNIX)
@@ -180,12 +180,12 @@ class Link:
                 sock.settimeout(_CONNECT_TIMEOUT)
                 sock.connect(name)
                 return sock
-            except OSError:  # another machine, where nobody has this name
+            except OSError:  # the worker is on another machine
                 sock.close()
         return socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT)
 
     def _reconnect(self) -> None:
-        """Connect again, and send again what was not answered: the worker does nothing twice."""
+        """Connect again and resend unanswered requests; the worker handles none of them twice."""
         self._attempts += 1
         try:
             if self._attempts > _ATTEMPTS:
@@ -196,7 +196,7 @@ class Link:
             if death is not None:
                 raise UnreachableError("WorkerDied", death) from error
             raise UnreachableError(
-                "ConnectionLost", f"the connection was lost, and cannot be made again: {error}"
+                "ConnectionLost", f"the connection was lost and cannot be restored: {error}"
             ) from error
         for sent in self._unanswered:
             self._transmit(sent)
@@ -206,7 +206,7 @@ class Link:
             self._channel.send(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
 
     def _read(self, message: Message, place: Place) -> Reply | NoReplyError:
-        """The reply, with its data."""
+        """Return the reply with its data."""
         packed = message.packed
         if packed is not None:
             packed = self._memory.read(packed, place)
@@ -216,7 +216,7 @@ class Link:
             return _unreadable(error)
 
     def _answered(self, seq: int) -> Place | None:
-        """Take the request out of those that wait; None if it does not."""
+        """Remove a request from the unanswered ones and return its place; None if it is not among them."""
         while self._unanswered and self._unanswered[0].seq < seq:
             self._unanswered.popleft()
         if self._unanswered and self._unanswered[0].seq == seq:
@@ -229,10 +229,10 @@ def _unreadable(error: Exception) -> NoReplyError:
 
 
 class Connections(Streams):
-    """A connection to each worker."""
+    """Request streams over an authenticated connection to each worker."""
 
     def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope], *, timeout: float) -> None:
-        """Let the workers listen, and connect to them.
+        """Make the workers listen, and connect to them.
 
         Args:
             actors: The actors.
@@ -240,8 +240,8 @@ class Connections(Streams):
             timeout: Time for the actors to start, in seconds.
 
         Raises:
-            OSError: One cannot be connected to.
-            RayError: One did not start.
+            OSError: A worker cannot be connected to.
+            RayError: An actor did not start.
         """
         super().__init__(actors, scopes)
         self._plain: tuple[int, bytes] = (0, b"")
@@ -273,12 +273,12 @@ class Connections(Streams):
         return self._links[index].receive(seq, timeout)
 
     def abandon(self) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting for any reply."""
         super().abandon()
         for link in self._links:
             link.abandon()
 
     def close(self) -> None:
-        """Hang up, and give the shared memory back."""
+        """Close the connections and release the shared memory."""
         for link in self._links:
             link.close()

@@ -1,4 +1,4 @@
-"""RayOrchestrator: how a trainer's scopes are started in Ray actors."""
+"""RayOrchestrator: starts a trainer's scopes in Ray actors."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ _logger = logging.getLogger("lockstep")
 
 @dataclass(frozen=True, kw_only=True)
 class RayOrchestrator:
-    """Runs each simultaneous agent in a Ray actor.
+    """An orchestrator that runs each simultaneous agent in its own Ray actor.
 
     Attributes:
-        address: Address of the cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None takes the Ray that
-            this process is connected to, else the one of ``RAY_ADDRESS``, else starts one on this machine.
-        num_cpus: CPUs that Ray reserves for each worker; they place it and change no number.
+        address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``. None uses the
+            environment variable ``RAY_ADDRESS``, or starts Ray on this machine if it is not set. A process that is
+            already connected to Ray keeps its connection and ignores the address.
+        num_cpus: CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results.
         num_threads: Compute threads of each worker, and of this process while the trainer works.
-        num_gpus: GPUs of each worker.
-        transport: What carries the requests of every iteration: ``"connection"`` (an authenticated connection to each
-            worker, and shared memory for large outputs on this machine), or ``"ray"`` (plain actor calls, which take a
-            millisecond more). Where workers cannot be connected to it is plain actor calls, and the run says why.
-        start_timeout: Time to connect and to build all workers, in seconds; 2 s are added for every worker.
+        num_gpus: GPUs that Ray reserves for each worker.
+        transport: How requests reach the workers. ``"connection"`` uses an authenticated connection to each worker, and
+            shared memory for large outputs on this machine. ``"ray"`` uses plain actor calls, which take a millisecond
+            more. If workers cannot be connected to, Lockstep logs the reason and uses plain actor calls.
+        start_timeout: Time to connect and to build all workers, in seconds. Each worker adds 2 s.
         step_timeout: Time for one iteration, updates included, in seconds.
     """
 
@@ -71,12 +72,12 @@ class RayOrchestrator:
             raise ConfigError(f"RayOrchestrator: transport is {self.transport!r}; expected 'connection' or 'ray'")
 
     def start(self, plan: Plan) -> RaySession:
-        """Connect, reserve a place for every worker, and build them all; on a failure all is released again.
+        """Connect to Ray, reserve a bundle for each worker, and build all workers. On failure, release everything.
 
         Raises:
-            ClusterError: Ray cannot be reached, or has not what was asked of it.
+            ClusterError: Ray cannot be reached, or lacks the requested resources.
             AgentError: An agent cannot be pickled.
-            EnvError: The environment factory cannot be pickled, or builds something else than was asked.
+            EnvError: The environment factory cannot be pickled, or builds something other than requested.
             WorkerError: A worker could not be built.
         """
         deadline = monotonic() + self.start_timeout + 2 * len(plan.scopes)
@@ -137,28 +138,28 @@ class RayOrchestrator:
         raise AssertionError("unreachable")
 
     def _streams(self, actors: list[Any], scopes: Sequence[Scope], deadline: float) -> Streams:
-        """The streams of requests to the actors."""
+        """Return the request streams to the actors."""
         if self.transport == "ray":
             return ActorCalls(actors, scopes)
-        reason = "RAY_USE_TLS is set, and connections are not encrypted"
+        reason = "RAY_USE_TLS is set, but connections are not encrypted"
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false", ""):
             try:
                 return Connections(actors, scopes, timeout=max(0.1, deadline - monotonic()))
             except GetTimeoutError:
-                raise ClusterError("the workers' processes did not start in time; raise start_timeout") from None
+                raise ClusterError("the worker processes did not start in time; increase start_timeout") from None
             except (OSError, RayError) as error:
                 reason = f"{type(error).__name__}: {error}"
-        _logger.warning("the workers are not connected to, but asked by plain actor calls: %s", reason)
+        _logger.warning("steps go through plain actor calls instead of connections: %s", reason)
         return ActorCalls(actors, scopes)
 
 
 def _recipe(env: Any) -> EnvFactory | None:
-    """How to build the environments of one scope, None if they can only be shared."""
+    """Return the recipe for the environments of each scope, or None if they can only be shared."""
     recipe = env if isinstance(env, EnvFactory) else getattr(env, "recipe", None)
     if not isinstance(recipe, EnvFactory):
         _logger.warning(
             "the environments stay on the driver and are shared by all workers, because %s cannot be rebuilt per "
-            "scope; use make_env(…) or EnvFactory(build, num_envs=…) to have them stepped in the workers",
+            "scope; use make_env(…) or EnvFactory(build, num_envs=…) to step them in the workers",
             type(env).__qualname__,
         )
         return None
@@ -169,8 +170,8 @@ def _pickled_agent(agent: Any, scope: Scope) -> bytes:
     return _pickled(
         agent,
         lambda reason: AgentError(
-            f"the agent of scope {scope.index}, {type(agent).__qualname__}, cannot be pickled to be sent to its worker "
-            f"({reason}); hand over a factory instead, which is called in the worker: agents=[lambda scope: "
+            f"the agent of scope {scope.index}, {type(agent).__qualname__}, cannot be pickled for its worker "
+            f"({reason}); pass a factory for the worker to call instead: agents=[lambda scope: "
             f"{type(agent).__qualname__}(…), …]"
         ),
     )

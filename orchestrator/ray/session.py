@@ -1,4 +1,4 @@
-"""RaySession: the workers of one trainer in Ray actors, with environments of their own or sharing the driver's."""
+"""RaySession: a trainer's workers in Ray actors, with their own environments or sharing the driver's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CLOSE_TIMEOUT = 10.0
 
 
 class RaySession:
-    """See `orchestrator.base.Session`."""
+    """The workers of one trainer in Ray actors; see `orchestrator.base.Session`."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class RaySession:
             self._worker = ScopeWorker(shared, agents, plan.framework, scope=scope)
 
     def submit(self, tick: Tick, count: int = 1) -> None:
-        """Let the workers begin; environments that they share are stepped here, when they are waited for."""
+        """Send iterations to the workers; if they share environments, `result` steps those on the driver."""
         number = count if self._worker is not None else self._streams.send("tick", (tick, count))
         self._submitted.append((tick, number))
 
     def result(self) -> Outcome:
-        """The outcome of what was submitted first."""
+        """Return the outcome of the last iteration of the oldest submission."""
         framework, scopes = self._plan.framework, self._plan.scopes
         tick, number = self._submitted.popleft()
         if self._worker is not None:
             return share_outcome(self._worker.run(tick, number), scopes, framework)
-        # where in a whole iteration a worker was that does not reply is not known
+        # within an iteration, the phase of a worker that does not reply is unknown
         replies = self._streams.receive(
             number, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep, halts=True
         )
@@ -86,18 +86,20 @@ class RaySession:
             self._request("restart")
 
     def collect(self) -> list[dict[str, float]]:
-        """Scalars of each scope since the last call, by tag."""
+        """Return the scalars of each scope since the last call, by tag."""
         if self._worker is not None:
             return self._worker.collect()
         scalars: list[dict[str, float]] = self._request("collect")
         return scalars
 
     def agents(self) -> list[Any]:
-        """Bring the trained agents back; what the user handed over as an instance gets the trained state."""
+        """Return the trained agents; agents that the user passed as instances get the trained state."""
         plan = self._plan
         if self._closed:
             if any(is_factory(agent) for agent in plan.agents):
-                raise LifecycleError("agents after close(): the workers that held them are gone; read agents before it")
+                raise LifecycleError(
+                    "agents cannot be read after close(), which ends the workers; read agents before close()"
+                )
             return list(plan.agents)
         exported = self._request("export")
         return [
@@ -106,7 +108,7 @@ class RaySession:
         ]
 
     def agent_files(self) -> list[tuple[str, bytes]]:
-        """Name and content of the file of each scope's agent."""
+        """Return the name and content of each scope's agent file."""
         files: list[tuple[str, bytes]] = self._request("store")
         return files
 
@@ -119,13 +121,13 @@ class RaySession:
                 self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
         finally:
             self._closed = True
-            # before Ray is left: where its head is gone, leaving may end this process
+            # before disconnecting, which may end this process if Ray's head node is gone
             if close_environment and hasattr(self.env, "close"):
                 self.env.close()
             self._release()
 
     def _bring_back_instances(self) -> None:
-        """Copy the state of every worker that can still be asked, and say which are missing."""
+        """Copy the state of every worker that still replies, and log which are missing."""
         if all(is_factory(agent) for agent in self._plan.agents):
             return
         replies = self._streams.receive(self._streams.send("export"), timeout=self._step_timeout, phase="export")
@@ -145,7 +147,7 @@ class RaySession:
         framework = self._plan.framework
 
         def make() -> Any:
-            # a factory draws random numbers: none of the user's
+            # a factory may draw random numbers; the user's generators must not advance
             with RandomStream(scope.seed or 0, framework), skrl_key(framework.name, scope.seed):
                 agent = given(scope)
                 agent.init(trainer_cfg=self._plan.cfg)
@@ -189,7 +191,7 @@ class _RemoteAgents:
         self._streams.request("restart", timeout=self._timeout, phase="restart")
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
-        """A request with a tree of arrays for each worker."""
+        """Send one tree of arrays to each worker and return the payloads of the replies."""
         each = [to_wire(tree, self._framework) for tree in trees]
         timestep = tick.timestep
         replies: list[Any] = self._streams.request(
@@ -198,15 +200,15 @@ class _RemoteAgents:
         return replies
 
     def _split(self, arrays: Arrays | None) -> Sequence[Any]:
-        """The rows of each scope."""
+        """Return the rows of each scope."""
         whole = map_arrays(lambda array: None if array is None else self._framework.to_numpy(array), arrays)
         return [map_arrays(partial(_rows, scope), whole) for scope in self._scopes]
 
     def _split_infos(self, infos: dict[str, Any]) -> list[Any]:
-        """Those of each scope."""
+        """Return the infos of each scope."""
         return [take_rows(infos, *scope.rows, self._num_envs, self._framework) for scope in self._scopes]
 
 
 def _rows(scope: Scope, array: Any) -> Any:
-    """The rows of a scope of an array, or None."""
+    """Return the scope's rows of an array; None stays None."""
     return None if array is None else FrameworkArray(array[scope.start : scope.stop])

@@ -14,13 +14,13 @@ __all__ = ["Place", "ReplyMemory"]
 _logger = logging.getLogger("lockstep")
 
 THRESHOLD = 64 * 1024
-"""Bytes of a reply from which shared memory is worth while: measured, see ``benchmarks/RESULTS.md``."""
+"""Bytes of a reply from which shared memory is worthwhile; measured, see ``benchmarks/RESULTS.md``."""
 
 _PAGE = 4096
 
 
 class Place(NamedTuple):
-    """Where the reply to a request may be put: a slot of a segment. A negative slot is none."""
+    """Where a reply may be stored: a slot of a segment. A negative slot means none."""
 
     segment: OwnSegment | None = None
     slot: int = -1
@@ -30,10 +30,10 @@ _NOWHERE = Place()
 
 
 class ReplyMemory:
-    """Where one worker puts its large replies: made when the first one has come, and anew when one does not fit."""
+    """Shared memory for one worker's large replies; created after the first, and replaced if one does not fit."""
 
     def __init__(self, *, usable: bool) -> None:
-        """Wait for the first reply.
+        """Start without memory; the first large reply creates it.
 
         Args:
             usable: Whether the worker is on this machine.
@@ -44,7 +44,7 @@ class ReplyMemory:
         self._most_at_once = 1
 
     def place(self, in_use: Collection[Place]) -> Place:
-        """A place for the next reply, other than those of replies that have yet to come or to be read."""
+        """Return a place for the next reply, other than those of replies that are pending or unread."""
         segment = self._segment
         self._most_at_once = max(self._most_at_once, len(in_use) + 1)
         if segment is None:
@@ -54,22 +54,22 @@ class ReplyMemory:
 
     @property
     def offer(self) -> Offer | None:
-        """What the worker has to be told of the memory; None if it has been, or there is none."""
+        """How the worker finds the memory; None if it was already told, or there is none."""
         return None if self._segment is None or self._is_offered else self._segment.offer
 
     def was_offered(self) -> None:
-        """The worker will know it from now on."""
+        """Record that the worker was told."""
         self._is_offered = True
 
     def read(self, packed: Packed, place: Place) -> Packed:
-        """The reply with its data, which are valid until the place is given again.
+        """Return the reply with its data, which stay valid until the place is assigned again.
 
         Args:
-            packed: The reply as it came.
-            place: The place that it was given.
+            packed: The reply as received.
+            place: The place assigned to it.
         """
         if packed.data is None:
-            assert place.segment is not None, "a reply can only be in memory that was offered"
+            assert place.segment is not None, "the reply is in memory that was not offered"
             return packed._replace(data=place.segment.slot(place.slot))
         if packed.size >= THRESHOLD and self._usable and self._segment is place.segment:
             if place.segment is not None and place.slot >= 0 and packed.size <= place.segment.slot_size:

@@ -1,4 +1,4 @@
-"""The ordered streams of requests to all workers, and plain actor calls that carry them."""
+"""Ordered request streams to all workers, and their implementation with plain actor calls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["ActorCalls", "NoReplyError", "Request", "Streams", "UnreachableError
 
 _PING_TIMEOUT = 2.0
 _LOOK_INTERVAL = 0.5
-"""Seconds for which one worker is waited for before the others are looked at."""
+"""Seconds to wait for one worker before checking the others."""
 
 
 class NoReplyError(Exception):
-    """A worker's reply cannot be had.
+    """A worker's reply is not available.
 
     Attributes:
-        kind: Name of what happened.
+        kind: Name of the error.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -34,17 +34,17 @@ class NoReplyError(Exception):
 
 
 class UnreachableError(NoReplyError):
-    """A worker will not reply any more, to nothing."""
+    """A worker will not reply to any further request."""
 
 
 class Request(NamedTuple):
     """A request to all workers.
 
     Attributes:
-        seq: Its number.
+        seq: Number of the request.
         method: Method of `workers.remote.service.Service`.
         common: Arguments that are the same for all workers.
-        each: The last argument for each worker, in scope order, if there is one.
+        each: Last argument of each worker, in scope order; None if there is none.
     """
 
     seq: int
@@ -54,10 +54,10 @@ class Request(NamedTuple):
 
 
 class Streams(ABC):
-    """Numbered requests to all workers, done by each in order. Every wait has a deadline.
+    """Numbered requests to all workers, which each worker handles in order. Every wait has a deadline.
 
-    Several may be under way. A worker that died or did not reply in time is lost: it is not asked again, and its
-    failure stands for its replies.
+    Several requests may be in flight. A worker that dies or does not reply in time is lost: it gets no more requests,
+    and its failure replaces its replies.
 
     Attributes:
         nodes: Where each worker lives, for its failures.
@@ -73,19 +73,19 @@ class Streams(ABC):
 
     @abstractmethod
     def _send(self, index: int, request: Request, ack: int) -> None:
-        """Send a request to one worker; a failure shows when its reply is waited for."""
+        """Send a request to one worker; errors surface when its reply is received."""
 
     @abstractmethod
     def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
-        """The reply of one worker, None if it does not come in time.
+        """Return the reply of one worker, or None if it does not arrive in time.
 
         Raises:
-            UnreachableError: It will not come.
+            UnreachableError: The reply will not arrive.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the streams hold; no request is under way any more."""
+        """Release all resources; no request may be in flight."""
 
     def request(
         self,
@@ -97,7 +97,7 @@ class Streams(ABC):
         phase: str,
         timestep: int | None = None,
     ) -> Any:
-        """Send a request to all workers and wait for their replies; see `send` and `receive`. Their payloads.
+        """Send a request to all workers and return the payloads of their replies; see `send` and `receive`.
 
         Raises:
             WorkerError: Workers failed, died or did not reply in time; all of them are reported.
@@ -106,14 +106,16 @@ class Streams(ABC):
         return payloads(self.receive(self.send(method, common, each), timeout=timeout, phase=phase, timestep=timestep))
 
     def send(self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None) -> int:
-        """Send a request to all workers: its number; see `Request`.
+        """Send a request to all workers and return its number; see `Request`.
 
         Raises:
             ClusterError: Ray has been shut down.
         """
         if not ray.is_initialized():
-            raise ClusterError("Ray was shut down while a trainer used it; its workers are gone: build a new trainer")
-        self._seq += 1  # before sending: a request that was interrupted has used its number up
+            raise ClusterError(
+                "Ray was shut down while a trainer used it, and its workers are gone; build a new trainer"
+            )
+        self._seq += 1  # before sending: an interrupted request uses up its number
         request = Request(self._seq, method, common, each)
         self._under_way.append(request.seq)
         try:
@@ -121,21 +123,21 @@ class Streams(ABC):
                 if index not in self._lost:
                     self._send(index, request, self._under_way[0])
         except BaseException:
-            self._under_way.remove(request.seq)  # nobody will wait for it
+            self._under_way.remove(request.seq)  # the caller cannot wait for it
             raise
         return request.seq
 
     def receive(
         self, seq: int, *, timeout: float, phase: str, timestep: int | None = None, halts: bool = False
     ) -> list[Reply]:
-        """Wait for the replies of all workers to a request, in scope order.
+        """Wait for the replies of all workers to a request, and return them in scope order.
 
         Args:
-            seq: Its number.
-            timeout: Time for it, in seconds; if it asks for several iterations, for each of them.
+            seq: Number of the request.
+            timeout: Time for the request, in seconds; if it asks for several iterations, time for each of them.
             phase: Phase to report for a worker that does not reply.
             timestep: Timestep to report for a worker that does not reply.
-            halts: Whether an error of one lets the others stop after the iteration that is under way.
+            halts: Whether an error of one worker stops the others after their current iteration.
         """
         replies: dict[int, Reply] = {}
         deadlines = [monotonic() + timeout] * len(self._actors)
@@ -153,7 +155,7 @@ class Streams(ABC):
                 self._look_after(late, deadlines, idle, timeout)
         except BaseException:
             if halts:
-                self._halt()  # what is interrupted is not gone on with
+                self._halt()  # an interrupted request is not continued
             raise
         finally:
             if seq in self._under_way:
@@ -161,12 +163,12 @@ class Streams(ABC):
         return [replies[index] for index in range(len(self._actors))]
 
     def abandon(self) -> None:
-        """Wait for nothing that is under way any more; workers stop after the iteration that they are at."""
+        """Stop waiting for all requests in flight; workers stop after their current iteration."""
         self._under_way.clear()
         self._halt()
 
     def _reply(self, index: int, seq: int, deadline: float, phase: str, timestep: int | None) -> Reply | None:
-        """The reply of one worker, or what stands for it; None if it may yet come."""
+        """Return the reply of one worker or the error that replaces it; None if it may still arrive."""
         try:
             if index in self._lost:
                 raise self._lost[index]
@@ -177,9 +179,9 @@ class Streams(ABC):
             return Reply("error", seq, (self._failure(index, error, phase, timestep),))
 
     def _look_after(self, late: Sequence[int], deadlines: list[float], idle: set[int], timeout: float) -> None:
-        """Give workers more time that are at an iteration for less than it may take; the others are lost.
+        """Extend the deadlines of workers whose current iteration is within `timeout`; mark the others as lost.
 
-        One that is not busy has a moment in which its reply may come, or it may begin: it is lost the second time.
+        An idle worker gets one short extension, because its reply may be on the way or it may be about to start.
         """
         for index, busy in self._ping(late).items():
             if busy is not None and busy.seq is not None and busy.seconds < timeout:
@@ -188,14 +190,14 @@ class Streams(ABC):
                 idle.add(index)
                 deadlines[index] = monotonic() + _LOOK_INTERVAL
             else:
-                state = "nor does it answer a ping"
+                state = "it does not answer a ping either"
                 if busy is not None:
                     doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
-                    state = f"it answers a ping, and {doing}"
+                    state = f"it answers a ping and {doing}"
                 self._lost[index] = UnreachableError("TimeoutError", f"no reply within {timeout:g} s; {state}")
 
     def _ping(self, indices: Sequence[int]) -> dict[int, Busy | None]:
-        """What workers are busy with, all asked at once; None for those that do not answer."""
+        """Ping workers concurrently and return what each is busy with; None for those that do not answer."""
         pings = {index: self._actors[index].ping.remote() for index in indices}
         if pings:
             ray.wait(list(pings.values()), num_returns=len(pings), timeout=_PING_TIMEOUT)
@@ -208,7 +210,7 @@ class Streams(ABC):
         return answers
 
     def _halt(self) -> None:
-        """Let workers that do several iterations stop after the one under way."""
+        """Make workers with several iterations stop after the current one."""
         if ray.is_initialized():
             for index, actor in enumerate(self._actors):
                 if index not in self._lost:
@@ -228,10 +230,10 @@ class Streams(ABC):
 
 
 def payloads(replies: Sequence[Reply]) -> list[Any]:
-    """The payloads of replies.
+    """Return the payloads of replies.
 
     Raises:
-        WorkerError: Some are errors; all of them are reported.
+        WorkerError: Some replies are errors; all of them are reported.
     """
     failures = [failure for reply in replies if reply.status == "error" for failure in reply.payload]
     if failures:
@@ -240,7 +242,7 @@ def payloads(replies: Sequence[Reply]) -> list[Any]:
 
 
 def cause_of_death(ref: Any, timeout: float) -> str | None:
-    """Why an actor does not do a call any more that has no end; None if it still does, for all that Ray knows."""
+    """Return why an actor's endless call ended; None if, as far as Ray knows, it is still running."""
     try:
         ray.get(ref, timeout=timeout)
     except RayActorError as error:
@@ -248,12 +250,12 @@ def cause_of_death(ref: Any, timeout: float) -> str | None:
     except GetTimeoutError:
         return None
     except RayError as error:
-        return f"the worker does not listen any more: {error}"
-    return "the worker does not listen any more"
+        return f"the worker no longer listens: {error}"
+    return "the worker no longer listens"
 
 
 class ActorCalls(Streams):
-    """Plain actor calls."""
+    """Request streams of plain actor calls."""
 
     def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
         super().__init__(actors, scopes)
@@ -274,11 +276,11 @@ class ActorCalls(Streams):
             return None
         except RayActorError as error:
             raise UnreachableError("WorkerDied", f"the worker's process died: {error}") from error
-        except RayError as error:  # the reply could not be sent, but the worker lives
+        except RayError as error:  # the reply could not be sent, but the worker is alive
             raise NoReplyError(type(error).__name__, str(error)) from error
         del self._refs[index][seq]
         return reply
 
     def close(self) -> None:
-        """Forget what was asked."""
+        """Forget all requests."""
         self._refs = [{} for _ in self._actors]

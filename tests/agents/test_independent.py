@@ -1,4 +1,4 @@
-"""IndependentAgents: one single agent for each name, or for each group of names, in every framework."""
+"""IndependentAgents: one single agent for each agent name or group of names, in every framework."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make(framework: str, groups: Any = None, num_envs: int = 2, **changes: Any) 
 
 
 class RowAgent(NullAgent):
-    """Stands for a single agent: acts on the first column of what it sees, and keeps what it is given."""
+    """A stand-in for a single agent: acts on its first observation column and keeps its arguments."""
 
     framework = "numpy"
 
@@ -203,7 +203,7 @@ def test_a_state_that_does_not_fit_changes_nothing(framework):
     with pytest.raises(AgentError, match="'keeper': the state does not fit this agent"):
         team.load_state_dict(wrong)
     assert_same(copied(team.state_dict()), before)
-    with pytest.raises(AgentError, match=r"the state is of \['left'\]; expected \['left', 'right', 'keeper'\]"):
+    with pytest.raises(AgentError, match=r"the state is for \['left'\]; expected \['left', 'right', 'keeper'\]"):
         team.load_state_dict({"left": wrong["left"]})
     team.load_state_dict(other.state_dict())
     assert_same(copied(team.state_dict()), copied(other.state_dict()))
@@ -220,10 +220,10 @@ def test_files_go_from_framework_to_framework(tmp_path):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ({"wings": ["left", "up"]}, "groups name 'up'; expected some of the agents"),
+        ({"wings": ["left", "up"]}, "groups contain 'up'; expected only agents from"),
         ({"wings": ["left", "right"], "all": ["right"]}, "'right' is in the groups .* more than once"),
         ({"none": []}, "the group 'none' has no agents"),
-        ({"keeper": ["left", "right"]}, "a group has the name of the agent 'keeper'"),
+        ({"keeper": ["left", "right"]}, "a group is named after the agent 'keeper'"),
         ({"all": ["left", "keeper"]}, "'left' and 'keeper' of the group 'all' have different observation spaces"),
     ],
 )
@@ -240,7 +240,7 @@ def test_groups_that_do_not_fit_are_refused(groups, message):
             "others",
             r"is for the agents \['left', 'right', 'keeper'\], but the environments have \['agent_0', 'agent_1'",
         ),
-        ("wide", "'agent_1' of the agent of scope 0, .* is made for observations of width 9"),
+        ("wide", "'agent_1' of the agent of scope 0, .* expects observations of width 9"),
     ],
 )
 def test_agents_that_do_not_fit_the_environment_are_refused(kind, message):
@@ -266,12 +266,12 @@ def test_what_cannot_be_a_single_agent_is_refused():
     with pytest.raises(AgentError, match="NullAgent of the group 'left' lacks framework, state_dict, load_state_dict"):
         IndependentAgents(lambda **_: NullAgent(), possible_agents=NAMES, **spaces, num_envs=2)
     with pytest.raises(
-        AgentError, match=r"state_spaces has no space of 'keeper'; .* leave them out for agents that see no"
+        AgentError, match=r"state_spaces has no space for 'keeper'; .* omit state_spaces if the agents see no"
     ):
         make("torch", state_spaces={"left": Discrete(3), "right": Discrete(3), "keeper": None})
-    with pytest.raises(AgentError, match="observation_spaces has no space of 'keeper'"):
+    with pytest.raises(AgentError, match="observation_spaces has no space for 'keeper'"):
         make("torch", observation_spaces={"left": Discrete(3), "right": Discrete(3)})
-    with pytest.raises(AgentError, match=r"groups is \['left'\]; expected names of agents by the name of their group"):
+    with pytest.raises(AgentError, match=r"groups is \['left'\]; expected a mapping of group names to agent names"):
         make("torch", ["left"])
 
 
@@ -298,7 +298,7 @@ def test_actions_of_other_names_are_refused():
     env = build_rows(noisy_team_factory(2, agents=2, discrete=True), 2, 0, framework="torch", seed=0)
     spaces = {f"{kind}_spaces": getattr(env, f"{kind}_spaces") for kind in ("observation", "action")}
     agent = Forgetful(parity.ppo("torch"), possible_agents=env.possible_agents, **spaces, num_envs=2)
-    message = r"act\(\) returned actions of \['agent_0'\]; expected those of"
+    message = r"act\(\) returned actions of \['agent_0'\]; expected a dictionary with keys"
     with (
         parity.step_trainer("torch")(env=env, agents=agent, cfg=CFG) as trainer,
         pytest.raises(WorkerError, match=message),

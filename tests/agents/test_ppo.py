@@ -1,4 +1,4 @@
-"""The PPO agent of every framework as a trainer sees it; its numbers are held against NumPy's in test_ppo_math.py."""
+"""The PPO agent of every framework as a trainer uses it; test_ppo_math.py compares its numbers with NumPy's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_actions(framework, actions, width):
         values = copied(array)
         assert values.shape == (ENVS, width)
         assert values.dtype == (np.float32 if actions == "gaussian" else integer_dtype(framework))
-    assert_same(copied(first), kept[0])  # fresh: what was returned is not overwritten
+    assert_same(copied(first), kept[0])  # new arrays: returned ones are not overwritten
     assert_same(copied(outputs["mean_actions"]), kept[1])
     assert_same(copied(others["mean_actions"]), kept[1])
     assert actions == "discrete" or not same(copied(second), kept[0])
@@ -104,10 +104,10 @@ def test_no_given_array_is_changed_or_kept(framework, actions, asymmetric):
             agent.record_transition(**{"states": None, "next_states": None} | arrays, infos={}, **CLOCK)
             assert_same(copied(arrays), copied(to_framework(framework, given)))
             for array in arrays.values():
-                if overwritten and hasattr(array, "zero_"):  # those of JAX cannot be written
+                if overwritten and hasattr(array, "zero_"):  # JAX arrays are immutable
                     array.zero_()
             if step == 2 * STEPS:
-                agent.init()  # cuts the rollout, from the next observations
+                agent.init()  # cuts the rollout, using the next observations
             agent.post_interaction(**CLOCK)
         states.append(learn(agent, range(2 * STEPS + 1, 3 * STEPS)))
     assert_same(states[1], states[0])
@@ -122,7 +122,7 @@ def test_truncation_bootstraps_from_the_final_observation(framework):
     for how in ("truncated", "terminated with the value as a reward", "terminated"):
         agent = make(framework)
         reference, orders = Reference(agent, state_of(agent)), fix_orders(agent)
-        learn(agent, range(STEPS))  # so that the statistics are not trivial
+        learn(agent, range(STEPS))  # for non-trivial statistics
         reference.learn(rollout(agent, range(STEPS)), orders)
         for row, step in enumerate(range(STEPS, 2 * STEPS)):
             given = transition(agent, step, **{name: values[row] for name, values in ends.items()})
@@ -146,7 +146,7 @@ def test_evaluation_within_a_rollout_cuts_it_like_a_truncation(framework):
     for evaluations, first in ((1, ended), (2, ended), (0, cut), (0, ended)):
         agent = make(framework, asymmetric=True)
         record(agent, transition(agent, 0, **first))
-        for _ in range(evaluations):  # the second one finds the rollout cut
+        for _ in range(evaluations):  # the second one finds the rollout already cut
             agent.enable_training_mode(False)
             run(agent, range(50, 52), **NONE)
             agent.enable_training_mode(True)
@@ -199,7 +199,7 @@ def test_learns_after_every_rollout_and_not_before(framework):
         state = state_of(agent)
         run(agent, range(start, start + STEPS - 1))
         assert_same(state_of(agent), state)
-        agent.init()  # by another trainer: nothing is lost
+        agent.init()  # as by another trainer: nothing is lost
         run(agent, range(start + STEPS - 1, start + STEPS))
         assert not same(state_of(agent), state)
         tracked = agent.tracked.drain()

@@ -1,4 +1,4 @@
-"""What is particular to the PPO agent for JAX: compilation, donated memory, devices and 64-bit numbers."""
+"""JAX-specific behaviour of the PPO agent: compilation, donated memory, devices and 64-bit numbers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PROGRAMS = (programs.act, programs.record, programs.cut, programs.update)
 
 
 def compilations() -> list[int]:
-    """How many shapes each program has been compiled for."""
+    """Return the number of shapes that each program has been compiled for."""
     return [program._cache_size() for program in PROGRAMS]
 
 
 def interact(agent: Any) -> None:
-    """All that an agent does, in training."""
+    """Run everything that an agent does in training."""
     run(agent, range(2 * STEPS + 1))
     agent.init()
 
@@ -56,7 +56,7 @@ def test_the_rollout_is_not_copied():
 
 @pytest.mark.parametrize("program", ["record", "cut", "update"])
 def test_an_interrupt_costs_nothing_that_was_learnt(program, monkeypatch):
-    """Python may raise it right after a program has returned, before its result is stored."""
+    """Python may raise an interrupt after a program has returned, before its result is stored."""
     agent: Any = make("jax")
     run(agent, range(2 * STEPS - 1))  # all but the last row of a second rollout
     before, original = state_of(agent), getattr(programs, program)
@@ -72,14 +72,14 @@ def test_an_interrupt_costs_nothing_that_was_learnt(program, monkeypatch):
     for survivor in (pickle.loads(pickle.dumps(agent)), agent):
         assert same(state_of(survivor), before)
         survivor.init()
-        run(survivor, range(STEPS))  # enough for an update, whatever is left of the rollout
+        run(survivor, range(STEPS))  # enough for an update, however much of the rollout is left
         state = state_of(survivor)
         assert not same(state, before)
         assert all(np.isfinite(array).all() for array in state["models"].values())
 
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy in memory that JAX can use as it is."""
+    """Return a copy in aligned memory, which JAX can use without copying."""
     memory = np.zeros(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -96,7 +96,7 @@ def test_memory_shared_with_numpy_may_change_after_recording():
         agent.record_transition(states=None, next_states=None, infos={}, **shared, **CLOCK)
         for name, array in memory.items():
             array[:] = 0
-            assert not np.asarray(shared[name]).any()  # it is shared, or this proves nothing
+            assert not np.asarray(shared[name]).any()  # the memory is shared; otherwise the test proves nothing
         assert same(np.asarray(agent._rollout["observations"][row]), given["observations"])
         assert same(np.asarray(agent._rollout["next"]), given["next_observations"])
 
@@ -115,7 +115,7 @@ def test_compiled_rule_of_the_learning_rate(learning_rate, kl):
     "space", [Discrete(3, start=2**31 - 2), Discrete(2, start=-(2**31) - 1), MultiDiscrete([2, 3], start=[0, 2**40])]
 )
 def test_actions_beyond_32_bits_are_refused(space):
-    with pytest.raises(AgentError, match=r"^action_space .* integers of 32 bits .*, or set jax_enable_x64"):
+    with pytest.raises(AgentError, match=r"^action_space .*; expected 32-bit integers, .*, or set jax_enable_x64"):
         make("jax", space)
 
 
@@ -138,7 +138,7 @@ def test_device_is_one_of_jax_or_its_name():
 
 @pytest.mark.parametrize("device", ["cpu:99", "cpu:one", "abacus", "abacus:0", 0])
 def test_unknown_devices_are_refused(device):
-    with pytest.raises(AgentError, match=r"^device must be .* such as 'cpu:0'; got"):
+    with pytest.raises(AgentError, match=r"^device is .*; expected .* such as 'cpu:0'"):
         build(device)
 
 

@@ -1,4 +1,4 @@
-"""Rows that do not act, and actions that are not legal: in every framework, against NumPy's float64."""
+"""Rows that do not act and illegal actions, in every framework, against NumPy's float64."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ from workers.errors import AgentError
 MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
 NAN = np.float32(np.nan)
 
-# Three environments, four timesteps: one acts in every timestep but the third, one in turns, one only at the end. The
-# second one's first transition is terminated while it waits, the first one's second is truncated likewise.
+# Three environments, four timesteps: the first acts in every timestep but the third, the second in every other one, the
+# third only in the last. While they do not act, the second one's first transition is terminated and the first one's
+# second transition is truncated.
 ACTED = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 0, 1]], np.bool_)[..., None]
 TERMINATED = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], np.bool_)[..., None]
 TRUNCATED = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]], np.bool_)[..., None]
@@ -47,14 +48,14 @@ def infos_of(**masks: Any) -> dict[str, Any]:
 
 
 def act_and_record(agent: PPO, given: dict[str, Any], infos: dict[str, Any]) -> None:
-    """The given action instead of the agent's own."""
+    """Let the agent act, but record the given action instead of its own."""
     observations = to_framework(agent.framework, given["observations"])
     agent.act(observations, None, infos=to_framework(agent.framework, infos), **CLOCK)
     record(agent, given)
 
 
 def masked_steps(agent: PPO, first: int, masks: bool) -> tuple[list[dict[str, Any]], dict[str, npt.NDArray[Any]]]:
-    """Transitions of one rollout with what `infos` say of each, and the same as a rollout."""
+    """Return the transitions of one rollout with their masks, and the same as a rollout."""
     steps: list[dict[str, Any]] = []
     width = agent._head_width
     for step in range(STEPS):
@@ -69,7 +70,7 @@ def masked_steps(agent: PPO, first: int, masks: bool) -> tuple[list[dict[str, An
 
 
 def chosen_columns(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Columns of the logits of the actions in MULTI_DISCRETE."""
+    """Return the logit columns of actions in MULTI_DISCRETE."""
     return actions - MULTI_DISCRETE.start + np.array([0, 3, 5])
 
 
@@ -95,7 +96,7 @@ def test_updates_are_those_of_the_reference(framework, actions, masks):
 
 
 def test_rows_that_do_not_act_are_not_learnt_from(framework):
-    """What the networks would see in them is not a number, and nothing comes of it."""
+    """Their network inputs are NaN, which has no effect."""
 
     def learnt(fill: Any) -> dict[str, Any]:
         agent = make(framework, "gaussian")
@@ -105,7 +106,7 @@ def test_rows_that_do_not_act_are_not_learnt_from(framework):
                 dead = np.broadcast_to(~alive, given["observations"].shape)
                 given["observations"] = np.where(dead, fill, given["observations"])
                 given["actions"] = np.where(~alive, fill, given["actions"])
-                if step < STEPS - 1:  # the last ones bootstrap what waits
+                if step < STEPS - 1:  # the last ones bootstrap waiting transitions
                     given["next_observations"] = np.where(dead & ~given["truncated"], fill, given["next_observations"])
                 act_and_record(agent, given, {"alive": alive})
         return state_of(agent)
@@ -127,7 +128,7 @@ def test_orders_are_of_those_who_act(framework):
     agent = make(framework, "gaussian")
     for step in range(STEPS - 1):
         act_and_record(agent, transition(agent, step), {"alive": ACTED[step]})
-    # as the last timestep would, without the update
+    # like the last timestep, but without an update
     agent.cfg.rollouts += 1
     act_and_record(agent, transition(agent, STEPS - 1), {"alive": ACTED[STEPS - 1]})
     agent.cfg.rollouts -= 1
@@ -211,7 +212,7 @@ def test_masks_of_the_wrong_shape_are_refused(framework):
     observations = to_framework(framework, np.zeros((ENVS, WIDTH), np.float32))
     with pytest.raises(AgentError, match=r"infos\['action_mask'\] has shape \(3, 4\); expected \(3, 3\)"):
         agent.act(observations, None, infos={"action_mask": np.ones((ENVS, 4))}, **CLOCK)
-    with pytest.raises(AgentError, match=r"infos\['alive'\] must be an array of shape \(3, 1\), got shape \(2, 1\)"):
+    with pytest.raises(AgentError, match=r"infos\['alive'\] has shape \(2, 1\); expected .* of shape \(3, 1\)"):
         agent.act(observations, None, infos={"alive": np.ones((2, 1), np.bool_)}, **CLOCK)
 
 

@@ -45,13 +45,13 @@ CFG: dict[str, Any] = {
 }
 
 LAYERS = WIDTH + sum(CFG["hidden_sizes"]) + 12
-"""Roundings on the way through a network: of the sums of three layers, and of their activations."""
+"""Number of roundings in a network: those of the sums in three layers, and of the activations."""
 
 ONCE = {"learning_epochs": 1, "mini_batches": 1, "kl_threshold": None}
 
 
 def compute_gae(framework: str, arrays: dict[str, Any], discount_factor: float, gae_lambda: float) -> Any:
-    """Advantages by the framework's own function, ``(timesteps, num_envs)``, of arrays of that shape."""
+    """Return the advantages of the framework's function, ``(timesteps, num_envs)``, for arrays of that shape."""
     arrays = {"acted": np.ones(arrays["rewards"].shape, np.bool_)} | arrays
     shaped = to_framework(framework, {name: array[..., None] for name, array in arrays.items()})
     function = importlib.import_module(f"workers.agents.{framework}.losses").compute_gae
@@ -62,7 +62,7 @@ def test_gae_by_hand(framework):
     # One environment, four timesteps; the episode ends after the second (its truncation is already in the reward).
     a3 = 4.0 + 0.5 * 10.0 - 2.0
     a2 = 3.0 + 0.5 * 2.0 - 1.5 + 0.4 * a3
-    a1 = 2.0 - 1.0  # cut: neither the next value nor the next advantage
+    a1 = 2.0 - 1.0  # cut: excludes the next value and the next advantage
     a0 = 1.0 + 0.5 * 1.0 - 0.5 + 0.4 * a1
     assert (a0, a1, a2, a3) == pytest.approx((1.4, 1.0, 5.3, 7.0))
     arrays = {
@@ -82,7 +82,7 @@ def test_gae_against_the_definition(framework):
     last, ended = rng.normal(size=envs).astype(np.float32), rng.random((steps, envs)) < 0.3
     expected = np.zeros((steps, envs))
     for n in range(envs):
-        for t in range(steps):  # a sum over the future, up to the end of the episode
+        for t in range(steps):  # sum over the future, up to the end of the episode
             weight = 1.0
             for k in range(t, steps):
                 following = last[n] if k == steps - 1 else values[k + 1, n]
@@ -97,15 +97,15 @@ def test_gae_against_the_definition(framework):
 def assert_tracked(agent: PPO, expected: dict[str, float], condition: float = 1.0) -> None:
     given = agent.tracked.drain()
     assert given.keys() == expected.keys()
-    for tag, value in expected.items():  # the policy's loss is a difference of numbers near 1
+    for tag, value in expected.items():  # the policy loss is a difference of numbers near 1
         assert given[tag] == pytest.approx(value, rel=5e-5, abs=1e-6 * condition), tag
 
 
 def condition_of(reference: Reference, raw: Any) -> float:
-    """By how much more the gradients are wrong than the weights' own: roundings in the policy's head are absolute.
+    """Return the factor by which absolute rounding errors in the policy's head increase the error of the gradients.
 
-    An output of the head, a sum of ``w x``, is wrong by up to ``sum(|w| |x|)`` roundings, and with it the logarithm of
-    every probability, by which gradients are multiplied (of a Gaussian in units of its standard deviation).
+    An output of the head, a sum of ``w x``, has an error of up to ``sum(|w| |x|)`` roundings. So has the logarithm of
+    every probability, which scales the gradients (for a Gaussian, in units of its standard deviation).
     """
     observations = reference.normal("observations", raw.reshape(-1, WIDTH))
     *_, inputs, _ = forward(reference.weights, "policy.network", reference.cfg.activation, observations)
@@ -142,17 +142,17 @@ def test_losses_and_gradients_of_one_mini_batch(framework, actions, cfg, scale):
     assert 1.0 < condition < 1.2 if scale == 1.0 else 10.0 < condition < 100.0
     assert_tracked(agent, reference.learn(given, orders), condition)
     optimizer, expected = state_of(agent)["optimizer"], reference.state()["optimizer"]
-    # forward and back again, the sums of three layers each way; then the mean over all samples, whose terms are up to
-    # some 4 times as large, for they cancel out
+    # the sums of three layers, forward and backward, then the mean over all samples, whose terms are up to about 4
+    # times as large because they partly cancel
     roundings = 4 * (6 * max(WIDTH, *CFG["hidden_sizes"]) + STEPS * ENVS) * condition
     assert_close(optimizer["exp_avg"], expected["exp_avg"], roundings * U)  # a tenth of the clipped gradient
-    assert_close(optimizer["exp_avg_sq"], expected["exp_avg_sq"], 2 * roundings * U)  # of its square
+    assert_close(optimizer["exp_avg_sq"], expected["exp_avg_sq"], 2 * roundings * U)  # a thousandth of its square
 
 
 @on_all_activations
 def test_first_ratio_is_one(framework, actions, cfg):
     agent = make(framework, actions, **CFG | ONCE | cfg)
-    for start in range(0, 3 * STEPS, STEPS):  # from the second one on with statistics that are not trivial
+    for start in range(0, 3 * STEPS, STEPS):  # non-trivial statistics from the second rollout on
         learn(agent, range(start, start + STEPS))
         assert abs(agent.tracked.drain()["Policy / KL divergence"]) < 1e-10
 
@@ -166,7 +166,7 @@ def test_first_ratio_is_one(framework, actions, cfg):
 )
 def test_whole_updates_against_the_reference(framework, actions, asymmetric, normalize, mini_batches):
     if framework == "jax" and asymmetric != normalize:
-        pytest.skip("each case is seconds of compiling; the others have both")
+        pytest.skip("each case takes seconds to compile; the other cases cover both options")
     cfg = {"normalize_observations": normalize, "normalize_values": normalize, "grad_norm_clip": 0.5 * normalize}
     agent = make(framework, actions, asymmetric=asymmetric, **CFG | cfg | {"mini_batches": mini_batches})
     reference = Reference(agent, state_of(agent))
@@ -176,7 +176,7 @@ def test_whole_updates_against_the_reference(framework, actions, asymmetric, nor
             record(agent, transition(agent, step))
         assert_tracked(agent, reference.learn(rollout(agent, steps), orders))
         state, expected = state_of(agent), reference.state()
-        assert_close(state["models"], expected["models"], 5e-5)  # JAX corrects the bias of Adam in float32
+        assert_close(state["models"], expected["models"], 5e-5)  # JAX computes Adam's bias correction in float32
         assert state["optimizer"]["step"] == reference.steps
         assert_close(state["optimizer"]["exp_avg_sq"], reference.exp_avg_sq, 1e-4)
         assert state["learning_rate"] == pytest.approx(expected["learning_rate"])

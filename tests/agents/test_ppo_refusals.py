@@ -1,4 +1,4 @@
-"""What the PPO agent refuses, and how it says so."""
+"""Invalid arguments of the PPO agent and their error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DISCRETE = gymnasium.spaces.Discrete(3)
     ],
 )
 def test_wrong_config_values_are_named(framework, name, value):
-    with pytest.raises(ConfigError, match=rf"{name} must be .*, got "):
+    with pytest.raises(ConfigError, match=rf"{name} is .*; expected "):
         PPOCfg(**{name: value}).validate()
     with pytest.raises(ConfigError, match=name):
         make(framework, **{name: value})
@@ -46,11 +46,11 @@ def test_wrong_config_values_are_named(framework, name, value):
 
 def test_config_is_checked_and_copied(framework):
     assert PPOCfg().validate()
-    with pytest.raises(ConfigError, match="unknown PPO options rolouts; valid options are rollouts"):
+    with pytest.raises(ConfigError, match="unknown PPO options rolouts; expected any of rollouts"):
         make(framework, rolouts=3)
-    with pytest.raises(ConfigError, match="at most rollouts x num_envs = 4 x 3 = 12, got 13"):
+    with pytest.raises(ConfigError, match="is 13; expected at most rollouts x num_envs = 4 x 3 = 12"):
         make(framework, mini_batches=13)
-    with pytest.raises(ConfigError, match="PPOCfg or a dict, got list"):
+    with pytest.raises(ConfigError, match="cfg is a list; expected a PPOCfg or a dictionary"):
         ppo(framework)(observation_space=BOX, action_space=DISCRETE, num_envs=1, cfg=[])
     cfg = PPOCfg(rollouts=2)
     agent = ppo(framework)(observation_space=BOX, action_space=DISCRETE, num_envs=2, cfg=cfg)
@@ -69,36 +69,36 @@ def test_config_is_checked_and_copied(framework):
 )
 def test_unsupported_action_spaces_are_refused(framework, space):
     supported = "a Discrete, MultiDiscrete, MultiBinary or a Box of floats"
-    with pytest.raises(AgentError, match=f"^action_space must be {supported}, got {re.escape(repr(space))}$"):
+    with pytest.raises(AgentError, match=f"^action_space is {re.escape(repr(space))}; expected {supported}$"):
         ppo(framework)(observation_space=BOX, action_space=space, num_envs=1)
 
 
 def test_action_spaces_without_elements_are_refused(framework):
     for space in (gymnasium.spaces.MultiDiscrete([]), gymnasium.spaces.Box(0, 1, (0,))):
-        with pytest.raises(AgentError, match=r"action_space .* must have at least one element, got 0"):
+        with pytest.raises(AgentError, match=r"action_space .* has 0 elements; expected at least 1"):
             ppo(framework)(observation_space=BOX, action_space=space, num_envs=1)
 
 
 def test_unsuitable_observation_spaces_and_numbers_are_refused(framework):
     actions = DISCRETE
-    with pytest.raises(AgentError, match=r"observation_space must be a gymnasium\.Space"):
+    with pytest.raises(AgentError, match=r"observation_space is None; expected a gymnasium\.Space"):
         ppo(framework)(observation_space=None, action_space=actions, num_envs=1)
     with pytest.raises(AgentError, match="cannot be flattened"):
         ppo(framework)(observation_space=gymnasium.spaces.Sequence(BOX), action_space=actions, num_envs=1)
     for num_envs in (0, 1.0, True):
-        with pytest.raises(AgentError, match="num_envs must be a positive integer"):
+        with pytest.raises(AgentError, match=r"num_envs is .*; expected an integer of at least 1"):
             ppo(framework)(observation_space=BOX, action_space=actions, num_envs=num_envs)
 
 
 def test_wrong_shapes_are_refused(framework):
     agent = make(framework, asymmetric=True)
     wrong = to_framework(framework, np.zeros((2, WIDTH), np.float32))
-    with pytest.raises(AgentError, match=r"observations must be an array of shape \(3, 5\), got shape \(2, 5\)"):
+    with pytest.raises(AgentError, match=r"observations has shape \(2, 5\); expected .* of shape \(3, 5\)"):
         agent.act(wrong, None, **CLOCK)
     good = transition(agent, 0)
     for name in good:
         for changed in (np.zeros(ENVS, np.float32), None):
-            with pytest.raises(AgentError, match=rf"^{name} must be an array of shape"):
+            with pytest.raises(AgentError, match=rf"^{name} .*; expected a {framework} array of shape"):
                 record(agent, good | {name: changed})
     assert agent._recorded == 0
 

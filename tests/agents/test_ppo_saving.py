@@ -1,4 +1,4 @@
-"""State and files of the PPO agent: the same in every framework, and what does not fit is refused."""
+"""State and files of the PPO agent: the same in every framework; a state that does not fit is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workers.errors import AgentError
 
 
 def refuses(agent: PPO, state: Any) -> None:
-    """Assert that the state is refused, and that the agent and its rollout are as they were."""
+    """Assert that the state is refused and that the agent and its rollout remain unchanged."""
     before, recorded = state_of(agent), agent._recorded
     with pytest.raises(AgentError, match="the state does not fit this agent"):
         agent.load_state_dict(state)
@@ -75,7 +75,7 @@ def test_a_saved_agent_goes_on_bit_for_bit(framework, actions, tmp_path):
     run(other, range(STEPS + 1))
     agent.save(tmp_path / "agent.safetensors")
     other.load(str(tmp_path / "agent.safetensors"))
-    assert other._recorded == 0  # that rollout was gathered with other weights
+    assert other._recorded == 0  # its rollout was collected with other weights
     assert_same(state_of(other), state_of(agent))
     observations = transition(agent, 99)["observations"]
     assert_same(act(other, observations)[1], act(agent, observations)[1])

@@ -66,7 +66,7 @@ def test_other_spaces_have_no_components():
 
 
 def with_head(framework: str, space: gymnasium.Space[Any], outputs: npt.NDArray[Any], **cfg: Any) -> PPO:
-    """An agent in evaluation whose network gives `outputs` whatever is observed."""
+    """Return an agent in evaluation whose network returns `outputs` for every observation."""
     agent = make(framework, space, hidden_sizes=(), **cfg)
     agent.enable_training_mode(False)
     state = state_of(agent)
@@ -98,7 +98,7 @@ def test_samples_follow_the_joint_distribution(framework, sizes, starts):
         chosen: float(np.prod([marginal[value] for marginal, value in zip(marginals, chosen, strict=True)]))
         for chosen in itertools.product(*marginals)
     }
-    assert set(frequencies) <= set(joint)  # never a category that is padding
+    assert set(frequencies) <= set(joint)  # never a padding category
     for chosen, probability in joint.items():
         assert frequencies.get(chosen, 0.0) == pytest.approx(probability, abs=0.012)
 
@@ -110,8 +110,8 @@ def test_gaussian_samples_follow_the_distribution(framework):
     scores = (actions - mean) / np.exp(-0.5)
     np.testing.assert_allclose(scores.mean(0), 0.0, atol=0.02)
     np.testing.assert_allclose(np.cov(scores.T), np.eye(2), atol=0.03)
-    np.testing.assert_allclose((scores**4).mean(0), 3.0, atol=0.2)  # as of no other distribution of that variance
-    assert len(np.unique(actions)) > ROWS  # fresh noise in every element
+    np.testing.assert_allclose((scores**4).mean(0), 3.0, atol=0.2)  # the fourth moment of a normal distribution
+    assert len(np.unique(actions)) > ROWS  # new noise in every element
 
 
 @pytest.mark.parametrize("level", [-1e4, 0.0, 1e4])
@@ -136,7 +136,7 @@ def test_discrete_actions_include_the_start(framework):
 def test_actions_of_the_agent(framework, name):
     space, components = SPACES[name]
     if framework == "jax" and name == "far":
-        with pytest.raises(AgentError, match="JAX's integers of 32 bits"):
+        with pytest.raises(AgentError, match="expected 32-bit integers"):
             make(framework, space)
         return
     agent = make(framework, space, hidden_sizes=())
@@ -148,7 +148,7 @@ def test_actions_of_the_agent(framework, name):
         assert all(space.contains(row.reshape(space.shape).astype(space.dtype)) for row in array)
     actions, _ = act(agent, observations)
     for column, values in zip(actions.T.tolist(), components, strict=True):
-        assert len(values) > 100 or set(column) == set(values)  # nearly uniform at first: all values are met
+        assert len(values) > 100 or set(column) == set(values)  # nearly uniform at first: all values occur
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_one_component_equals_discrete_bit_for_bit(framework, discrete, multi, c
 @pytest.mark.parametrize("name", list(SPACES))
 def test_files_of_agents_with_components(framework, name, tmp_path):
     if framework == "jax" and name == "far":
-        pytest.skip("refused, as test_actions_of_the_agent shows")
+        pytest.skip("refused; see test_actions_of_the_agent")
     agent, other = (make(framework, SPACES[name][0], hidden_sizes=(), seed=seed) for seed in (0, 1))
     agent.save(tmp_path / "agent.safetensors")
     assert not same(state_of(other), state_of(agent))
     other.load(tmp_path / "agent.safetensors")
     assert_same(state_of(other), state_of(agent))
     learnt = {name.rpartition(".")[2] for name in state_of(agent)["models"]}
-    assert learnt == {"weight", "bias", "mean", "variance", "count"}  # nothing that the space says
+    assert learnt == {"weight", "bias", "mean", "variance", "count"}  # nothing that the space defines
     observations = transition(agent, 0)["observations"]
     assert_same(act(other, observations)[1], act(agent, observations)[1])
 
@@ -193,7 +193,7 @@ def test_state_of_other_sizes_is_refused(framework):
 def test_actions_of_wrong_width_are_refused(framework):
     agent = make(framework, MultiDiscrete([3, 2]), hidden_sizes=())
     wrong = transition(agent, 0, actions=np.zeros((ENVS, 1), np.int64))
-    with pytest.raises(AgentError, match=r"^actions must be an array of shape \(3, 2\), got shape \(3, 1\)"):
+    with pytest.raises(AgentError, match=r"^actions has shape \(3, 1\); expected .* of shape \(3, 2\)"):
         record(agent, wrong)
 
 

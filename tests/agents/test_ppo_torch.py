@@ -1,4 +1,4 @@
-"""What is particular to the PPO agent for torch, and the reference of all frameworks against torch's autograd."""
+"""Torch-specific behaviour of the PPO agent, and the reference of all frameworks against torch's autograd."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _seed():
 
 
 def split(logits: torch.Tensor, components: list[range]) -> list[torch.distributions.Categorical]:
-    """The oracle: one distribution for each component."""
+    """Return the oracle: one distribution for each component."""
     parts = logits.split([len(values) for values in components], 1)
     return [torch.distributions.Categorical(logits=part) for part in parts]
 
@@ -38,7 +38,7 @@ def split(logits: torch.Tensor, components: list[range]) -> list[torch.distribut
 def log_prob_and_entropy(
     logits: torch.Tensor, actions: torch.Tensor, components: list[range]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """By torch.distributions: log-probabilities ``(rows,)`` and the mean entropy."""
+    """Return log-probabilities ``(rows,)`` and the mean entropy, by torch.distributions."""
     distributions = split(logits, components)
     columns = actions - torch.tensor([values.start for values in components])
     picked = zip(distributions, columns.unbind(1), strict=True)
@@ -96,7 +96,7 @@ def test_gradients_of_the_reference_against_autograd(components, activation, fun
     assert set(grads) == set(weights)
     for name, grad in zip(weights, expected_grads, strict=True):
         np.testing.assert_allclose(grads[name], grad, rtol=1e-9, atol=1e-12, err_msg=name)
-    assert (ratio.clamp(0.8, 1.2) != ratio).any()  # both limits are met
+    assert (ratio.clamp(0.8, 1.2) != ratio).any()  # both limits occur
     assert (near != values).any()
 
 
@@ -138,7 +138,7 @@ def test_learns_the_same_without_autograd_around_it():
     assert_same(states[1], states[0])
 
 
-# What the agent is made of.
+# Components of the agent.
 
 
 def test_policy_loss_and_gradient_against_the_definition():
@@ -168,7 +168,7 @@ def test_value_loss_and_gradient_against_the_definition(clip):
 
 
 def assert_policy(policy: Any, actions: torch.Tensor, tensors: list[torch.Tensor], *expected: torch.Tensor) -> None:
-    """Assert log-probabilities, entropy, and the gradients of a mixture of both by the tensors, the outputs first."""
+    """Assert log-probabilities, entropy, and the gradients of a mixture of both; `tensors` starts with the outputs."""
     head, weights = policy(tensors[0]), torch.randn(len(actions))
     log_prob = policy.log_prob(head, actions)
     assert log_prob.shape == (len(actions), 1)
@@ -226,7 +226,7 @@ def test_normalizer_against_numpy():
 
 
 def test_a_reset_of_the_trainer_cuts_the_rollout():
-    """What comes after it does not follow what came before."""
+    """Transitions after the reset do not follow those before it."""
     env = make_env("CartPole-v1", num_envs=2, framework="torch")
     agent = PPO(observation_space=env.observation_space, action_space=env.action_space, num_envs=2)
     with step_trainer("torch")(env=env, agents=agent, cfg=CFG, seed=0) as trainer:

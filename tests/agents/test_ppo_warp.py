@@ -1,4 +1,4 @@
-"""What is particular to PPO for Warp: graphs, memory that is written again, layouts and types of arrays."""
+"""Warp-specific behaviour of the PPO agent: graphs, reused memory, layouts and dtypes of arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.ppo import (
 from tests.support.ppo_reference import Reference
 from workers.agents.warp.networks import Normalizer, Tanh
 
-LARGE = MultiDiscrete([3, 2, 4])  # a head that is wider than the hidden layers
+LARGE = MultiDiscrete([3, 2, 4])  # a head wider than the hidden layers
 
 
 @pytest.mark.parametrize("actions", ["gaussian", LARGE], ids=["gaussian", "multi-discrete"])
@@ -72,7 +72,7 @@ def test_actions_are_not_overwritten():
 def test_rows_are_acted_on_alike_however_many_there_are():
     agent = make("warp", LARGE)
     agent.enable_training_mode(False)
-    observations = np.random.default_rng(0).normal(size=(70, WIDTH)).astype(np.float32)  # more than a tile has
+    observations = np.random.default_rng(0).normal(size=(70, WIDTH)).astype(np.float32)  # more rows than a tile
     expected = act(agent, observations)[1]
     for rows in (0, 1, 7, 1, 1):
         assert same(act(agent, observations[:rows])[1], expected[:rows])

@@ -1,4 +1,4 @@
-"""A configuration for all verbs of the command."""
+"""A configuration for the tests of all verbs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lockstep command: each verb, locally and in Ray, interrupted, and on what is wrong."""
+"""The lockstep command: each verb, locally and in Ray, interrupted, and with invalid input."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_tensorboard_reads_what_the_csv_says(config: Path, tmp_path: Path, capsy
         }
         assert seen == expected
         assert {step for step, _, _ in seen} == {"40", "80", "120"}
-    # what skrl's agent tracked itself, in our log
+    # a scalar that skrl's agent tracked itself
     assert ("40", "1", "Reward / Total reward (mean)") in rows
 
 
@@ -124,7 +124,7 @@ def test_a_run_directory_is_not_written_over(config: Path, tmp_path: Path, capsy
     (folder / "mine").write_text("precious")
     code, _, message = run(capsys, "train", config, "--set", f"logging.directory={folder}")
     assert code == 2
-    assert f"the run directory {str(folder)!r} is there already, and not empty; choose another one" in message
+    assert f"the run directory {str(folder)!r} already exists and is not empty; choose another one" in message
     assert files(folder) == ["mine"]
 
 
@@ -142,13 +142,13 @@ def test_an_agent_that_cannot_be_stored_is_refused_at_the_start(
 def test_eval_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     code, _, message = run(capsys, "eval", tmp_path)
     assert code == 2
-    assert f"lockstep: {str(tmp_path)!r} is no run directory: it has no readable config.yaml" in message
+    assert f"lockstep: {str(tmp_path)!r} is not a run directory: it has no readable config.yaml" in message
     code, _, message = run(capsys, "train", tmp_path / "missing.yaml")
     assert (code, "missing.yaml' cannot be read" in message) == (2, True)
 
 
 class Spared:
-    """Members that an agent must have, and nothing in them."""
+    """Agent whose required members do nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name in ("init", "enable_training_mode", "pre_interaction", "record_transition", "post_interaction"):
@@ -159,7 +159,7 @@ class Spared:
 
 
 class Failing(Spared):
-    """Fails at timestep 7; what it has learnt until then is worth having."""
+    """Agent that fails at timestep 7; what it learnt before must be stored."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -196,7 +196,7 @@ def test_a_failing_run_says_where_and_stores_what_it_can(
 
 
 class Counting(Spared):
-    """Counts what it has been trained for; its counter is made by ``init``, as lazily built networks are."""
+    """Agent that counts its timesteps. ``init`` makes the counter, as some agents make their networks."""
 
     def init(self, *, trainer_cfg: Any = None) -> None:
         self.count = 0
@@ -250,7 +250,7 @@ def test_what_init_makes_is_there_before_the_stored_state(
 ):
     folder = tmp_path / "run"
     assert run(capsys, "train", config, "--set", f"logging.directory={folder}", COUNTING)[0] == 0
-    # always to the right: not what an untrained agent does, always to the left
+    # a trained agent always moves right, an untrained one always left
     code, (line,), _ = run(capsys, "eval", folder)
     untrained = tmp_path / "untrained"
     run(capsys, "train", config, "--set", f"logging.directory={untrained}", COUNTING, "trainer.timesteps=0")
@@ -282,10 +282,10 @@ def test_a_signal_in_the_middle(
     ]
     process = started(*arguments, "agents.1.agent=ppo", "trainer.timesteps=10000000", *overrides)
     wait_for(process, lambda: (folder / "metrics.csv").exists())
-    os.killpg(process.pid, number)  # as a terminal's Ctrl-C does
+    os.killpg(process.pid, number)  # like Ctrl-C in a terminal
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, err
-    assert "stopping after the iterations that are under way" in err
+    assert "stopping after the iterations under way" in err
     assert "Traceback" not in err
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"
@@ -293,7 +293,7 @@ def test_a_signal_in_the_middle(
     assert {int(timestep) for timestep, _, _ in scalars(folder)} >= {20, status["timestep"]}
     code, lines, _ = run(capsys, "eval", folder, "--set", "evaluation.episodes=2")
     assert (code, len(returns(lines))) == (0, 2)
-    assert f"the run is interrupted; its agents are those of timestep {status['timestep']}" in caplog.text
+    assert f"the run is interrupted; the stored agents are from timestep {status['timestep']}" in caplog.text
     left = [one for one in descendants() if one.pid not in before]
     assert not still_alive(left)
 

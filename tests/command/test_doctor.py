@@ -1,4 +1,4 @@
-"""`lockstep doctor`: what it finds on a healthy machine, and what it says where something is wrong."""
+"""`lockstep doctor`: its findings on a healthy machine, and where something is wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.command import RAY, run
 
 @pytest.fixture
 def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with enough shared memory, wherever the tests run."""
+    """Accept any amount of shared memory, wherever the tests run."""
     monkeypatch.setattr("trainer.command.doctor._LEAST_SHARED_MEMORY", 0)
 
 
@@ -78,13 +78,13 @@ def test_doctor_without_a_reachable_ray(capsys: pytest.CaptureFixture[str], monk
 def test_a_finished_run_is_no_fault(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], plain_machine: None
 ):
-    """The directory of a configuration's last run is there: it is said, but the machine is healthy."""
+    """The directory of an earlier run is reported, but the machine is healthy."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.csv").write_text("timestep\n", encoding="utf-8")
     directory = tmp_path / "run"
     code, lines, _ = run(capsys, "doctor", config, "--set", f"logging.directory={directory}")
     (found,) = [line for line in lines if "write access" in line]
-    assert found.startswith("ok   write access: run directories can be made in ")
-    assert f"; '{directory}' is taken: lockstep train needs another logging.directory" in found
+    assert found.startswith("ok   write access: run directories can be created in ")
+    assert f"; '{directory}' is not empty: lockstep train needs another logging.directory" in found
     assert code == 0
     assert [path.name for path in directory.iterdir()] == ["metrics.csv"]

@@ -1,4 +1,4 @@
-"""Run configurations: what is wrong is told with its key, what was given and what is allowed."""
+"""Run configurations: an error names the key, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -57,41 +57,41 @@ def error_of(data: Any, *overrides: str) -> str:
         # ranges
         ("env.num_envs=0", "env.num_envs is 0; expected an integer of at least 1"),
         ("trainer.timesteps=-1", "trainer: cfg: timesteps is -1; expected an integer of at least 0"),
-        ("agents.0.cfg.rollouts=0", "agents.0.cfg: PPOCfg.rollouts must be an integer >= 1, got 0"),
+        ("agents.0.cfg.rollouts=0", "agents.0.cfg: PPOCfg.rollouts is 0; expected an integer >= 1"),
         ("seed=-1", "seed is -1; expected an integer of at least 0, or null"),
         ("logging.interval=0", "logging.interval is 0; expected an integer of at least 1, or null"),
         ("evaluation.episodes=-1", "evaluation.episodes is -1; expected an integer of at least 0"),
-        ("evaluation.seed=3", "evaluation.seed is 3; expected at least 4 (env.num_envs) away from seed"),
+        ("evaluation.seed=3", "evaluation.seed is 3; expected a number at least 4 (env.num_envs) away from seed"),
         ("evaluation.max_timesteps=0", "evaluation.max_timesteps is 0; expected an integer of at least 1"),
         # unknown and missing keys
-        ("env.nun_envs=4", "env.nun_envs is no known key; did you mean 'num_envs'? allowed are id, factory, num_envs"),
-        ("trainer.lr=1", "trainer.lr is no known key; allowed are timesteps, headless"),
-        ("agents.0.cfg.rolouts=1", "agents.0.cfg.rolouts is no known key; did you mean 'rollouts'? allowed are"),
-        ("seeed=1", "seeed is no known key; did you mean 'seed'? allowed are framework, env"),
-        # what belongs together
-        ("env.factory=a:b", "env.id is 'CartPole-v1' and env.factory 'a:b'; expected one of them, and null"),
+        ("env.nun_envs=4", "env.nun_envs: unknown key; did you mean 'num_envs'? Allowed keys: id, factory, num_envs"),
+        ("trainer.lr=1", "trainer.lr: unknown key; allowed keys: timesteps, headless"),
+        ("agents.0.cfg.rolouts=1", "agents.0.cfg.rolouts: unknown key; did you mean 'rollouts'? Allowed keys:"),
+        ("seeed=1", "seeed: unknown key; did you mean 'seed'? Allowed keys: framework, env"),
+        # values that depend on each other
+        ("env.factory=a:b", "env.id is 'CartPole-v1' and env.factory is 'a:b'; expected one of them, and null"),
         ("agents=[]", "agents is []; expected at least one agent"),
         ("agents.0.scope=null", "agents.*.scope is [None, 3]; expected a number for every agent, or for none"),
         ("agents.0.scope=2", "agents.*.scope: scopes [2, 3] add up to 5, but there are 4 environments"),
         ("agents.0.scope=0", "agents.*.scope: scopes [0, 3] contain 0; every agent needs at least 1 environment"),
         (
             "orchestrator.options={num_cpus: 1}",
-            "orchestrator.options.num_cpus is no known key; allowed are num_thr",
+            "orchestrator.options.num_cpus: unknown key; allowed keys: num_thr",
         ),
         (
             "orchestrator.options={num_threads: 0}",
             "orchestrator.options: num_threads is 0; expected an integer of",
         ),
-        ("orchestrator={kind: ray, options: {cpus: 1}}", "orchestrator.options.cpus is no known key; did you mean 'nu"),
+        ("orchestrator={kind: ray, options: {cpus: 1}}", "orchestrator.options.cpus: unknown key; did you mean 'nu"),
         ("orchestrator={kind: ray, options: {num_cpus: -1}}", "orchestrator.options: RayOrchestrator: num_cpus is -1"),
-        # what cannot be imported or built
+        # objects that cannot be imported or built
         (
             "agents.0.agent=pppo",
             "agents.0.agent is 'pppo'; expected one of 'ppo', 'ippo', 'mappo', or an import path",
         ),
         ("agents.1.agent=nowhere:Agent", "agents.1.agent is 'nowhere:Agent', which cannot be imported: ModuleNotFound"),
-        ("agents.1.agent=examples.no_such:Agent", "; modules are looked for in /"),
-        ("agents.1.agent=tests.support.exits:Agent", "which cannot be imported: SystemExit: this module ends it all"),
+        ("agents.1.agent=examples.no_such:Agent", "; the module search path includes /"),
+        ("agents.1.agent=tests.support.exits:Agent", "which cannot be imported: SystemExit: this module exits"),
         ("agents.1.agent=os:nothing", "agents.1.agent is 'os:nothing', which cannot be imported: AttributeError"),
         ("agents.1.agent=os:path", "agents.1.agent is 'os:path', which is a module; expected a class or a function"),
         ("agents.1.cfg={speed: 1}", "agents.1.cfg: examples.custom_agent:Greedy cannot be called with scope"),
@@ -115,7 +115,7 @@ def test_all_errors_are_told_at_once():
         "env.id",
         "env.num_envs",
         "agents.0.scope",
-        "sed",
+        "sed:",
     ]
 
 
@@ -124,12 +124,12 @@ def test_all_errors_are_told_at_once():
     [
         ("", "env is missing"),
         ("[1, 2]", "the config is [1, 2]; expected a mapping of keys to values"),
-        ("env: {", "the config is no YAML"),
-        ("env: &a {id: x, kwargs: *a}", "the config refers to itself; expected no loop of YAML's anchors"),
-        ("seed: 1\nseed: 2", "the key 'seed' stands twice"),
-        ("env: {id: CartPole-v1, kwargs: {? [1] : 2}}", "the config is no YAML"),
-        ("env: !!python/object:os.system {}", "the config is no YAML"),
-        ("1: 2", "1 is no known key; allowed are framework"),
+        ("env: {", "the config is not valid YAML"),
+        ("env: &a {id: x, kwargs: *a}", "the config refers to itself; expected no loop of YAML anchors"),
+        ("seed: 1\nseed: 2", "duplicate key 'seed'"),
+        ("env: {id: CartPole-v1, kwargs: {? [1] : 2}}", "the config is not valid YAML"),
+        ("env: !!python/object:os.system {}", "the config is not valid YAML"),
+        ("1: 2", "1: unknown key; allowed keys: framework"),
     ],
 )
 def test_a_text_that_is_no_configuration(text: str, message: str):
@@ -142,10 +142,10 @@ def test_a_text_that_is_no_configuration(text: str, message: str):
         ("trainer.timesteps", "expected key=value, such as trainer.timesteps=1000"),
         ("=1", "expected key=value"),
         ("trainer..timesteps=1", "expected key=value"),
-        ("agents.2.scope=1", "the key has '2'; allowed is an index below 2"),
-        ("agents.one.scope=1", "the key has 'one'; allowed is an index below 2"),
-        ("seed.value=1", "allowed is nothing, as it stands in no mapping"),
-        ("seed={", "the value is no YAML"),
+        ("agents.2.scope=1", "the key contains '2'; expected an index below 2"),
+        ("agents.one.scope=1", "the key contains 'one'; expected an index below 2"),
+        ("seed.value=1", "the key contains 'value'; expected no key below a plain value"),
+        ("seed={", "the value is not valid YAML"),
     ],
 )
 def test_an_override_that_cannot_be(override: str, message: str):
@@ -169,7 +169,7 @@ def test_an_override_changes_one_place_of_a_repeated_anchor():
     text = "env: {id: CartPole-v1}\nagents: [&agent {cfg: {rollouts: 8}}, *agent]"
     config = load_config(text, ["agents.0.cfg.rollouts=4"])
     assert [agent.cfg["rollouts"] for agent in config.agents] == [4, 8]
-    config = load_config("env: {id: CartPole-v1}", ["agents.0.cfg.rollouts=4"])  # of the default agent
+    config = load_config("env: {id: CartPole-v1}", ["agents.0.cfg.rollouts=4"])  # the default agent
     assert [agent.cfg for agent in config.agents] == [{"rollouts": 4}]
 
 
@@ -177,7 +177,7 @@ def test_the_stored_configuration_is_whole_and_gives_the_same_again():
     run = prepare(load_config(yaml.safe_dump(GOOD)))
     run.close()
     text = dump_config(run.config)
-    assert yaml.safe_load(text)["agents"][0]["cfg"]["discount_factor"] == 0.99  # defaults, too
+    assert yaml.safe_load(text)["agents"][0]["cfg"]["discount_factor"] == 0.99  # a default
     again = prepare(load_config(text))
     again.close()
     assert dump_config(again.config) == text
@@ -206,14 +206,14 @@ def test_the_help_shows_every_key_and_its_default(capsys: pytest.CaptureFixture[
     shown_config = yaml.safe_load("\n".join(describe()))
     shown_config["env"]["id"] = "CartPole-v1"
     text = yaml.safe_dump(shown_config)
-    assert load_config(text) == load_config("env: {id: CartPole-v1}")  # the shown defaults are those
+    assert load_config(text) == load_config("env: {id: CartPole-v1}")  # the shown values are the defaults
     assert all(f"  {line}" in shown for line in describe())
-    assert "  discount_factor: 0.99  # Weight of future rewards, 0 to 1.\n" in shown
+    assert "  discount_factor: 0.99  # Discount factor of future rewards, from 0 to 1.\n" in shown
 
 
-# Anything that YAML can hold, in the place of anything in a good configuration.
+# Any YAML value in place of any part of a good configuration.
 
-# no large number: as a number of timesteps or environments it is not malformed, but takes its time
+# no large numbers: a large number of timesteps or environments is valid, but slow
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 5) | st.floats() | st.text(max_size=8) | st.dates()
 JUNK = st.recursive(
     SCALARS,
@@ -223,7 +223,7 @@ JUNK = st.recursive(
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to every value of a configuration, but for free-form keyword arguments of the environment."""
+    """Return the paths to every value of a configuration."""
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
 
@@ -266,10 +266,10 @@ def test_a_malformed_configuration_never_ends_in_a_bare_traceback(data: Any):
         for section, key, value in (("trainer", "timesteps", 3), ("evaluation", "episodes", 0)):
             part = data.get(section, {}) if isinstance(data, dict) else None
             if isinstance(part, dict) and key not in part:
-                bounds.append(f"{section}.{key}={value}")  # without the key it may well be good, and run for long
+                bounds.append(f"{section}.{key}={value}")  # without the key it may be valid, and run for long
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(["train", str(config), "--set", *bounds] if bounds else ["train", str(config)])
-        assert code in (0, 2), (code, err.getvalue())  # a change may leave it good
+        assert code in (0, 2), (code, err.getvalue())  # a change may leave it valid
         assert "Traceback" not in err.getvalue()
         if code == 2:
             assert err.getvalue().startswith("lockstep: ")

@@ -1,4 +1,4 @@
-"""Runs of teams as a command: local and in Ray the same lines, metrics of each agent, evaluation, refusals."""
+"""Runs of teams with the command: the same lines locally and in Ray, metrics of each agent, evaluation, refusals."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def make_team(possible_agents: Any, observation_spaces: Any, action_spaces: Any,
         ),
         ("env.states=own", "agents.0.agent is 'mappo', but the environment has no states; set env.states to joint"),
         ("env.states=all", "env.states is 'all'; expected 'own', 'joint' or 'none'"),
-        ("agents.0.groups={a: [dora]}", "agents.0.groups: groups name 'dora'; expected some of the agents"),
+        ("agents.0.groups={a: [dora]}", "agents.0.groups: groups contain 'dora'; expected only agents from"),
         (
             "agents.1={agent: ppo, scope: 3, groups: {a: [b]}}",
             "agents.1.groups is {'a': ['b']}; expected none for 'ppo'",
         ),
-        ("agents.0.cfg.rollouts=0", "agents.0.cfg: PPOCfg.rollouts must be an integer >= 1, got 0"),
+        ("agents.0.cfg.rollouts=0", "agents.0.cfg: PPOCfg.rollouts is 0; expected an integer >= 1"),
         ("env.id=nowhere.at_all_v0", "env.id is 'nowhere.at_all_v0' and env.factory"),
     ],
 )

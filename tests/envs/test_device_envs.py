@@ -1,4 +1,4 @@
-"""Environments that live on a framework's device: their arrays go to the agents and the user as they are."""
+"""Environments on a framework's device: agents and the user receive their arrays unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_ENVS, SCOPES, STEPS = 5, [2, 3], 20
 
 
 class DeviceAgent(RecordingAgent):
-    """Acts on arrays that it was made with, and keeps the very arrays that it is given."""
+    """Acts with arrays made at construction, and keeps the array objects it receives."""
 
     def __init__(self, framework: str, scope: Scope) -> None:
         super().__init__(scope)
@@ -41,7 +41,7 @@ class DeviceAgent(RecordingAgent):
 
 @pytest.fixture
 def no_host(framework: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Forbids the adapter to bring an array to the host, or from there."""
+    """Return a function that forbids the adapter to copy arrays to or from the host."""
 
     def forbidden(*_: Any) -> Any:
         raise AssertionError("an array went through the host")
@@ -59,7 +59,7 @@ def test_arrays_stay_where_they_are(framework, scopes, mode, no_host):
     env = ENVS[framework](NUM_ENVS, 0)
     agents: list[Any] = [lambda scope: DeviceAgent(framework, scope)] * len(scopes)
     with step_trainer(framework)(env=env, agents=agents, scopes=scopes, cfg=CFG, seed=1) as trainer:
-        trainer.train()  # whatever is compiled
+        trainer.train()  # compiles everything
         no_host()
         for _ in range(STEPS):
             outputs = getattr(trainer, mode)()
@@ -81,7 +81,7 @@ def device_run(framework: str, *, split: bool, orchestrator: Any = "local") -> A
 
 
 def test_rows_and_true_transitions(framework):
-    """Compared with a trace that is computed from the definition."""
+    """The expected trace is computed from the environment's definition."""
     outputs, calls = device_run(framework, split=True)
     records = [[arguments for name, arguments in agent if name == "record"] for agent in calls]
     for timestep in range(1, STEPS + 1):

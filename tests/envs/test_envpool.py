@@ -1,4 +1,4 @@
-"""Environments of envpool: slices are the full batch, and nothing of them outlives close()."""
+"""envpool environments: slices equal the full batch, and nothing survives close()."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = 4
 
 
 def trace(env: Any, start: int = 0, stop: int = ROWS, *, steps: int = 300, seed: int | None = None) -> list[Any]:
-    """Outputs of the rows, of which row i acts at random on its own generator."""
+    """Return the outputs of the rows; row i acts at random with its own generator."""
     space: Any = env.action_space
     generators = [np.random.default_rng(row) for row in range(start, stop)]
     outputs = [copied_outputs(env.reset(seed=seed))]
@@ -48,7 +48,7 @@ def rows_of(tree: Any, start: int, stop: int) -> Any:
 
 
 def without_empty(tree: Any) -> Any:
-    """Infos without what no row has said: of an end in another slice nothing is left."""
+    """Remove info entries that no row has, such as those of an end in another slice."""
     outputs = []
     for *arrays, infos in tree:
         gone = {key for key in infos if f"_{key}" in infos and not infos[f"_{key}"].any()}
@@ -60,7 +60,7 @@ def without_empty(tree: Any) -> Any:
 @pytest.mark.parametrize("id", ["CartPole-v1", "CheetahRun-v1", "Taxi-v3"])
 @pytest.mark.parametrize("fixed", [True, False], ids=["seed of the factory", "seed of the reset"])
 def test_slices_are_the_full_batch(id, fixed):
-    """Box, Dict and Discrete observations; the seed of row i is ``7 + i`` whoever gives it."""
+    """Box, Dict and Discrete observations; row i has the seed ``7 + i``, from the factory or from ``reset``."""
     options = {"max_episode_steps": 60} if id == "CheetahRun-v1" else {}
     factory = EnvFactory(partial(build, id=id, seed=7 if fixed else None, **options), num_envs=ROWS)
     seed = None if fixed else 7
@@ -88,7 +88,7 @@ def test_seed_of_the_factory_wins_and_without_any_they_differ():
 
 
 def test_final_observations_are_those_of_the_end():
-    """CartPole ends where the pole has fallen, and starts within 0.05 of the middle."""
+    """CartPole ends when the pole has fallen, and starts within 0.05 of the centre."""
     env = build_rows(
         EnvFactory(partial(build, id="CartPole-v1", seed=7), num_envs=ROWS), ROWS, 0, framework="torch", seed=None
     )
@@ -119,7 +119,7 @@ def test_masked_reset_leaves_the_other_rows_as_they_are():
     assert_same(rows_of(list(after), 2, 3), rows_of(list(before), 2, 3))
     assert after[1]["elapsed_step"].tolist() == [1, 0, 1, 0]
     assert not np.array_equal(after[0]["position"][1], before[0]["position"][1])
-    assert_same((observations, infos), before)  # what was given before has not been written into
+    assert_same((observations, infos), before)  # arrays returned earlier are not overwritten
     assert env.step(actions)[-1]["elapsed_step"].tolist() == [2, 1, 2, 1]
     env.close()
 
@@ -133,11 +133,11 @@ def test_trainer_on_envpool():
 
 
 def test_threads_end_with_close():
-    """Thirty of them, to be told from a few that other libraries start and end meanwhile."""
+    """Thirty threads, to distinguish them from the few that other libraries start and end meanwhile."""
     threads = psutil.Process().num_threads()
     factory = EnvFactory(partial(build, id="CartPole-v1", num_threads=30), num_envs=30)
     env = build_rows(factory, 30, 0, framework="torch", seed=0)
-    env.reset(seed=3)  # made anew
+    env.reset(seed=3)  # makes the environments again
     assert threads + 25 <= psutil.Process().num_threads() <= threads + 35
     env.close()
     assert psutil.Process().num_threads() <= threads + 5

@@ -1,4 +1,4 @@
-"""Gymnasium's environments behind our wrapper: one behaviour in the three autoreset modes, true transitions only."""
+"""Gymnasium environments in our wrapper: the same behaviour in all three autoreset modes, only true transitions."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def counting(mode: AutoresetMode, framework: str, *, kind: Any = SyncVectorEnv, 
 def test_only_true_transitions_are_recorded(mode, framework):
     """Row 0 terminates after 3 steps, row 1 is truncated after 4. The trace is written out by hand.
 
-    Each entry: observation ``(row, episode, step, last action)``, the action taken, the observation that it led to,
-    and the flags.
+    Each entry: observation ``(row, episode, step, last action)``, the action, the observation after it, and the flags.
     """
     _, agents = run(5, framework=framework, env=counting(mode, framework), agents=RecordingAgent)
     trace = [
@@ -83,7 +82,7 @@ def test_every_mode_is_same_step(env, mode, framework):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_asynchronous_environments_are_as_synchronous_ones(mode, framework):
-    """In a fresh context: forking a process that has run Ray or many threads may block."""
+    """Uses the spawn context, because forking a process that has run Ray or many threads may block."""
     kind = lambda fns, **options: AsyncVectorEnv(fns, context="spawn", **options)  # noqa: E731
     assert_same(trace_of(counting(mode, framework, kind=kind), 12), trace_of(counting(mode, framework), 12))
 
@@ -96,7 +95,7 @@ def test_single_environments_are_seeded_by_their_index(framework):
 
 
 class ForgetfulEnv(VectorEnv[Any, Any, Any]):
-    """Resets everything, whatever the mask says, or does not know the mask at all."""
+    """Resets all rows regardless of the mask, or does not accept a mask."""
 
     num_envs = 2
     single_observation_space = Box(-1e9, 1e9, (1,), np.float32)
@@ -141,13 +140,13 @@ def test_normalising_wrapper_changes_running_rows_at_a_reset_and_is_refused(fram
 
 @pytest.mark.parametrize("mode", MODES)
 def test_episode_statistics_of_a_vector_wrapper(mode, framework):
-    """Row 0 ends after 3 steps, row 1 after 4: neither end may touch the other's statistics."""
+    """Row 0 ends after 3 steps, row 1 after 4; neither end may affect the other's statistics."""
     rows = [partial(SilentEnv, row) for row in range(2)]
     env = RecordEpisodeStatistics(SyncVectorEnv(rows, autoreset_mode=mode))
     outputs, (agent,) = run(4, framework=framework, env=wrap_env(env, framework=framework), agents=RecordingAgent)
     ends = []
     for *_, infos in outputs:
-        # where the mode is not SAME_STEP, what was said in the last step of an episode is in final_info
+        # except in SAME_STEP mode, the infos of an episode's last step are in final_info
         place = infos if mode is AutoresetMode.SAME_STEP else infos.get("final_info", {})
         if "_episode" in place:
             ends.append((place["_episode"].tolist(), place["episode"]["l"].tolist(), place["episode"]["r"].tolist()))
@@ -203,7 +202,7 @@ def test_arrays_are_flat_and_of_the_right_types(framework):
 
 
 class StatefulEnv(CountingEnv):
-    """Has privileged states: the observation's first three entries, negated."""
+    """Has privileged states: the first three entries of the observation, negated."""
 
     state_space = Box(-np.inf, np.inf, (3,), np.float32)
 
@@ -264,7 +263,7 @@ def test_copied_keeps_values(framework):
 
 
 def test_mujoco_warns_once_and_not_for_every_copy(capfd: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path):
-    """Its C library writes to the process's own output, and to a file in the working directory."""
+    """MuJoCo's C library writes to the process's output and to a file in the working directory."""
     mujoco = importlib.import_module("mujoco")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""PettingZoo's environments: made by name, seeded, refused, and driven by the trainer."""
+"""PettingZoo environments: made by name, seeded, refused, and driven by the trainer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_slices_are_rows_of_the_full_batch():
 
 
 class Changed(CountingTeamEnv):
-    """With other names, or spaces, or observations of the tank, or without agents at the reset."""
+    """A team with other names, spaces or tank observations, or without agents after the reset."""
 
     def __init__(self, *, names=TEAM, space=None, tank=None, empty=False):
         super().__init__(0)
@@ -89,10 +89,10 @@ class Changed(CountingTeamEnv):
         ([], "counting_team_v0 has no possible_agents; expected the names of all agents that can ever appear"),
         (
             [1, 2],
-            r"has possible_agents \[1, 2\]; expected different strings, and none like 1, which infos could not tell",
+            r"has possible_agents \[1, 2\]; expected different strings, and none like 1, which would clash with",
         ),
         (["a", "alive"], r"has possible_agents \['a', 'alive'\]; expected different strings, and none like 'alive'"),
-        (["a", "_a"], "none like '_a', which infos could not tell from other entries"),
+        (["a", "_a"], "none like '_a', which would clash with another entry of infos"),
         (["a", "_final_obs"], "none like '_final_obs'"),
     ],
 )
@@ -160,7 +160,7 @@ def test_environments_by_name(name, agents, is_turn_based):
 
 
 class Odd(CountingTeamEnv):
-    """Does what is asked of it by `fault`, in its second step."""
+    """Commits `fault` in its second step."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(0, {"scout": (2, "truncated"), "tank": (9, "truncated"), "medic": (9, "terminated")})
@@ -184,10 +184,10 @@ class Odd(CountingTeamEnv):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("no observation", "gives no observation of 'tank', which acts next, or is truncated"),
-        ("no final observation", "gives no observation of 'scout', which acts next, or is truncated"),
+        ("no observation", "returns no observation of 'tank', which acts next or is truncated"),
+        ("no final observation", "returns no observation of 'scout', which acts next or is truncated"),
         ("no reward", "the reward or a flag of 'medic' in copy 1 is None"),
-        ("stranger", r"has the agents \['stranger'\], which are not in its possible_agents"),
+        ("stranger", r"has the agents \['stranger'\]; expected only agents in its possible_agents"),
         ("error", "the physics has blown up"),
     ],
 )
@@ -217,14 +217,14 @@ def test_copies_of_different_kinds_are_refused():
 def test_states_that_there_are_not_are_refused():
     with pytest.raises(EnvError, match="states is 'all'; expected one of own, joint, none"):
         make_env("classic/rps_v2", num_envs=1, framework="numpy", states="all")
-    with pytest.raises(EnvError, match="states is 'joint'; expected 'own' for what is no environment of PettingZoo's"):
+    with pytest.raises(EnvError, match="states is 'joint'; expected 'own' for an environment that is not PettingZoo's"):
         make_env("CartPole-v1", num_envs=1, framework="numpy", states="joint")
 
 
 def test_actions_of_every_agent_are_expected():
     env = make_env("classic/rps_v2", num_envs=1, framework="numpy")
     env.reset(seed=0)
-    with pytest.raises(EnvError, match=r"actions for \['player_0'\]; expected some for \['player_0', 'player_1'\]"):
+    with pytest.raises(EnvError, match=r"given for \['player_0'\]; expected actions for \['player_0', 'player_1'\]"):
         env.step({"player_0": np.zeros((1, 1), int)})
 
 
@@ -243,7 +243,7 @@ def test_keyword_arguments_and_joint_states_by_name():
 
 @pytest.mark.parametrize("name", ["NoSuchEnv-v0", "no.such_v0", "classic/no_such_v0", "no/such_v0", "json"])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(EnvError, match=rf"make '{name}', .* neither PettingZoo's nor a module"):
+    with pytest.raises(EnvError, match=rf"make '{name}', .* neither a PettingZoo environment nor a module"):
         make_env(name, num_envs=1, framework="numpy")
 
 
@@ -266,7 +266,7 @@ def test_environments_as_they_are_and_in_lists():
         assert env.num_envs == rows
         assert wrap_env(env, framework="numpy") is env
     game = CountingGame(0)
-    with pytest.raises(EnvError, match="one environment is in the list several times"):
+    with pytest.raises(EnvError, match="the list contains the same environment more than once"):
         wrap_env([game, game], framework="numpy")
 
 
@@ -288,7 +288,7 @@ def train(env: EnvFactory, steps: int, scopes: list[int]) -> tuple[list[Recordin
 
 
 def episodes(metrics: dict[str, float]) -> dict[str, Any]:
-    """Return (mean, min, max) and length (mean) by agent; the team's by ``""``."""
+    """Get return (mean, min, max) and length (mean) by agent, and those of the team by ``""``."""
     found: dict[str, list[float]] = {}
     for tag, value in metrics.items():
         if tag.startswith("Episode / "):
@@ -298,19 +298,19 @@ def episodes(metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def test_what_a_team_acts_on_and_records():
-    """Row 0, as in the first trace of test_pettingzoo_wrapper, in which all act on 2, 1, 2, 1, ... or what is legal."""
+    """Row 0, as in the first trace of test_pettingzoo_wrapper; the actions are 2, 1, 2, 1, ... or a legal one."""
     (agent,), _ = train(team_factory(1, arrival=2), 6, [1])
     acts = [arguments for name, arguments in agent.calls if name == "act"]
     seen = ["".join(name[0] for name in TEAM if act["infos"]["alive"][name][0, 0]) for act in acts]
     assert seen == ["st", "st", "tm", "tm", "t", "st"]
-    # all but step % 5 is legal, and the first action is 1
+    # every action is legal except step % 5; the first action is 1
     assert [act["infos"]["scout"]["action_mask"][0].tolist() for act in acts[:2]] == [[0, 1, 1, 1, 1], [1, 0, 1, 1, 1]]
     assert [record["actions"]["scout"].tolist() for record in agent.records()[:2]] == [[[2]], [[1]]]
     tank = [[0, 1, 0, 0, -1], [0, 1, 0, 1, 2], [0, 1, 0, 2, 1], [0, 1, 0, 3, 2], [0, 1, 0, 4, 1], [0, 1, 1, 0, -1]]
     assert [act["observations"]["tank"][0].tolist() for act in acts] == tank
     records = agent.records()
     assert [record["observations"]["tank"][0].tolist() for record in records] == tank
-    # the true final one after the fifth
+    # the true final observation after the fifth step
     assert [record["next_observations"]["tank"][0].tolist() for record in records] == [
         *tank[1:5],
         [0, 1, 0, 5, 2],
@@ -330,7 +330,7 @@ def test_what_a_team_acts_on_and_records():
 
 
 def test_rows_of_two_scopes():
-    """Rows 0; 1 and 2: the first two columns of all that is recorded are the row and the agent."""
+    """Scopes of row 0 and of rows 1 and 2; the first two columns of every record are the row and the agent."""
     agents, _ = train(team_factory(3), 12, [1, 2])
     for agent, rows in zip(agents, ([0], [1, 2]), strict=True):
         for record in agent.records():
@@ -343,10 +343,10 @@ def test_rows_of_two_scopes():
 
 
 def test_returns_and_lengths_of_agents_and_team():
-    """After 6 steps: see `SCRIPTS`; one episode of row 0, two of row 1, one of row 2."""
+    """After 6 steps (see `SCRIPTS`): one episode of row 0, two of row 1, one of row 2."""
     assert SCRIPTS[2]["tank"] == (1, "terminated")
     _, (first, second) = train(team_factory(3), 6, [1, 2])
-    # the tank: 100.1 + 100.2 + ...; the team: all together
+    # tank: 100.1 + 100.2 + ...; team: the sum over its agents
     assert episodes(first) == {
         "scout": [0.3, 0.3, 0.3, 2],
         "tank": [501.5, 501.5, 501.5, 5],
@@ -363,7 +363,7 @@ def test_returns_and_lengths_of_agents_and_team():
 
 
 def test_length_is_the_number_of_timesteps_in_which_an_agent_acted():
-    """The medic comes at step 2, with a reward, and acts in the steps 3 and 4. In the game, players act by turns."""
+    """The medic appears at step 2, with a reward, and acts in steps 3 and 4. In the game, players take turns."""
     _, (team,) = train(team_factory(1, arrival=2), 5, [1])
     assert episodes(team)["medic"] == [600.9, 600.9, 600.9, 2]
     assert episodes(team)[""] == [1102.7, 1102.7, 1102.7, 5]
@@ -377,7 +377,7 @@ def test_length_is_the_number_of_timesteps_in_which_an_agent_acted():
 
 
 def test_a_game_through_the_trainer():
-    """What a player records: while it waits too, with the rewards of the others' moves and whether it acted."""
+    """A player also records while it waits, with the rewards of the others' moves and whether it acted."""
     (agent,), _ = train(game_factory(1), 5, [1])
     records = agent.records()
     acts = [arguments for name, arguments in agent.calls if name == "act"]

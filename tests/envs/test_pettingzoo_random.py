@@ -1,4 +1,4 @@
-"""Random multi-agent environments behind our wrapper, against equal ones stepped one by one in plain Python."""
+"""Random multi-agent environments in our wrapper, compared with equal ones stepped one by one in plain Python."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Spaces = Sequence[tuple[Space[Any], Space[Any]]]
 
 
 class Script:
-    """Who is there when: the same for both kinds of environments, drawn anew for each episode."""
+    """When each agent is present: the same for both kinds of environments, drawn again for each episode."""
 
     def __init__(self, both: Spaces, length: int) -> None:
         self.possible_agents = [f"agent_{index}" for index in range(len(both))]
@@ -88,7 +88,7 @@ class RandomTeam(Script, ParallelEnv):
     def step(self, actions: dict[str, Any]) -> Any:
         assert actions.keys() == set(self.agents)
         self.time += 1
-        # who would come in the last step does not come
+        # agents due in the last step do not appear
         shown = self.agents + [name for name, first in self.first.items() if first == self.time < self.end]
         sums = {name: self.checksum(name, action) for name, action in actions.items()}
         rewards = {name: sums.get(name, 0.0) + self.generator.random() for name in shown}
@@ -111,7 +111,7 @@ class RandomGame(Script, AECEnv):
         self._skip_agent_selection = None
 
     def observe(self, agent: str) -> Any:
-        """The same whenever it is asked for."""
+        """Return the same observation however often it is called."""
         key = [self.possible_agents.index(agent), self.time, int(self.end)]
         return draw(self.spaces[agent][0], np.random.default_rng(key))
 
@@ -131,7 +131,7 @@ class RandomGame(Script, AECEnv):
 
 
 def check_infos(infos: dict[str, Any], expected: list[dict[str, Any]], names: list[str]) -> None:
-    """The ticks of each agent, and the rows in which it has one."""
+    """Check the ticks of each agent and the rows in which it has one."""
     for name in names:
         ticks = [row.get(name, {}).get("tick") for row in expected]
         assert ("tick" in infos.get(name, {})) == any(tick is not None for tick in ticks)

@@ -1,4 +1,4 @@
-"""PettingZoo's own environments at random: no errors, and copies as they are when stepped alone."""
+"""PettingZoo's environments with random actions: no errors, and copies behave as when stepped alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.envs.registry import make_multi_agent
 
 STEPS = 1000
 ALONE = 250
-"""Steps in which the second copy is compared with an environment of its own."""
+"""Number of steps in which the second copy is compared with a separate environment."""
 
 ENVS: dict[str, dict[str, Any]] = {
     "butterfly/knights_archers_zombies_v11": {"max_cycles": 50, "num_archers": 1, "num_knights": 1},
@@ -21,7 +21,7 @@ ENVS: dict[str, dict[str, Any]] = {
     "classic/tictactoe_v3": {},
     "classic/connect_four_v3": {},
     "classic/rps_v2": {"max_cycles": 7},
-    # without remove_on_fall=False its state() fails where a walker has fallen
+    # without remove_on_fall=False, state() fails after a walker has fallen
     "sisl/multiwalker_v9": {"max_cycles": 60, "n_walkers": 2, "terrain_length": 30, "remove_on_fall": False},
     "sisl/pursuit_v5": {"max_cycles": 40, "x_size": 8, "y_size": 8, "n_pursuers": 3, "n_evaders": 4},
     "mpe2.simple_spread_v3": {"max_cycles": 20},
@@ -30,15 +30,15 @@ ENVS: dict[str, dict[str, Any]] = {
     "mpe2.simple_world_comm_v3": {"max_cycles": 20, "num_obstacles": 1, "num_forests": 1},
 }
 pytestmark = [
-    # of Box2D's bindings, which as an error ends the process
+    # from Box2D's bindings; as an error it would end the process
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    # cooperative_pong's observations are made by its render()
+    # cooperative_pong creates its observations in render()
     pytest.mark.filterwarnings("ignore:.*render method without specifying any render mode:UserWarning"),
 ]
 
 
 def choose(name: str, space: Any, infos: dict[str, Any], row: int, generator: np.random.Generator) -> Any:
-    """A legal action, in the space's own form."""
+    """Choose a legal action, in the format of its space."""
     mask = infos[name].get("action_mask") if isinstance(infos.get(name), dict) else None
     if mask is not None and mask[row].any():
         return space.start + generator.choice(np.flatnonzero(mask[row]))

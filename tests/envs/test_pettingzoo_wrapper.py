@@ -1,4 +1,4 @@
-"""PettingZoo's environments behind our wrapper: the traces are written out by hand."""
+"""PettingZoo environments in our wrapper; the traces are written out by hand."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def wrapped(*envs: Any, **options: Any) -> PettingZooWrapper:
 
 
 def actions_at(step: int, rows: int) -> dict[str, Any]:
-    """What a team does at a step, from 1 on: the tank ``(step, -1)``, the medic ``(step % 3, 3)``."""
+    """Return a team's actions in a step, counted from 1: tank ``(step, -1)``, medic ``(step % 3, 3)``."""
     actions = {"scout": [1 + step % 5], "tank": [step, -1], "medic": [step % 3, 3]}
     return {name: np.array([action] * rows, np.float32) for name, action in actions.items()}
 
 
 def trace(env: MultiAgentEnvWrapper, steps: int) -> list[Any]:
-    """Reset and steps, each with the states, as copies."""
+    """Return copies of the outputs of the reset and the steps, each with the states."""
     outputs = [copied_outputs((*env.reset(), env.state()))]
     for step in range(1, steps + 1):
         outputs.append(copied_outputs((*env.step(actions_at(step, env.num_envs)), env.state())))
@@ -41,12 +41,12 @@ def trace(env: MultiAgentEnvWrapper, steps: int) -> list[Any]:
 
 
 def named(flags: dict[str, Any], row: int = 0) -> str:
-    """First letters of the agents whose flag is set."""
+    """Return the first letters of the agents whose flag is set."""
     return "".join(name[0] for name, flag in flags.items() if flag[row, 0])
 
 
-# One copy, row 7. The scout is terminated at step 2, the medic comes at step 2 and is terminated at 4, the tank is
-# truncated at 5, and with it the copy is reset. Columns: row, agent, episode, step, and what the agent did last.
+# One copy, row 7. The scout is terminated at step 2; the medic appears at step 2 and is terminated at 4; the tank is
+# truncated at 5, when the copy is reset. Columns: row, agent, episode, step, and the agent's last action.
 ABSENT = [0, 0, 0, 0, 0, 0]
 ONE_COPY = [
     # scout, tank, medic; rewards; terminated, truncated, alive
@@ -93,7 +93,7 @@ def test_one_copy_step_by_step():
 
 
 def test_an_aec_environment_that_is_parallelizable_is_as_a_parallel_one():
-    """Once by PettingZoo's loop over the agents, once by its way back to the Parallel environment."""
+    """PettingZoo either loops over the agents or returns the original Parallel environment."""
     for convert in (parallel_to_aec_wrapper, parallel_to_aec):
         assert_one_copy(trace(wrapped(convert(CountingTeamEnv(7, SCRIPTS[0], arrival=2))), 6))
     envs = [CountingTeamEnv(row, SCRIPTS[row], arrival=2 * (row == 0)) for row in range(3)]
@@ -102,9 +102,9 @@ def test_an_aec_environment_that_is_parallelizable_is_as_a_parallel_one():
     assert_same(trace(converted, 30), trace(same, 30))
 
 
-# Rows 0, 1 and 2, at the reset and after the steps 1 to 6: "row agent episode step" of each row; "----" is a row of
-# zeros, T says that the agent was terminated in the step, U that it was truncated. Row 1 ends at 3 and 6, row 0 at 5,
-# row 2 at 6.
+# Rows 0, 1 and 2, after the reset and after steps 1 to 6: "row agent episode step" of each row. "----" is a row of
+# zeros; T marks an agent that was terminated in the step, U one that was truncated. Row 1 ends at steps 3 and 6, row 0
+# at 5, row 2 at 6.
 ROWS = {
     "scout": [
         "0000  1000  2000 ",
@@ -198,7 +198,7 @@ def test_agents_are_those_alive_in_any_copy():
 
 
 def test_infos_by_agent_with_masks():
-    """After step 2, in which row 0's scout falls and row 2's tank is gone, and step 3, in which row 1 ends."""
+    """After step 2, in which row 0's scout falls and row 2's tank is absent, and step 3, in which row 1 ends."""
     _, _, (*_, second, _), (*_, third, _) = trace(wrapped(*build_team(3, 0)), 3)
     assert second["scout"]["step"].tolist() == [2, 2, 2]
     assert second["scout"]["name"].tolist() == ["0/scout", "1/scout", "2/scout"]
@@ -253,9 +253,9 @@ def test_an_agent_that_comes_and_ends_in_one_step():
     assert not any(array["medic"].item() for array in (rewards, truncated, infos["alive"]))
 
 
-# The game of row 3: Bert is out by his own move, the second; five moves. Observations: (row, player, episode, moves),
-# then the mask. Columns: mask; moves shown by anna, bert and cleo, None where the row is zero; rewards; terminated;
-# alive.
+# The game of row 3, with five moves; Bert drops out by his own move, the second one. Observations: (row, player,
+# episode, moves), then the mask. Columns: mask; moves observed by anna, bert and cleo, None where the row is zero;
+# rewards; terminated; alive.
 GAME = [
     ([1, 1, 1, 0], (0, 0, 0), None, "", "a"),
     ([0, 1, 1, 1], (1, 1, 1), (3000.1, 3100.1, 3200.1), "", "b"),
@@ -287,7 +287,7 @@ def test_a_turn_based_game_move_by_move():
             break
         legal = {name: [[mask.index(1)]] for name in game.possible_agents if name[0] == alive}
         moves.append(mask.index(1))
-        # those who wait are given what is not legal: it is not looked at
+        # waiting players get illegal actions, which are ignored
         actions = {name: np.array(legal.get(name, [[mask.index(0)]])) for name in game.possible_agents}
         taken = game.moved
         observations, rewards, terminated, truncated, infos = env.step(actions)
@@ -298,12 +298,12 @@ def test_a_turn_based_game_move_by_move():
 
 
 def legal_actions(env: MultiAgentEnvWrapper, infos: dict[str, Any]) -> dict[str, Any]:
-    """The first legal actions."""
+    """Return the first legal action of each player."""
     return {name: infos[name]["action_mask"].argmax(axis=1)[:, None] for name in env.possible_agents}
 
 
 def test_a_player_who_is_out_while_another_moves():
-    """Cleo is truncated by Anna's move: Bert is next, then Anna again."""
+    """Anna's move truncates Cleo; Bert is next, then Anna again."""
     env = wrapped(CountingGame(1, {"cleo": (1, "truncated")}, moves=4))
     _, infos = env.reset()
     flags, alive = [], [named(infos["alive"])]
@@ -321,7 +321,7 @@ def test_a_player_who_is_out_while_another_moves():
 
 
 def test_several_games_whose_players_take_turns_on_their_own():
-    """Row 0 has five moves, row 1 six; Bert is out after two in both."""
+    """Row 0 has five moves, row 1 six; Bert drops out after two moves in both."""
     env = wrapped(*build_game(2, 0))
     _, infos = env.reset()
     alive = []
@@ -332,7 +332,7 @@ def test_several_games_whose_players_take_turns_on_their_own():
 
 
 class Leaving(CountingTeamEnv):
-    """The scout is no longer there after step 2, and no flag says so; it may still be seen at the end."""
+    """The scout leaves after step 2 without a flag; it may still have an observation at the end."""
 
     is_seen = False
 
@@ -349,7 +349,7 @@ class Leaving(CountingTeamEnv):
 
 @pytest.mark.parametrize("is_seen", [False, True])
 def test_an_agent_that_leaves_without_a_flag_ends_when_its_copy_is_reset(is_seen):
-    """Only with an observation can it be truncated: there is nothing to take the value of without."""
+    """It is truncated only if it has an observation: otherwise there is no value to bootstrap from."""
     env = Leaving(5, {"tank": (3, "terminated"), "medic": (4, "terminated")})
     env.is_seen = is_seen
     _, *steps = trace(wrapped(env), 5)
@@ -361,7 +361,7 @@ def test_an_agent_that_leaves_without_a_flag_ends_when_its_copy_is_reset(is_seen
 
 
 class Listing(CountingTeamEnv):
-    """Goes on to list the agents that have ended, with their flags and whatever else."""
+    """Keeps listing ended agents, with their flags and arbitrary observations and rewards."""
 
     def step(self, actions):
         if self.step_count == 0:
@@ -381,7 +381,7 @@ class Listing(CountingTeamEnv):
 
 
 class Buffered(CountingTeamEnv):
-    """Writes all observations into one buffer, of which it gives views."""
+    """Writes all observations into one buffer and returns views of it."""
 
     def observation(self, name):
         buffer = self.__dict__.setdefault("buffer", np.zeros(15, np.float32))

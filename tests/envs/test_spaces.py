@@ -1,4 +1,4 @@
-"""Every Gymnasium space of a fixed width: flat observations and actions are what Gymnasium's own functions say."""
+"""Flat observations and actions of every Gymnasium space of fixed width, compared with Gymnasium's functions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SPACES = st.recursive(BOXES | DISCRETES | MULTI_DISCRETES | MULTI_BINARIES, cont
 
 
 class SamplingEnv(gymnasium.Env[Any, Any]):
-    """Observations are samples that its row seeds; the row ends after ``2 + row`` steps. It keeps everything."""
+    """Observes samples seeded by the row and ends after ``2 + row`` steps. Keeps all observations and actions."""
 
     def __init__(self, row: int, observation_space: Any, action_space: Any) -> None:
         self.observation_space = deepcopy(observation_space)
@@ -91,7 +91,7 @@ def expected(space: Any, samples: list[Any]) -> Any:
 
 
 def laid_out(space: Any, action: Any) -> list[Any]:
-    """The elements of an action, member after member."""
+    """Return the elements of an action, member by member."""
     if isinstance(space, Dict):
         return [element for key, member in space.spaces.items() for element in laid_out(member, action[key])]
     if isinstance(space, Tuple):
@@ -100,8 +100,8 @@ def laid_out(space: Any, action: Any) -> list[Any]:
 
 
 def without_0d(tree: Any) -> Any:
-    """0-d arrays as NumPy scalars: Gymnasium samples the former from a 0-d Box, but its vector environments give rows
-    of a batch to the environments, which are the latter."""
+    """Convert 0-d arrays to NumPy scalars: Gymnasium samples the former from a 0-d Box, but its vector environments
+    pass rows of a batch to the environments, which are the latter."""
     if isinstance(tree, dict):
         return {key: without_0d(value) for key, value in tree.items()}
     if isinstance(tree, tuple):
@@ -111,7 +111,7 @@ def without_0d(tree: Any) -> Any:
 
 @pytest.mark.parametrize("framework", list(CONVERT))
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.filterwarnings("ignore:.*Casting input x to numpy array:UserWarning")  # of a 0-d Box
+@pytest.mark.filterwarnings("ignore:.*Casting input x to numpy array:UserWarning")  # from a 0-d Box
 @settings(deadline=None, max_examples=60)
 @given(observation_space=SPACES, action_space=SPACES)
 def test_rows_are_flattened_and_acted_on_as_gymnasium_says(mode, framework, observation_space, action_space):
@@ -129,7 +129,7 @@ def test_rows_are_flattened_and_acted_on_as_gymnasium_says(mode, framework, obse
         assert_same([e.taken[-1] for e in envs], [without_0d(action) for action in actions])
         assert all(action_space.contains(e.taken[-1]) for e in envs)
         assert_same(np.asarray(flat), expected(observation_space, [e.given[-1] for e in envs]))
-        ended = np.array([e.step_count == 0 for e in envs])  # reset already
+        ended = np.array([e.step_count == 0 for e in envs])  # already reset
         assert ("final_obs" in infos) == ended.any()
         if ended.any():
             final = expected(observation_space, [e.given[-2] for e in envs])
@@ -155,7 +155,7 @@ def test_asynchronous_environments_with_a_dict():
 
 
 class Scripted(SamplingEnv):
-    """Observes what it was made with."""
+    """Returns the observation it was constructed with."""
 
     def __init__(self, observation: Any, observation_space: Any, action_space: Any) -> None:
         super().__init__(0, observation_space, action_space)
@@ -213,7 +213,7 @@ def test_large_integers_are_exact():
 
 
 def test_final_observations_of_rows_that_ended():
-    """Only rows 0 and 2 of three end, so that a shift by one row shows."""
+    """Only rows 0 and 2 of three end, so that a shift by one row becomes visible."""
     space = Dict(a=Box(-9, 9, (1,)), b=Discrete(3))
     env, envs = scripted(space, *({"a": np.array([row], np.float32), "b": row} for row in range(3)))
     env.reset()

@@ -1,4 +1,4 @@
-"""The contract of frameworks on each of them, and that it rejects broken ones."""
+"""The framework contract holds for every framework, and rejects broken ones."""
 
 from __future__ import annotations
 
@@ -135,11 +135,11 @@ def joins_in_reverse(arrays: Any) -> Any:
 
 
 def plain(array: Any) -> Any:
-    """What torch takes without complaint."""
+    """Return the array in a form that torch accepts without warnings."""
     return array if array.flags.c_contiguous and array.flags.writeable else array.copy()
 
 
-# what is wrong, in which framework, what takes the place of its method, which check must notice
+# defect, framework, method, its replacement, check that must fail
 BROKEN: list[tuple[str, str, str, Any, Any]] = [
     ("takes lists for arrays", "numpy", "is_array", lambda x: isinstance(x, (np.ndarray, list)), "is_array"),
     ("knows no array", "torch", "is_array", lambda x: isinstance(x, np.ndarray), "is_array"),
@@ -219,7 +219,7 @@ def test_number_of_threads():
 def test_unknown_framework():
     with pytest.raises(ConfigError) as caught:
         load_framework("tensorflow")
-    assert "'tensorflow' is not known" in str(caught.value)
+    assert "unknown framework 'tensorflow'" in str(caught.value)
     assert ", ".join(available_frameworks()) in str(caught.value)
     assert available_frameworks() == ("numpy", "torch", "jax", "warp")
 

@@ -1,4 +1,4 @@
-"""Imports go down only, and nothing is imported before it is needed."""
+"""Imports only go downwards, and nothing is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.schedule import FRAMEWORKS
 
 
 def sources(*roots: str) -> dict[str, str]:
-    """Source of every module by its name."""
+    """Return the source of every module by its name."""
     return {name: path.read_text(encoding="utf-8") for name, path in modules(*(ROOT / root for root in roots))}
 
 
@@ -100,7 +100,7 @@ def test_checker_rejects(module: str, source: str, name: str):
 
 
 def test_no_circle_of_imports():
-    """Those under TYPE_CHECKING and inside functions count, too."""
+    """Imports under TYPE_CHECKING and inside functions count as well."""
     assert circle(sources(*PACKAGES)) == []
     assert circle(sources("tests", "examples")) == []
     scripts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
@@ -131,7 +131,7 @@ def test_no_file_is_long():
 
 
 def run(code: str, *args: str, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh process."""
+    """Run code in a new process."""
     return python("-W", "error", "-c", code, *args, cwd=cwd, env={"PYTHONPATH": os.pathsep.join(map(str, path))})
 
 
@@ -152,7 +152,7 @@ print(rows[-1], sorted({"jax", "ray", "skrl", "torch", "warp"} & set(sys.modules
 
 def test_a_local_run_imports_its_own_framework_and_nothing_remote(framework: str, tmp_path: Path):
     done = run(RUN, framework, cwd=tmp_path)
-    # Warp itself says what it runs on, and complains where there is no GPU
+    # Warp prints its devices, and warns if there is no GPU
     warnings = [line for line in done.stderr.splitlines() if not line.startswith("Warp CUDA warning: ")]
     assert (done.returncode, warnings) == (0, [])
     *said, last = done.stdout.splitlines()
@@ -181,7 +181,7 @@ print("torch._dynamo" in sys.modules)
 
 
 def test_our_torch_agent_learns_without_torchs_compiler(tmp_path: Path):
-    """Whose import takes as long as that of torch itself: torch.optim's classes bring it."""
+    """Importing the compiler takes as long as importing torch itself; the classes of torch.optim import it."""
     done = run(LEARN, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
@@ -195,7 +195,7 @@ def test_a_foreign_package_of_the_same_name(name: str, file: str, tmp_path: Path
     done = run("import trainer.torch", cwd=tmp_path, path=(tmp_path, ROOT))
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: the package {name!r} that Python finds is not Lockstep's ({foreign});")
+    assert last.startswith(f"ImportError: the package {name!r} is found at {foreign};")
     assert f"installed next to {ROOT / 'trainer'}" in last
     assert "first in sys.path" in last
 

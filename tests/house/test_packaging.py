@@ -1,4 +1,4 @@
-"""What is installed, pinned and handed to Ray's cluster launcher."""
+"""The extras, the pins, and the file for Ray's cluster launcher."""
 
 from __future__ import annotations
 

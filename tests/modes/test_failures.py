@@ -1,6 +1,6 @@
-"""A failure names its place: scope, phase, timestep, node and the original traceback; and the trainer can be closed.
+"""A failure names its place: scope, phase, timestep, node and original traceback; and the trainer can be closed.
 
-With every framework, but for processes that die or do not answer, and for interrupts: no array is in their way.
+Every framework is tested, except where arrays do not matter: processes that die or do not answer, and interrupts.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SCOPES = [2, 3]
 
 
 class UsersError(Exception):
-    """Cannot be unpickled: its constructor takes two arguments."""
+    """Exception that cannot be unpickled: its constructor takes two arguments."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} {two}")
 
 
 class FailingAgent(NullAgent):
-    """Fails at timestep 3 in one method."""
+    """Agent that fails at timestep 3 in one method."""
 
     def __init__(self, method: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def environments(
 
 
 REMOTE_MODES = ["sharded", "shared", "sharded by ray", "shared by ray"]
-"""Arrangement, and what carries the requests if it is not a connection."""
+"""Arrangement, and the transport if it is not a connection."""
 
 
 PAIRS = [*product(["local"], FRAMEWORKS), *in_turn(REMOTE_MODES, ["jax", "warp"])]
@@ -112,7 +112,7 @@ def ray_orchestrator(mode: str, **options: Any) -> RayOrchestrator:
 
 
 def fail(trainer: Any) -> WorkerError:
-    """Run until the failure at timestep 3, check that the trainer can only be closed then, and close it."""
+    """Run until the failure at timestep 3, check that the trainer can only be closed afterwards, and close it."""
     trainer.train()
     trainer.train()
     with pytest.raises(WorkerError) as caught:
@@ -127,7 +127,7 @@ def fail(trainer: Any) -> WorkerError:
 
 @pytest.fixture(autouse=True)
 def _no_actor_is_left():
-    """Actors that were killed need a moment to go."""
+    """Wait for killed actors to end."""
     yield
     still_alive(descendants("ray::WorkerActor"))
     assert descendants("ray::WorkerActor") == []
@@ -171,7 +171,7 @@ def test_only_the_failed_scope_is_reported(mode, framework):
 def test_environments_exception_names_its_place(mode, framework):
     env = environments(mode, framework, FailingEnv, failing_rows=[1, 4])
     error = fail(trainer_of(mode, env, [NullAgent] * 2, framework))
-    # environments that are stepped as one batch fail as one
+    # environments that are stepped as one batch fail together
     expected = [(0, (0, 2)), (1, (2, 5))] if mode.startswith("sharded") else [(None, (0, 5))]
     assert [(failure.scope, failure.rows) for failure in error.failures] == expected
     for failure in error.failures:
@@ -237,11 +237,11 @@ def test_worker_that_is_stopped_runs_into_the_deadline(ray_cluster, mode):
     error = fail(trainer_of(mode, environments(mode), agents, step_timeout=6))
     (failure,) = error.failures
     assert (failure.scope, failure.kind) == (1, "TimeoutError")
-    assert "no reply within 6 s; nor does it answer a ping" in failure.message
+    assert "no reply within 6 s; it does not answer a ping either" in failure.message
 
 
 class SlowAgent(NullAgent):
-    """Does not return from timestep 3 before its process is ended."""
+    """Agent that does not return from timestep 3 before its process is ended."""
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
         if timestep == 3:
@@ -253,7 +253,7 @@ class SlowAgent(NullAgent):
 def test_worker_that_is_slow_is_told_from_a_dead_one(ray_cluster, mode):
     error = fail(trainer_of(mode, environments(mode), [NullAgent, SlowAgent], step_timeout=6))
     (failure,) = error.failures
-    assert "it answers a ping, and has been busy for" in failure.message
+    assert "it answers a ping and has been busy for" in failure.message
 
 
 def test_interrupted_iteration_can_only_be_closed():

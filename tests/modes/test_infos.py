@@ -1,4 +1,4 @@
-"""Infos of every step are the same in every mode, to the bit: those that come out, and those that each agent gets."""
+"""Infos of every step are the same in every mode, to the bit: those of the outputs, and those that each agent gets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workers.envs import EnvFactory, wrap_env
 from workers.frameworks import load_framework
 from workers.infos import merge_infos
 
-# which rows end together is not the arrays' matter: one framework's run is a long one
+# which rows end together does not depend on the framework: only one of them has a long run
 STEPS = {"torch": 500, "jax": 100, "warp": 100}
 SCOPES = [2, 3, 1]
 STARTS = [0, 2, 5]
@@ -32,7 +32,7 @@ NUM_ENVS = sum(SCOPES)
 
 
 def row_infos(row: int, episode: int, step: int) -> dict[str, Any]:
-    """What a row says of itself; some of it only at times, or only in some rows."""
+    """Return the infos of one row; some keys are only in some steps or in some rows."""
     number = 10_000 * row + 100 * episode + step
     infos: dict[str, Any] = {
         "number": number,
@@ -77,7 +77,7 @@ def length_of(row: int) -> int:
 
 
 def batch_infos(framework: str, step: int, num_envs: int) -> dict[str, Any]:
-    """What a vector environment says of all its rows at once; no value depends on how many rows there are."""
+    """Return infos of a vector environment for all its rows at once; no value depends on the number of rows."""
     from_numpy = load_framework(framework).from_numpy
     infos: dict[str, Any] = {
         "all float": step / 7,
@@ -95,13 +95,13 @@ def batch_infos(framework: str, step: int, num_envs: int) -> dict[str, Any]:
         "all array": np.arange(NUM_ENVS + 1) + step,
         "all nested": {"float": step / 9, "int": step, "none": None, "deeper": {"text": str(step), "empty": {}}},
         "all empty": {},
-        # of every row, with a mask that is often all False
+        # a value for each row, with a mask that is often all False
         "rows": np.full(num_envs, step),
         "masked": np.full(num_envs, step / 3),
         "_masked": np.full(num_envs, step % 4 == 0),
         "tensor rows": from_numpy(np.full((num_envs, 2), step / 3, np.float32)),
     }
-    if framework != "warp":  # which has no arrays without dimensions
+    if framework != "warp":  # Warp has no zero-dimensional arrays
         infos["all tensor"] = from_numpy(np.array(step / 7, np.float32))
     if step % 3 == 0:
         infos |= {"at times float": step / 11, "at times int": step, "at times nested": {"text": "third"}}
@@ -109,7 +109,7 @@ def batch_infos(framework: str, step: int, num_envs: int) -> dict[str, Any]:
 
 
 class TellingBatch(VectorWrapper):
-    """Adds infos that belong to all rows."""
+    """Wrapper that adds infos for all rows at once."""
 
     def __init__(self, env: SyncVectorEnv, framework: str) -> None:
         super().__init__(env)
@@ -122,7 +122,7 @@ class TellingBatch(VectorWrapper):
         assert isinstance(infos, dict)
         added = batch_infos(self.framework, self.steps, self.num_envs)
         if self.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
-            del added["tensor rows"]  # Gymnasium's infos are NumPy's: only these are told apart into ended and running
+            del added["tensor rows"]  # Gymnasium's infos are NumPy's: only these are split into ended and running rows
         return *outputs, {**infos, **added}
 
 
@@ -146,7 +146,7 @@ BUILDS: dict[str, Callable[[str, int, int], Any]] = {
 
 
 class InfosAgent(NullAgent):
-    """Keeps copies of the infos, and then spoils what it was given."""
+    """Agent that keeps copies of the infos and then overwrites what it was given."""
 
     def __init__(self, scope: Any = None) -> None:
         super().__init__(scope)
@@ -169,7 +169,7 @@ def spoil(infos: dict[str, Any]) -> None:
 
 
 def without_clock(infos: dict[str, Any]) -> dict[str, Any]:
-    """The same infos with zeros for the seconds that episodes took."""
+    """Return the infos with zeros for the duration of episodes."""
     for place in (infos, infos.get("final_info", {})):
         for key in ("episode", "batch episode"):
             if key in place:
@@ -181,7 +181,7 @@ Run = tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]
 
 
 def run(framework: str, env: Any, scopes: list[int], orchestrator: Any = "local", steps: int | None = None) -> Run:
-    """Infos of every step, and those that every agent got."""
+    """Return the infos of every step, and those that each agent got."""
     options = {"agents": [InfosAgent] * len(scopes), "scopes": scopes, "orchestrator": orchestrator, "seed": 3}
     with step_trainer(framework)(env=env, cfg=CFG, **options) as trainer:
         outputs = [without_clock(copied(trainer.train()[4])) for _ in range(steps or STEPS[framework])]
@@ -205,7 +205,7 @@ def local(framework: str, build: Any) -> Run:
 
 @pytest.fixture(scope="module")
 def alone(framework: str, build: Any) -> list[Run]:
-    """Each scope as the only one, with only its environments."""
+    """Each scope on its own, with only its environments."""
 
     def build_from(start: int, num_envs: int, first_env: int) -> Any:
         return build(num_envs, start + first_env)
@@ -221,7 +221,7 @@ def alone(framework: str, build: Any) -> list[Run]:
     full_or_short(list(product(["sharded", "shared"], FRAMEWORKS)), [("sharded", "jax"), ("shared", "torch")]),
     indirect=["framework"],
 )
-@pytest.mark.parametrize("build", ["batch"], indirect=True)  # once is enough: Ray starts processes
+@pytest.mark.parametrize("build", ["batch"], indirect=True)  # one is enough: Ray starts processes
 def test_ray_is_local(framework: str, local: Run, build: Any, kind: str, ray_cluster: None):
     env: Any = EnvFactory(build, num_envs=NUM_ENVS)
     if kind == "shared":
@@ -248,7 +248,7 @@ def test_one_agent_of_all_rows_sees_the_same_rows(framework: str, local: Run, bu
 
 
 def test_single_rows_are_what_gymnasium_makes_of_them():
-    """By the definition of the environments alone: agents, and the full batch. All these infos are NumPy's."""
+    """Infos of agents and of the full batch follow from the environments' definition alone. All of them are NumPy's."""
     outputs, agents = run("torch", EnvFactory(build_rows, num_envs=NUM_ENVS), SCOPES)
     ends = set()
     for step in range(1, len(outputs) + 1):
@@ -265,7 +265,7 @@ def test_single_rows_are_what_gymnasium_makes_of_them():
             infos.pop("final_obs", None)
             infos.pop("_final_obs", None)
             assert_same(infos, expected, f"step {step}, rows {start} to {stop}: ")
-    assert len(ends) > 20  # different rows end together
+    assert len(ends) > 20  # various rows end together
 
 
 def expected_rows(rows: range, step: int) -> tuple[tuple[int, ...], dict[str, Any]]:
@@ -316,7 +316,7 @@ def test_infos_of_all_rows_by_the_rule(framework: str, name: str):
             if step % 4 or name != "batch":
                 del own["masked"], own["_masked"]
             if name != "batch":
-                del own["rows"], own["tensor rows"]  # the rows that have ended are empty, or it is not there
+                del own["rows"], own["tensor rows"]  # rows that have ended are empty, or the key is missing
             assert_same({key: seen[key] for key in own}, copied(own))
     ended = [("batch episode" if name == "batch" else "final_info") in infos for infos in outputs]
     assert any(ended)

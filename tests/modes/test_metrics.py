@@ -1,4 +1,4 @@
-"""Scalars of two agents, our PPO and one of skrl, in every mode; nothing is left on a worker's disk."""
+"""Scalars of two agents, our PPO and skrl's, in every mode; nothing is left on a worker's disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def our_agent(scope: Scope) -> PPO:
 
 
 def skrl_agent(folder: Path, scope: Scope) -> Any:
-    """An agent of skrl that wants to write event files and checkpoints, and remembers what was in its folder."""
+    """Build skrl's agent, set to write event files and checkpoints; it remembers the content of its folder."""
     agent = skrl_ppo(scope.num_envs)
     agent.write_interval = agent.checkpoint_interval = 10
     agent.experiment_dir = str(folder / "experiment")
@@ -75,7 +75,7 @@ def test_scalars_are_equal_in_every_mode(tmp_path: Path, ray_cluster: None, monk
     ours, theirs = local[-1]
     assert {"Loss / Policy loss", "Policy / KL divergence", "Episode / Return (mean)"} <= set(ours)
     assert {"Loss / Policy loss", "Reward / Total reward (mean)", "Episode / Return (mean)"} <= set(theirs)
-    # skrl's own means over the last 100 episodes, whose returns we measure ourselves
+    # skrl's own statistics of the last 100 episodes agree with our measurement
     first = next(scopes[1] for scopes in local if "Episode / Return (max)" in scopes[1])
     assert first["Reward / Total reward (max)"] == first["Episode / Return (max)"]
 

@@ -23,7 +23,7 @@ from workers.envs import EnvFactory, make_env, wrap_env
 from workers.types import Scope
 
 STEPS = 164
-assert not STEPS % 41, "whole rounds of all ways"
+assert not STEPS % 41, "expected whole rounds of all ways"
 PPO_CFG = {"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "learning_rate": 1e-3}
 assert STEPS // PPO_CFG["rollouts"] >= 3
 
@@ -64,7 +64,7 @@ def count_ends(outputs: Any) -> int:
 
 SCOPES = {"one": ((5,), False), "two": ((2, 3), False), "two-discrete": ((2, 3), True), "unequal": ((1, 2, 4), False)}
 ARRANGEMENTS = ("sharded", "shared", "sharded by ray", "shared by ray", "sharded by shared memory", "local")
-# each actor imports its framework and compiles: of what differs in arrays or in the way that they go, one of each
+# actors are slow to import and compile: each kind of arrays and each transport is tested once
 SHORT = [
     ("torch", "unequal", ("sharded", "shared")),
     ("torch", "two-discrete", ("sharded by shared memory", "shared by ray", "local")),
@@ -76,7 +76,7 @@ CASES = list(product(FRAMEWORKS, SCOPES, [ARRANGEMENTS])) if IS_LONG else SHORT
 
 @pytest.mark.parametrize(("framework", "scopes", "arrangements"), CASES)
 def test_local_is_ray_sharded_is_ray_shared(ray_cluster, framework, scopes, arrangements, monkeypatch):
-    """By connection, plain actor calls and shared memory, and by `train`, `run` and `iterate` in turn."""
+    """Over connections, actor calls and shared memory; with `train`, `run` and `iterate` in turn."""
     sizes, discrete = SCOPES[scopes]
     agents = [partial(ppo, framework, discrete)] * len(sizes)
     factory = noisy_factory(sum(sizes), discrete=discrete)
@@ -182,7 +182,7 @@ def test_slices_that_are_reset_by_a_mask(framework, mode):
 
 
 def test_infos_of_a_vector_wrapper_are_those_of_its_slices(framework):
-    """RecordEpisodeStatistics keeps one mask for a whole dictionary, which only slices with an end have."""
+    """RecordEpisodeStatistics has one mask for a whole dictionary; only slices in which an episode ends have both."""
 
     def build(num_envs: int, first_env: int) -> Any:
         rows = [partial(SilentEnv, first_env + i) for i in range(num_envs)]
@@ -193,7 +193,7 @@ def test_infos_of_a_vector_wrapper_are_those_of_its_slices(framework):
     slices, _ = slices_run(STEPS, framework, env, [NullStateAgent] * 2, (2, 3))
     assert any("episode" in output[4] for output in local)
     for output in (*local, *slices):
-        output[4].get("episode", {}).pop("t", None)  # the time on the clock
+        output[4].get("episode", {}).pop("t", None)  # wall-clock time
     assert_same(slices, local)
 
 

@@ -21,7 +21,7 @@ from workers.types import Scope
 STEPS = 100
 PPO_CFG = {"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "hidden_sizes": (16,), "learning_rate": 1e-3}
 TEAM: dict[str, Any] = {"agents": 3, "masks": True, "states": True}
-TEAMS = {"torch": TEAM, "jax": TEAM | {"agents": 2}, "warp": TEAM | {"agents": 2}}  # each agent compiles for seconds
+TEAMS = {"torch": TEAM, "jax": TEAM | {"agents": 2}, "warp": TEAM | {"agents": 2}}  # each agent is slow to compile
 
 
 def make_team(framework: str, env: EnvFactory, groups: dict[str, Any] | None, scope: Scope) -> IndependentAgents:
@@ -44,13 +44,13 @@ def team_run(framework: str, env: Any, agents: Any, scopes: Any, orchestrator: A
 
 
 def count_ends(outputs: Any) -> tuple[int, int]:
-    """Ends of agents, and of whole episodes."""
+    """Count the ends of agents, and of whole episodes."""
     ends = sum(int((output[2][name] | output[3][name]).sum()) for output in outputs for name in output[2])
     return ends, sum(int(output[4].get("_final_obs", np.zeros(1)).sum()) for output in outputs)
 
 
 def assert_true_rows(outputs: Any) -> None:
-    """Rows of those who neither act next nor end now are zero, and nothing is without a number."""
+    """Assert that rows of agents that neither act next nor end now are zero, and that all numbers are finite."""
     for observations, rewards, terminated, truncated, infos in outputs:
         for name, alive in infos["alive"].items():
             silent = ~(alive | terminated[name] | truncated[name])[:, 0]

@@ -1,4 +1,4 @@
-"""The same agents and environments of skrl under skrl's StepTrainer and under ours: the same numbers."""
+"""skrl's agents and environments give the same numbers under skrl's StepTrainer and under ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""skrl's JAX and Warp agents and wrappers: under our trainer as under skrl's, and in Ray as here."""
+"""skrl's JAX and Warp agents and wrappers: the same under our trainer as under skrl's, and in Ray as locally."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SKRL = pytest.mark.parametrize("framework", ["jax", "warp"])
 
 
 class Noting:
-    """An environment of skrl's that takes note of what its steps return."""
+    """Wrapper of a skrl environment that records the outputs of its steps."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
@@ -43,7 +43,7 @@ class Noting:
 
 
 def single_run(framework: str, drive: Any, num_envs: int = 5, mode: str = "train") -> Any:
-    """What came out of every step of one agent, and its weights."""
+    """Return the outputs of every step of one agent, and its weights."""
     seed_everything(framework, 7)
     env, agent = Noting(skrl_pendulum(framework, num_envs)), skrl_ppo(framework, num_envs)
     before = weights(framework, agent)
@@ -109,7 +109,7 @@ def test_agents_in_ray_through_factories(framework, rebuildable, ray_cluster):
     local = factory_run(framework, "local", rebuildable)
     assert sum(int(output[3].sum()) for output in local[0]) >= 5
     one, other = local[1]
-    assert all((one[name] != other[name]).any() for name in one)  # each agent has numbers of its own
+    assert all((one[name] != other[name]).any() for name in one)  # each agent has its own random numbers
     assert_same(factory_run(framework, RayOrchestrator(), rebuildable), local)
 
 

@@ -1,4 +1,4 @@
-"""Parity where torch has something of its own: kernels whose bits depend on the memory's layout, and skrl's agents."""
+"""Parity specific to torch: kernels whose bits depend on the memory layout, and skrl's agents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 300
 
 
 class LinearAgent(NullAgent):
-    """Puts the very array that it is given through a network, whose bits depend on how the array lies in memory."""
+    """Agent that passes its input array, not a copy, to a network whose bits depend on the array's memory layout."""
 
     def __init__(self, scope: Scope | None = None) -> None:
         super().__init__(scope)

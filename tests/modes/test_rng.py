@@ -1,4 +1,4 @@
-"""The user's random generators are theirs: a run leaves them as they were."""
+"""A run leaves the user's random generators unchanged."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ConstantAgent(NullAgent):
 
 
 def states():
-    """Of the generators that there are: JAX and Warp have no global one."""
+    """Return the states of all global generators: JAX and Warp have none."""
     return {"torch": torch.get_rng_state().numpy(), "numpy": list(np.random.get_state())}
 
 
 def used_states(framework, agents, *, seed, orchestrator="local"):
-    """States of the generators after a seeded start with one Gaussian cached, and after a run."""
+    """Return the states of the generators before a run, seeded and with one Gaussian cached, and after it."""
     torch.manual_seed(1)
     np.random.seed(1)
     torch.randn(3)

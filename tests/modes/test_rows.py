@@ -26,7 +26,7 @@ def length(row: int) -> int:
 
 
 def expected(row: int, timestep: int) -> dict[str, Any]:
-    """What row `row` gives in iteration `timestep` (from 1 on), computed from nothing but the definition."""
+    """Return the values of row `row` in iteration `timestep` (from 1), computed from the definition alone."""
     episode, step = divmod(timestep - 1, length(row))
     step += 1
     ended = step == length(row)
@@ -51,7 +51,7 @@ def rows_of(name: str, rows: range, timestep: int, dtype: Any = np.float32) -> n
 
 
 def check_infos(infos: dict[str, Any], rows: range, timestep: int) -> None:
-    """The infos of `rows`: those of ended rows are in ``final_info``; the row's own number stands in all of them."""
+    """Check the infos of `rows`: those of ended rows are in ``final_info``, and all contain the row's number."""
     wanted = [expected(row, timestep) for row in rows]
     ended = np.array([want["ended"] for want in wanted])
     np.testing.assert_array_equal(infos["row"], list(rows))
@@ -110,7 +110,7 @@ def test_every_row_of_everything(kind, framework, request):
 
 
 def check_agent(agent: RecordingAgent, rows: range) -> None:
-    """Phases in order, and every argument of every call, for the rows of one agent."""
+    """Check the order of the phases, and every argument of every call, for the rows of one agent."""
     assert [name for name, _ in agent.calls] == ["init"] + ["pre", "act", "record", "post"] * STEPS
     acts = [arguments for name, arguments in agent.calls if name == "act"]
     for timestep, (act, record) in enumerate(zip(acts, agent.records(), strict=True), start=1):

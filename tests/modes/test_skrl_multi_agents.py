@@ -1,4 +1,4 @@
-"""skrl's IPPO and MAPPO, and its wrapper of PettingZoo's environments, as they are."""
+"""skrl's IPPO and MAPPO, and its wrapper of PettingZoo's environments, unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_teams_of_skrl_are_trained(framework, kind, caplog):
         return run(steps, framework=framework, env=env, agents=agents, scopes=scopes, seed=3)
 
     with caplog.at_level(logging.WARNING, "lockstep"):
-        # skrl's JAX agents compile for half a minute
+        # skrl's JAX agents take half a minute to compile
         outputs, agents = trained([2, 3], STEPS) if framework == "torch" else trained([2], ROLLOUTS + 1)
     assert sum(f"{kind}.act() takes no infos" in record.getMessage() for record in caplog.records) == 1
     assert all(np.isfinite(rewards).all() for output in outputs for rewards in output[1].values())
@@ -68,7 +68,7 @@ def test_a_team_of_skrl_in_ray(ray_cluster):
                         parameter.data.fill_(0.1)
         outputs, trained = run(STEPS, agents=instances, orchestrator=orchestrator, **options)
         assert trained[0] is instances[0]
-        assert instances[0].policies["agent_0"] is kept  # the state has come back into the user's own modules
+        assert instances[0].policies["agent_0"] is kept  # the state was copied back into the user's own modules
         results.append((outputs, [copied(models_of(agent)) for agent in trained]))
     assert_same(results[1], results[0])
 

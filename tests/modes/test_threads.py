@@ -1,4 +1,4 @@
-"""Compute threads change no number: neither the user's, nor the CPUs of a worker, but only `num_threads`."""
+"""Only `num_threads` affects results: neither the user's number of threads nor a worker's number of CPUs does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH = 17
 
 
 class DotEnv(NoisyEnv):
-    """Rewards come out of a long dot product, which BLAS shares out among its threads."""
+    """Environment whose rewards come from a long dot product, which BLAS divides among its threads."""
 
     NUMBERS = np.random.default_rng(7).standard_normal(100_003)
 
@@ -45,7 +45,7 @@ def build(num_envs: int, first_env: int) -> list[NoisyEnv]:
 
 
 def trained(orchestrator: Any, *, shared: bool = False, user: int = 2) -> Any:
-    """Outputs and weights of 17 steps, two updates among them, in a process in which the user has `user` threads."""
+    """Return outputs and weights of 17 steps with two updates, in a process in which the user has `user` threads."""
     env: Any = wrap_env(build(NUM_ENVS, 0), framework="torch") if shared else EnvFactory(build, num_envs=NUM_ENVS)
     with HeldThreads(load_framework("torch"), user):
         outputs, agents = run(17, env=env, agents=[partial(agent)], orchestrator=orchestrator, seed=3)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk or at a URL: scalars to the last digit, files that are whole, and clear refusals."""
+"""Files of a run on disk or at a URL: exact scalars, complete files and clear error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECOND: list[dict[str, Any]] = [
 
 @pytest.fixture(params=["folder", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A place that is not there yet, on disk and at a URL."""
+    """A location that does not exist yet, on disk and at a URL."""
     if request.param == "folder":
         yield str(tmp_path / "runs" / "mine")
         return
@@ -51,7 +51,7 @@ def read(url: str, name: str) -> bytes:
 
 
 def names(url: str) -> list[str]:
-    """All files below, relative."""
+    """Return the relative paths of all files below `url`."""
     filesystem, path = fsspec.core.url_to_fs(url)
     return sorted(name[len(path) :].lstrip("/") for name in filesystem.find(path))
 
@@ -70,11 +70,11 @@ def expected_rows(*writes: tuple[int, Any]) -> list[dict[str, str]]:
 
 
 def events(url: str, scope: int) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself reads of a scope."""
+    """Read a scope's events with TensorBoard itself."""
     reader = EventAccumulator(f"{url}/tensorboard/scope_{scope}", size_guidance={"scalars": 0})
     reader.Reload()
     return {
-        # in order of steps: files of one second are read in the order of their names, 10 before 9
+        # sorted by step: files from the same second are read in order of their names, 10 before 9
         tag: sorted((event.step, float(event.value)) for event in reader.Scalars(tag))
         for tag in reader.Tags()["scalars"]
     }
@@ -95,7 +95,7 @@ def writer_threads() -> list[threading.Thread]:
 def test_everything_is_complete_after_each_write(url: str):
     writes: list[tuple[int, Any]] = []
     with MetricsWriter(url) as metrics:
-        assert names(url) == []  # nothing before the first write
+        assert names(url) == []  # before the first write
         metrics.write(0, [{}, {}, {}])
         assert names(url) == []  # nothing to write
         for timestep, scalars in ((499, FIRST), (999, SECOND)):
@@ -103,10 +103,10 @@ def test_everything_is_complete_after_each_write(url: str):
             writes.append((timestep, scalars))
             assert rows(url) == expected_rows(*writes)
             for scope in range(3):
-                assert repr(events(url, scope)) == repr(expected_events(scope, *writes))  # so that nan is nan
+                assert repr(events(url, scope)) == repr(expected_events(scope, *writes))  # repr, so that nan equals nan
         assert len(writer_threads()) == 3
     assert writer_threads() == []
-    # to the last digit
+    # full precision
     assert [float(row["value"]) for row in rows(url)][:2] == [0.1 + 0.2, 1 / 3]
     text = read(url, "metrics.csv").decode()
     assert text.startswith("timestep,scope,tag,value\n499,0,Loss / Policy,0.30000000000000004\n")
@@ -124,7 +124,7 @@ def test_closing_twice_is_harmless(url: str):
     metrics.close()
     assert writer_threads() == []
     assert {name: read(url, name) for name in names(url)} == before
-    metrics.write(2, SECOND)  # nor is it the end
+    metrics.write(2, SECOND)  # writing after close() works
     metrics.close()
     assert rows(url) == expected_rows((1, FIRST), (2, SECOND))
     assert repr(sorted(events(url, 1).items())) == repr(sorted(expected_events(1, (1, FIRST), (2, SECOND)).items()))
@@ -181,7 +181,7 @@ def test_a_run_begins_where_nothing_is(url: str):
     run.create("seed: 3\nname: Länge\n")
     assert run.config() == RunDirectory(url).config() == "seed: 3\nname: Länge\n"
     for change in (run.check_new, lambda: run.create("seed: 4")):
-        with pytest.raises(ConfigError, match=r"mine' is there already, and not empty; choose another one"):
+        with pytest.raises(ConfigError, match=r"mine' already exists and is not empty; choose another one"):
             change()
     assert run.config() == "seed: 3\nname: Länge\n"
     assert names(url) == ["config.yaml"]
@@ -198,7 +198,7 @@ def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     RunDirectory(str(tmp_path / "empty")).create("x: 1")
     assert (tmp_path / "empty" / "config.yaml").read_text() == "x: 1"
-    with pytest.raises(ConfigError, match="file' is there already"):
+    with pytest.raises(ConfigError, match="file' already exists"):
         RunDirectory(str(tmp_path / "file")).create("x: 1")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -209,7 +209,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"file/run' cannot be written: .*Not a directory"):
         run.create("x: 1")
     for method in (run.config, run.status):
-        with pytest.raises(ConfigError, match="is no run directory"):
+        with pytest.raises(ConfigError, match="is not a run directory"):
             method()
 
 
@@ -224,7 +224,7 @@ def test_a_url_of_an_unknown_kind(url: str, reason: str):
 def test_something_else_is_no_run(url: str):
     run = RunDirectory(url)
     for method, name in ((run.config, "config.yaml"), (run.status, "status.json")):
-        with pytest.raises(ConfigError, match=f"mine' is no run directory: it has no readable {name}"):
+        with pytest.raises(ConfigError, match=f"mine' is not a run directory: it has no readable {name}"):
             method()
     run.write("config.yaml", b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"has no readable config.yaml"):
@@ -236,7 +236,7 @@ def test_something_else_is_no_run(url: str):
 
 
 class HalfWritten:
-    """A file whose disk is full after the first half."""
+    """A file whose disk fills up after the first half."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -273,15 +273,15 @@ def test_a_write_that_fails_leaves_what_was_there(url: str, monkeypatch: pytest.
             RunDirectory(f"{url}/another").create("x: 1")
     assert run.config() == "old: content"
     agent = Stored()
-    run.load_agent(agent, 0, TORCH)  # neither half a state nor its name
+    run.load_agent(agent, 0, TORCH)  # neither a partial state nor its name remains
     assert agent.content == b"old agent"
-    run.write("config.yaml", "new: content, and longer")  # also over what the failure left
+    run.write("config.yaml", "new: content, and longer")  # also over leftovers of the failure
     assert run.config() == "new: content, and longer"
     assert "config.yaml.part" not in names(url)
 
 
 class Stored(NullAgent):
-    """Keeps what it is to load."""
+    """An agent that keeps the content it loads."""
 
     content: Any = None
 

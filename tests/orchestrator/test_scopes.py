@@ -1,4 +1,4 @@
-"""Scopes: contiguous rows that cover the batch, errors with their numbers, one seed for each scope."""
+"""Scopes: contiguous rows that cover the batch, errors that show the numbers, and one seed per scope."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_equally_spaced_as_in_skrl(num_envs: int, agents: int):
         ([9, -2], 7, 2, ["[9, -2]", "contain -2", "at least 1"]),
         ([3, 5], 7, 2, ["[3, 5]", "add up to 8", "7 environments"]),
         ([3, 3], 7, 2, ["[3, 3]", "add up to 6", "7 environments"]),
-        ([7], 7, 2, ["[7]", "are 1,", "2 simultaneous agents"]),
-        ([1, 2, 4], 7, 2, ["[1, 2, 4]", "are 3,", "2 simultaneous agents"]),
+        ([7], 7, 2, ["[7]", "have length 1,", "2 simultaneous agents"]),
+        ([1, 2, 4], 7, 2, ["[1, 2, 4]", "have length 3,", "2 simultaneous agents"]),
         ([3.0, 4.0], 7, 2, ["[3.0, 4.0]", "such as [32, 32]"]),
         ([3, "4"], 7, 2, ["[3, '4']", "such as [32, 32]"]),
         ([(0, 3), (3, 7)], 7, 2, ["[(0, 3), (3, 7)]", "such as [32, 32]"]),
-        (7, 7, 1, ["are 7;", "such as [32, 32]"]),
+        (7, 7, 1, ["scopes is 7;", "such as [32, 32]"]),
         (None, 3, 5, ["agents (5)", "environments (3)"]),
         (None, 3, 0, ["are 0 simultaneous agents", "at least 1"]),
         (None, 3, -1, ["are -1 simultaneous agents", "at least 1"]),

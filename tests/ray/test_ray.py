@@ -1,4 +1,4 @@
-"""What is Ray's own: connecting, resources, what can travel, what comes back, and what is left behind."""
+"""Behaviour specific to Ray: connecting, resources, pickling, bringing agents back, and cleanup."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ except ClusterError as error:
     print(error)
 print("after a start that failed:", is_gone())
 third = trainer()
+try:  # Ray was started by another trainer, so that it does not grow
+    trainer_of(counting_factory(500), [NullAgent] * 500, RayOrchestrator(start_timeout=500))
+except ClusterError as error:
+    print(error)
 ray.shutdown()
 try:
     third.train()
@@ -79,21 +83,20 @@ print("after a shutdown:", is_gone())
 
 
 def test_ray_that_was_started_here_is_shared_and_shut_down():
-    """Also: classes of ``__main__`` may be handed over, too few CPUs are refused at once, a shutdown is named."""
+    """Also: classes of ``__main__`` can be passed, too few CPUs are refused at once, a shutdown is reported."""
     done = python("-c", OWN_RAY)
     assert done.returncode == 0, done.stderr
-    lines = [
-        line for line in done.stdout.splitlines() if not line.startswith(("Warp ", "  "))
-    ]  # what Warp says of itself
-    assert len(lines) == 7, done.stdout
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(("Warp ", "  "))]  # without Warp's output
+    assert len(lines) == 8, done.stdout
     for line, begin in zip(
         lines,
         [
             "classes of __main__: 1",
             "after another's end: 1",
             "after the last one's end: True",
-            "500 workers with 1 CPU each were asked for, but Ray has",
+            "500 workers with 1 CPU each were requested, but Ray has",
             "after a start that failed: True",
+            "500 workers with 1 CPU each were requested, but Ray has",
             "Ray was shut down while a trainer used it",
             "after a shutdown: True",
         ],
@@ -114,11 +117,11 @@ def test_ray_that_was_there_stays(ray_cluster):
 
 
 def test_more_than_the_cluster_has_is_refused_within_the_deadline(ray_cluster):
-    with pytest.raises(ClusterError, match=r"2 workers with 3 CPU each were asked for, but Ray has 4 CPU, of which"):
+    with pytest.raises(ClusterError, match=r"2 workers with 3 CPU each were requested, but Ray has 4 CPU, of which"):
         trainer_of(agents=[NullAgent] * 2, orchestrator=RayOrchestrator(num_cpus=3, start_timeout=1))
-    with pytest.raises(ClusterError, match=r"1 CPU, 1 GPU each were asked for, but Ray has 4 CPU, 0 GPU"):
+    with pytest.raises(ClusterError, match=r"1 CPU, 1 GPU each were requested, but Ray has 4 CPU, 0 GPU"):
         trainer_of(orchestrator=RayOrchestrator(num_gpus=1, start_timeout=1))
-    trainer_of().close()  # what was reserved is free again
+    trainer_of().close()  # the reservations are released
 
 
 UNREACHABLE = """
@@ -147,14 +150,14 @@ def test_ray_that_cannot_be_reached_is_refused_within_the_deadline():
 def test_agent_that_holds_warps_arrays_cannot_be_pickled(ray_cluster):
     agent = NullAgent()
     agent.weights = load_framework("warp").from_numpy(np.ones(3))  # type: ignore[attr-defined]
-    with pytest.raises(AgentError, match=r"scope 0, NullAgent, cannot be pickled .*hand over a factory"):
+    with pytest.raises(AgentError, match=r"scope 0, NullAgent, cannot be pickled .*pass a factory"):
         trainer_of(agents=agent, framework="warp")
 
 
 def test_agent_that_cannot_be_pickled_is_refused_with_a_remedy(ray_cluster):
     agent = NullAgent()
     agent.lock = threading.Lock()  # type: ignore[attr-defined]
-    with pytest.raises(AgentError, match=r"scope 0, NullAgent, cannot be pickled .*lock.*hand over a factory"):
+    with pytest.raises(AgentError, match=r"scope 0, NullAgent, cannot be pickled .*lock.*pass a factory"):
         trainer_of(agents=agent)
     lock = threading.Lock()
     with pytest.raises(EnvError, match=r"environment factory cannot be pickled .*lock"):
@@ -162,7 +165,7 @@ def test_agent_that_cannot_be_pickled_is_refused_with_a_remedy(ray_cluster):
 
 
 def test_errors_of_building_have_the_same_names_as_locally(ray_cluster):
-    with pytest.raises(EnvError, match="asked for 1 environments from row 1 on and built 2"):
+    with pytest.raises(EnvError, match="built 2 environments, starting at row 1; expected 1"):
         trainer_of(EnvFactory(lambda n, first: build_counting(n + first, first), num_envs=2), [NullAgent] * 2)
     with pytest.raises(AgentError, match="scope 0, object, lacks init"):
         trainer_of(agents=lambda scope: object())
@@ -189,7 +192,7 @@ def test_instances_get_the_trained_state_by_agents_and_by_close(ray_cluster):
 
 
 class ModuleAgent(NullAgent):
-    """Cannot be pickled, but has modules; draws its weights."""
+    """Cannot be pickled, but has modules with random initial weights."""
 
     def __init__(self, scope: Any = None) -> None:
         super().__init__()
@@ -203,7 +206,7 @@ class ModuleAgent(NullAgent):
 
 
 class FileAgent(ModuleAgent):
-    """Cannot be pickled, has no modules, but saves and loads."""
+    """Cannot be pickled and has no modules, but can save and load."""
 
     def __init__(self, scope: Any = None) -> None:
         super().__init__()
@@ -294,7 +297,7 @@ class StepsAgent(NullAgent):
 
 
 class LockedEnv(CountingEnv):
-    """Its infos cannot travel."""
+    """An environment whose infos cannot be pickled."""
 
     def step(self, action: Any) -> Any:
         *outputs, _ = super().step(action)
@@ -317,7 +320,7 @@ def test_infos_that_cannot_travel_lose_no_agent(ray_cluster, shared, transport):
 
 @pytest.mark.parametrize("transport", ["connection", "ray"])
 def test_interrupted_run_brings_its_agents_back(ray_cluster, transport, monkeypatch):
-    """The interrupt comes after the request was sent to the first worker and before it is sent to the second."""
+    """The interrupt comes after the request to the first worker is sent, and before that to the second."""
     agents = [RecordingAgent(), RecordingAgent()]
     trainer = trainer_of(agents=agents, orchestrator=RayOrchestrator(transport=transport))
     trainer.train()

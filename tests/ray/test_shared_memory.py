@@ -1,4 +1,4 @@
-"""Shared memory: found by the process that it was offered to only, sized by what comes, and gone with its users."""
+"""Shared memory: found only by the process it is offered to, sized by the replies, and freed with its users."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMPY = load_framework("numpy")
 
 
 def own_memory() -> int:
-    """Number of file descriptors and mappings of segments in this process."""
+    """Return the number of file descriptors and mappings of segments in this process."""
     gc.collect()
     fds = [path for path in Path("/proc/self/fd").iterdir() if "memfd:lockstep" in _target(path)]
     return len(fds) + Path("/proc/self/maps").read_text().count("memfd:lockstep")
@@ -75,7 +75,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_memory_outlives_a_crash_only_where_it_is_still_used():
-    """It has no name: nothing is left in a file system."""
+    """The memory has no name, so nothing is left in a file system."""
     maker = subprocess.Popen([sys.executable, "-c", CRASH], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert maker.stdin is not None
     assert maker.stdout is not None
@@ -84,7 +84,7 @@ def test_memory_outlives_a_crash_only_where_it_is_still_used():
     segment = attach(offer)
     assert segment is not None
     maker.communicate(b"x", timeout=PATIENCE)
-    segment.slot(0)[:3] = b"abc"  # no signal
+    segment.slot(0)[:3] = b"abc"  # no SIGBUS
     assert bytes(segment.slot(0)[:4]) == b"abc\0"
     assert attach(offer) is None
     assert not [entry for entry in os.listdir("/dev/shm") if "lockstep" in entry]
@@ -102,11 +102,11 @@ def test_memory_that_is_not_there_is_an_error_that_leaves_nothing(monkeypatch):
 
 
 LARGE = THRESHOLD // 8
-"""Numbers of 8 bytes."""
+"""Count of 8-byte numbers in a large reply."""
 
 
 class Worker:
-    """Does as a worker does: replies into the place it is given, if it finds it and the reply fits."""
+    """Imitates a worker: replies into its place if it finds the memory and the reply fits."""
 
     def __init__(self, memory: ReplyMemory, *, finds: bool = True) -> None:
         self.memory, self.finds = memory, finds
@@ -126,7 +126,7 @@ class Worker:
         return place
 
     def read(self, expected: float) -> bool:
-        """Whether the reply came by shared memory."""
+        """Return whether the reply came through shared memory."""
         packed, place = self.waiting.pop(0)
         received = self.memory.read(packed, place)
         assert set(from_wire(received, NUMPY)) == {expected}
@@ -149,7 +149,7 @@ def test_a_place_is_not_given_again_before_it_was_read():
     places = [worker.ask(LARGE) for _ in range(3)]
     assert [place.slot for place in places] == [0, -1, -1]
     assert [worker.read(count) for count in (2, 3, 4)] == [True, False, False]
-    # as many slots as were under way at once
+    # as many slots as were in flight at once
     for _ in range(3):
         worker.ask(LARGE)
     for count in range(5, 50):
@@ -164,7 +164,7 @@ def test_replies_into_memory_that_was_replaced_can_still_be_read():
     worker.read(1)
     for numbers in (2 * LARGE, LARGE, LARGE):
         worker.ask(numbers)
-    assert not worker.read(2)  # outgrown: replaced while two are under way
+    assert not worker.read(2)  # outgrown: replaced while two are in flight
     worker.ask(2 * LARGE)
     worker.read(3)
     worker.read(4)

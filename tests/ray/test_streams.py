@@ -1,4 +1,4 @@
-"""Waiting for all workers: who is late, who is lost, who is told to stop. The clock and Ray are made up."""
+"""Waiting for all workers: which are late, lost or told to stop. The clock and Ray are fakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCOPES = [Scope(0, 0, 2), Scope(1, 2, 5), Scope(2, 5, 6)]
 
 
 class Actor:
-    """Says what it is busy with, and notes what it is told."""
+    """Reports what it is busy with, and records the halts it receives."""
 
     def __init__(self, world: World, index: int) -> None:
         self.halted: list[int] = []
@@ -27,11 +27,11 @@ class Actor:
 
 
 class World(Streams):
-    """Workers whose replies come at given times; iterations begin when the request is sent, and at given times more.
+    """Workers that reply at given times. Iterations start when the request is sent, and at further given times.
 
     Attributes:
-        replies: For each worker the time of its reply, and the reply or what is raised.
-        began: For each worker the times at which its iterations begin; None for one that answers no ping.
+        replies: For each worker, the time of its reply, and the reply or the exception raised instead.
+        began: For each worker, the times at which its iterations start; None if it does not answer pings.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def test_replies_are_in_scope_order_whenever_they_come(world: World):
 
 
 def test_a_reply_that_came_while_another_was_waited_for_is_in_time(world: World):
-    """Worker 0 replies shortly before the deadline, at which worker 1 is looked at; that has its time for a step."""
+    """Worker 0 replies shortly before the deadline. Worker 1 is checked then and gets the time of its current step."""
     world.replies = [(9.7, "a"), (30.0, "b"), (0.0, "c")]
     world.began[1] = [0.0, 9.0, 18.0, 27.0]
     assert [reply.payload for reply in world.ask()] == ["a", "b", "c"]
@@ -108,7 +108,7 @@ def test_the_deadline_is_for_one_iteration(world: World):
     world.now = 0.0
     (failure,) = failures(world.ask())
     assert failure[:2] == (0, "TimeoutError")
-    assert "no reply within 10 s; it answers a ping, and has been busy for 1" in failure[2]
+    assert "no reply within 10 s; it answers a ping and has been busy for 1" in failure[2]
     assert world.now < 30
 
 
@@ -116,8 +116,8 @@ def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
     world.replies = [(1.0, "a"), (1e9, "b"), (1e9, "c")]
     world.began[1:] = [None, None]
     assert failures(world.ask()) == [
-        (1, "TimeoutError", "no reply within 10 s; nor does it answer a ping"),
-        (2, "TimeoutError", "no reply within 10 s; nor does it answer a ping"),
+        (1, "TimeoutError", "no reply within 10 s; it does not answer a ping either"),
+        (2, "TimeoutError", "no reply within 10 s; it does not answer a ping either"),
     ]
     before = world.now
     world.replies = [(before, "a"), (before, "b"), (before, "c")]
@@ -138,7 +138,7 @@ def test_an_error_lets_the_others_stop_only_where_it_may(world: World):
 def test_a_death_stops_the_others_and_an_interrupt_all(world: World):
     world.replies = [(1.0, "a"), (1.0, UnreachableError("WorkerDied", "the worker's process died")), (1.0, "c")]
     assert failures(world.ask(halts=True)) == [(1, "WorkerDied", "the worker's process died")]
-    assert [actor.halted for actor in world.actors] == [[1], [], [1]]  # the dead one is not asked
+    assert [actor.halted for actor in world.actors] == [[1], [], [1]]  # the dead one gets no call
     world.replies[2] = (1.0, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         world.ask(halts=True)

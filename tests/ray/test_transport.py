@@ -1,4 +1,4 @@
-"""What carries the requests to Ray's actors: chosen, fallen back from, cut, and cleaned up."""
+"""Transports of requests to Ray actors: choice, fallback, lost connections and cleanup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH = 40_000
 
 
 class WideEnv(CountingEnv):
-    """Its observations are large, and all its own: row and step in every number."""
+    """Its observations are large, and every number encodes row and step."""
 
     def __init__(self, row: int) -> None:
         super().__init__(row)
@@ -73,7 +73,7 @@ def test_workers_that_cannot_be_connected_to_are_asked_by_actor_calls(ray_cluste
         outputs = trainer.train()
         assert to_numpy(outputs[0])[:, 0].tolist() == [0, 1, 2, 3]
         assert [len(agent.records()) for agent in trainer.agents] == [1, 1]
-    assert "asked by plain actor calls: TimeoutError: no way to" in caplog.text
+    assert "plain actor calls instead of connections: TimeoutError: no way to" in caplog.text
 
 
 def test_one_of_two_that_cannot_be_connected_to_suffices(ray_cluster, monkeypatch, caplog):
@@ -118,7 +118,7 @@ def test_large_outputs_go_by_shared_memory_and_stay_as_they_are(ray_cluster):
         pids = [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in trainer._session.workers]
         assert [mapped(pid) for pid in pids] == [1, 1]
     for row in range(4):
-        length = 3 + row % 4  # as `CountingEnv` says
+        length = 3 + row % 4  # as in `CountingEnv`
         expected = [row * 1000 + (step % length) for step in range(1, 17)]
         assert [observations[row, 0].item() for observations in kept] == expected
         assert all((observations[row] == observations[row, 0]).all() for observations in kept)

@@ -1,4 +1,4 @@
-"""Channel: messages arrive whole and in order, and nothing is unpickled before both sides have proved who they are."""
+"""Channel: messages arrive complete and in order; nothing is unpickled before both sides authenticate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = b"plain"
 
 
 def pair(timeout: float = PATIENCE) -> tuple[socket.socket, socket.socket]:
-    """Both ends of a TCP connection."""
+    """Return both ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
         server, _ = listener.accept()
@@ -44,7 +44,7 @@ def channels() -> Iterator[tuple[Channel, Channel]]:
 
 
 def in_background(function: Any, *args: Any, **options: Any) -> Any:
-    """Call in a thread: a function that waits for the result, or raises what was raised."""
+    """Call a function in a thread; return a function that waits for its result or raises its exception."""
     outcome: list[Any] = []
 
     def call() -> None:
@@ -68,7 +68,7 @@ def in_background(function: Any, *args: Any, **options: Any) -> Any:
 
 
 def greet(driver_key: bytes, worker_key: bytes) -> list[Any]:
-    """What both sides of a handshake raise, None for nothing."""
+    """Return what each side of a handshake raises, None for nothing."""
     driver, worker = pair()
     calls = [
         in_background(authenticate, driver, driver_key, as_worker=False),
@@ -97,7 +97,7 @@ def test_another_key_is_refused_by_both_sides():
 
 
 def test_an_answer_cannot_be_sent_back_to_where_it_came_from():
-    """A peer without the key that mirrors everything is not believed, whatever side it pretends to be."""
+    """A peer that lacks the key and mirrors everything is rejected, whichever side it pretends to be."""
     for as_worker in (False, True):
         victim, mirror = pair()
         refused = in_background(authenticate, victim, KEY, as_worker=as_worker)
@@ -110,7 +110,7 @@ def test_an_answer_cannot_be_sent_back_to_where_it_came_from():
 
 
 class Bomb:
-    """Leaves a trace when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,7 +125,7 @@ def test_nothing_of_a_stranger_is_unpickled(tmp_path: Path, first: str):
     victim, stranger = pair(timeout=0.5)
     refused = in_background(authenticate, victim, KEY, as_worker=True)
     stranger.sendall({"pickle": bomb, "short greeting": b"lockstep 1\n", "endless greeting": b"x" * 100_000}[first])
-    with pytest.raises(OSError, match=r"language|timed out"):
+    with pytest.raises(OSError, match=r"protocol|timed out"):
         refused()
     stranger.close()
     victim.close()
@@ -193,7 +193,7 @@ def test_a_layout_is_described_once(channels: tuple[Channel, Channel]):
         rows = np.full((size, 2), seq, np.float32)
         one.send(seq, PLAIN, to_wire(Local(rows), NUMPY))
         assert_same(from_wire(receive(other).packed, NUMPY), Local(rows))
-    # the numbers of layouts are used anew after 64
+    # layout numbers start again after 64
     assert len(described) == 100 + 2
 
 
@@ -231,7 +231,7 @@ def test_what_cannot_be_pickled_is_not_sent_and_what_cannot_be_unpickled_is_used
 
 
 def test_messages_that_come_together_are_told_apart(channels: tuple[Channel, Channel]):
-    """More than the buffer holds, of all sizes around its own."""
+    """Together they exceed the buffer; single sizes are around the buffer's size."""
     one, other = channels
     sizes = [0, 1, 63, 64, 1000, 65_400, 65_536, 65_600, 200_000, 5, 16_384, 16_385] * 3
 

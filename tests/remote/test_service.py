@@ -1,4 +1,4 @@
-"""Service: one ordered stream of requests, each done once, errors as plain data."""
+"""Service: one ordered stream of requests, each handled once, with errors as plain data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTHING = to_wire((None, None, None), load_framework("numpy"))
 
 
 def steps(packed: Any) -> Any:
-    """Steps since the last reset, which the environments put into their infos."""
+    """Return the steps since the last reset, which the environments put into their infos."""
     return read_outcome(packed, load_framework("torch")).infos["nested"]["step"].tolist()
 
 
@@ -116,8 +116,8 @@ def test_an_older_request_is_an_error_and_does_nothing():
     client.ok("tick", tick(1))
     failure = client.failure("tick", tick(2), seq=client.seq - 1)
     assert failure.kind == "RuntimeError"
-    assert failure.message == f"request {client.seq - 1} (tick) came after {client.seq}; requests are ordered"
-    # nothing was done, and the stream stands where it stood
+    assert failure.message == f"request {client.seq - 1} (tick) arrived after {client.seq}; requests must be in order"
+    # nothing was done, and the stream is unchanged
     assert steps(client.send("tick", tick(1), seq=client.seq).payload) == [1, 1, 1]
     assert steps(client.ok("tick", tick(2))) == [2, 2, 2]
 
@@ -129,7 +129,7 @@ def test_failures_of_an_iteration_say_where(framework: str):
     assert (update.scope, update.rows, update.phase, update.timestep) == (2, (5, 8), "post-interaction", 2)
     assert (update.kind, update.message) == ("ZeroDivisionError", "update")
     assert "in post_interaction\n" in update.traceback
-    assert "the iteration before it failed" in client.failure("tick", tick(3)).message
+    assert "the previous iteration failed" in client.failure("tick", tick(3)).message
     client = Client(spec(FailingAgent, framework=framework))
     act = client.failure("tick", tick(3))
     assert (act.scope, act.rows, act.phase, act.timestep, act.kind) == (2, (5, 8), "act", 3, "KeyError")
@@ -160,7 +160,7 @@ def test_failures_of_a_shared_workers_agent_say_where(framework: str):
         (spec(env=EnvFactory(refuse, num_envs=9)), "LookupError", "no licence"),
         (spec(SimpleNamespace(act=len)), "workers.errors.AgentError", "SimpleNamespace, lacks init"),
         (spec(env=EnvFactory(build_counting, num_envs=9), framework="none"),
-         "workers.errors.ConfigError", "'none' is not known"),
+         "workers.errors.ConfigError", "unknown framework 'none'"),
         (spec(modules=("no_such_module",)), "ModuleNotFoundError", "no_such_module"),
         (spec(cfg=b"garbage"), "_pickle.UnpicklingError", ""),
     ],
@@ -195,7 +195,7 @@ def test_requests_before_build_are_errors(method: str, args: tuple[Any, ...]):
 def test_a_shared_worker_has_no_environments_to_tick():
     client = Client(spec(env=None))
     assert "shares the driver's environments" in client.failure("tick", tick(1)).message
-    assert client.ok("restart") is None  # of its episodes only
+    assert client.ok("restart") is None  # restarts only its episodes
     assert client.ok("close") is None
 
 
@@ -277,9 +277,9 @@ def test_iterations_of_one_request_and_what_halts_them():
             client.service.halt(client.seq)
 
     agent.post_interaction = halt  # type: ignore[method-assign]
-    assert client.ok("tick", tick(4), 1000) is None  # nothing to show: it was halted after the third
+    assert client.ok("tick", tick(4), 1000) is None  # no outcome: halted after the third
     assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6]
-    client.service.halt(client.seq + 1)  # also one that has not come yet: what fails at once is known of all workers
+    client.service.halt(client.seq + 1)  # also one that has not arrived yet: another worker may fail at once
     assert client.ok("tick", tick(7), 9) is None
     assert client.ok("tick", tick(8), 1) is not None
     assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -1,4 +1,4 @@
-"""Trees that cross a wire: the same structure, dtypes and values, in fresh arrays on arrival."""
+"""Trees on the wire: the same structure, dtypes and values, in new arrays on arrival."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text
 
 
 def trees_of(framework: Framework) -> st.SearchStrategy[Any]:
-    """Trees with arrays of NumPy and of the framework among their leaves."""
-    # JAX has no 64-bit numbers
+    """Trees whose leaves include NumPy and framework arrays."""
+    # JAX has no 64-bit numbers by default
     dtypes = [dtype for dtype in DTYPES if framework.name != "jax" or not dtype.endswith("64")]
     return st.recursive(
         LEAVES | arrays_of(dtypes).map(framework.from_numpy),
@@ -76,13 +76,13 @@ def test_round_trip(name: str, data: st.DataObject):
     wired = to_wire(tree, framework)
     assert not any(map(framework.is_array, wired.others))
     assert_same_tree(from_wire(pickle.loads(pickle.dumps(wired)), framework), tree)
-    assert_same_tree(from_wire(wired, framework), tree)  # also without a wire between
+    assert_same_tree(from_wire(wired, framework), tree)  # also without pickling
 
 
 def overwrite(array: Any, number: float) -> None:
     if hasattr(array, "fill_"):
         array.fill_(number)
-    elif isinstance(array, np.ndarray):  # JAX's arrays cannot be written
+    elif isinstance(array, np.ndarray):  # JAX arrays are read-only
         array.fill(number)
 
 

@@ -1,4 +1,4 @@
-"""The tree of errors: kinds, pickling, and what a failure says."""
+"""Exception hierarchy: built-in base classes, pickling, and the text of failures."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_text_of_a_worker_error():
 
 
 class UnpicklableError(Exception):
-    """What users raise: with a constructor that pickle cannot call, and data that it cannot carry."""
+    """An exception of a user, with a constructor that pickle cannot call and data that it cannot carry."""
 
     def __init__(self, first: str, second: Any) -> None:
         super().__init__(f"{first} and more")

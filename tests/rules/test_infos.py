@@ -1,4 +1,4 @@
-"""Infos: rows taken and merged as Gymnasium itself would have made them."""
+"""Infos: rows are taken and merged as Gymnasium itself builds them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Infos = dict[str, Any]
 
 
 def gymnasium_infos(infos: Sequence[Infos | None]) -> Infos:
-    """What Gymnasium's vector environments make of the infos of single ones; None leaves one out. The oracle."""
+    """Combine infos of single environments as Gymnasium's vector environments do; None skips one. The oracle."""
     env: VectorEnv[Any, Any, Any] = VectorEnv()
     env.num_envs = len(infos)
     merged: Infos = {}
@@ -61,7 +61,7 @@ INFO = st.fixed_dictionaries(
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[list[Infos], tuple[Scope, ...]]:
-    """Infos of every environment, and scopes that cover them."""
+    """Draw infos of every environment, and scopes that cover them."""
     sizes = draw(st.lists(st.integers(1, 3), min_size=2, max_size=4))
     infos = draw(st.lists(INFO, min_size=sum(sizes), max_size=sum(sizes)))
     return infos, resolve_scopes(sizes, num_envs=sum(sizes), num_simultaneous_agents=len(sizes))
@@ -72,7 +72,7 @@ def sizes_of(scopes: tuple[Scope, ...]) -> list[int]:
 
 
 def with_arrays(infos: Infos, framework: Framework) -> Infos:
-    """The same infos in which the vectors are arrays of the framework."""
+    """Return the same infos with the vectors as arrays of the framework."""
 
     def converted(key: str, value: Any) -> Any:
         if isinstance(value, dict):
@@ -91,7 +91,7 @@ def test_slices_of_a_batch_and_back(name: str, batch: tuple[list[Infos], tuple[S
     expected_parts = [gymnasium_infos(infos[scope.start : scope.stop]) for scope in scopes]
     whole, *parts = (with_arrays(infos, framework) for infos in (expected, *expected_parts))
     taken = [take_rows(whole, *scope.rows, len(infos), framework) for scope in scopes]
-    # in every mode an agent sees what its own environments give, keys included
+    # in every mode an agent sees the infos of its own environments, keys included
     assert_same([copied(infos) for infos in taken], expected_parts)
     assert_same(copied(merge_infos(parts, sizes_of(scopes), framework)), expected)
     assert_same(copied(merge_infos(taken, sizes_of(scopes), framework)), expected)
@@ -106,7 +106,7 @@ def test_masks_and_overlays_by_row(rows: list[tuple[Infos, Infos, bool]]):
     assert_same(kept, gymnasium_infos([None if chosen else row for row, _, chosen in rows]))
     expected = gymnasium_infos([after if chosen else before for before, after, chosen in rows])
     assert_same(overlay(kept, mask_rows(over, mask), mask), expected)
-    assert_same(under, gymnasium_infos([row[0] for row in rows]))  # neither is changed
+    assert_same(under, gymnasium_infos([row[0] for row in rows]))  # unchanged
 
 
 def test_rows_are_fresh_copies(framework: str):
@@ -115,7 +115,7 @@ def test_rows_are_fresh_copies(framework: str):
     taken = take_rows(infos, 1, 3, 4, load_framework(framework))
     assert taken["nested"]["array"].tolist() == [1, 2] == copied(taken["tensor"]).tolist()
     taken["nested"]["array"][:] = -1
-    if framework != "jax":  # whose arrays cannot be written
+    if framework != "jax":  # its arrays are read-only
         taken["tensor"].fill_(-1)
     taken["nested"]["new"] = 1
     assert inner.tolist() == copied(tensor).tolist() == [0, 1, 2, 3]
@@ -184,7 +184,7 @@ def test_where_a_scope_lacks_the_key(framework: str):
 
 
 def carried(outcome: Outcome, framework: Framework) -> Outcome:
-    """The outcome as it comes off the wire, with NumPy's arrays."""
+    """Return the outcome as read from the wire, with NumPy arrays."""
     return read_outcome(to_wire(outcome, framework), framework)
 
 

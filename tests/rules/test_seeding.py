@@ -1,4 +1,4 @@
-"""Random streams of agents: nobody's numbers change anybody else's, and the user's generators least of all."""
+"""Random streams of agents affect neither each other nor the user's generators."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TORCH, NUMPY = load_framework("torch"), load_framework("numpy")
 
 @pytest.fixture(autouse=True)
 def _global_generators() -> Iterator[None]:
-    """Give torch's and NumPy's generators back to the other tests."""
+    """Restore torch's and NumPy's generators for the other tests."""
     tensor, bits, state = torch.get_rng_state(), get_bit_generator(), np.random.get_state()
     yield
     torch.set_rng_state(tensor)
@@ -33,7 +33,7 @@ def _global_generators() -> Iterator[None]:
 
 
 def draw(count: int = 1) -> list[float]:
-    """Numbers of torch and NumPy, taken one by one: the state of both generators, odd Gaussians included."""
+    """Draw from torch and NumPy one by one: the numbers show the state of both, including odd Gaussians."""
     return [number for _ in range(count) for number in (float(torch.randn(())), float(np.random.random_sample()))]
 
 
@@ -95,7 +95,7 @@ def test_global_generators_are_given_back_exactly(bits: Any, gaussians: int, bod
 @given(position=st.integers(0, 1300), gaussians=st.integers(0, 3))
 @settings(deadline=None, max_examples=50)
 def test_given_back_at_every_position(position: int, gaussians: int):
-    # the cached Gaussian is found by drawing, which at the end of a block makes a whole new one
+    # the cached Gaussian is found by drawing, which generates a new block at the end of the last one
     oracle = RandomState(MT19937(11))
     set_bit_generator(MT19937(11))
     for generator in (oracle, np.random):

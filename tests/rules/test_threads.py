@@ -1,4 +1,4 @@
-"""Compute threads: held while the trainer works, in every call of it, and given back as they were."""
+"""Compute threads: fixed during every call of the trainer, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOTED: list[tuple[str, set[int]]] = []
 
 
 def counts() -> set[int]:
-    """Numbers of threads of torch and of every BLAS and OpenMP library."""
+    """Return the numbers of threads of torch and of every BLAS and OpenMP library."""
     libraries = ThreadpoolController().lib_controllers
     assert {"openblas", "openmp"} <= {library.internal_api for library in libraries}
     return {torch.get_num_threads(), *(library.get_num_threads() for library in libraries)}
@@ -36,7 +36,7 @@ def counts() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def _three_threads() -> Any:
-    """The user's own number, which is neither the trainer's nor that of the CPUs."""
+    """Set the user's number, which is neither the trainer's nor that of the CPUs."""
     before = HeldThreads(load_framework("torch"), 3)
     with before:
         NOTED.clear()
@@ -45,7 +45,7 @@ def _three_threads() -> Any:
 
 
 class NotingAgent(NullAgent):
-    """Notes the threads in each of its calls."""
+    """Records the numbers of threads in each of its calls."""
 
     def __init__(self, scope: Any = None) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def test_numbers_that_are_refused(kind: Any, wrong: Any):
 
 
 def fresh(program: str, *args: str, **variables: str) -> Any:
-    """What a program prints last, as JSON, in a process in which no number of threads is set."""
+    """Run a program in a process that sets no number of threads; return its last output as JSON, and stderr."""
     done = python("-c", program, *args, env=dict.fromkeys(VARIABLES) | variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -187,7 +187,7 @@ def fresh(program: str, *args: str, **variables: str) -> Any:
 XLA = """
 import json, os, sys
 from pathlib import Path
-import jax  # which sets variables of its own, and does not start XLA
+import jax  # sets its own variables, and does not start XLA
 from orchestrator import LocalOrchestrator
 from tests.support.agents import NullAgent
 from tests.support.envs import counting_factory
@@ -210,12 +210,12 @@ print(json.dumps([threads(), f", {number} compute thread" in text, os.environ ==
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for the threads in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads from /proc")
 @pytest.mark.parametrize(
     ("first", "asked", "variable", "expected"),
     [
         ("trainer", "1", None, 1),
-        ("trainer", "3", "2", 3),  # what the trainer is asked for goes before the environment
+        ("trainer", "3", "2", 3),  # the trainer's number overrides the environment
         ("first", "1", "1", 1),
         ("first", "1", "2", 2),
     ],
@@ -224,5 +224,5 @@ def test_xla_is_started_with_them_unless_it_has_been(first: str, asked: str, var
     variables = {} if variable is None else {"NPROC": variable}
     found, errors = fresh(XLA, first, asked, str(expected), **variables)
     assert found == [expected, True, True]
-    said = f"XLA computes with {expected} threads in this process, because JAX was used before the trainer was built"
+    said = f"XLA uses {expected} threads in this process because JAX was used before the trainer was built"
     assert errors.count(said) == (expected != int(asked))

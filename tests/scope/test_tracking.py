@@ -1,4 +1,4 @@
-"""What agents track, read through skrl's members; episodes; and agents that are kept from writing files."""
+"""Scalars that agents track, read through skrl's members; episodes; and agents that must not write files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_episodes_by_hand(framework: str):
 
 
 def test_a_team_of_another_library_ends_with_its_last_agent():
-    """Without `alive` its agents may end in different steps."""
+    """Without `alive`, its agents may end in different steps."""
     arrays, episodes = load_framework("numpy"), Episodes(1)
 
     def step(rewards: tuple[float, float], *ended: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_a_team_of_another_library_ends_with_its_last_agent():
 
 
 class FileWriter:
-    """Stands for the event files of skrl's agents."""
+    """Stand-in for the event files of skrl's agents."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -85,7 +85,7 @@ class FileWriter:
 
 
 class SkrlLikeAgent(NullAgent):
-    """Tracks and writes as skrl's agents do."""
+    """Tracks and writes like skrl's agents."""
 
     def __init__(self, folder: Path, write_interval: Any = "auto") -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_a_factory_s_agent_writes_nothing_and_is_read(tmp_path: Path):
     assert not folder.exists()
     assert [scalars.get("Loss / Mine") for scalars in collected[1:]] == [2.0, 7.0, 12.0, 17.0]
     assert [scalars.get("Reward / Mine") for scalars in collected[1:]] == [102.0, 107.0, 112.0, 117.0]
-    # as its owner knows it, once it is given back
+    # the agent returns with its own attributes
     assert not hasattr(agent, "writer")
     assert (agent.write_interval, agent.checkpoint_interval) == ("auto", "auto")
 
@@ -160,7 +160,7 @@ def test_an_instance_in_this_process_keeps_its_files(tmp_path: Path):
     assert [row for row in agent.writer.written if row[0] == "Loss / Mine"] == [
         ("Loss / Mine", 2 * i + 0.5, 2 * i + 1) for i in range(10)
     ]
-    # what it wrote itself, every second timestep, is collected: at 1 and 3, at 5, 7 and 9, …
+    # what it writes itself, every second timestep, is collected: at 1 and 3, at 5, 7 and 9, …
     assert [scalars.get("Loss / Mine") for scalars in collected[1:]] == [1.5, 6.5, 11.5, 16.5]
 
 
@@ -193,14 +193,14 @@ def test_episodes_infos_and_phases_of_each_scope(framework: str):
         trainer.reset()
         for _ in range(3):
             trainer.train()
-        # the episodes that the reset broke off do not count
+        # episodes cut off by the reset do not count
         assert trainer.collect_metrics()[1]["Episode / Length (mean)"] == 3.0
 
 
 def test_rendering_is_timed():
     class Rendered(CountingEnv):
         render_mode = "rgb_array"
-        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's own way
+        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's convention
 
         def render(self) -> Any:
             return np.zeros((1, 1, 3), np.uint8)
@@ -239,12 +239,12 @@ def test_the_writer_travels_and_knows_scalars_only():
     writer.flush()
     writer.close()
     assert pickle.loads(pickle.dumps(writer)).scalars.drain() == {"a": 1.0}
-    with pytest.raises(AttributeError, match="'add_histogram'; it takes scalars"):
+    with pytest.raises(AttributeError, match="'add_histogram'; it takes only scalars"):
         writer.add_histogram("h", [1])
 
 
 class ImageAgent(NullAgent):
-    """Asks for its observations as they are."""
+    """Requests unflattened observations."""
 
     unflatten_observations = True
 
@@ -261,7 +261,7 @@ class ImageAgent(NullAgent):
 
 
 class ImageEnv(CountingEnv):
-    """An image whose pixels say which row, step and pixel they are."""
+    """Image observations whose pixels encode row, step and pixel."""
 
     def __init__(self, row: int) -> None:
         super().__init__(row)
@@ -318,10 +318,10 @@ def test_unused_intervals_are_told_once(tmp_path: Path, caplog: pytest.LogCaptur
         return agent
 
     (note,) = notes_of(lambda scope: SkrlLikeAgent(tmp_path / "never"), caplog)
-    assert note.startswith("write_interval and checkpoint_interval of SkrlLikeAgent are not used here: an agent that a")
-    assert "collect_metrics() gives its scalars, and agent_files() its state" in note
+    assert note.startswith("write_interval and checkpoint_interval of SkrlLikeAgent are ignored: an agent that a")
+    assert "use collect_metrics() for its scalars and agent_files() for its state" in note
     assert notes_of(silent, caplog) == []
-    # instances in the user's process write what they want
+    # instances in the user's process keep their files
     assert notes_of([SkrlLikeAgent(tmp_path / "one"), SkrlLikeAgent(tmp_path / "two")], caplog) == []
 
 
@@ -329,7 +329,7 @@ def test_what_becomes_of_instances_in_ray_is_told_once(ray_cluster: None, caplog
     agents = [NullAgent(), NullAgent()]
     (note,) = notes_of(agents, caplog, "ray")
     assert note == (
-        "the NullAgent that you handed over is trained as a copy in its worker; trainer.agents and close() bring the "
-        "trained state back into it"
+        "the NullAgent instance that you passed is trained as a copy in its worker; trainer.agents and close() copy "
+        "the trained state back into it"
     )
     assert notes_of(NullAgent, caplog, "ray") == []

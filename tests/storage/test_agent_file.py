@@ -1,4 +1,4 @@
-"""Agents as files: they go on with the same bits, and what does not fit is refused."""
+"""Agent files: agents continue with the same bits, and files that do not fit are rejected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_our_agent_goes_on_with_the_same_bits(framework: str, actions: str):
         assert_same(state_of(trained), before)
     load_agent(fresh, name, data, adapter)
     assert_same(state_of(fresh), state_of(trained))
-    # over an update, that needs the optimizer's moments
+    # past an update, which needs the optimizer's moments
     results = [learn(agent, range(100, 100 + STEPS)) for agent in (trained, fresh)]
     assert_same(results[1], results[0])
     with pytest.raises(AssertionError):
@@ -47,10 +47,10 @@ def test_a_file_of_another_shape_leaves_our_agent_as_it_is(framework: str):
     agent = make(framework)
     run(agent, range(STEPS))
     before = dump_agent(agent, adapter)
-    with pytest.raises(AgentError, match=r"PPO cannot load what was stored: AgentError: the state does not fit"):
+    with pytest.raises(AgentError, match=r"PPO cannot load the stored state: AgentError: the state does not fit"):
         load_agent(agent, name, data, adapter)
     for wrong in (data[:-1], b"", encode_state({"models": {}}, adapter), encode_state([1], adapter)):
-        with pytest.raises(AgentError, match="PPO cannot load what was stored"):
+        with pytest.raises(AgentError, match="PPO cannot load the stored state"):
             load_agent(agent, name, wrong, adapter)
     assert dump_agent(agent, adapter) == before
 
@@ -66,7 +66,7 @@ def trained_skrl(seed: int, updates: int) -> Any:
 
 
 def skrl_step(agent: Any, step: int) -> Any:
-    """One timestep whose arrays depend on the step only."""
+    """Run one timestep whose arrays depend only on the step."""
     generator = torch.Generator().manual_seed(step)
     observations, following = torch.randn(2, 2, 4, generator=generator)
     rewards = torch.randn(2, 1, generator=generator)
@@ -106,14 +106,14 @@ def test_skrl_s_agent_comes_back_with_its_optimizer():
     assert fresh.checkpoint_modules["policy"] is fresh.models["policy"]  # in place
     assert_same(skrl_state(fresh), skrl_state(trained))
     results = []
-    for agent in (trained, fresh):  # over an update, that needs the optimizer's moments
+    for agent in (trained, fresh):  # past an update, which needs the optimizer's moments
         seed_everything(5)
         results.append([[skrl_step(agent, step) for step in range(200, 200 + ROLLOUTS + 4)], skrl_state(agent)])
     assert_same(results[1], results[0])
 
 
 class WithFiles(NullAgent):
-    """A number in a file of its own format."""
+    """Stores a number in its own file format."""
 
     def __init__(self, weight: float = 0.0) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class WithFiles(NullAgent):
 
 
 class WithModules(WithFiles):
-    """Modules of which one has no state that can be written."""
+    """Has modules, of which one may have no state that can be written."""
 
     def __init__(self, weight: float = 0.0, module: Any = None) -> None:
         super().__init__(weight)
@@ -139,11 +139,11 @@ class WithState(WithFiles):
         return {"weight": self.weight, "hook": [print]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise AssertionError("nothing was stored that this could load")
+        raise AssertionError("load_state_dict() must not be called")
 
 
 class WithHalf(torch.nn.Module):
-    """A state of a dtype that NumPy does not have."""
+    """Has a state of a dtype that NumPy lacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def test_an_agent_s_own_file_is_the_last_way(stored: Any, fresh: Any):
     load_agent(fresh, name, data, TORCH)
     assert fresh.weight == 2.5
     assert name in FILE_NAMES
-    with pytest.raises(AgentError, match=r"With\w+ cannot load what was stored: ValueError"):
+    with pytest.raises(AgentError, match=r"With\w+ cannot load the stored state: ValueError"):
         load_agent(fresh, name, b"another file", TORCH)
 
 
@@ -197,5 +197,5 @@ def test_an_agent_with_none_of_them_is_told_all_three():
     ):
         dump_agent(NullAgent(), TORCH)
     for name in FILE_NAMES:
-        with pytest.raises(AgentError, match="NullAgent cannot load what was stored"):
+        with pytest.raises(AgentError, match="NullAgent cannot load the stored state"):
             load_agent(NullAgent(), name, encode_state({"policy": {"a": np.zeros(2)}}, TORCH), TORCH)

@@ -1,4 +1,4 @@
-"""How trained agents come back: whole, by the states of their modules, or by their own files."""
+"""Transfer of trained agents: whole, by the states of their modules, or by their own files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.storage.export import ExportedAgent, copy_state, export_agent, impo
 
 
 class Agent:
-    """A network, its optimizer and a schedule that holds the optimizer, all referred to twice."""
+    """Has a network, its optimizer and a scheduler that holds the optimizer, all referred to twice."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -44,7 +44,7 @@ class Unpicklable(Agent):
 
 
 class WithFiles:
-    """No modules, a lock, and files of its own."""
+    """Has no modules, but a lock and its own files."""
 
     def __init__(self, weight: float = 0.0) -> None:
         self.writer = threading.Lock()
@@ -75,11 +75,11 @@ def trained(agent: Any, times: int = 3) -> Any:
 
 
 def no_need() -> Any:
-    raise AssertionError("no agent need be made")
+    raise AssertionError("make() must not be called")
 
 
 def sent(agent: Any) -> ExportedAgent:
-    """Exported, and across a wire."""
+    """Export an agent and send it across a wire."""
     exported = export_agent(agent, pickle.dumps)
     assert isinstance(exported.data, bytes)
     received: ExportedAgent = pickle.loads(pickle.dumps(exported))
@@ -102,7 +102,7 @@ def test_by_the_states_of_its_modules():
     assert exported.kind == "modules"
     made = Unpicklable(seed=1)
     references = made.policy, made.optimizer
-    critic = made.checkpoint_modules["value"] = nn.Linear(1, 1)  # which the trained agent does not have
+    critic = made.checkpoint_modules["value"] = nn.Linear(1, 1)  # the trained agent does not have it
     assert numbers(made) != numbers(agent)
     assert import_agent(exported, lambda: made) is made
     assert numbers(made) == numbers(agent)
@@ -158,7 +158,7 @@ def test_state_is_copied_and_references_stay_good():
     weight = mine.policy.weight
     copy_state(remote, mine)
     assert numbers(mine) == numbers(remote)
-    assert (mine.steps, mine.memory.tolist()) == (3, [3.0, 3.0])  # though memory was None, as one of the modules is
+    assert (mine.steps, mine.memory.tolist()) == (3, [3.0, 3.0])  # although memory was None, like one of the modules
     assert mine.policy is policy is mine.models["policy"] is mine.checkpoint_modules["policy"]
     assert mine.optimizer is optimizer is mine.scheduler.optimizer
     assert mine.checkpoint_modules is modules
@@ -206,7 +206,7 @@ def test_an_agents_own_state_is_left_as_it_is():
 
 
 class Restorable:
-    """Says itself how it is unpickled, and has something that refers to it."""
+    """Defines how it is unpickled, and has an attribute that refers to it."""
 
     def __init__(self) -> None:
         self.weight = 0.0

@@ -1,4 +1,4 @@
-"""States as bytes: every one comes back to the bit without pickle, and what is damaged is refused."""
+"""States as bytes: they are restored bit for bit without pickle, and damaged ones are rejected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TORCH = load_framework("torch")
 
 DTYPES = ("bool", "int8", "int64", "uint8", "uint16", "float16", "float32", "float64", "complex64")
 TORCH_DTYPES = ("bool", "int64", "uint8", "float32", "float64")
-# keys whose paths meet, and names that a reader of the format takes for its own
+# keys whose paths collide, and names that are reserved in the format
 KEYS = st.one_of(
     st.sampled_from(["a", "b", "a/b", "/a", "a'", "", "/", "0", "a/0", "state", "__metadata__"]),
     st.integers(-3, 3),
@@ -35,7 +35,7 @@ KEYS = st.one_of(
 
 @st.composite
 def numpy_arrays(draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES) -> Any:
-    """Any bits, of any shape: of no dimension, empty, transposed, with steps."""
+    """Draw arrays of any bits and shape: without dimensions, empty, transposed, reversed."""
     dtype = np.dtype(draw(st.sampled_from(dtypes)))
     array = draw(arrays_of.arrays(dtype, arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)))
     layout = draw(st.sampled_from(["as it is", "transposed", "backwards"]))
@@ -75,7 +75,7 @@ STATES = st.recursive(
 
 
 def bits(tree: Any) -> Any:
-    """The tree as something that `assert_same` compares with the kinds of its keys, numbers and arrays."""
+    """Return the tree in a form for `assert_same` that includes the types of keys, numbers and arrays."""
     if isinstance(tree, dict):
         return {"dict": [(type(key).__name__, key, bits(value)) for key, value in tree.items()]}
     if isinstance(tree, (list, tuple)):
@@ -148,7 +148,7 @@ def test_what_comes_back_belongs_to_nobody_else():
     data = encode_state(state, TORCH)
     back = decode_state(data, TORCH)
     for array in back.values():
-        array += 1  # an agent may go on in its arrays
+        array += 1  # an agent may write to its arrays
     assert_same(bits(decode_state(data, TORCH)), bits(state))
 
 
@@ -167,8 +167,8 @@ WITHIN_ITSELF["me"] = WITHIN_ITSELF
         ({"a": {1, 2}}, r"has a set at /a; expected"),
         (b"bytes", r"has a bytes at /; expected"),
         (1j, r"has a complex at /"),
-        ({"a": {(1, 2): 3}}, r"has the key \(1, 2\) at /a; expected strings, integers"),
-        ({None: 3}, r"has the key None at /;"),
+        ({"a": {(1, 2): 3}}, r"has key \(1, 2\) at /a; expected strings or integers"),
+        ({None: 3}, r"has key None at /;"),
         ({"a": [np.array([None])]}, r"an array of dtype object at /a/0; expected one of bool, complex64"),
         ({"a": np.array(["text"])}, r"an array of dtype <U4 at /a;"),
         ({"a": np.complex128(1)}, r"an array of dtype complex128 at /a;"),
@@ -218,7 +218,7 @@ def file_with(tree: str) -> bytes:
     ],
 )
 def test_damaged_files_are_refused(data: bytes):
-    with pytest.raises(AgentError, match="no state of an agent, or is damaged"):
+    with pytest.raises(AgentError, match="not an agent's state, or is damaged"):
         decode_state(data, TORCH)
 
 
@@ -236,6 +236,6 @@ def test_random_bytes_give_nothing_but_our_error(damage: Any):
         place, byte = damage
         data = GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]
     try:
-        decode_state(data, TORCH)  # a byte within a number is another number
+        decode_state(data, TORCH)  # a changed byte within a number gives another number
     except AgentError as error:
-        assert "damaged" in str(error)  # noqa: PT017 - that it is raised is not the point
+        assert "damaged" in str(error)  # noqa: PT017 - it need not be raised

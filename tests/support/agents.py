@@ -1,4 +1,4 @@
-"""Agents that take note of everything that they are given."""
+"""Agents that do nothing, record everything that they are given, draw random numbers, or die."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from workers.types import Scope
 
 
 def framework_of(array: Any) -> Framework:
-    """The framework that an array is of, which has been imported then."""
+    """Return the framework of an array."""
     package = type(array).__module__.partition(".")[0]
     return load_framework({"jaxlib": "jax"}.get(package, package))
 
 
 def to_numpy(array: Any) -> Any:
-    """An array's values, as NumPy's; None as it is."""
+    """Return an array as a NumPy array; None unchanged."""
     return None if array is None else framework_of(array).to_numpy(array)
 
 
 class NullAgent:
-    """Has all members, and acts on zeros."""
+    """Agent with all required members, whose actions are zeros."""
 
     def __init__(self, scope: Scope | None = None) -> None:
         self.training = False
@@ -54,7 +54,7 @@ class NullAgent:
 
 
 class RecordingAgent(NullAgent):
-    """Acts on ``100 row + timestep`` and keeps copies of every argument of every call, in order."""
+    """Agent whose actions are ``100 row + timestep``; it keeps copies of every argument of every call, in order."""
 
     def __init__(self, scope: Scope | None = None) -> None:
         super().__init__(scope)
@@ -89,7 +89,7 @@ class RecordingAgent(NullAgent):
 
 
 class RecordingTeam(RecordingAgent):
-    """A multi-agent: acts on the first legal action where it is told a mask, else on ``1 + timestep % 2``."""
+    """Multi-agent whose action is the first legal one if it gets a mask, else ``1 + timestep % 2``."""
 
     def __init__(self, action_spaces: Mapping[str, Any], scope: Scope | None = None) -> None:
         super().__init__(scope)
@@ -108,7 +108,7 @@ class RecordingTeam(RecordingAgent):
 
 
 class NoisyAgent(NullAgent):
-    """Draws its weights and its actions from NumPy's global generator, and from torch's where that is its framework."""
+    """Agent that draws weights and actions from NumPy's global generator, and from torch's if that is its framework."""
 
     def __init__(self, framework: str, scope: Scope | None = None) -> None:
         super().__init__(scope)
@@ -134,7 +134,7 @@ class NoisyAgent(NullAgent):
 
 
 class DyingAgent(NullAgent):
-    """Ends or stops its own process at timestep 3."""
+    """Agent that ends or stops its own process at timestep 3."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class DyingAgent(NullAgent):
 
 
 def copied(value: Any) -> Any:
-    """A deep copy with the framework's arrays as NumPy's."""
+    """Return a deep copy with NumPy arrays in place of the framework's."""
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
     if hasattr(value, "shape") and not isinstance(value, np.generic):

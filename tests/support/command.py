@@ -22,7 +22,7 @@ RAY = ("orchestrator.kind=ray",)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
-    """Exit code, lines of the output, and messages."""
+    """Run the command, and return its exit code, the lines of its output, and its messages."""
     code = main([str(argument) for argument in arguments])
     shown = capsys.readouterr()
     return code, shown.out.splitlines(), shown.err

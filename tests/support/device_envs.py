@@ -1,6 +1,6 @@
-"""Environments whose arrays are made and stay on a framework's device, in each framework.
+"""Environments whose arrays are made on a framework's device and stay there, in each framework.
 
-Observations are ``(row, step, last action)``; a row is truncated after ``3 + row % 4`` steps and starts anew at once.
+Observations are ``(row, step, last action)``. A row is truncated after ``3 + row % 4`` steps and starts again at once.
 The reward is ``100 row + step``.
 """
 
@@ -21,7 +21,7 @@ WIDTH = 3
 
 
 class DeviceEnv(Wrapper):
-    """What is the same in every framework; `given` is what `step` returned last."""
+    """The part that is the same in every framework; `given` holds the last outputs of `step`."""
 
     observation_space = Box(-np.inf, np.inf, (WIDTH,), np.float32)
     action_space = Box(-np.inf, np.inf, (1,), np.float32)

@@ -17,8 +17,8 @@ WIDTH = 4
 class CountingEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     """Observation ``(row, episode, step, last action)``; the row ends after ``3 + row % 4`` steps.
 
-    Even rows terminate, odd rows are truncated. The reward is ``1000 row + 10 episode + step / 10``. The infos are an
-    array by row, nested dictionaries, strings, and a key that only ended rows have.
+    Even rows terminate, odd rows are truncated. The reward is ``1000 row + 10 episode + step / 10``. The infos have the
+    row's number, nested dictionaries, strings, and a key that only ended rows have.
     """
 
     def __init__(self, row: int) -> None:
@@ -59,7 +59,7 @@ class CountingEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]
 
 
 class SilentEnv(CountingEnv):
-    """Without infos."""
+    """`CountingEnv` without infos."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         return super().reset(seed=seed, options=options)[0], {}
@@ -69,7 +69,7 @@ class SilentEnv(CountingEnv):
 
 
 def build_counting(num_envs: int, first_env: int) -> list[CountingEnv]:
-    """Copies whose row is their index in the full batch."""
+    """Build copies whose row is their index in the full batch."""
     return [CountingEnv(first_env + i) for i in range(num_envs)]
 
 

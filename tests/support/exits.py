@@ -2,4 +2,4 @@
 
 import sys
 
-sys.exit("this module ends it all")
+sys.exit("this module exits")

@@ -1,4 +1,4 @@
-"""An environment as another library wraps it, and local trainers of it."""
+"""An environment wrapped by another library, and local trainers with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.frameworks import load_framework
 
 
 class ForeignEnv:
-    """A wrapper of another library: has the members, and notes what is called."""
+    """Wrapper of another library: has the required members, and records the calls."""
 
     observation_space = Box(-1, 1, (4,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)

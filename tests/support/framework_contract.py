@@ -1,4 +1,4 @@
-"""What every `Framework` promises, as checks that run on any of them."""
+"""The contract of `Framework`, as checks that run on any framework."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from workers.remote.wire import from_wire, to_wire
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A framework, and what the checks must know of it.
+    """A framework, and what the checks need to know about it.
 
     Attributes:
         framework: The framework.
         dtypes: NumPy's names of the dtypes that it has.
-        is_contiguous: Whether rows of one of its arrays lie one after the other.
-        pointer: Address of an array's memory.
-        transpose: A view of a matrix with its axes exchanged.
-        fill: Overwrites an array; None where arrays cannot be written.
-        scalar_shape: Shape of an array of one number without dimensions.
-        draw: Numbers of its global generator; None where there is none.
-        seeded_draw: What `draw` gives right after the framework's own way of seeding.
-        grad_enabled: Reads and sets whether gradients are recorded; None where there are none.
+        is_contiguous: Returns whether the rows of an array follow each other in memory.
+        pointer: Returns the address of an array's memory.
+        transpose: Returns a view of a matrix with its axes swapped.
+        fill: Overwrites an array; None if arrays cannot be written.
+        scalar_shape: Shape of an array made from a zero-dimensional one.
+        draw: Draws numbers from the global generator; None if there is none.
+        seeded_draw: Returns what `draw` gives right after seeding in the framework's own way.
+        grad_enabled: Functions that read and set whether gradients are recorded; None if there are no gradients.
     """
 
     framework: Framework
@@ -43,7 +43,7 @@ class Case:
 
 
 def table(rows: int = 6, columns: int = 3, dtype: str = "float32") -> npt.NDArray[Any]:
-    """Row i, column j is ``10 i + j + 1``; for booleans a pattern that no other row has."""
+    """Return an array with ``10 i + j + 1`` in row i, column j; for booleans, with a pattern derived from that."""
     values = np.add.outer(10 * np.arange(rows), np.arange(columns) + 1)
     return (values * 37 % 5 > 2 if dtype == "bool" else values).astype(dtype)
 
@@ -58,7 +58,7 @@ def assert_array(case: Case, given: Any, expected: npt.NDArray[Any]) -> None:
 
 
 def assert_fresh(case: Case, fresh: Iterable[Any], source: Any, expected: npt.NDArray[Any]) -> None:
-    """Every array is contiguous, and writing into it changes neither its neighbours nor the source."""
+    """Assert that every array is contiguous, and that writing to it changes neither the other arrays nor the source."""
     arrays = list(fresh)
     assert all(case.is_contiguous(array) for array in arrays)
     assert len({case.pointer(array) for array in (*arrays, source)}) == len(arrays) + 1
@@ -167,7 +167,7 @@ def check_wire(case: Case) -> None:
     tree = Pair({"a": array, "b": (array, 3)}, [plain, "text", None])
     sent = to_wire(tree, case.framework)
     assert not any(map(case.framework.is_array, sent.others))
-    for _ in range(2):  # what was sent stays good
+    for _ in range(2):  # what was sent stays valid
         received = from_wire(sent, case.framework)
         assert type(received) is Pair
         assert_fresh(case, [received.one["a"], received.one["b"][0]], array, values)

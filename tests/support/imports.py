@@ -1,4 +1,4 @@
-"""Which module imports what, and what the house allows."""
+"""The imports of modules, and the rules of the house for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAMEWORKS = {
     "warp_nn": "warp",
 }
 
-# the rooms of the house, the highest first: a module may import its own room and those below, not one beside it
+# the rooms of the house, highest first: a module may import from its own room and lower ones, not from one beside it
 ROOMS = (
     ("trainer.__main__",),
     ("trainer.command",),
@@ -36,14 +36,14 @@ ROOMS = (
     ("workers.frameworks",),
     ("workers",),
 )
-RULES = ROOMS[9]  # files of one room
+RULES = ROOMS[9]  # these count as one room
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 NEVER = ("skrl", "tests", "examples", "benchmarks")
 
 
 def imported_names(source: str, module: str, *, is_package: bool = False) -> Iterator[str]:
-    """Full names of all modules (or members of modules) that `source` imports anywhere, also inside functions."""
+    """Yield the full names of all modules (or members of modules) that `source` imports, also inside functions."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -58,7 +58,7 @@ def imported_names(source: str, module: str, *, is_package: bool = False) -> Ite
 
 
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """What `module` imports and must not."""
+    """Return the forbidden imports of `module`."""
     return [
         f"{module} imports {name}"
         for name in imported_names(source, module, is_package=is_package)
@@ -67,10 +67,10 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
 
 
 def circle(sources: Mapping[str, str]) -> list[str]:
-    """Modules that import each other in a circle, the first one again at the end; empty if there is no circle.
+    """Return modules that import each other in a circle, with the first one again at the end; empty if there is none.
 
     Args:
-        sources: Source of each module by its full name. Imports of anything else do not count.
+        sources: Source of each module by its full name. Imports of other modules do not count.
     """
     graph = {
         module: {found for name in imported_names(source, module) if (found := _module_of(name, sources)) is not None}
@@ -79,12 +79,12 @@ def circle(sources: Mapping[str, str]) -> list[str]:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        return list(reversed(error.args[1]))  # graphlib begins with what is imported
+        return list(reversed(error.args[1]))  # graphlib begins with the imported module
     return []
 
 
 def _module_of(name: str, modules: Mapping[str, str]) -> str | None:
-    """The module that an imported name is, or is a member of."""
+    """Return the module that an imported name is, or is a member of."""
     return next((found for found in (name, name.rpartition(".")[0]) if found in modules), None)
 
 
@@ -101,14 +101,14 @@ def _allowed(module: str, name: str) -> bool:
 
 
 def _room(name: str) -> str:
-    """The room that a module, or a member of one, is in."""
+    """Return the room of a module or of a module's member."""
     while name not in FLOORS:
         name = name.rpartition(".")[0]
     return name
 
 
 def _framework_of(module: str) -> str | None:
-    """The framework whose module it is: adapter, agents or trainer."""
+    """Return the framework of an adapter, agent or trainer module; None for any other module."""
     match module.split("."):
         case ["workers", "frameworks", name] | ["workers", "agents", name, *_] | ["trainer", name]:
             return name
@@ -116,7 +116,7 @@ def _framework_of(module: str) -> str | None:
 
 
 def modules(*roots: Path) -> Iterator[tuple[str, Path]]:
-    """Names and files of all modules of packages."""
+    """Yield the names and files of all modules of packages."""
     for root in roots:
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root.parent).with_suffix("").parts

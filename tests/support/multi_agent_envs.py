@@ -17,27 +17,27 @@ TEAM = ("scout", "tank", "medic")
 PLAYERS = ("anna", "bert", "cleo")
 
 Deaths = Mapping[str, tuple[int, str]]
-"""Step, from 1 on, and flag ("terminated" or "truncated") of each agent's end."""
+"""Step (from 1) and flag ("terminated" or "truncated") of each agent's end."""
 
 SCRIPTS: tuple[Deaths, ...] = (
     {"scout": (2, "terminated"), "tank": (5, "truncated"), "medic": (4, "terminated")},
     {"scout": (3, "truncated"), "tank": (3, "truncated"), "medic": (3, "truncated")},
     {"scout": (4, "truncated"), "tank": (1, "terminated"), "medic": (6, "terminated")},
 )
-"""Deaths in the rows 0, 1, 2 and again: one after the other; all at once; the first at the first step."""
+"""Deaths in rows 0, 1, 2, and so on in turn: one after the other; all at once; the first in the first step."""
 
 
 class CountingTeamEnv(ParallelEnv):
     """Three agents that live as long as the script says; the episode ends with the last of them.
 
     - Observation: ``(row, agent's index, episode, step)``, and ``index`` more columns, the first numbers of the agent's
-      last action: the scout has 4 columns, the tank 5, the medic 6. Nothing has been done yet: -1.
+      last action (-1 if there is none): the scout has 4 columns, the tank 5, the medic 6.
     - Actions: the scout's ``Discrete(5, start=1)``, the tank's ``Box(2)``, the medic's ``MultiDiscrete([3, 4])``.
     - Reward: ``1000 row + 100 index + 10 episode + step / 10``.
-    - Infos: ``{"step": step, "name": "row/agent"}``; the scout's also an ``action_mask`` in which all but
-      ``(row + step) % 5`` is legal; ``{"fell": step}`` too in the step in which an agent ends.
-    - State: ``(row, episode, step, number of those alive)``.
-    - The medic is absent until the step `arrival`, if it is not 0: then there is its first observation, with a reward.
+    - Infos: ``{"step": step, "name": "row/agent"}``; for the scout also an ``action_mask`` in which all actions but
+      ``(row + step) % 5`` are legal; and ``{"fell": step}`` in the step in which an agent ends.
+    - State: ``(row, episode, step, number of living agents)``.
+    - If `arrival` is not 0, the medic is absent until that step, which brings its first observation, with a reward.
     """
 
     metadata: dict[str, Any] = {"name": "counting_team_v0", "is_parallelizable": True}  # noqa: RUF012
@@ -71,7 +71,7 @@ class CountingTeamEnv(ParallelEnv):
         return {name: self.observation(name) for name in self.agents}, {name: self.info(name) for name in self.agents}
 
     def step(self, actions: Mapping[str, Any]) -> Any:
-        assert actions.keys() == set(self.agents), f"actions of {list(actions)}, but alive are {self.agents}"
+        assert actions.keys() == set(self.agents), f"actions of {list(actions)}; expected those of {self.agents}"
         self.last_actions = dict(actions)
         self.step_count += 1
         shown = list(self.agents)
@@ -107,7 +107,7 @@ class CountingTeamEnv(ParallelEnv):
 
 
 def build_team(num_envs: int, first_env: int, *, arrival: int = 0) -> list[CountingTeamEnv]:
-    """Copies whose row is their index in the full batch, each third with the same script."""
+    """Build copies whose row is their index in the full batch; every third one has the same script."""
     rows = range(first_env, first_env + num_envs)
     return [CountingTeamEnv(row, SCRIPTS[row % len(SCRIPTS)], arrival=arrival) for row in rows]
 
@@ -117,11 +117,11 @@ def team_factory(num_envs: int, *, arrival: int = 0) -> EnvFactory:
 
 
 class CountingGame(AECEnv):
-    """Three players who move one after the other; one may be out before the game ends, after `moves` moves.
+    """Three players who move one after the other. The game ends after `moves` moves; a player may be out before.
 
     - Observation: a Dict with ``observation``, ``(row, player's index, episode, moves done)``, and ``action_mask``, in
-      which all but ``(row + moves done) % 4`` is legal.
-    - Actions: ``Discrete(4)``. One that is not legal fails.
+      which all actions but ``(row + moves done) % 4`` are legal.
+    - Actions: ``Discrete(4)``. An illegal action fails.
     - Reward: after every move each player still listed gets ``1000 row + 100 index + 10 episode + moves done / 10``.
     - Infos: ``{"moves": moves done}``.
     - ``outs``: the move after which a player is out, and the flag. The others are terminated at the end.
@@ -191,7 +191,7 @@ class CountingGame(AECEnv):
 
 
 def build_game(num_envs: int, first_env: int) -> list[CountingGame]:
-    """Copies whose row is their index in the full batch; game `row` has ``5 + row % 3`` moves."""
+    """Build copies whose row is their index in the full batch; game `row` has ``5 + row % 3`` moves."""
     return [CountingGame(row, moves=5 + row % 3) for row in range(first_env, first_env + num_envs)]
 
 
@@ -202,8 +202,8 @@ def game_factory(num_envs: int) -> EnvFactory:
 class NoisyTeamEnv(ParallelEnv):
     """Agents on random walks that their actions drive, on the environment's own generator, with random ends.
 
-    Each agent ends, by either flag, with probability 0.06 a step, the whole episode with 0.03; the last agent may come
-    later. Agent i sees ``width + i`` columns.
+    In each step an agent ends, by either flag, with probability 0.06, and the whole episode with 0.03. The last agent
+    may come later. Agent i observes ``width + i`` columns.
     """
 
     metadata: dict[str, Any] = {"name": "noisy_team_v0", "is_parallelizable": True}  # noqa: RUF012
@@ -218,14 +218,14 @@ class NoisyTeamEnv(ParallelEnv):
         masks: bool = False,
         states: bool = False,
     ) -> None:
-        """Make it.
+        """Build the environment.
 
         Args:
             agents: Number of agents, ``agent_0`` and so on.
-            width: Columns that the first agent sees.
-            discrete: Whether actions are ``Discrete(4)`` or ``Box(2)``; None for one after the other by turns.
-            masks: Whether discrete agents have an ``action_mask`` in their infos; an action that is not legal fails.
-            states: Whether there are states, the positions of all agents.
+            width: Number of columns that the first agent observes.
+            discrete: Whether actions are ``Discrete(4)`` instead of ``Box(2)``; None: alternately.
+            masks: Whether discrete agents have an ``action_mask`` in their infos; an illegal action fails.
+            states: Whether there are states: the positions of all agents.
         """
         self.possible_agents = [f"agent_{index}" for index in range(agents)]
         self.agents: list[str] = []
@@ -264,7 +264,7 @@ class NoisyTeamEnv(ParallelEnv):
         return self._observations(self.agents), {name: self._info(name) for name in self.agents}
 
     def step(self, actions: Mapping[str, Any]) -> Any:
-        assert actions.keys() == set(self.agents), f"actions of {list(actions)}, but alive are {self.agents}"
+        assert actions.keys() == set(self.agents), f"actions of {list(actions)}; expected those of {self.agents}"
         for name, action in actions.items():
             if name in self._masks:
                 assert self._masks[name][action], f"{action} of {name} is not legal: {self._masks[name]}"
@@ -306,5 +306,5 @@ def build_noisy_team(num_envs: int, first_env: int, **options: Any) -> list[Nois
 
 
 def noisy_team_factory(num_envs: int, **options: Any) -> EnvFactory:
-    """For `options` see `NoisyTeamEnv`."""
+    """Return a factory of `NoisyTeamEnv` with `options`."""
     return EnvFactory(partial(build_noisy_team, **options), num_envs=num_envs)

@@ -1,4 +1,4 @@
-"""A multi-agent environment stepped alone in plain Python, and the flat rows that our wrapper is to make of it."""
+"""A multi-agent environment stepped alone in plain Python, and the flat rows that our wrapper must make of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pettingzoo import AECEnv
 
 
 def draw(space: Space[Any], generator: np.random.Generator) -> Any:
-    """A sample, whose numbers are exact as float32."""
+    """Draw a sample whose numbers are exact as float32."""
     if isinstance(space, Dict):
         return {key: draw(member, generator) for key, member in space.spaces.items()}
     if isinstance(space, Tuple):
@@ -28,18 +28,18 @@ def draw(space: Space[Any], generator: np.random.Generator) -> Any:
 
 
 def columns(space: Space[Any], action: Any) -> list[float]:
-    """An action as flat numbers, one for each element."""
+    """Return an action as flat numbers, one for each element."""
     if isinstance(space, (Dict, Tuple)):
         members = space.spaces if isinstance(space, Dict) else dict(enumerate(space.spaces))
         return [number for key, member in members.items() for number in columns(member, action[key])]
-    # of a Box without dimensions there is a scalar, as from Gymnasium's vector environments
+    # an action of a zero-dimensional Box is a scalar, as in Gymnasium's vector environments
     action = np.asarray(action) if isinstance(space, Box) else action
     assert space.contains(action), f"{action!r} is not of {space}"
     return [float(number) for number in np.ravel(action)]
 
 
 class Oracle:
-    """One copy, stepped by PettingZoo's own loops; `rows` are (observation, reward, terminated, truncated) by agent."""
+    """One copy, stepped by PettingZoo's own loops. Each output is a dictionary by agent."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
@@ -61,7 +61,7 @@ class Oracle:
             outputs: tuple[dict[str, Any], ...] = env.step({name: actions[name] for name in env.agents})
             return outputs
         env.step(actions[env.agent_selection])
-        # who is listed was alive before the move: those who had ended were removed after the move that ended them
+        # all listed agents were alive before the move: those that ended were removed after the move that ended them
         observations = {name: env.observe(name) for name in env.agents}
         outputs = (observations, dict(env.rewards), dict(env.terminations), dict(env.truncations), dict(env.infos))
         while env.agents and (env.terminations[env.agent_selection] or env.truncations[env.agent_selection]):
@@ -70,7 +70,7 @@ class Oracle:
 
 
 def flat(space: Space[Any], rows: list[dict[str, Any]], name: str) -> npt.NDArray[Any]:
-    """An agent's rows, zeros where it has none."""
+    """Return an agent's rows, with zeros where it has none."""
     arrays = [flatten(space, row[name]) if name in row else np.zeros(flatdim(space)) for row in rows]
     dtype = np.asarray(flatten(space, draw(space, np.random.default_rng(0)))).dtype
     return np.array(arrays).astype(np.float32 if dtype.kind == "f" else dtype)

@@ -23,20 +23,19 @@ CFG: StepTrainerCfgDict = {"headless": True, "disable_progressbar": True}
 
 
 def step_trainer(framework: str) -> Any:
-    """The framework's StepTrainer."""
+    """Return the framework's StepTrainer."""
     return importlib.import_module(f"trainer.{framework}").StepTrainer
 
 
 def ppo(framework: str) -> Any:
-    """The framework's PPO."""
+    """Return the framework's PPO."""
     return importlib.import_module(f"workers.agents.{framework}").PPO
 
 
 def run(steps: int, *, framework: str = "torch", mode: str = "train", **options: Any) -> tuple[list[Any], list[Any]]:
-    """Outputs of every step, and the trained agents.
+    """Return the outputs of every step, and the trained agents.
 
-    With mode "all ways" the steps are done by `train`, by `iterate` and by `run` in turn; the outputs are None where
-    `run` does not show them.
+    In mode "all ways", `train`, `iterate` and `run` do the steps in turn; outputs that `run` does not return are None.
     """
     with step_trainer(framework)(cfg={**CFG, "timesteps": steps}, **options) as trainer:
         if mode == "all ways":
@@ -47,12 +46,12 @@ def run(steps: int, *, framework: str = "torch", mode: str = "train", **options:
 
 
 def outputs_in_all_ways(trainer: Any, steps: int) -> Iterator[Any]:
-    """Of every step, None where `run` did it on its way; each way has its turns, of different lengths."""
+    """Yield the outputs of every step, None for those that `run` does not return. The turns have different lengths."""
     done = 0
     while done < steps:
         for prefetch, count in ((1, 7), (0, 3), (3, 9)):
             yield copied_outputs(trainer.train())
-            # all are kept until the last one has come: later steps must not change them
+            # all are kept until the last one arrives: later steps must not change them
             kept = list(trainer.iterate(count, prefetch=prefetch))
             yield from map(copied_outputs, kept)
             yield from [None] * (count - 1)
@@ -61,14 +60,14 @@ def outputs_in_all_ways(trainer: Any, steps: int) -> Iterator[Any]:
 
 
 def without_hidden(outputs: Sequence[Any], shown: Sequence[Any]) -> list[Any]:
-    """The outputs of those steps that are shown in another run."""
+    """Return the outputs, with None for the steps that another run does not show."""
     return [output if other is not None else None for output, other in zip(outputs, shown, strict=True)]
 
 
 def slices_run(steps: int, name: str, env: EnvFactory, agents: Any, sizes: Any) -> tuple[list[Any], list[Any]]:
-    """As `run`, with every scope in a service of its own, as in an actor, but without Ray and one after the other.
+    """Like `run`, with each scope in its own service as in an actor, but without Ray and one after the other.
 
-    The second part is the agents' ``state_dict``.
+    The second item has the ``state_dict()`` of each agent.
     """
     framework = load_framework(name)
     scopes = resolve_scopes(sizes, num_envs=sum(sizes), num_simultaneous_agents=len(sizes), seed=3)

@@ -1,4 +1,4 @@
-"""Agents of every framework, and what they are fed: arrays are made in NumPy, and results compared as NumPy's."""
+"""Agents of every framework and their inputs: arrays are made in NumPy, and results are compared as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def integer_dtype(framework: str) -> type[np.integer[Any]]:
-    """That of discrete actions."""
+    """Return the dtype of discrete actions."""
     return np.int32 if framework == "jax" else np.int64
 
 
 def seed_everything(framework: str, seed: int) -> None:
-    """Seed NumPy's global generator, and the framework's where it has one."""
+    """Seed NumPy's global generator, and the framework's if it has one."""
     np.random.seed(seed)
     adapter = load_framework(framework)
     adapter.set_rng_state(adapter.seeded_rng_state(seed))
@@ -45,7 +45,7 @@ def make(
     seed: int | None = 0,
     **cfg: Any,
 ) -> PPO:
-    """A small agent in training; those of one seed are equal. None leaves the global generators as they are."""
+    """Build a small agent in training mode. Agents of one seed are equal; None leaves the global generators alone."""
     defaults = {"rollouts": STEPS, "mini_batches": 2, "learning_epochs": 2, "hidden_sizes": (8,), "kl_threshold": 0.01}
     if seed is not None:
         seed_everything(framework, seed)
@@ -65,20 +65,20 @@ def make(
 
 
 def to_framework(framework: str, tree: Any) -> Any:
-    """The tree with arrays of the framework in place of NumPy's."""
+    """Return the tree with arrays of the framework in place of NumPy's."""
     if isinstance(tree, dict):
         return {key: to_framework(framework, value) for key, value in tree.items()}
     return load_framework(framework).from_numpy(tree) if isinstance(tree, np.ndarray) else tree
 
 
 def state_of(agent: PPO) -> dict[str, Any]:
-    """The agent's `state_dict` with NumPy arrays."""
+    """Return the agent's `state_dict` with NumPy arrays."""
     state: dict[str, Any] = copied(agent.state_dict())
     return state
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two trees are equal bit for bit."""
+    """Return whether two trees are equal bit for bit."""
     try:
         assert_same(first, second)
     except AssertionError:
@@ -87,8 +87,8 @@ def same(first: Any, second: Any) -> bool:
 
 
 U = 2.0**-24
-"""Unit roundoff of float32: what one operation is wrong by at most, relative to its result. CPUs differ in the order of
-sums and in fused operations, so that bounds are for the worst case: all roundings of a chain in one direction.
+"""Unit roundoff of float32: the maximum error of one operation, relative to its result. CPUs differ in the order of
+sums and in fused operations, so bounds are for the worst case: all roundings of a chain in one direction.
 """
 
 
@@ -108,7 +108,7 @@ def assert_close(given: Any, expected: Any, tolerance: float, path: str = "") ->
 
 
 def transition(agent: PPO, step: int, **changes: Any) -> Arrays:
-    """Arguments of `record_transition` that depend on the step only, so that two agents can be given the same."""
+    """Return arguments of `record_transition` that depend only on the step, so that two agents can get the same."""
     rng = np.random.default_rng(step)
 
     def draw(width: int) -> npt.NDArray[Any]:
@@ -127,26 +127,26 @@ def transition(agent: PPO, step: int, **changes: Any) -> Arrays:
 
 
 def rollout(agent: PPO, steps: range) -> Arrays:
-    """Those of some timesteps, ``(timesteps, num_envs, size)``."""
+    """Return the arguments of several timesteps, ``(timesteps, num_envs, size)``."""
     given = [transition(agent, step) for step in steps]
     return {name: np.stack([each[name] for each in given]) for name in given[0]}
 
 
 def act(agent: PPO, observations: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Sampled and mean actions."""
+    """Return sampled and mean actions."""
     actions, outputs = agent.act(to_framework(agent.framework, observations), None, **CLOCK)
     return copied(actions), copied(outputs["mean_actions"])
 
 
 def record(agent: PPO, given: dict[str, Any]) -> None:
-    """Record a transition, with arrays of NumPy or of the framework, and learn where the rollout is full."""
+    """Record a transition, with arrays of NumPy or of the framework, and learn if the rollout is full."""
     rest: dict[str, Any] = {"states": None, "next_states": None, "infos": {}} | CLOCK
     agent.record_transition(**rest | to_framework(agent.framework, given))
     agent.post_interaction(**CLOCK)
 
 
 def run(agent: PPO, steps: range, **changes: Any) -> list[npt.NDArray[Any]]:
-    """Some timesteps; the actions are returned."""
+    """Do several timesteps and return the actions."""
     taken: list[npt.NDArray[Any]] = []
     for step in steps:
         given = transition(agent, step, **changes)
@@ -158,7 +158,7 @@ def run(agent: PPO, steps: range, **changes: Any) -> list[npt.NDArray[Any]]:
 
 
 def fix_orders(agent: PPO, seed: int = 0) -> npt.NDArray[Any]:
-    """Make every update take the samples in these orders, ``(learning_epochs, samples)``."""
+    """Make every update take the samples in the returned orders, ``(learning_epochs, samples)``."""
     rng, samples = np.random.default_rng(seed), agent.cfg.rollouts * agent.num_envs
     orders = np.array([rng.permutation(samples) for _ in range(agent.cfg.learning_epochs)], np.int32)
     agent._draw_orders = lambda: to_framework(agent.framework, orders)  # type: ignore[method-assign]
@@ -166,7 +166,7 @@ def fix_orders(agent: PPO, seed: int = 0) -> npt.NDArray[Any]:
 
 
 def learn(agent: PPO, steps: range, **changes: Any) -> dict[str, Any]:
-    """The state after given transitions, with mini-batches that depend on nothing."""
+    """Return the state after fixed transitions, with fixed mini-batches."""
     fix_orders(agent)
     for step in steps:
         record(agent, transition(agent, step, **changes))
@@ -174,12 +174,12 @@ def learn(agent: PPO, steps: range, **changes: Any) -> dict[str, Any]:
 
 
 def flags(*values: bool) -> npt.NDArray[np.bool_]:
-    """One flag for each environment."""
+    """Return one flag for each environment."""
     return np.array(values).reshape(-1, 1)
 
 
 def learn_bandit(framework: str, actions: str | gymnasium.Space[Any]) -> tuple[float, float]:
-    """Mean rewards, at most 1, before and after learning which actions each of three observations asks for."""
+    """Return mean rewards, at most 1, before and after learning which actions each of three observations requires."""
     cfg: dict[str, Any] = {"rollouts": 8, "learning_epochs": 4, "mini_batches": 4, "learning_rate": 3e-3}
     agent = make(framework, actions, num_envs=32, hidden_sizes=(16,), **cfg)
     before = _play(agent, 8)
@@ -189,14 +189,14 @@ def learn_bandit(framework: str, actions: str | gymnasium.Space[Any]) -> tuple[f
 
 
 def _play(agent: PPO, steps: int) -> float:
-    """Mean reward of some timesteps: that of mean actions in evaluation."""
+    """Return the mean reward of several timesteps; in evaluation, that of the mean actions."""
     rng, components, total = np.random.default_rng(steps), discrete_components(agent.action_space), 0.0
     ended = np.ones((agent.num_envs, 1), np.bool_)
     for _ in range(steps):
         context = rng.integers(0, 3, agent.num_envs)
         observations = np.eye(WIDTH)[context].astype(np.int64)
         taken = act(agent, observations)[0 if agent.training else 1]
-        if components:  # each component wants another of its values, and all of its values in turns
+        if components:  # the wanted value depends on the component and on the observation
             wanted = np.array([[values[(i + k) % len(values)] for k, values in enumerate(components)] for i in context])
             rewards = (taken == wanted).mean(1, keepdims=True)
         else:

@@ -1,4 +1,4 @@
-"""PPO's update in NumPy's float64, with gradients by hand: what the agents of every framework are held against."""
+"""PPO's update in NumPy's float64, with hand-written gradients: the reference for the agents of every framework."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.agents.ppo import PPO, PPOCfg
 Array = npt.NDArray[np.float64]
 Arrays = dict[str, Array]
 
-# each activation, and its derivative by its value
+# each activation, and its derivative as a function of its value
 ACTIVATIONS: dict[str, tuple[Any, Any]] = {
     "tanh": (np.tanh, lambda y: 1.0 - y**2),
     "relu": (lambda x: np.maximum(x, 0.0), lambda y: np.where(y > 0.0, 1.0, 0.0)),
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, tuple[Any, Any]] = {
 
 
 def forward(weights: Arrays, name: str, activation: str, inputs: npt.NDArray[Any]) -> list[Array]:
-    """Inputs of every layer of the network `name`, and its outputs last."""
+    """Return the inputs of every layer of the network `name`, and its outputs last."""
     values, index = [inputs], 0
     while (layer := f"{name}.{index}") + ".weight" in weights:
         if index:
@@ -36,7 +36,7 @@ def forward(weights: Arrays, name: str, activation: str, inputs: npt.NDArray[Any
 
 
 def backward(weights: Arrays, name: str, activation: str, values: list[Array], grad: Array) -> Arrays:
-    """Gradients of the network's weights, from that of its outputs; `values` are what `forward` gave."""
+    """Return the gradients of the network's weights from that of its outputs; `values` come from `forward`."""
     grads: Arrays = {}
     for index in reversed(range(len(values) - 1)):
         layer = f"{name}.{2 * index}"
@@ -46,7 +46,7 @@ def backward(weights: Arrays, name: str, activation: str, values: list[Array], g
 
 
 def gaussian(head: Array, actions: Array, log_std: Array) -> dict[str, Any]:
-    """Log-probabilities ``(rows,)`` and mean entropy, with their gradients by the means and by `log_std`."""
+    """Return log-probabilities ``(rows,)`` and mean entropy, with their derivatives by the means and by `log_std`."""
     scores = (actions - head) / np.exp(log_std)
     return {
         "log_prob": -(0.5 * scores**2 + log_std + 0.5 * math.log(2.0 * math.pi)).sum(1),
@@ -59,7 +59,7 @@ def gaussian(head: Array, actions: Array, log_std: Array) -> dict[str, Any]:
 
 
 def categorical(head: Array, actions: npt.NDArray[Any], components: Sequence[range]) -> dict[str, Any]:
-    """The same for independent components, by the logits."""
+    """Return the same for independent components, with derivatives by the logits."""
     log_prob, entropy, by_head, entropy_by_head = np.zeros(len(head)), np.zeros(len(head)), [], []
     parts = np.split(head, np.cumsum([len(values) for values in components])[:-1], 1)
     for part, values, column in zip(parts, components, actions.T, strict=True):
@@ -80,11 +80,11 @@ def categorical(head: Array, actions: npt.NDArray[Any], components: Sequence[ran
 
 
 class Reference:
-    """What an agent of any framework should have learnt, from its state at the beginning.
+    """Reference for what an agent of any framework learns, starting from its initial state.
 
     Args:
-        agent: The agent, of which only configuration and spaces are read.
-        state: Its `state_dict`, as NumPy arrays, before anything was learnt.
+        agent: The agent; only its configuration and spaces are read.
+        state: Its initial `state_dict`, as NumPy arrays.
     """
 
     def __init__(self, agent: PPO, state: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class Reference:
         self.seen: dict[str, list[Array]] = {"observations": [], "states": [], "returns": []}
 
     def state(self) -> dict[str, Any]:
-        """What the agent's `state_dict` should be."""
+        """Return the expected `state_dict` of the agent."""
         models: dict[str, Any] = dict(self.weights)
         for name, rows in self.seen.items():
             if self.normalizes(name) and rows:
@@ -113,24 +113,24 @@ class Reference:
     # Networks.
 
     def normalizes(self, name: str) -> bool:
-        """Whether observations, states or returns are normalised."""
+        """Return whether `name` (observations, states or returns) is normalised."""
         return self.cfg.normalize_values if name == "returns" else self.cfg.normalize_observations
 
     def moments(self, name: str) -> tuple[Array | float, Array | float]:
-        """Mean and standard deviation by which `name` is normalised now."""
+        """Return the mean and standard deviation that normalise `name` at present."""
         if not self.normalizes(name) or not self.seen[name]:
             return 0.0, 1.0
         everything = np.concatenate(self.seen[name])
         return everything.mean(0), np.sqrt(everything.var(0) + 1e-8)
 
     def normal(self, name: str, raw: npt.NDArray[Any]) -> Array:
-        """Observations or states as the networks see them."""
+        """Return observations or states as the networks see them."""
         mean, std = self.moments(name)
         raw = raw.astype(np.float64)
         return np.clip((raw - mean) / std, -10.0, 10.0) if self.normalizes(name) else raw
 
     def policy(self, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Array]]:
-        """The distribution of the actions, and the values of the network's layers."""
+        """Return the distribution of the actions, and the values of the network's layers."""
         actions, values = (
             batch["actions"],
             forward(self.weights, "policy.network", self.cfg.activation, batch["observations"]),
@@ -141,11 +141,15 @@ class Reference:
         return gaussian(values[-1], actions, self.weights["policy.log_std"]), values
 
     def outputs(self, inputs: Array) -> Array:
-        """The critic's, ``(rows,)``."""
+        """Return the critic's outputs, ``(rows,)``."""
         return forward(self.weights, "value", self.cfg.activation, inputs)[-1][:, 0]
 
     def values(self, raw: npt.NDArray[Any]) -> Array:
-        """The critic's, in units of the rewards: ``(timesteps, num_envs)`` of ``(timesteps, num_envs, size)``."""
+        """Return the critic's values in units of the rewards, ``(timesteps, num_envs)``.
+
+        Args:
+            raw: Its inputs, ``(timesteps, num_envs, size)``.
+        """
         mean, std = self.moments("returns")
         outputs = self.outputs(self.normal(self.critic_input, raw.reshape(-1, raw.shape[-1])))
         return (outputs * std + mean).reshape(raw.shape[:2])
@@ -153,9 +157,9 @@ class Reference:
     # Update.
 
     def advantages(self, rollout: dict[str, npt.NDArray[Any]]) -> Array:
-        """Generalized advantages ``(timesteps, num_envs)``, from the true next values where an episode was cut.
+        """Return generalized advantages ``(timesteps, num_envs)``, from the true next values where an episode was cut.
 
-        Those of an environment's own transitions: one begins where it acts, and takes all that comes before the next.
+        A transition of an environment begins where the environment acts, and includes everything before the next one.
         """
         cfg, values = self.cfg, self.values(rollout[self.critic_input])
         next_values = self.values(rollout[f"next_{self.critic_input}"])
@@ -183,11 +187,11 @@ class Reference:
 
     @staticmethod
     def acted(rollout: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-        """Which rows acted, ``(timesteps, num_envs)``."""
+        """Return which rows acted, ``(timesteps, num_envs)``."""
         return rollout.get("acted", np.ones_like(rollout["terminated"]))[..., 0]
 
     def samples(self, rollout: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-        """What the mini-batches are made of; the statistics of the returns are updated."""
+        """Return the samples for the mini-batches, and update the statistics of the returns."""
         names = dict.fromkeys(("observations", self.critic_input))
         given = [name for name in ("actions", "action_mask") if name in rollout]
         flat = {name: rollout[name].reshape(-1, rollout[name].shape[-1]) for name in (*names, *given)}
@@ -205,7 +209,7 @@ class Reference:
         return samples
 
     def gradients(self, batch: dict[str, Any]) -> tuple[dict[str, float], Arrays, Array]:
-        """Losses by tag, gradients of their sum, and the logarithms of the probability ratios."""
+        """Return losses by tag, gradients of their sum, and the logarithms of the probability ratios."""
         cfg, rows = self.cfg, len(batch["advantages"])
         policy, layers = self.policy(batch)
         log_ratio = policy["log_prob"] - batch["log_prob"]
@@ -230,7 +234,7 @@ class Reference:
         return losses, grads, log_ratio
 
     def step(self, grads: Arrays) -> None:
-        """One step of Adam with clipped gradients (https://arxiv.org/abs/1412.6980, algorithm 1)."""
+        """Do one step of Adam with clipped gradients (https://arxiv.org/abs/1412.6980, algorithm 1)."""
         norm = math.sqrt(sum((grad**2).sum() for grad in grads.values()))
         scale = min(1.0, self.cfg.grad_norm_clip / (norm + 1e-6)) if self.cfg.grad_norm_clip else 1.0
         self.steps += 1
@@ -242,7 +246,7 @@ class Reference:
             self.weights[name] = self.weights[name] - self.learning_rate * mean / (np.sqrt(square) + 1e-8)
 
     def learn(self, rollout: dict[str, npt.NDArray[Any]], orders: npt.NDArray[Any]) -> dict[str, float]:
-        """One update.
+        """Do one update.
 
         Args:
             rollout: Arguments of `record_transition` by name, ``(timesteps, num_envs, size)`` each.

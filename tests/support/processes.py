@@ -1,4 +1,4 @@
-"""Processes of the tests: Python in one of its own, and those that descend from this one."""
+"""Processes of the tests: Python in a new process, and descendants of this one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PATIENCE", "ROOT", "descendants", "python", "still_alive"]
 ROOT = Path(__file__).parents[2]
 
 PATIENCE = 300.0
-"""Deadline, in seconds, of what takes a moment: on a loaded machine it takes longer, and is not wrong."""
+"""Deadline, in seconds, for things that are normally quick: on a loaded machine they may be slow without fault."""
 
 
 def python(
@@ -26,7 +26,7 @@ def python(
     Args:
         arguments: The command line.
         cwd: The working directory.
-        env: Environment variables that it has; None for those that it has not.
+        env: Environment variables to set; None removes one.
     """
     changed = {**os.environ, "RAY_ADDRESS": None, **env}
     return subprocess.run(
@@ -40,7 +40,7 @@ def python(
 
 
 def descendants(word: str = "") -> list[psutil.Process]:
-    """Living descendants of this process with `word` in their command line."""
+    """Return the living descendants of this process with `word` in their command line."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -52,5 +52,5 @@ def descendants(word: str = "") -> list[psutil.Process]:
 
 
 def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that do not end."""
+    """Wait for processes to end, and return those that do not."""
     return list(psutil.wait_procs(processes, timeout=PATIENCE)[1])

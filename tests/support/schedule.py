@@ -1,4 +1,4 @@
-"""What `make test` runs of a matrix, and what only `make test-long` runs.
+"""The parts of a test matrix that `make test` runs, and those that only `make test-long` runs.
 
 ``make test-long`` sets ``LOCKSTEP_TESTS=long``: every test runs, with every pair of a matrix and large budgets.
 """
@@ -17,17 +17,17 @@ IS_LONG = os.environ.get("LOCKSTEP_TESTS") == "long"
 
 
 def full_or_short(full: Sequence[Any], short: Sequence[Any]) -> Sequence[Any]:
-    """The parameters of a test: all of them, or those that find the same faults in less time."""
+    """Return the parameters of a test: all of them, or those that find the same faults in less time."""
     missing = [one for one in short if one not in full]
     assert not missing, f"only in the short schedule: {missing}"
     return full if IS_LONG else short
 
 
 def in_turn(modes: Sequence[Any], frameworks: Sequence[str] = FRAMEWORKS) -> Sequence[tuple[Any, str]]:
-    """Pairs of a mode and a framework: all of them, or each mode with one framework, in turn."""
+    """Return pairs of a mode and a framework: all of them, or each mode with one framework, in turn."""
     return full_or_short(list(product(modes, frameworks)), list(zip(modes, cycle(frameworks), strict=False)))
 
 
 def examples(count: int, *, long: int) -> int:
-    """Number of hypothesis' examples."""
+    """Return the number of Hypothesis examples."""
     return long if IS_LONG else count

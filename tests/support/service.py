@@ -1,4 +1,4 @@
-"""Requests to a `Service`, as they come off a wire, and workers that fail in known places."""
+"""Requests to a `Service` as they arrive over a wire, and workers that fail in known places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCOPE = Scope(2, 5, 8, seed=11)
 
 
 class LiveRecordingAgent(RecordingAgent):
-    """Notes also that it was made, and for which scope, in this process."""
+    """Recording agent that also records, in this process, that it was built and for which scope."""
 
     made: list[LiveRecordingAgent] = []  # noqa: RUF012
 
@@ -67,7 +67,7 @@ def tick(timestep: int, mode: Mode = Mode.TRAIN) -> Tick:
 
 
 class Client:
-    """Sends requests in order; everything crosses plain pickle in both directions."""
+    """Client that sends requests in order; everything passes through pickle in both directions."""
 
     def __init__(self, *first: Any) -> None:
         self.service = Service(pickle.dumps)

@@ -1,4 +1,4 @@
-"""skrl's own agents, environments and trainer, as users of skrl build them."""
+"""skrl's own agents and environments, as users of skrl build them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Value(DeterministicMixin, Model):
 
 
 class FixedPolicy(Policy):
-    """Always the same logits, so that an action draws nothing that a neighbour could shift."""
+    """Policy whose actions depend only on the observations, not on random draws that a neighbour could shift."""
 
     def act(self, inputs: Any, *, role: str = "") -> Any:
         _, outputs = super().act(inputs, role=role)
@@ -56,7 +56,7 @@ class FixedPolicy(Policy):
 
 
 def skrl_ppo(num_envs: int, policy: type[Policy] = Policy) -> PPO:
-    """A small skrl PPO for CartPole-v1 that writes nothing."""
+    """Build a small skrl PPO for CartPole-v1 that writes nothing."""
     observation_space, action_space = Box(-np.inf, np.inf, (4,), np.float32), gymnasium.spaces.Discrete(2)
     models = {kind: cls(observation_space, action_space) for kind, cls in (("policy", policy), ("value", Value))}
     cfg = PPO_CFG(rollouts=ROLLOUTS, learning_epochs=2, mini_batches=2, learning_rate=1e-3, time_limit_bootstrap=False)
@@ -77,7 +77,7 @@ def skrl_ppo_factory(scope: Scope) -> PPO:
 
 
 def skrl_cartpole(num_envs: int) -> Any:
-    """CartPole-v1, vectorised by Gymnasium and wrapped by skrl."""
+    """Build CartPole-v1, vectorised by Gymnasium and wrapped by skrl."""
     env = gymnasium.make_vec(
         "CartPole-v1",
         num_envs=num_envs,
@@ -88,7 +88,7 @@ def skrl_cartpole(num_envs: int) -> Any:
 
 
 def weights(agent: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Weights of all models of a skrl agent."""
+    """Return the weights of all models of a skrl agent."""
     return {
         f"{kind}.{name}": tensor.detach().clone().numpy()
         for kind, model in agent.models.items()

@@ -1,4 +1,4 @@
-"""skrl's JAX and Warp agents on Pendulum-v1, as users of skrl build them, and what their trainers need."""
+"""skrl's JAX and Warp agents and their environment, Pendulum-v1, as users of skrl build them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def jax_models(spaces: dict[str, Any] = PENDULUM, critic_input: str = "observati
     from skrl.models.jax import DeterministicMixin, GaussianMixin, Model
 
     class Policy(GaussianMixin, Model):
-        def __init__(self, **fields: Any) -> None:  # flax makes copies, with all fields of the model
+        def __init__(self, **fields: Any) -> None:  # flax makes copies from all fields of the model
             Model.__init__(self, **fields)
             GaussianMixin.__init__(self)
 
@@ -40,7 +40,7 @@ def jax_models(spaces: dict[str, Any] = PENDULUM, critic_input: str = "observati
             return nn.Dense(self.num_actions)(hidden), {"log_std": log_std}
 
     class Value(DeterministicMixin, Model):
-        def __init__(self, **fields: Any) -> None:  # flax makes copies, with all fields of the model
+        def __init__(self, **fields: Any) -> None:  # flax makes copies from all fields of the model
             Model.__init__(self, **fields)
             DeterministicMixin.__init__(self)
 
@@ -88,7 +88,7 @@ def warp_models() -> dict[str, Any]:
 
 
 def skrl_ppo(framework: str, num_envs: int, *, time_limit_bootstrap: bool = False) -> Any:
-    """A small skrl PPO for Pendulum-v1 that writes nothing."""
+    """Build a small skrl PPO for Pendulum-v1 that writes nothing."""
     agents = importlib.import_module(f"skrl.agents.{framework}.ppo")
     memories = importlib.import_module(f"skrl.memories.{framework}")
     cfg = agents.PPO_CFG(
@@ -111,12 +111,12 @@ def skrl_ppo(framework: str, num_envs: int, *, time_limit_bootstrap: bool = Fals
 
 
 def skrl_agent(framework: str, **options: Any) -> Callable[[Scope], Any]:
-    """A factory of such agents."""
+    """Return a factory of such agents."""
     return lambda scope: skrl_ppo(framework, scope.num_envs, **options)
 
 
 def skrl_pendulum(framework: str, num_envs: int, max_episode_steps: int = 50) -> Any:
-    """Pendulum-v1, vectorised by Gymnasium and wrapped by skrl."""
+    """Build Pendulum-v1, vectorised by Gymnasium and wrapped by skrl."""
     wrap_env = importlib.import_module(f"skrl.envs.wrappers.{framework}").wrap_env
     env = gymnasium.make_vec(
         "Pendulum-v1",
@@ -129,7 +129,7 @@ def skrl_pendulum(framework: str, num_envs: int, max_episode_steps: int = 50) ->
 
 
 def weights(framework: str, agent: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Weights of all models of a skrl agent."""
+    """Return the weights of all models of a skrl agent."""
     if framework == "jax":
         import jax
 

@@ -40,11 +40,11 @@ MODELS = {"torch": torch_models, "jax": jax_models}
 
 
 def skrl_team(framework: str, kind: str, env: Any, num_envs: int) -> Any:
-    """skrl's IPPO or MAPPO for the agents of an environment; it writes nothing."""
+    """Build skrl's IPPO or MAPPO for the agents of an environment; it writes nothing."""
     multi_agents = importlib.import_module(f"skrl.multi_agents.{framework}.{kind.lower()}")
     memories = importlib.import_module(f"skrl.memories.{framework}")
     names, critic_input = env.possible_agents, "states" if kind == "MAPPO" else "observations"
-    empty: dict[str, Any] = {name: {} for name in names}  # the defaults of these are refused by skrl itself
+    empty: dict[str, Any] = {name: {} for name in names}  # skrl itself refuses the defaults of these
     kwargs = ["learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "value_preprocessor"]
     cfg = getattr(multi_agents, f"{kind}_CFG")(
         rollouts=ROLLOUTS, learning_epochs=2, mini_batches=2, **{f"{name}_kwargs": dict(empty) for name in kwargs}

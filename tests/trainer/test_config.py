@@ -1,4 +1,4 @@
-"""StepTrainerCfg: exactly the fields of the contract, and errors that name the value."""
+"""StepTrainerCfg: the exact fields of the contract, and errors that name the value."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_resolve():
 def test_unknown_keys_are_all_named():
     with pytest.raises(ConfigError) as caught:
         resolve_cfg({"timestep": 5, "headless": True, "render": 1})
-    assert str(caught.value) == f"cfg: unknown 'timestep', 'render'; expected any of {', '.join(FIELDS)}"
+    assert str(caught.value) == f"cfg: unknown keys 'timestep', 'render'; allowed keys: {', '.join(FIELDS)}"
 
 
 @pytest.mark.parametrize(("cfg", "kind"), [(None, "NoneType"), (["timesteps"], "list"), (5, "int")])

@@ -1,4 +1,4 @@
-"""What `import trainer` itself gives: a version, messages on the console, and a word on which StepTrainer to choose."""
+"""`import trainer` alone: a version, messages on the console, and a hint on which StepTrainer to import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.processes import python
 
 @pytest.mark.parametrize("name", ["StepTrainer", "StepTrainerCfg"])
 def test_the_trainer_of_no_framework_says_which_to_choose(name: str):
-    expected = f"choose a framework: from trainer.torch import {name}, or from trainer.jax or trainer.warp instead"
+    expected = f"choose a framework: from trainer.torch import {name}, or import it from trainer.jax or trainer.warp"
     with pytest.raises(ImportError, match=expected):
         exec(f"from trainer import {name}")
     with pytest.raises(ImportError, match=r"^cannot import name 'Nothing' from 'trainer'"):

@@ -1,4 +1,4 @@
-"""What StepTrainer refuses: each with a named error that has the numbers, and nothing is lost."""
+"""Arguments that StepTrainer refuses: each with its own error that has the numbers, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one environment several times": (
         {"env": EnvFactory(lambda n, first: build_counting(1, 0) * n, num_envs=2)},
         EnvError,
-        "in the list several times",
+        "contains the same environment more than once",
     ),
-    "scopes of another type": ({"scopes": 2}, ScopeError, "expected numbers of environments"),
+    "scopes of another type": ({"scopes": 2}, ScopeError, "expected a list of environment counts"),
     "zero scope": ({"scopes": [2, 0]}, ScopeError, r"\[2, 0\] contain 0"),
     "negative scope": ({"scopes": [4, -2]}, ScopeError, r"\[4, -2\] contain -2"),
     "wrong sum": ({"scopes": [2, 3]}, ScopeError, r"add up to 5, but there are 2 environments"),
-    "wrong count": ({"scopes": [1]}, ScopeError, r"are 1, for 2 simultaneous agents"),
+    "wrong count": ({"scopes": [1]}, ScopeError, r"have length 1, but there are 2 simultaneous agents"),
     "too many agents": (
         {"agents": [NullAgent] * 3},
         ScopeError,
         r"more simultaneous agents \(3\) than environments \(2\)",
     ),
     "no agents": ({"agents": []}, AgentError, "empty list"),
-    "unknown key": ({"cfg": {"timestep": 3}}, ConfigError, r"unknown 'timestep'; expected any of timesteps"),
+    "unknown key": ({"cfg": {"timestep": 3}}, ConfigError, r"unknown key 'timestep'; allowed keys: timesteps"),
     "negative timesteps": ({"cfg": {"timesteps": -1}}, ConfigError, "timesteps is -1; expected"),
     "negative seed": ({"seed": -1}, ConfigError, "seed is -1"),
     "seed of another type": ({"seed": "one"}, ConfigError, "seed is 'one'"),
@@ -62,7 +62,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "rows built": (
         {"env": EnvFactory(lambda n, first: build_counting(n + 1, first), num_envs=2)},
         EnvError,
-        r"asked for 2 environments from row 0 on and built 3",
+        r"built 3 environments, starting at row 0; expected 2",
     ),
     "not built": ({"env": EnvFactory(lambda n, first: 3, num_envs=2)}, EnvError, "cannot be wrapped"),
     "no rows": ({"env": EnvFactory(build_counting, num_envs=0)}, EnvError, "num_envs 0; expected"),
@@ -88,7 +88,7 @@ def test_environment_of_another_framework_is_refused(framework):
 def test_observation_width_that_disagrees_with_the_agents():
     agent = NullAgent()
     agent.observation_space = Box(-1, 1, (5,))  # type: ignore[attr-defined]
-    with pytest.raises(AgentError, match=r"width 5 .*but the environments give 4"):
+    with pytest.raises(AgentError, match=r"width 5 .*but those of the environments have width 4"):
         trainer_of(agents=agent)
 
 

@@ -1,4 +1,4 @@
-"""`run(n)` and `iterate(n)`: the numbers of `n` calls of `train()`, what is under way, and what stops them."""
+"""`run(n)` and `iterate(n)`: same results as `n` calls of `train()`, iterations under way, and what stops them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trainer_of(
     orchestrator: Any = "local"
     framework = "torch"
     if mode != "local":
-        framework = "warp"  # which is imported the fastest
+        framework = "warp"  # the fastest to import
         transport: Any = "ray" if mode.endswith("by ray") else "connection"
         orchestrator = RayOrchestrator(num_cpus=0.5, transport=transport, **options)
     if env is None:
@@ -153,7 +153,7 @@ def test_numbers_of_iterations_are_checked():
 
 
 class FailingAgent(RecordingAgent):
-    """Fails at timestep 5."""
+    """Agent that fails at timestep 5."""
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         if timestep == 5:
@@ -182,7 +182,7 @@ def test_run_can_be_interrupted(mode: str):
     agents = [RecordingAgent(), RecordingAgent()]
     trainer = trainer_of(mode, agents)
     trainer.run(10)
-    gc.collect()  # an interrupt inside of a __del__, such as those of earlier tests' actors, would be lost
+    gc.collect()  # an interrupt inside a __del__, such as one of an earlier test's actors, would be lost
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +190,7 @@ def test_run_can_be_interrupted(mode: str):
     timer.join(PATIENCE)
     start = time.monotonic()
     trainer.close()
-    assert time.monotonic() - start < PATIENCE  # it did not wait for all of them
+    assert time.monotonic() - start < PATIENCE  # it did not wait for all iterations
     for agent in agents:
         done = timesteps_of(agent)
         assert done == list(range(1, len(done) + 1))
@@ -198,7 +198,7 @@ def test_run_can_be_interrupted(mode: str):
 
 
 class SlowEnv(CountingEnv):
-    """Takes a second for a step."""
+    """Environment whose step takes a second."""
 
     def step(self, action: Any) -> Any:
         threading.Event().wait(1.0)

@@ -87,7 +87,7 @@ def test_rendering(cfg, renders):
 
 
 class Reusing(ForeignEnv):
-    """Gives the same array again and again, where arrays can be written: JAX's cannot."""
+    """Environment that returns the same array every time, if arrays can be written: JAX's cannot."""
 
     array: Any = None
 
@@ -179,7 +179,7 @@ def test_text_shows_agents_scopes_where_each_lives_and_threads():
 def test_outputs_are_the_environments_and_agents_get_copies(framework):
     class Vandal(NullAgent):
         def record_transition(self, **arguments: Any) -> None:
-            if framework != "jax":  # whose arrays cannot be written
+            if framework != "jax":  # JAX's arrays cannot be written
                 for name in ("rewards", "next_observations", "terminated", "truncated"):
                     arguments[name].fill_(-1)
             arguments["infos"]["episode"]["r"] = None

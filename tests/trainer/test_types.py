@@ -1,4 +1,4 @@
-"""What a type checker makes of a user's script: outputs of the framework, and slips that it finds."""
+"""A type checker on a user's script: it knows the framework's outputs, and finds mistakes."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ ARRAYS = {
     "jax": ("jax", "jax.Array"),
     "warp": ("warp as wp", "wp.array[float]"),
 }
-"""What a script imports for each framework, and the type of its arrays."""
+"""The import of a script for each framework, and the type of its arrays."""
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What mypy says of each script, by its name."""
+    """The messages of mypy about each script, by script name."""
     folder = tmp_path_factory.mktemp("scripts")
     scripts = {"slips": SLIPS}
     for name, (module, array) in ARRAYS.items():
         scripts[name] = SCRIPT.format(framework=name, module=module, array=array)
     for name, text in scripts.items():
         (folder / f"user_{name}.py").write_text(text, encoding="utf-8")
-    # silent: what is imported is checked by the project's own configuration
+    # silent: imported modules are checked with the project's own configuration
     options = ["--strict", "--config-file=", "--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache' / 'users'}"]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", *options, *map(str, sorted(folder.glob("*.py")))],

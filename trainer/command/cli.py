@@ -22,11 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: The command line without the program's name; that of the process if None.
+        arguments: Command-line arguments without the program name. None: those of the process.
 
     Returns:
-        The exit code: 0; 1 after a failure; 2 where the command line or a configuration is wrong; 128 and the number of
-        a signal that ended it.
+        The exit code: 0 on success, 1 after a failure, 2 if the command line or a configuration is invalid, 128 plus
+        the signal number if a signal ended the command.
     """
     options = _parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -64,10 +64,10 @@ def _terminate(number: int, _frame: object) -> NoReturn:
 
 
 class _HelpWithDefaults(argparse.ArgumentParser):
-    """Help that ends in every key of a configuration, with its default."""
+    """Parser whose help ends with every configuration key and its default."""
 
     def format_help(self) -> str:
-        """The help."""
+        """Return the help text."""
         from trainer.command.run_config import describe
         from workers.agents.ppo import PPOCfg
 
@@ -75,9 +75,9 @@ class _HelpWithDefaults(argparse.ArgumentParser):
         keys = "\n".join(f"  {line}" for line in describe())
         parts = [
             super().format_help(),
-            "the configuration, with its defaults:",
+            "configuration keys and their defaults:",
             keys,
-            "\nagents.*.cfg of ppo:",
+            "\nagents.*.cfg of ppo, ippo and mappo:",
             ppo,
             "",
         ]
@@ -92,13 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     train = verbs.add_parser("train", help="train the agents of a configuration", description=_train.__doc__)
     train.__class__ = _HelpWithDefaults
-    train.add_argument("config", metavar="CONFIG.yaml", help="the configuration, also that of an earlier run")
+    train.add_argument("config", metavar="CONFIG.yaml", help="a configuration, also the config.yaml of an earlier run")
     train.set_defaults(verb=_train)
     evaluate = verbs.add_parser("eval", help="evaluate the agents of a run", description=_evaluate.__doc__)
-    evaluate.add_argument("run_dir", metavar="RUN_DIR", help="the run directory that lockstep train has written")
+    evaluate.add_argument("run_dir", metavar="RUN_DIR", help="a run directory written by lockstep train")
     evaluate.set_defaults(verb=_evaluate)
-    doctor = verbs.add_parser("doctor", help="check this machine, and a configuration", description=_doctor.__doc__)
-    doctor.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to be checked, too")
+    doctor = verbs.add_parser("doctor", help="check this machine and a configuration", description=_doctor.__doc__)
+    doctor.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to check as well")
     doctor.set_defaults(verb=_doctor)
     for verb in (train, evaluate, doctor):
         verb.add_argument(
@@ -108,26 +108,26 @@ def _parser() -> argparse.ArgumentParser:
             action="extend",
             default=[],
             dest="overrides",
-            help="change values of the configuration, such as trainer.timesteps=1000 agents.0.cfg.rollouts=64",
+            help="override values of the configuration, such as trainer.timesteps=1000 agents.0.cfg.rollouts=64",
         )
     return parser
 
 
 def _train(options: argparse.Namespace) -> Iterator[str]:
-    """Train the agents of a configuration, store everything in a run directory, and evaluate the agents."""
+    """Train the agents of a configuration, store them with their metrics in a run directory, and evaluate them."""
     from orchestrator.run_dir import RunDirectory
     from trainer.command.run_config import load_config
     from trainer.command.training import train
 
     config = load_config(_read(options.config), options.overrides)
     path = Path(options.config).absolute()
-    name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run: its own name
+    name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     yield from train(config, RunDirectory(config.logging.directory or name))
 
 
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:
-    """Evaluate the stored agents of a run, as it did itself at its end."""
+    """Evaluate the stored agents of a run, exactly as at the end of training."""
     from orchestrator.run_dir import RunDirectory
     from trainer.command.evaluation import evaluate
     from trainer.command.run_config import load_config
@@ -139,7 +139,7 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
-    """Check versions, frameworks, devices, Ray, threads, shared memory and write access, and a configuration."""
+    """Check versions, frameworks, devices, threads, shared memory, write access, Ray and, if given, a configuration."""
     from trainer.command.doctor import Finding, examine
     from trainer.command.run_config import load_config
     from workers.errors import ConfigError
@@ -149,7 +149,8 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
         try:
             config = load_config(_read(options.config), options.overrides)
         except ConfigError as error:
-            broken = [Finding("configuration", str(error), remedy="change these keys; lockstep train --help shows all")]
+            remedy = "change these keys; `lockstep train --help` lists all keys"
+            broken = [Finding("configuration", str(error), remedy)]
     healthy = True
     for finding in itertools.chain(examine(config), broken):
         healthy &= finding.healthy

@@ -1,4 +1,4 @@
-"""What `lockstep doctor` looks at: the machine, and whether a configuration can run on it."""
+"""The checks of `lockstep doctor`: the machine, and whether a configuration can run on it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LEAST_SHARED_MEMORY = 2**29
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one subject.
+    """Result of one check.
 
     Attributes:
-        subject: What was looked at.
+        subject: What was checked.
         detail: What was found.
-        remedy: What to do about it; empty where all is well.
+        remedy: What to do about it; empty if nothing is wrong.
     """
 
     subject: str
@@ -42,7 +42,7 @@ class Finding:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is nothing to be done."""
+        """Whether no remedy is needed."""
         return not self.remedy
 
     def __str__(self) -> str:
@@ -51,10 +51,10 @@ class Finding:
 
 
 def examine(config: RunConfig | None) -> Iterator[Finding]:
-    """Look at everything, one after the other.
+    """Run the checks one after the other.
 
     Args:
-        config: A configuration to be checked, too.
+        config: A configuration to check as well, or None.
     """
     found = versions()
     yield Finding("versions", ", ".join(f"{name} {value or '(not installed)'}" for name, value in found.items()))
@@ -90,11 +90,11 @@ def _shared_memory() -> Finding:
     detail = f"{free / 2**30:.1f} GiB free in {_SHARED_MEMORY}"
     if free >= _LEAST_SHARED_MEMORY:
         return Finding(subject, detail)
-    return Finding(subject, detail, "give Ray at least 0.5 GiB: in a container --shm-size=2g, else free some")
+    return Finding(subject, detail, "give Ray at least 0.5 GiB: start a container with --shm-size=2g, else free space")
 
 
 def _write_access(directory: str | None) -> Finding:
-    """Try to write where the run directory is going to be, and leave nothing there."""
+    """Try to write where the run directory will be, and leave nothing behind."""
     directory = directory or f"runs/{uuid.uuid4().hex}"
     subject = "write access"
     taken = ""
@@ -102,7 +102,7 @@ def _write_access(directory: str | None) -> Finding:
         try:
             RunDirectory(directory).check_new()
         except ConfigError:
-            taken = f"; {directory!r} is taken: lockstep train needs another logging.directory"
+            taken = f"; {directory!r} is not empty: lockstep train needs another logging.directory"
         filesystem, path = fsspec.core.url_to_fs(directory)
         folder = path.rstrip("/")
         while not filesystem.exists(folder) and "/" in folder.lstrip("/"):
@@ -112,9 +112,9 @@ def _write_access(directory: str | None) -> Finding:
             file.write(b"lockstep")
         filesystem.rm(probe)
     except (OSError, ValueError, ImportError) as error:
-        remedy = "set logging.directory to a new place that this user may write to"
+        remedy = "set logging.directory to a new directory that this user can write to"
         return Finding(subject, f"{directory!r} cannot be written: {type(error).__name__}: {error}", remedy)
-    return Finding(subject, f"run directories can be made in {folder}{taken}")
+    return Finding(subject, f"run directories can be created in {folder}{taken}")
 
 
 def _ray(config: OrchestratorConfig) -> Finding:
@@ -142,7 +142,7 @@ def _ray(config: OrchestratorConfig) -> Finding:
 
 
 def _run(config: RunConfig) -> Finding:
-    """Build the workers where they would live, and do an iteration; nothing is stored."""
+    """Build the workers where they would live, and do one iteration. Nothing is stored."""
 
     def build() -> str:
         cfg = {"timesteps": 1, "headless": True, "disable_progressbar": True}
@@ -151,11 +151,11 @@ def _run(config: RunConfig) -> Finding:
             files = trainer.agent_files()
             return f"builds, steps and can be stored ({', '.join(name for name, _ in files)})\n{trainer}"
 
-    return _tried("configuration", build, "change the configuration as the message says")
+    return _tried("configuration", build, "correct the configuration as the message says")
 
 
 def _tried(subject: str, look: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(subject, look())
-    except Exception as error:  # whatever it is: it is what was to be found
+    except Exception as error:  # any error is a finding
         return Finding(subject, f"{type(error).__name__}: {error}", remedy)

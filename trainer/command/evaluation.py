@@ -1,4 +1,4 @@
-"""Evaluating the stored agents of a run: at its end, and by `lockstep eval`, with the same numbers."""
+"""Evaluation of a run's stored agents, with the same results at the end of the run and in `lockstep eval`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass
 class Evaluation:
-    """What one simultaneous agent achieved.
+    """Results of one simultaneous agent.
 
     Attributes:
-        returns: Return of each episode, in the order in which they ended; of a multi-agent the sum over its agents.
-        lengths: Its length, in timesteps.
-        agents: Returns of the episodes of each agent of a multi-agent, by name.
+        returns: Return of each episode, in the order in which they ended; for a team, the sum over its agents.
+        lengths: Length of each episode, in timesteps.
+        agents: For a team, the returns of each agent's episodes, by agent name.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Evaluation:
     agents: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, name: str, episode_return: float, length: int) -> None:
-        """Take note of an episode: of an agent by its name, or of all by the name ``""``."""
+        """Record an episode of the agent `name` of a team, or of the simultaneous agent as a whole (``""``)."""
         if name:
             self.agents[name].append(episode_return)
         else:
@@ -50,25 +50,26 @@ class Evaluation:
 
 
 def _rounded(value: Any) -> str:
-    """Four digits that count, and no exponent."""
+    """Format a number with four significant digits and without an exponent."""
     return np.format_float_positional(value, precision=4, fractional=False, trim="-")
 
 
 def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
-    """Let the stored agents act, in this process, until each has had its episodes.
+    """Run the stored agents in this process until each has finished its episodes.
 
-    The episodes of an agent are shared out over its environments beforehand, so that short ones do not count more.
+    Each agent's episodes are divided among its environments beforehand, so that short episodes do not count more.
 
     Args:
         config: The run's configuration.
-        directory: Where its agents are stored.
+        directory: The run directory with the stored agents.
 
     Returns:
-        For each agent; fewer episodes than asked for if they did not end within ``evaluation.max_timesteps``.
+        The results of each agent, with fewer episodes than requested if some did not end within
+        ``evaluation.max_timesteps``.
 
     Raises:
-        AgentError: An agent is not stored, or does not fit.
-        ConfigError: The configuration cannot be made ready.
+        AgentError: An agent is not stored, or its stored state does not fit.
+        ConfigError: The configuration is invalid.
     """
     wanted, framework = config.evaluation, load_framework(config.framework)
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}

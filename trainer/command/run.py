@@ -1,4 +1,4 @@
-"""What a run's configuration stands for: environments, agents, and the trainer that has them."""
+"""The environments, agents and trainer that a run's configuration describes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["Run", "prepare"]
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
 _GIVEN = ("scope", "num_envs", *_SPACES, *_TEAM)
-"""What an agent's class or function is given of these, where it has an argument of that name."""
+"""Arguments that an agent's class or function gets if it has a parameter of that name."""
 
 _TEAMS = ("ippo", "mappo")
 _OURS = ("ppo", *_TEAMS)
@@ -41,11 +41,11 @@ _OURS = ("ppo", *_TEAMS)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A configuration made ready: what can be wrong with it has been found, and nothing has been started.
+    """A prepared configuration: it has been checked, and no worker has been started.
 
     Attributes:
         config: The configuration, with all defaults filled in.
-        env: The environments, or their factory.
+        env: The environments or their factory.
         agents: A factory for each simultaneous agent.
     """
 
@@ -57,7 +57,7 @@ class Run:
         """Build the trainer.
 
         Args:
-            changes: Arguments of `StepTrainer` that differ from the configuration's.
+            changes: Arguments of `StepTrainer` that replace those of the configuration.
         """
         config = self.config
         module = importlib.import_module(f"trainer.{config.framework}")
@@ -78,21 +78,21 @@ class Run:
         return trainer
 
     def close(self) -> None:
-        """Close the environments, where no trainer has been built that does."""
+        """Close the environments, if no trainer was built to close them."""
         if not isinstance(self.env, EnvFactory):
             self.env.close()
 
 
 def prepare(config: RunConfig) -> Run:
-    """Make a configuration ready.
+    """Check a configuration and prepare a run.
 
     Args:
         config: The configuration.
 
     Raises:
-        ConfigError: Something in it cannot be; the message names the key.
+        ConfigError: The configuration is invalid; the message names the key.
     """
-    if (folder := os.getcwd()) not in sys.path:  # modules of the user's project; a console script does not have it
+    if (folder := os.getcwd()) not in sys.path:  # a console script lacks it; the user's modules may be there
         sys.path.insert(0, folder)
     framework = load_framework(config.framework)
     framework.silence()
@@ -113,12 +113,12 @@ def prepare(config: RunConfig) -> Run:
 
 @dataclass(frozen=True)
 class AgentFactory:
-    """Makes the agent of one scope, where it is going to live.
+    """Factory of the agent of one scope, called in the process where the agent will live.
 
     Attributes:
         config: The agent's configuration.
         framework: The run's framework.
-        spaces: Spaces of one environment, by name of the argument.
+        spaces: Spaces of one environment, by argument name.
     """
 
     config: AgentConfig
@@ -126,7 +126,7 @@ class AgentFactory:
     spaces: Mapping[str, Any]
 
     def __call__(self, scope: Scope) -> Any:
-        """The agent."""
+        """Build the agent."""
         config = self.config
         make = _agent_maker(config.agent, self.framework, "agent")
         known = {"scope": scope, "num_envs": scope.num_envs, **self.spaces}
@@ -139,11 +139,11 @@ class AgentFactory:
 
 
 def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
-    """The agent's configuration, checked and with all defaults."""
+    """Return the agent's configuration, checked and with all defaults."""
     make = _agent_maker(agent.agent, framework, f"{key}.agent")
     if agent.groups and agent.agent not in _TEAMS:
         raise ConfigError(
-            f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: ippo and mappo have them"
+            f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: only ippo and mappo have groups"
         )
     if agent.agent in _OURS:
         cfg: PPOCfg = parse(PPOCfg, agent.cfg, f"{key}.cfg")
@@ -156,13 +156,13 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{key}.cfg: {agent.agent} cannot be called with {', '.join([*given, *agent.cfg]) or 'nothing'}: {error}; "
-            f"it is given what its arguments name out of {', '.join(_GIVEN)}, and the keys of cfg"
+            f"it gets those of {', '.join(_GIVEN)} that are among its parameters, and the keys of cfg"
         ) from error
     return agent
 
 
 def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> None:
-    """Check that our agents fit the kind of environment."""
+    """Check that one of Lockstep's own agents fits the kind of environment."""
     names = spaces.get("possible_agents")
     if agent.agent == "ppo" and names:
         raise ConfigError(
@@ -174,7 +174,7 @@ def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> No
         raise ConfigError(f"{key}.agent is {agent.agent!r}; expected 'ppo' for an environment with a single agent")
     if agent.agent == "mappo" and None in spaces["state_spaces"].values():
         raise ConfigError(
-            f"{key}.agent is 'mappo', but the environment has no states; set env.states to joint, or take 'ippo'"
+            f"{key}.agent is 'mappo', but the environment has no states; set env.states to joint, or use 'ippo'"
         )
     try:
         resolve_groups(agent.groups, names)
@@ -194,17 +194,17 @@ def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
 
 
 def _imported(path: str, key: str) -> Callable[..., Any]:
-    """What an import path of a config stands for.
+    """Return the class or function at an import path.
 
     Raises:
-        ConfigError: It cannot be imported, or called.
+        ConfigError: It cannot be imported, or is not callable.
     """
     name, _, attribute = path.partition(":")
     try:
         value: Any = importlib.import_module(name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConfigError(f"{key} is {path!r}, which cannot be imported: {_told(error)}") from error
     if not callable(value):
         raise ConfigError(f"{key} is {path!r}, which is a {type(value).__qualname__}; expected a class or a function")
@@ -215,12 +215,12 @@ def _imported(path: str, key: str) -> Callable[..., Any]:
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # written in another language
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return {}
 
 
 def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]]:
-    """The environments (or their factory) and their spaces."""
+    """Return the environments (or their factory) and their spaces."""
     key = "env.id" if config.factory is None else "env.factory"
     try:
         if config.factory is None:
@@ -236,7 +236,7 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
         if config.states != "own":
             build = partial(_with_states, build, framework, config.states)
         factory = EnvFactory(build, num_envs=config.num_envs, framework=framework)
-        # a factory has no spaces: they are those of its first environment
+        # a factory has no spaces: take those of its first environment
         env = build_rows(factory, 1, 0, framework=framework, seed=None)
         try:
             return factory, _spaces(env)
@@ -257,7 +257,7 @@ def _with_states(build: Callable[[int, int], Any], framework: str, states: str, 
 
 
 def _spaces(env: Any) -> dict[str, Any]:
-    """What agents are made of: the spaces, and in a multi-agent environment the names of its agents."""
+    """Return what agents are built from: the spaces and, in a multi-agent environment, the names of its agents."""
     if not is_multi_agent(env):
         return {name: getattr(env, name, None) for name in _SPACES}
     no_states = dict.fromkeys(env.possible_agents)
@@ -265,7 +265,7 @@ def _spaces(env: Any) -> dict[str, Any]:
 
 
 def _orchestrator(config: RunConfig) -> Orchestrator:
-    """The orchestrator; Ray is not imported where it is not used."""
+    """Build the orchestrator. Ray is imported only if it is used."""
     kind: type[Any] = LocalOrchestrator
     if config.orchestrator.kind == "ray":
         from orchestrator.ray import RayOrchestrator
@@ -276,9 +276,9 @@ def _orchestrator(config: RunConfig) -> Orchestrator:
 
 
 def _told(error: BaseException) -> str:
-    """An error of the user's code in one line: what and where."""
+    """Describe an error in the user's code in one line: what and where."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     where = f" (at {frames[-1].filename}:{frames[-1].lineno})"
     if isinstance(error, ModuleNotFoundError):
-        where = f"; modules are looked for in {os.getcwd()}, too"
+        where = f"; the module search path includes {os.getcwd()}"
     return f"{type(error).__name__}: {error}{where}"

@@ -1,4 +1,4 @@
-"""The configuration of a run as a command: typed dataclasses, read from YAML and checked key by key."""
+"""The configuration of a run: typed dataclasses, read from YAML and checked key by key."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ __all__ = [
 
 @dataclass(kw_only=True)
 class EnvConfig:
-    """The environments. Give either `id` or `factory`."""
+    """The environments. Set either `id` or `factory`."""
 
     id: str | None = None
-    """Registered Gymnasium environment, such as CartPole-v1; package.module:Name-v0 imports the module first. Or one of
-    PettingZoo's, such as classic/tictactoe_v3, or a module with parallel_env or env, such as mpe2.simple_spread_v3."""
+    """Id of a Gymnasium environment, such as CartPole-v1 (package.module:Name-v0 imports the module first), or of a
+    PettingZoo environment, such as classic/tictactoe_v3; or a module with parallel_env or env, such as
+    mpe2.simple_spread_v3."""
 
     factory: str | None = None
-    """Import path, package.module:build, of build(num_envs, first_env, **kwargs), for environments of any kind."""
+    """Import path, package.module:build, of a function build(num_envs, first_env, **kwargs) that builds environments of
+    any kind."""
 
     num_envs: int = 64
-    """Number of environments, of all agents together."""
+    """Total number of environments of all simultaneous agents."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for gymnasium.make, pettingzoo.make, the module's function or the factory."""
 
     states: Literal["own", "joint", "none"] = "own"
-    """States of a multi-agent environment: its own, where it has them; the observations of all agents; or none."""
+    """States of a multi-agent environment. own: the environment's, if it has any; joint: the observations of all its
+    agents; none: no states."""
 
 
 @dataclass(kw_only=True)
@@ -57,28 +60,28 @@ class AgentConfig:
     """One simultaneous agent."""
 
     agent: str = "ppo"
-    """ppo; for a multi-agent environment ippo, or mappo, whose critics see the states; or the import path,
-    package.module:name, of a class or a function that makes an agent."""
+    """ppo; for a multi-agent environment, ippo, or mappo with critics that see the states; or the import path,
+    package.module:name, of a class or function that builds an agent."""
 
     scope: int | None = None
-    """Number of environments of this agent; null in all agents shares them out equally."""
+    """Number of environments of this agent. null for every agent: divide them as equally as possible."""
 
     cfg: dict[str, Any] = field(default_factory=dict)
-    """For ppo, ippo and mappo the values of PPOCfg; else handed over as keyword arguments."""
+    """Fields of PPOCfg for ppo, ippo and mappo; keyword arguments for any other agent."""
 
     groups: dict[str, list[str]] = field(default_factory=dict)
-    """For ippo and mappo: names of the agents that share their parameters, by a name for each group."""
+    """For ippo and mappo, groups of agents that share their parameters: group name to list of agent names."""
 
 
 @dataclass(kw_only=True)
 class OrchestratorConfig:
-    """Where the agents live."""
+    """The orchestrator: where the simultaneous agents live."""
 
     kind: Literal["local", "ray"] = "local"
-    """local: in this process; ray: each agent in an actor with its environments."""
+    """local: in this process; ray: each agent in a Ray actor, together with its environments."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """The values of LocalOrchestrator (num_threads) or RayOrchestrator (also address, num_cpus, step_timeout, ...)."""
+    """Fields of LocalOrchestrator (num_threads) or RayOrchestrator (also address, num_cpus, step_timeout, ...)."""
 
 
 @dataclass(kw_only=True)
@@ -86,32 +89,32 @@ class LoggingConfig:
     """The run directory."""
 
     directory: str | None = None
-    """Folder or fsspec URL; it must not be there yet. null: runs/<name of the config>-<date and time>."""
+    """Directory or fsspec URL; must be empty or not exist yet. null: runs/<name of the config>-<date and time>."""
 
     interval: int | None = None
-    """Timesteps between two rows of metrics; null: a hundredth of trainer.timesteps."""
+    """Number of timesteps between writes of metrics and agents. null: a hundredth of trainer.timesteps."""
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """The evaluation at the end of a run, and of `lockstep eval`."""
+    """The evaluation at the end of a run and in `lockstep eval`."""
 
     episodes: int = 10
-    """Episodes of each agent; 0 for no evaluation."""
+    """Number of episodes of each simultaneous agent; 0: no evaluation."""
 
     seed: int = 1_000_000
-    """Environment i is seeded with seed + i: far from the seeds of training."""
+    """Seed of the evaluation: environment i gets seed + i, which must not be a seed of training."""
 
     max_timesteps: int = 10_000
-    """Timesteps after which the evaluation ends, also if episodes have not."""
+    """Number of timesteps after which the evaluation ends, even if some episodes have not ended."""
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """A whole run."""
+    """The configuration of a run."""
 
     framework: Literal["torch", "jax", "warp"] = "torch"
-    """Framework of the agents."""
+    """Framework of the trainer and the agents."""
 
     env: EnvConfig
     """The environments."""
@@ -126,22 +129,22 @@ class RunConfig:
     """Where the simultaneous agents live."""
 
     seed: int | None = 0
-    """Seed of environments and agents; null: the run cannot be repeated."""
+    """Seed of environments and agents. null: nothing is seeded, and the run is not reproducible."""
 
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """What is written, and where."""
+    """Where the run directory is, and how often it is written."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """The evaluation at the end."""
+    """The evaluation at the end of the run."""
 
     def validate(self) -> None:
-        """Check what the types do not say.
+        """Check what the types cannot express.
 
         Raises:
-            ConfigError: A value is wrong; the message names the key.
+            ConfigError: A value is invalid; the message names the key.
         """
         env, scopes = self.env, [agent.scope for agent in self.agents]
-        given = f"{env.id!r} and env.factory {env.factory!r}"
+        given = f"{env.id!r} and env.factory is {env.factory!r}"
         if (env.id is None) == (env.factory is None):
             raise ConfigError(f"env.id is {given}; expected one of them, and null for the other")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
@@ -155,7 +158,8 @@ class RunConfig:
             value = getattr(evaluation, name)
             _require(value >= least, f"evaluation.{name}", value, f"an integer of at least {least}")
         apart = self.seed is None or abs(evaluation.seed - self.seed) >= env.num_envs
-        _require(apart, "evaluation.seed", evaluation.seed, f"at least {env.num_envs} (env.num_envs) away from seed")
+        distance = f"a number at least {env.num_envs} (env.num_envs) away from seed"
+        _require(apart, "evaluation.seed", evaluation.seed, distance)
         with named("trainer"):
             self.trainer.validate()
         try:
@@ -169,12 +173,12 @@ class RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe types; 1e-3 is a number, as in YAML 1.2, and a key may stand only once."""
+    """Loader of YAML's safe types. 1e-3 is a number, as in YAML 1.2, and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         if double := [key for key in keys if isinstance(key, str) and keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {double[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {double[0]!r}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -189,7 +193,7 @@ def _require(valid: bool, key: str, given: Any, expected: str) -> None:
 
 
 class named:
-    """Within it, a `ConfigError` is told with the key of the run's config that it comes from."""
+    """Context manager that prefixes a `ConfigError` with the key of the run's configuration that it concerns."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -203,27 +207,29 @@ class named:
 
 
 def parse(kind: type[Any], data: Any, key: str = "") -> Any:
-    """Make a dataclass of plain data, strictly: nothing is converted but an integer to a float.
+    """Build a dataclass from plain data. Types are strict: the only conversion is from an integer to a float.
 
     Args:
         kind: The dataclass; dataclasses nest.
-        data: Mappings, lists and scalars, as YAML gives them.
-        key: Where in the run's config the data stand, for messages.
+        data: Mappings, lists and scalars, as loaded from YAML.
+        key: Key of the data in the run's configuration, for messages.
 
     Raises:
-        ConfigError: Values are wrong; for each the message names the key, what was given and what is expected.
+        ConfigError: Values are invalid; for each one the message names the key, what was given and what is expected.
     """
     try:
-        # as JSON, where a list is a tuple, too
+        # as JSON, so that a list is accepted for a tuple
         return _adapter(kind).validate_json(json.dumps([data], default=str))[0]
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(kind, key, detail) for detail in error.errors())) from None
-    except (TypeError, ValueError, RecursionError) as error:  # keys that JSON cannot have, or a loop of YAML's anchors
-        raise ConfigError(f"{key or 'the config'} is {type(data).__name__}; expected a mapping ({error})") from None
+    except (TypeError, ValueError, RecursionError) as error:  # keys that JSON does not allow, or a loop of YAML anchors
+        raise ConfigError(
+            f"{key or 'the config'} is a {type(data).__name__}; expected a mapping with plain keys, no loops ({error})"
+        ) from None
 
 
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """Of a list of it, because the config of an adapter goes to plain dataclasses within its type only."""
+    """Return an adapter for a list of `kind`: pydantic applies a config only to dataclasses nested in the type."""
     many: Any = list[kind]  # type: ignore[valid-type]
     return TypeAdapter(many, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
 
@@ -234,8 +240,8 @@ def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
     if detail["type"] == "unexpected_keyword_argument":
         allowed = [field.name for field in dataclasses.fields(_type_at(kind, location[:-1]))]
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{place} is no known key; {hint}allowed are {', '.join(allowed)}"
+        hint = f"did you mean {close[0]!r}? Allowed" if close else "allowed"
+        return f"{place}: unknown key; {hint} keys: {', '.join(allowed)}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{place} is missing"
     if detail["type"] == "value_error":
@@ -252,7 +258,7 @@ def _shortened(value: Any) -> str:
 
 
 def _type_at(kind: Any, location: Sequence[int | str]) -> Any:
-    """The dataclass at a place within `kind`."""
+    """Return the dataclass at a location within `kind`."""
     for name in location:
         kind = get_args(kind)[0] if isinstance(name, int) else get_type_hints(kind)[name]
     return kind
@@ -266,14 +272,14 @@ def load_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: ``key=value``, such as ``trainer.timesteps=1000`` or ``agents.0.cfg.rollouts=64``; values are YAML.
 
     Raises:
-        ConfigError: It is no YAML, or something in it is wrong; says what and where.
+        ConfigError: The text is not valid YAML, or a value is invalid; the message says what and where.
     """
     try:
-        data = _plain(yaml.load(text, _Loader))  # where an anchor is repeated, each place can be changed on its own
+        data = _plain(yaml.load(text, _Loader))  # copies, so that each use of an anchor can be overridden on its own
     except RecursionError:
-        raise ConfigError("the config refers to itself; expected no loop of YAML's anchors") from None
+        raise ConfigError("the config refers to itself; expected no loop of YAML anchors") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"the config is no YAML: {error}") from error
+        raise ConfigError(f"the config is not valid YAML: {error}") from error
     data = {} if data is None else data
     if isinstance(data, dict) and any(override.startswith("agents.") for override in overrides):
         data.setdefault("agents", [{}])
@@ -291,7 +297,7 @@ def _apply(data: Any, override: str) -> None:
     try:
         parsed = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is no YAML: {error}") from error
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = parts
     node = data
     for part in parents:
@@ -305,13 +311,13 @@ def _apply(data: Any, override: str) -> None:
 
 def _item(node: Any, part: str, override: str) -> Any:
     if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
-        allowed = f"an index below {len(node)}" if isinstance(node, list) else "nothing, as it stands in no mapping"
-        raise ConfigError(f"--set {override!r}: the key has {part!r}; allowed is {allowed}")
+        expected = f"an index below {len(node)}" if isinstance(node, list) else "no key below a plain value"
+        raise ConfigError(f"--set {override!r}: the key contains {part!r}; expected {expected}")
     return node[int(part)]
 
 
 def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML, with every default, from which `load_config` makes the same again."""
+    """Return the configuration as YAML with all defaults; `load_config` restores it."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
@@ -322,7 +328,7 @@ def _plain(value: Any) -> Any:
 
 
 def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
-    """Lines that show every key with its default and its meaning, as YAML."""
+    """Yield lines of YAML that show every key with its default and its meaning."""
     properties = _adapter(kind).json_schema()["$defs"][kind.__name__]["properties"]
     types = get_type_hints(kind)
     for item in dataclasses.fields(kind):

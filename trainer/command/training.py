@@ -1,4 +1,4 @@
-"""A run from its configuration to its run directory."""
+"""A run, from its configuration to its run directory."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ __all__ = ["report", "train"]
 _logger = logging.getLogger("lockstep")
 
 _DIGITS = 8
-"""Digits of a digest on the screen."""
+"""Number of digits of a digest in the printed lines."""
 
 _MOMENT = 0.3
-"""Seconds for which workers may be left alone: so long a signal may have to wait, if an iteration takes no longer."""
+"""Seconds that workers may run on their own: a signal waits about this long, or for one iteration."""
 
 
 class Stop:
-    """Whether the run has been asked to stop, by SIGINT (Ctrl-C) or SIGTERM.
+    """Request to stop the run, made by SIGINT (Ctrl-C) or SIGTERM.
 
     Attributes:
-        signal: The signal's number, 0 if there was none.
+        signal: Number of the signal; 0 if there was none.
     """
 
     signal = 0
 
     def ask(self, number: int, _frame: FrameType | None) -> None:
-        """Handle the signal: the first one stops the run after the iterations that are under way."""
+        """Handle a signal: the first one stops the run after the iterations under way, the second one at once."""
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        _logger.warning("stopping after the iterations that are under way; once more to stop at once")
+        _logger.warning("stopping after the iterations under way; repeat the signal to stop at once")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Take SIGINT and SIGTERM as the wish to stop."""
+    """Turn SIGINT and SIGTERM into a request to stop."""
     stop = Stop()
     before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -62,21 +62,21 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
-    """Train, store and evaluate.
+    """Train, store and evaluate the agents.
 
     Args:
         config: The configuration.
-        directory: The run directory, which must not be there yet.
+        directory: The run directory, which must be empty or not exist yet.
 
     Yields:
-        Lines that tell what happens, and last the returns of the evaluation.
+        Lines that report progress, and at the end the results of the evaluation.
 
     Raises:
-        ConfigError: Something in the configuration cannot be.
+        ConfigError: The configuration is invalid.
         AgentError: An agent cannot be stored.
-        WorkerError: Environments or agents failed; what was trained until then is stored.
-        SystemExit: A signal stopped the run; what was trained until then is stored.
-        KeyboardInterrupt: A second signal stopped it at once; what was stored last is kept.
+        WorkerError: Environments or agents failed; the training up to then is stored as far as possible.
+        SystemExit: A signal stopped the run; the training up to then is stored.
+        KeyboardInterrupt: A second signal stopped the run at once; what was stored last is kept.
     """
     directory.check_new()
     run = prepare(config)
@@ -87,7 +87,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         try:
             _run(trainer, run.config.trainer.timesteps, log, stop)
             log.finish("interrupted" if stop.signal else "finished")
-        except KeyboardInterrupt:  # at once: not even what a worker has to be asked for is stored
+        except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
             log.status("interrupted")
             raise
         except BaseException:
@@ -100,7 +100,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         try:
             results = evaluate(run.config, directory)
         except Exception:
-            _logger.error("the training is finished and stored in %s, but its evaluation failed:", directory.url)
+            _logger.error("training is finished and stored in %s, but evaluation failed:", directory.url)
             raise
         yield from report(results, config, directory)
         stored = [
@@ -111,7 +111,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
 
 
 def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> None:
-    """Train in groups of iterations, which end where something is to be written, and take no longer than a moment."""
+    """Train in groups of iterations, each of which ends before the next write and takes about `_MOMENT` at most."""
     done, count = 0, 1
     while done < timesteps and not stop.signal:
         count = min(count, timesteps - done, log.until_next(done))
@@ -128,10 +128,10 @@ def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> No
 
 
 def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirectory) -> Iterator[str]:
-    """Tell what the stored agents achieved, a line each."""
+    """Yield a line with the results of each stored agent."""
     status, wanted = directory.status(), config.evaluation
     if status["state"] != "finished":
-        _logger.warning("the run is %s; its agents are those of timestep %s", status["state"], status["timestep"])
+        _logger.warning("the run is %s; the stored agents are from timestep %s", status["state"], status["timestep"])
     for scope, result in enumerate(results):
         yield f"scope {scope}: {result}, weights {directory.digest(scope)[:_DIGITS]}"
         if missing := wanted.episodes - len(result.returns):
@@ -145,10 +145,10 @@ def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirec
 
 
 class _Log:
-    """What is written while a run is under way.
+    """Writer of the run directory during a run.
 
     Attributes:
-        timestep: Timesteps after which the stored agents were stored.
+        timestep: Number of timesteps after which the agents were last stored.
     """
 
     def __init__(
@@ -159,9 +159,9 @@ class _Log:
         self._interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
         self._done = 0
         self._collected, self._since = 0, perf_counter()
-        trainer.collect_metrics()  # starts the measuring
-        files = trainer.agent_files()  # an agent that cannot be stored is to be known now, not at the end
-        # the directory is that of this run only
+        trainer.collect_metrics()  # starts the measurement
+        files = trainer.agent_files()  # an agent that cannot be stored fails now, not at the end
+        # the directory belongs to this run only
         stored = dataclasses.replace(config, logging=dataclasses.replace(config.logging, directory=None))
         directory.create(dump_config(stored))
         try:
@@ -172,43 +172,43 @@ class _Log:
             raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
 
     def after(self, done: int) -> None:
-        """Write, if it is time to, after so many timesteps."""
+        """Write after `done` timesteps, if it is time to."""
         self._done = done
         if not done % self._interval:
             try:
                 self._write()
             except OSError:
-                # a disk that is full now may have room at the end, where it does count
-                _logger.exception("the run directory cannot be written; the training goes on")
+                # a disk that is full now may have space at the end, when it matters
+                _logger.exception("the run directory cannot be written; training continues")
 
     def failed_at(self, timestep: int) -> None:
-        """Take note of the timestep that a scope failed in; the others stopped somewhere near it."""
+        """Record the timestep in which a scope failed; the other scopes stopped near it."""
         self._done = timestep
 
     def until_next(self, done: int) -> int:
-        """Number of timesteps, after so many, until it is time to write."""
+        """Return the number of timesteps from `done` until it is time to write."""
         return self._interval - done % self._interval
 
     def finish(self, state: str) -> None:
-        """Write what has not been written yet."""
+        """Write everything that has not been written yet."""
         if self._done != min(self.timestep, self._collected):
             self._write()
         self.status(state)
 
     def save_what_can_be(self) -> None:
-        """After a failure: the agents may be out of reach, and those that were stored before are kept."""
+        """Write what is possible after a failure. If the agents are out of reach, those stored before are kept."""
         try:
             self.finish("failed")
         except Exception as error:
-            _logger.error("the agents stay as they were stored at timestep %d: %s", self.timestep, error)
+            _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", self.timestep, error)
             self.status("failed")
 
     def status(self, state: str) -> None:
-        """Say where the run stands."""
+        """Write the state of the run."""
         self._directory.write("status.json", json.dumps({"state": state, "timestep": self.timestep}))
 
     def _write(self) -> None:
-        """The agents first: they count most."""
+        """Write the agents first, because they matter most, then the metrics."""
         if self._done != self.timestep:
             self._directory.write_agents(self._trainer.agent_files())
             self.timestep = self._done

@@ -1,4 +1,4 @@
-"""Versions of all that the numbers of a run depend on."""
+"""Versions of everything that the results of a run depend on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Version of Python, the machine's kind, and the version of each package, None where it is not installed."""
+    """Return the version of Python, the platform, and the version of each package (None if it is not installed)."""
     found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:

@@ -1,7 +1,7 @@
-"""Agents that come with Lockstep.
+"""Agents included in Lockstep.
 
-`workers.agents.base` and `workers.agents.ppo` hold what does not depend on an array framework;
-``workers.agents.<framework>`` holds the networks, the array operations and the update.
+`workers.agents.base` and `workers.agents.ppo` hold the framework-independent part; ``workers.agents.<framework>`` holds
+the networks, the array operations and the update.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["load_ppo"]
 
 
 def load_ppo(framework: str) -> type[Any]:
-    """The PPO of a framework.
+    """Return the PPO class of a framework.
 
     Raises:
-        ConfigError: A package that it needs is not installed.
+        ConfigError: A required package is not installed.
     """
     try:
         kind: type[Any] = importlib.import_module(f"workers.agents.{framework}").PPO

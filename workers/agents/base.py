@@ -1,4 +1,4 @@
-"""What every agent of ours shares: spaces, training mode and tracked scalars. No array framework is imported here."""
+"""Base classes of Lockstep's agents: spaces, training mode and tracked scalars, without any array framework."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ Space = gymnasium.Space[Any]
 
 
 def space_width(space: Space, name: str) -> int:
-    """Number of columns that one flattened sample of `space` takes.
+    """Return the number of columns of one flattened sample of `space`.
 
     Args:
         space: Space of a single environment.
-        name: What the space is for, used in the error.
+        name: Name of the space, used in the error.
 
     Returns:
-        The width: the number of elements of a Box, the number of categories of a Discrete (one-hot).
+        The width, such as the number of elements of a Box or the number of categories of a Discrete (one-hot).
 
     Raises:
-        AgentError: `space` is no Gymnasium space, or none of a fixed, positive width.
+        AgentError: `space` is not a Gymnasium space, or does not have a fixed, positive width.
     """
     if not isinstance(space, gymnasium.Space):
-        raise AgentError(f"{name} must be a gymnasium.Space of a single environment, got {space!r}")
+        raise AgentError(f"{name} is {space!r}; expected a gymnasium.Space of a single environment")
     try:
         width = flatdim(space)
     except (ValueError, NotImplementedError) as error:
         raise AgentError(f"{name} {space} cannot be flattened to a fixed width: {error}") from error
     if width < 1:
-        raise AgentError(f"{name} {space} must have at least one element, got {width}")
+        raise AgentError(f"{name} {space} has {width} elements; expected at least 1")
     return int(width)
 
 
 def discrete_components(space: Space) -> tuple[range, ...] | None:
-    """The values of each component of a discrete space, in the order of the columns of flat actions.
+    """Return the values of each component of a discrete space, in the order of the columns of flat actions.
 
     Args:
         space: Space of a single environment.
 
     Returns:
-        One range for Discrete, one for each element of MultiDiscrete and MultiBinary in C order; None for any other
+        One range for a Discrete; one for each element of a MultiDiscrete or MultiBinary, in C order; None for any other
         space.
     """
     if isinstance(space, MultiBinary):
@@ -68,9 +68,9 @@ def discrete_components(space: Space) -> tuple[range, ...] | None:
 
 
 class Learner(ABC):
-    """What every agent and multi-agent of ours has besides `act`, `record_transition` and `post_interaction`.
+    """Base of Lockstep's agents and multi-agents, without `act`, `record_transition` and `post_interaction`.
 
-    The loop that it lives in::
+    An agent is called in this loop::
 
         agent.init(trainer_cfg=cfg)
         agent.enable_training_mode(True)
@@ -82,26 +82,26 @@ class Learner(ABC):
             agent.post_interaction(timestep=timestep, timesteps=timesteps)
 
     Attributes:
-        framework: Name of the framework whose arrays it takes and gives.
-        num_envs: Number of environments, the rows of every array exchanged.
-        training: Whether transitions are learnt from.
-        tracked: What has been given to `track_data` since it was written last.
-        writer: What `write_tracking_data` writes to; the trainer's, while it has the agent.
+        framework: Name of the framework whose arrays the agent takes and returns.
+        num_envs: Number of environments: the number of rows of every array.
+        training: Whether the agent learns from transitions.
+        tracked: Scalars passed to `track_data` since the last write.
+        writer: Writer used by `write_tracking_data`; the trainer sets it.
     """
 
     framework: str
 
     def __init__(self, *, num_envs: int) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise AgentError(f"num_envs must be a positive integer, got {num_envs!r}")
+            raise AgentError(f"num_envs is {num_envs!r}; expected an integer of at least 1")
         self.num_envs = num_envs
         self._framework = load_framework(self.framework)
         self.training = False
         self.tracked = Scalars()
         self.writer: Any = None
 
-    def init(self, *, trainer_cfg: Any = None) -> None:  # noqa: B027 - nothing to do is a valid default
-        """Make ready for a trainer. May be called again by the next trainer; nothing learnt is lost.
+    def init(self, *, trainer_cfg: Any = None) -> None:  # noqa: B027 - an optional hook
+        """Prepare for a trainer. The next trainer may call it again; nothing learned is lost.
 
         Args:
             trainer_cfg: The trainer's configuration.
@@ -111,13 +111,13 @@ class Learner(ABC):
         """Switch between training and evaluation.
 
         Args:
-            enabled: True to learn from what is recorded, False to evaluate.
-            apply_to_models: Accepted for compatibility; our networks act alike in both modes.
+            enabled: True to learn from recorded transitions, False to evaluate.
+            apply_to_models: Ignored, accepted for compatibility: our networks behave the same in both modes.
         """
         self.training = enabled
 
-    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:  # noqa: B027 - a hook
-        """Called before the interaction with the environments.
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:  # noqa: B027 - an optional hook
+        """Hook called before the interaction with the environments.
 
         Args:
             timestep: Current timestep.
@@ -125,17 +125,17 @@ class Learner(ABC):
         """
 
     def track_data(self, tag: str, value: float) -> None:
-        """Take note of a scalar: bounded memory, however many values come.
+        """Record a scalar. Memory is bounded for any number of values.
 
         Args:
-            tag: Name of the scalar, such as ``"Loss / Policy loss"``; of one that ends in (min) or (max) the extreme is
-                kept, of any other the mean.
+            tag: Name of the scalar, such as ``"Loss / Policy loss"``. Values are reduced to their minimum if it ends
+                in ``(min)``, to their maximum if it ends in ``(max)``, else to their mean.
             value: The value.
         """
         self.tracked.add(tag, value)
 
     def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
-        """Write every scalar to the `writer`, and forget them.
+        """Write all tracked scalars to `writer` and clear them.
 
         Args:
             timestep: Current timestep.
@@ -146,18 +146,18 @@ class Learner(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Copies of everything learnt (not of the rollout in progress)."""
+        """Return copies of everything learned (without the rollout in progress)."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore a state returned by `state_dict`.
 
         Raises:
-            AgentError: `state` is of an agent of another shape.
+            AgentError: `state` belongs to an agent of another shape.
         """
 
     def save(self, path: Any) -> None:
-        """Write `state_dict` to a file of the format safetensors; see `workers.storage.state_file`.
+        """Write `state_dict` to a safetensors file; see `workers.storage.state_file`.
 
         Args:
             path: Path, or a file open for writing in binary mode.
@@ -169,13 +169,13 @@ class Learner(ABC):
             Path(path).write_bytes(data)
 
     def load(self, path: Any) -> None:
-        """Restore from a file that `save` wrote, of an agent of any framework.
+        """Restore the state from a file written by `save`, by an agent of any framework.
 
         Args:
             path: Path, or a file open for reading in binary mode.
 
         Raises:
-            AgentError: The file is of an agent of another shape, or is damaged; this agent is left as it was.
+            AgentError: The file belongs to an agent of another shape or is damaged. This agent remains unchanged.
         """
         data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
         self.load_state_dict(decode_state(data, self._framework))
@@ -185,9 +185,9 @@ class Agent(Learner):
     """A single agent on one scope.
 
     Attributes:
-        observation_space: Space of one environment's observations.
-        action_space: Space of one environment's actions.
-        state_space: Space of one environment's privileged states, or None.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        state_space: Space of the privileged states of one environment, or None.
     """
 
     def __init__(

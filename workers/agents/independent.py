@@ -1,4 +1,4 @@
-"""IndependentAgents: a multi-agent made of single agents, one for each name or for each group of names."""
+"""IndependentAgents: a multi-agent composed of single agents, one for each agent name or group of names."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ __all__ = ["IndependentAgents", "resolve_groups"]
 
 
 class IndependentAgents(Learner):
-    """One single agent for each agent of a multi-agent environment, each learning by itself.
+    """A multi-agent with one single agent for each agent of the environment; each learns independently.
 
-    Of PPO agents it is IPPO (https://arxiv.org/abs/2011.09533); with `state_spaces`, by which the critics see the
-    global state, MAPPO (https://arxiv.org/abs/2103.01955)::
+    With PPO agents this is IPPO (https://arxiv.org/abs/2011.09533). With `state_spaces` as well, the critics see the
+    global state, which is MAPPO (https://arxiv.org/abs/2103.01955)::
 
         IndependentAgents(
             functools.partial(PPO, cfg={"rollouts": 128}),
             possible_agents=env.possible_agents,
             observation_spaces=env.observation_spaces,
             action_spaces=env.action_spaces,
-            state_spaces=env.state_spaces,  # left out: IPPO
+            state_spaces=env.state_spaces,  # omit for IPPO
             num_envs=scope.num_envs,
         )
 
-    Agents of one group share their parameters: one single agent has the rows of all of them, one agent's after the
-    other's. Whatever it tracks has the name of the group in its tag, such as ``"Loss / agent_0 / Policy loss"``.
+    The agents of a group share their parameters: one single agent plays the rows of all of them, concatenated agent by
+    agent. The tags of its scalars contain the name of the group, as in ``"Loss / agent_0 / Policy loss"``.
 
     Attributes:
         possible_agents: Names of the agents.
-        groups: Names of the agents of each group; an agent without a group is one of its own name.
+        groups: Names of the agents of each group; an agent without a group forms one under its own name.
         members: The single agent of each group.
-        observation_spaces: Space of each agent's observations in one environment.
-        action_spaces: Space of each agent's actions in one environment.
-        state_spaces: Space of each agent's states in one environment, or None.
+        observation_spaces: Observation space of each agent in one environment.
+        action_spaces: Action space of each agent in one environment.
+        state_spaces: State space of each agent in one environment, or None.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class IndependentAgents(Learner):
         num_envs: int,
         groups: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Make all agents.
+        """Make all single agents.
 
         Args:
-            make: Makes a single agent, such as the class of PPO; called with `observation_space`, `action_space`,
-                `state_space` and `num_envs`, once for each group. What it makes has the name of its framework in
-                `framework`, and `state_dict` and `load_state_dict`.
+            make: Class or function that makes a single agent, such as the PPO class. It is called once for each group,
+                with `observation_space`, `action_space`, `state_space` and `num_envs`. The agent must also have
+                `framework` (the name of its framework), `state_dict` and `load_state_dict`.
             possible_agents: Names of all agents that can ever appear.
-            observation_spaces: Space of each agent's observations in one environment.
-            action_spaces: Space of each agent's actions in one environment.
-            state_spaces: Space of each agent's states in one environment; None if they see no states.
+            observation_spaces: Observation space of each agent in one environment.
+            action_spaces: Action space of each agent in one environment.
+            state_spaces: State space of each agent in one environment; None if the agents see no states.
             num_envs: Number of environments.
-            groups: Names of the agents that share their parameters, by the name of the group.
+            groups: Names of the agents that share their parameters, by group name.
 
         Raises:
-            AgentError: The groups do not fit the agents, an agent has no space, agents of one group have different
-                ones, or a single agent lacks a member.
+            AgentError: The groups do not fit the agents, an agent has no space, the agents of a group have different
+                spaces, or a single agent lacks a member.
         """
         self.possible_agents = list(possible_agents)
         self.observation_spaces = _of_each(observation_spaces, "observation_spaces", self.possible_agents)
@@ -91,19 +91,19 @@ class IndependentAgents(Learner):
             if different := [name for name in names if spaces[name] != spaces[names[0]]]:
                 raise AgentError(
                     f"{names[0]!r} and {different[0]!r} of the group {group!r} have different {kind} spaces, "
-                    f"{spaces[names[0]]} and {spaces[different[0]]}; agents that share parameters need equal ones"
+                    f"{spaces[names[0]]} and {spaces[different[0]]}; expected equal spaces, as they share parameters"
                 )
             given[f"{kind}_space"] = spaces[names[0]]
         member = make(**given)
         if missing := missing_members(member, Agent, "framework", "state_dict", "load_state_dict"):
             raise AgentError(
-                f"{type(member).__qualname__} of the group {group!r} lacks {', '.join(missing)}; a single agent in "
-                "IndependentAgents needs them"
+                f"{type(member).__qualname__} of the group {group!r} lacks {', '.join(missing)}; "
+                "IndependentAgents requires them of every single agent"
             )
         return member
 
     def init(self, *, trainer_cfg: Any = None) -> None:
-        """Make ready for a trainer; see `Learner`.
+        """Prepare for a trainer; see `Learner`.
 
         Args:
             trainer_cfg: The trainer's configuration.
@@ -118,7 +118,7 @@ class IndependentAgents(Learner):
             member.enable_training_mode(enabled)
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Called before the interaction with the environments; see `Learner`."""
+        """Hook called before the interaction with the environments; see `Learner`."""
         for member in self.members.values():
             member.pre_interaction(timestep=timestep, timesteps=timesteps)
 
@@ -131,18 +131,19 @@ class IndependentAgents(Learner):
         timestep: int,
         timesteps: int,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Actions of every agent.
+        """Return the actions of every agent.
 
         Args:
             observations: ``(num_envs, size)`` by agent name.
             states: ``(num_envs, size)`` by agent name, or None.
-            infos: What came with the observations: ``infos["alive"]`` and ``infos[name]`` go to the agent `name`.
+            infos: Infos returned with the observations; ``infos["alive"][name]`` and ``infos[name]`` go to agent
+                `name`.
             timestep: Current timestep.
             timesteps: Total number of timesteps.
 
         Returns:
-            Actions ``(num_envs, size)`` by agent name, and by agent name outputs, with ``mean_actions`` where the
-            single agents give them.
+            Actions ``(num_envs, size)`` by agent name, and outputs by agent name, with ``mean_actions`` if the single
+            agents return them.
         """
         actions: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
@@ -158,7 +159,7 @@ class IndependentAgents(Learner):
         return actions, outputs
 
     def record_transition(self, *, infos: Mapping[str, Any], timestep: int, timesteps: int, **arrays: Any) -> None:
-        """Let every agent record its part of a transition; see `workers.types.Agent`.
+        """Pass each single agent its part of a transition; see `workers.types.Agent`.
 
         Args:
             infos: Infos of the step.
@@ -176,12 +177,12 @@ class IndependentAgents(Learner):
             )
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Called after the interaction with the environments: every agent learns; see `Learner`."""
+        """Let every single agent learn, after the interaction with the environments; see `Learner`."""
         for member in self.members.values():
             member.post_interaction(timestep=timestep, timesteps=timesteps)
 
     def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
-        """Write every scalar to the `writer`, those of the single agents too; see `Learner`."""
+        """Write all tracked scalars to `writer`, including those of the single agents; see `Learner`."""
         super().write_tracking_data(timestep=timestep, timesteps=timesteps)
         for group, member in self.members.items():
             if not hasattr(member, "write_tracking_data"):
@@ -193,18 +194,18 @@ class IndependentAgents(Learner):
                 member.writer = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of everything learnt, by the names of the groups."""
+        """Return copies of everything learned, by group name."""
         return {group: member.state_dict() for group, member in self.members.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore a state returned by `state_dict`.
 
         Raises:
-            AgentError: `state` is of other groups, or does not fit an agent; nothing is changed then.
+            AgentError: `state` has other groups or does not fit an agent. All agents remain unchanged.
         """
         given = list(state) if isinstance(state, Mapping) else type(state).__qualname__
         if not isinstance(state, Mapping) or state.keys() != self.members.keys():
-            raise AgentError(f"the state is of {given}; expected {list(self.members)}")
+            raise AgentError(f"the state is for {given}; expected {list(self.members)}")
         before = self.state_dict()
         for group, member in self.members.items():
             try:
@@ -215,17 +216,17 @@ class IndependentAgents(Learner):
                 raise AgentError(f"{group!r}: {error}") from error
 
     def _joined(self, names: Sequence[str], by_agent: Mapping[str, Any] | None) -> Any:
-        """The rows of all agents of a group; None if there are none."""
+        """Concatenate the rows of all agents of a group; None if there are none."""
         parts = [None if by_agent is None else by_agent[name] for name in names]
         return parts[0] if len(names) == 1 or parts[0] is None else concatenate_rows(parts, self._framework)
 
     def _parted(self, names: Sequence[str], rows: Any) -> dict[str, Any]:
-        """`_joined` undone."""
+        """Split the rows of a group by agent: the inverse of `_joined`."""
         parts = [rows] if len(names) == 1 else self._framework.split(rows, [rows.shape[0] // len(names)] * len(names))
         return dict(zip(names, parts, strict=True))
 
     def _infos_of(self, names: Sequence[str], infos: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What the infos say of the agents of a group."""
+        """Return the infos of the agents of a group, merged for its single agent."""
         infos = infos or {}
         parts, alive, expected = [], infos.get("alive", {}), (self.num_envs, 1)
         for name in names:
@@ -241,13 +242,13 @@ class IndependentAgents(Learner):
 
 def _of_each(spaces: Mapping[str, Any], kind: str, names: Sequence[str]) -> dict[str, Any]:
     if missing := [name for name in names if spaces.get(name) is None]:
-        hint = "; leave them out for agents that see no states" if kind == "state_spaces" else ""
-        raise AgentError(f"{kind} has no space of {missing[0]!r}; expected one of each of {list(names)}{hint}")
+        hint = "; omit state_spaces if the agents see no states" if kind == "state_spaces" else ""
+        raise AgentError(f"{kind} has no space for {missing[0]!r}; expected one for each of {list(names)}{hint}")
     return {name: spaces[name] for name in names}
 
 
 class _Renamed:
-    """A writer for the single agent of a group."""
+    """A writer that adds the group's name to the tags of its single agent."""
 
     def __init__(self, writer: Any, group: str) -> None:
         self._writer = writer
@@ -261,22 +262,22 @@ class _Renamed:
 
 
 def resolve_groups(groups: Mapping[str, Sequence[str]], possible_agents: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """All groups, those of one agent each included, in the order of the agents.
+    """Return all groups, including those of a single agent, in the order of the agents.
 
     Raises:
-        AgentError: They do not fit the agents.
+        AgentError: The groups do not fit the agents.
     """
     if not isinstance(groups, Mapping):
-        raise AgentError(f"groups is {groups!r}; expected names of agents by the name of their group")
+        raise AgentError(f"groups is {groups!r}; expected a mapping of group names to agent names")
     grouped = [name for names in groups.values() for name in names]
     if unknown := [name for name in grouped if name not in possible_agents]:
-        raise AgentError(f"groups name {unknown[0]!r}; expected some of the agents {list(possible_agents)}")
+        raise AgentError(f"groups contain {unknown[0]!r}; expected only agents from {list(possible_agents)}")
     if double := [name for name, count in Counter(grouped).items() if count > 1]:
-        raise AgentError(f"{double[0]!r} is in the groups {dict(groups)} more than once; expected once at most")
+        raise AgentError(f"{double[0]!r} is in the groups {dict(groups)} more than once; expected at most once")
     if empty := [group for group, names in groups.items() if not names]:
         raise AgentError(f"the group {empty[0]!r} has no agents; expected at least one")
     own = {name: (name,) for name in possible_agents if name not in grouped}
     if taken := [group for group in groups if group in own]:
-        raise AgentError(f"a group has the name of the agent {taken[0]!r}, which is not in a group; rename the group")
+        raise AgentError(f"a group is named after the agent {taken[0]!r}, which is in no group; rename the group")
     chosen = own | {group: tuple(names) for group, names in groups.items()}
     return dict(sorted(chosen.items(), key=lambda item: min(map(possible_agents.index, item[1]))))

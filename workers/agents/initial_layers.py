@@ -1,4 +1,4 @@
-"""The weights that a perceptron of any framework begins with."""
+"""Initial weights of a perceptron, independent of the framework."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ NumpyArray = npt.NDArray[Any]
 def initial_layers(
     sizes: tuple[int, ...], head_gain: float, generator: np.random.Generator
 ) -> list[tuple[NumpyArray, NumpyArray]]:
-    """Weights ``(outputs, inputs)`` and biases ``(outputs,)`` of each layer of a perceptron, float32.
+    """Return the initial weights ``(outputs, inputs)`` and biases ``(outputs,)`` of each layer, float32.
 
-    Weights are orthogonal (https://arxiv.org/abs/1312.6120), of gain sqrt(2) in hidden layers; biases are zero.
+    Weights are orthogonal (https://arxiv.org/abs/1312.6120) with gain sqrt(2) in hidden layers. Biases are zero.
 
     Args:
         sizes: Width of the inputs, of each hidden layer and of the outputs.
         head_gain: Gain of the last layer.
-        generator: Where the numbers come from.
+        generator: Generator of the random numbers.
     """
     layers = []
     for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         gain = head_gain if index == len(sizes) - 2 else math.sqrt(2.0)
         q, r = np.linalg.qr(generator.standard_normal((max(inputs, outputs), min(inputs, outputs))))
-        q *= gain * np.sign(np.diag(r))  # without the signs they would not be uniformly distributed
+        q *= gain * np.sign(np.diag(r))  # the signs make the distribution uniform
         weight = q if outputs >= inputs else q.T
         layers.append((weight.astype(np.float32, order="C"), np.zeros(outputs, np.float32)))
     return layers

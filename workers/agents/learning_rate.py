@@ -1,4 +1,4 @@
-"""The learning rate of an update's epochs, adapted to how far the policy has moved."""
+"""Adaptation of the learning rate between the epochs of an update."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ MAX_LEARNING_RATE = 1e-2
 
 
 def adapt_learning_rate(learning_rate: float, kl: float, target: float) -> float:
-    """KL-adaptive learning rate (Heess et al., https://arxiv.org/abs/1707.02286, in the form of rl_games and skrl).
+    """Adapt the learning rate to the KL divergence.
+
+    Source: Heess et al., https://arxiv.org/abs/1707.02286, in the form used by rl_games and skrl.
 
     Args:
         learning_rate: Current learning rate.
         kl: Mean KL divergence of the last epoch.
-        target: KL divergence aimed at.
+        target: Target KL divergence.
 
     Returns:
-        The learning rate divided by 1.5 if `kl` > 2 `target`, times 1.5 if `kl` < `target` / 2, bounded by 1e-6 and
-        1e-2; otherwise unchanged.
+        The learning rate, divided by 1.5 (but at least 1e-6) if `kl` > 2 `target`, multiplied by 1.5 (but at most 1e-2)
+        if `kl` < `target` / 2, otherwise unchanged.
     """
     if kl > 2.0 * target:
         return max(learning_rate / 1.5, MIN_LEARNING_RATE)
@@ -33,7 +35,7 @@ def adapt_learning_rate(learning_rate: float, kl: float, target: float) -> float
 
 
 def run_epochs(cfg: PPOCfg, learning_rate: float, run_epoch: Callable[[int, float], Any]) -> float:
-    """All epochs of an update, the learning rate of each adapted to the KL divergence of the one before.
+    """Run all epochs of an update; each one's KL divergence adapts the learning rate of the next.
 
     Args:
         cfg: The agent's configuration.
@@ -41,7 +43,7 @@ def run_epochs(cfg: PPOCfg, learning_rate: float, run_epoch: Callable[[int, floa
         run_epoch: Called with the index and the learning rate of an epoch; returns its mean KL divergence.
 
     Returns:
-        Learning rate of what follows.
+        The learning rate of the next update.
     """
     for epoch in range(cfg.learning_epochs):
         kl = run_epoch(epoch, learning_rate)

@@ -1,4 +1,4 @@
-"""Action masks as environments give them, made ready for categorical policies."""
+"""Conversion of environments' action masks for categorical policies."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["legal_actions"]
 
 
 def legal_actions(mask: Any, rows: int, sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Which categories may be sampled.
+    """Return which categories may be sampled.
 
     Args:
-        mask: ``(rows, categories)`` with 0 or False for what is illegal; or an array of objects with, for each row, a
-            mask or a tuple with one for each component, as ``Space.sample`` takes them, or None.
+        mask: ``(rows, categories)``, where 0 or False marks illegal categories; or an object array that holds for each
+            row a mask or a tuple of one mask for each component, as accepted by ``Space.sample``, or None.
         rows: Number of environments.
         sizes: Number of categories of each component.
 
     Returns:
-        ``(rows, sum(sizes))``. A component without a legal category, such as that of an agent that does not act, may
-        do anything.
+        ``(rows, sum(sizes))``. If a component has no legal category, for example because its agent does not act, all
+        its categories are allowed.
 
     Raises:
         AgentError: The mask has another shape.

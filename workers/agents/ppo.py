@@ -1,6 +1,6 @@
-"""Proximal Policy Optimization without the arrays: rollout logic, saving.
+"""The framework-independent part of Proximal Policy Optimization: rollout logic and saving.
 
-A framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
+Each framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
 
 Sources: PPO, https://arxiv.org/abs/1707.06347; GAE, https://arxiv.org/abs/1506.02438.
 """
@@ -24,41 +24,41 @@ from workers.storage.state_file import conform_state
 __all__ = ["PPO", "PPOCfg"]
 
 INPUT_LIMIT = 10.0
-"""Normalised observations and states are limited to this and its negative."""
+"""Normalised observations and states are clipped to ``[-INPUT_LIMIT, INPUT_LIMIT]``."""
 
 
 class PPO(Agent):
-    """Proximal Policy Optimization (https://arxiv.org/abs/1707.06347), the part that needs no arrays.
+    """The framework-independent part of Proximal Policy Optimization (https://arxiv.org/abs/1707.06347).
 
-    Actions of a Box space are Gaussian with a log standard deviation that does not depend on the observation, and
-    are not clipped to the space's bounds. Those of a Discrete space are categorical; those of MultiDiscrete and
-    MultiBinary have an independent categorical component for each element, in C order. The policy sees observations,
-    the critic sees states where there is a state space, else observations: any space that Gymnasium can flatten, as
-    arrays that are flat already. Episodes that are truncated are bootstrapped from the value of their true final
+    Actions of a Box space are Gaussian, with a log standard deviation that does not depend on the observation; they
+    are not clipped to the space's bounds. Actions of a Discrete space are categorical. MultiDiscrete and MultiBinary
+    actions have an independent categorical component for each element, in C order. The policy sees observations; the
+    critic sees states if there is a state space, else observations. Both may be of any space that Gymnasium can
+    flatten and are passed as flat arrays. Truncated episodes are bootstrapped from the value of their true final
     observation.
 
-    What the infos say of the observations is heeded. ``infos["action_mask"]``: only legal actions are sampled.
-    ``infos["alive"]``: rows that do not act are not learnt from and count in no mean. What arrives in such a row,
-    reward and end, belongs to the row's last transition, so that an agent that moves in turns learns from what the
-    others' moves bring it. A transition that waits so when the rollout is full is bootstrapped from the observation
-    at that time.
+    `act` respects two entries of the infos. ``infos["action_mask"]``: only legal actions are sampled.
+    ``infos["alive"]``: the agent does not learn from rows that do not act, and no mean includes them. The rewards and
+    flags of such a row are credited to the row's last transition, so an agent that takes turns learns from the
+    outcome of the others' moves. If a transition is still waiting for them when the rollout is full, it is bootstrapped
+    from the observation at that time.
 
-    ``pickle`` and ``copy.deepcopy`` carry the whole agent, with the rollout in progress: the copy goes on bit for bit
-    as the original. `state_dict` and `save` carry what was learnt, without the rollout and the random stream; its
-    names and shapes are the same in every framework, so an agent of one can go on as that of another. Values of ``cfg``
-    are compiled in: they are not to be changed after construction.
+    ``pickle`` and ``copy.deepcopy`` copy the whole agent, including the rollout in progress; the copy continues
+    bit for bit like the original. `state_dict` and `save` cover what was learned, without the rollout and the random
+    stream. Names and shapes are the same in every framework, so an agent of one framework can load the state of an
+    agent of another. The values of ``cfg`` are compiled in and must not be changed after construction.
 
     Args:
-        observation_space: Space of one environment's observations.
-        action_space: Space of one environment's actions: Discrete, MultiDiscrete, MultiBinary, or a Box of floats.
-        state_space: Space of one environment's privileged states, or None.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment: Discrete, MultiDiscrete, MultiBinary, or a Box of floats.
+        state_space: Space of the privileged states of one environment, or None.
         num_envs: Number of environments.
-        cfg: Configuration; a copy is kept.
-        device: Where the arrays live; None for the framework's default.
+        cfg: Configuration. The agent keeps a copy.
+        device: Device of the arrays; None for the framework's default.
 
     Raises:
-        AgentError: A space or `num_envs` is unsuitable, or there is no such device.
-        ConfigError: A value of `cfg` is wrong.
+        AgentError: A space or `num_envs` is unsuitable, or the device does not exist.
+        ConfigError: A value of `cfg` is invalid.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class PPO(Agent):
         samples = self.cfg.rollouts * num_envs
         if self.cfg.mini_batches > samples:
             raise ConfigError(
-                f"PPOCfg.mini_batches must be at most rollouts x num_envs = {self.cfg.rollouts} x {num_envs} = "
-                f"{samples}, got {self.cfg.mini_batches}"
+                f"PPOCfg.mini_batches is {self.cfg.mini_batches}; expected at most rollouts x num_envs = "
+                f"{self.cfg.rollouts} x {num_envs} = {samples}"
             )
         self.device = device
         self.learning_rate = float(self.cfg.learning_rate)
         self._recorded = 0  # transitions in the rollout in progress
-        self._acting: Any = None  # which rows the last `act` was for
-        self._legal: Any = None  # what they might do
+        self._acting: Any = None  # rows that acted in the last `act`
+        self._legal: Any = None  # their legal actions
         self._set_widths()
         self._build()
 
@@ -101,13 +101,13 @@ class PPO(Agent):
         self._components = discrete_components(space)  # None for Gaussian actions
         if self._components is None and not (isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == "f"):
             supported = "a Discrete, MultiDiscrete, MultiBinary or a Box of floats"
-            raise AgentError(f"action_space must be {supported}, got {space!r}")
+            raise AgentError(f"action_space is {space!r}; expected {supported}")
         self._action_width = len(self._components) if self._components else space_width(space, "action_space")
-        # what the policy's network returns: a logit for each category, or the means
+        # outputs of the policy network: a logit for each category, or the means
         self._head_width = sum(map(len, self._components)) if self._components else self._action_width
 
     def init(self, *, trainer_cfg: Any = None) -> None:
-        """Make ready for a trainer; weights, and transitions recorded so far, are kept.
+        """Prepare for a trainer; keep the weights and the transitions recorded so far.
 
         Args:
             trainer_cfg: The trainer's configuration.
@@ -115,7 +115,7 @@ class PPO(Agent):
         self._interrupt_rollout()
 
     def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
-        """Switch between training and evaluation, which cuts the rollout in progress; see `Agent`."""
+        """Switch between training and evaluation; the start of evaluation cuts the rollout in progress. See `Agent`."""
         if self.training and not enabled:
             self._interrupt_rollout()
         super().enable_training_mode(enabled, apply_to_models=apply_to_models)
@@ -132,21 +132,22 @@ class PPO(Agent):
         """Sample actions from the policy.
 
         Args:
-            observations: ``(num_envs, size)``, any dtype; in evaluation any number of rows.
-            states: ``(num_envs, size)``, or None; the policy does not use them.
-            infos: What comes with the observations. Used are ``"alive"``, ``(num_envs, 1)`` bool: the rows that act;
-                and, of a discrete action space, ``"action_mask"``, ``(num_envs, n)``: the legal actions, for a space of
-                several components those of each after the other. A component without a legal action may do anything.
+            observations: ``(num_envs, size)``, any dtype; in evaluation, any number of rows.
+            states: ``(num_envs, size)`` or None; the policy does not use them.
+            infos: Infos returned with the observations. The agent uses ``"alive"``, ``(num_envs, 1)`` bool: the rows
+                that act; and, for discrete action spaces, ``"action_mask"``, ``(num_envs, n)``: the legal actions of
+                each component, one component after the other. All actions of a component without a legal one are
+                allowed.
             timestep: Current timestep.
             timesteps: Total number of timesteps.
 
         Returns:
-            Actions, ``(num_envs, size)`` float32 or ``(num_envs, components)`` int64 (int32 in JAX, unless its 64-bit
-            numbers are enabled), and outputs with ``mean_actions`` of the same shape and dtype: the Gaussian mean or
-            the most probable category of each component. Both are fresh arrays.
+            Actions, ``(num_envs, size)`` float32 or ``(num_envs, components)`` int64 (int32 in JAX unless 64-bit
+            numbers are enabled), and outputs with ``mean_actions`` of the same shape and dtype: the Gaussian mean, or
+            the most probable category of each component. Both are new arrays.
 
         Raises:
-            AgentError: `observations`, or something in `infos`, has the wrong shape.
+            AgentError: `observations` or an entry of `infos` has the wrong shape.
         """
         rows = self.num_envs if self.training else None
         self._check_shape("observations", observations, self._input_widths["observations"], rows)
@@ -156,9 +157,9 @@ class PPO(Agent):
         return self._sample_actions(observations, self._legal)
 
     def _heed(self, infos: Mapping[str, Any], rows: int) -> None:
-        """Take note of who acts, and what is legal."""
+        """Store the rows that act and their legal actions."""
         alive: Any = infos.get("alive")
-        # anything else is an entry of this name that a single-agent environment has for itself
+        # other values are a single-agent environment's own entry of this name
         if getattr(alive, "ndim", 0) == 2 and "bool" in str(alive.dtype):
             self._acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
             self._check_shape("infos['alive']", self._acting, 1, rows)
@@ -182,21 +183,22 @@ class PPO(Agent):
         timestep: int,
         timesteps: int,
     ) -> None:
-        """Copy a transition into the rollout; in evaluation nothing is recorded.
+        """Copy a transition into the rollout; in evaluation, do nothing.
 
-        A row that is truncated but not terminated has ``discount_factor`` times the value of its next observation
-        added to the recorded reward; every ended row cuts the advantage estimation.
+        For rows that are truncated but not terminated, ``discount_factor`` times the value of the next observation is
+        added to the recorded reward. The advantage estimation stops at every ended row.
 
         Args:
             observations: ``(num_envs, size)``.
-            states: ``(num_envs, size)``; None where there is no state space.
+            states: ``(num_envs, size)``; None if there is no state space.
             actions: ``(num_envs, size)``.
             rewards: ``(num_envs, 1)``, float32.
-            next_observations: ``(num_envs, size)``, what the actions led to: the final ones where an episode ended.
-            next_states: ``(num_envs, size)``; None where there is no state space.
+            next_observations: ``(num_envs, size)``, the observations after the actions; the true final ones where an
+                episode ended.
+            next_states: ``(num_envs, size)``; None if there is no state space.
             terminated: ``(num_envs, 1)``, bool.
             truncated: ``(num_envs, 1)``, bool.
-            infos: Not used: those that `act` was given are what the transition begins with.
+            infos: Not used; the transition uses the infos passed to `act`.
             timestep: Current timestep.
             timesteps: Total number of timesteps.
 
@@ -209,7 +211,7 @@ class PPO(Agent):
             return
         if self._recorded >= self.cfg.rollouts:
             raise AgentError(
-                f"the rollout of {self.cfg.rollouts} timesteps is full: call post_interaction after record_transition"
+                f"the rollout of {self.cfg.rollouts} timesteps is full; call post_interaction after record_transition"
             )
         arrays = {"observations": observations, "states": states}
         next_arrays = {"observations": next_observations, "states": next_states}
@@ -233,7 +235,7 @@ class PPO(Agent):
         self._recorded += 1
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Learn when ``cfg.rollouts`` transitions have been recorded; in evaluation do nothing.
+        """Learn once ``cfg.rollouts`` transitions are recorded; in evaluation, do nothing.
 
         Args:
             timestep: Current timestep.
@@ -242,11 +244,11 @@ class PPO(Agent):
         if self.training and self._recorded == self.cfg.rollouts:
             try:
                 self._learn()
-            finally:  # after an error, too: another trainer may go on with the agent
+            finally:  # even after an error: another trainer may continue with this agent
                 self._recorded = 0
 
     def _learn(self) -> None:
-        """One update from a full rollout, if there is anything in it to learn from."""
+        """Update from a full rollout, unless no row in it acted."""
         if not len(self._acted()):
             return
         for tag, value in self._update(self._draw_orders()).items():
@@ -254,31 +256,31 @@ class PPO(Agent):
         self.track_data("Learning / Learning rate", self.learning_rate)
 
     def _interrupt_rollout(self) -> None:
-        """What is recorded next will not follow the last transition: treat its rows as truncated there."""
+        """Truncate the episodes in progress, because the next transition will not follow the last recorded one."""
         if self._recorded:
             self._cut_rollout(self._recorded - 1)
 
     # Saving.
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learnt, as copies, in plain dictionaries of the framework's arrays and numbers.
+        """Return copies of everything learned, as dictionaries of the framework's arrays and of numbers.
 
         Returns:
             ``"models"``: arrays by name, such as ``policy.network.0.weight`` ``(outputs, inputs)``, ``value.0.bias``,
-            ``policy.log_std``, ``normalizers.observations.mean``. ``"optimizer"``: ``"step"``, the number of Adam's
-            steps, and its moments ``"exp_avg"`` and ``"exp_avg_sq"``, by the names of the weights.
-            ``"learning_rate"``: the current one.
+            ``policy.log_std``, ``normalizers.observations.mean``. ``"optimizer"``: ``"step"``, the number of Adam
+            steps, and the moments ``"exp_avg"`` and ``"exp_avg_sq"``, by parameter name. ``"learning_rate"``: the
+            current learning rate.
         """
         return self._state() | {"learning_rate": self.learning_rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned. A rollout in progress is dropped: other weights gathered it.
+        """Restore a state and drop the rollout in progress, which other weights collected.
 
         Args:
-            state: What `state_dict` of an agent of the same shape returned, with arrays of this framework or NumPy's.
+            state: State returned by `state_dict` of an agent of the same shape, with arrays of this framework or NumPy.
 
         Raises:
-            AgentError: `state` does not fit this agent, which is left as it was.
+            AgentError: `state` does not fit this agent. The agent remains unchanged.
         """
         try:
             numbers = conform_state(state, self.state_dict(), self._framework)
@@ -292,28 +294,28 @@ class PPO(Agent):
         is_array = self._framework.is_array(array)
         shape: tuple[int, ...] = tuple(array.shape) if is_array else ()
         if len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
-            given = f"shape {shape}" if is_array else f"{type(array).__qualname__}, which is none of {self.framework}"
+            given = f"has shape {shape}" if is_array else f"is of type {type(array).__qualname__}"
             expected = f"({'rows' if rows is None else rows}, {width})"
-            raise AgentError(f"{name} must be an array of shape {expected}, got {given}")
+            raise AgentError(f"{name} {given}; expected a {self.framework} array of shape {expected}")
 
     def _initial_networks(self, generator: np.random.Generator) -> tuple[Any, Any]:
-        """Layers of a fresh policy network and a fresh critic; see `initial_layers`."""
+        """Return the initial layers of the policy network and the critic; see `initial_layers`."""
         hidden, widths = self.cfg.hidden_sizes, self._input_widths
         policy = initial_layers((widths["observations"], *hidden, self._head_width), 0.01, generator)
         return policy, initial_layers((widths[self._critic_input], *hidden, 1), 1.0, generator)
 
-    # What a framework implements.
+    # Implemented by each framework.
 
     @abstractmethod
     def _build(self) -> None:
-        """Make networks, optimiser (Adam), normalisers and rollout, on `device`.
+        """Create networks, optimiser (Adam), normalisers and rollout on `device`.
 
-        Weights are orthogonal, of gain sqrt(2) in hidden layers, 0.01 in the policy's head and 1 in the value's.
+        Weights are orthogonal, with gain sqrt(2) in hidden layers, 0.01 in the policy's head and 1 in the critic's.
         """
 
     @abstractmethod
     def _sample_actions(self, observations: Any, action_mask: Any) -> tuple[Any, dict[str, Any]]:
-        """What `act` returns; `action_mask` is ``(rows, categories)`` bool, or None where everything is legal."""
+        """Return the results of `act`; `action_mask` is ``(rows, categories)`` bool, or None if all are legal."""
 
     @abstractmethod
     def _store_transition(
@@ -329,44 +331,44 @@ class PPO(Agent):
         acted: Any,
         action_mask: Any,
     ) -> None:
-        """Copy a transition to `row` of the rollout, with the discounted next values added to truncated rewards.
+        """Copy a transition to `row` of the rollout and add the discounted next values to truncated rewards.
 
         Args:
             row: Timestep in the rollout.
-            inputs: Observations, and states where there are any.
-            next_critic_input: What the critic sees after the actions; it is kept until the next transition.
+            inputs: Observations, and states if there are any.
+            next_critic_input: The critic's input after the actions; kept until the next transition.
             actions: ``(num_envs, size)``.
             rewards: ``(num_envs, 1)``.
             terminated: ``(num_envs, 1)``.
             truncated: ``(num_envs, 1)``.
-            acted: ``(num_envs, 1)`` bool; None where all did.
-            action_mask: ``(num_envs, categories)`` bool; None where everything was legal.
+            acted: ``(num_envs, 1)`` bool; None if all rows acted.
+            action_mask: ``(num_envs, categories)`` bool; None if all actions were legal.
         """
 
     @abstractmethod
     def _acted(self) -> Any:
-        """Indices, in NumPy or the framework, of the rollout's samples that were acted on; see `_draw_orders`."""
+        """Return the indices, NumPy's or the framework's, of the samples whose row acted; see `_draw_orders`."""
 
     @abstractmethod
     def _cut_rollout(self, row: int) -> None:
-        """End the episodes that go on after `row`, the last one recorded, as by truncation; again, change nothing."""
+        """Truncate the episodes that continue after `row`, the last one recorded. A second call changes nothing."""
 
     @abstractmethod
     def _draw_orders(self) -> Any:
-        """Random orders of the rollout's samples, one for each epoch: ``(learning_epochs, rollouts x num_envs)``.
+        """Draw a random order of the rollout's samples for each epoch: ``(learning_epochs, rollouts x num_envs)``.
 
-        Sample ``t x num_envs + i`` is that of environment i at timestep t of the rollout. An order is made of the
-        samples that were acted on, and where these are not all it begins again until it has its length: mini-batches
-        keep their sizes. Each order is cut into `mini_batches` parts, the first of which have one sample more where it
-        does not divide evenly.
+        Sample ``t x num_envs + i`` belongs to environment i at timestep t of the rollout. An order contains only
+        samples whose row acted. If these are not all, the order is repeated to full length, so that mini-batches keep
+        their sizes. Each order is split into `mini_batches` parts; if they cannot be equal, the first parts have one
+        sample more.
         """
 
     @abstractmethod
     def _update(self, orders: Any) -> dict[str, float]:
-        """One update from a full rollout, which sets `learning_rate`; the statistics of the inputs come last.
+        """Update from a full rollout and set `learning_rate`; update the statistics of the inputs last.
 
         Args:
-            orders: What `_draw_orders` gave.
+            orders: The result of `_draw_orders`.
 
         Returns:
             The scalars to track.
@@ -374,8 +376,8 @@ class PPO(Agent):
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
-        """``"models"`` and ``"optimizer"`` of `state_dict`, as copies."""
+        """Return copies of ``"models"`` and ``"optimizer"`` for `state_dict`."""
 
     @abstractmethod
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take over copies of what `_state` gave, which is NumPy's now, of the right names and shapes."""
+        """Copy in a state of the same form as that of `_state`, in NumPy arrays with checked names and shapes."""

@@ -16,67 +16,75 @@ ACTIVATIONS = ("tanh", "relu", "elu")
 
 @dataclass(kw_only=True)
 class PPOCfg:
-    """Configuration of `PPO`. Names are skrl's where the meaning is equal."""
+    """Configuration of `PPO`. Fields have skrl's names where the meaning is the same."""
 
     rollouts: int = 32
-    """Timesteps gathered between two updates."""
+    """Number of timesteps collected before each update."""
 
     learning_epochs: int = 4
-    """Passes over the rollout in one update."""
+    """Number of passes over the rollout in each update."""
 
     mini_batches: int = 4
-    """Mini-batches in one pass; their sizes differ by at most one sample."""
+    """Number of mini-batches in each pass. Their sizes differ by at most one sample."""
 
     discount_factor: float = 0.99
-    """Weight of future rewards, 0 to 1."""
+    """Discount factor of future rewards, from 0 to 1."""
 
     gae_lambda: float = 0.95
-    """Lambda of Generalized Advantage Estimation, 0 to 1."""
+    """Lambda of Generalized Advantage Estimation, from 0 to 1."""
 
     learning_rate: float = 3e-4
-    """Adam's learning rate, the initial one where `kl_threshold` adapts it."""
+    """Adam's learning rate; only the initial value if `kl_threshold` is positive."""
 
     grad_norm_clip: float = 0.5
-    """Largest norm of the gradient of all parameters together; 0 for no limit."""
+    """Maximum norm of the gradient of all parameters together; 0 disables clipping."""
 
     ratio_clip: float = 0.2
-    """How far the probability ratio may move from 1 before its gradient is cut."""
+    """How far the probability ratio may move from 1; beyond that, the policy loss does not push it further."""
 
     value_clip: float = 0.0
-    """How far the critic's output may move from that at the rollout before its gradient is cut, as in OpenAI Baselines
-    (the larger of the clipped and the unclipped loss counts); 0 for no limit. It is in the units of the critic's
-    output: of normalised returns where `normalize_values`. Off by default: it tends to slow learning (Andrychowicz et
-    al., https://arxiv.org/abs/2006.05990).
+    """Clipping range of the value loss: the change of the critic's output since the rollout is clipped to this range,
+    and the larger of the clipped and the unclipped loss is used, as in OpenAI Baselines. 0 disables clipping. It is
+    in units of the critic's output: of normalised returns if `normalize_values` is true. Off by default because it
+    tends to slow learning (Andrychowicz et al., https://arxiv.org/abs/2006.05990).
     """
 
     entropy_loss_scale: float = 0.0
-    """Weight of the policy's entropy."""
+    """Weight of the policy's entropy bonus in the loss."""
 
     value_loss_scale: float = 1.0
-    """Weight of the critic's mean squared error."""
+    """Weight of the critic's mean squared error in the loss."""
 
     kl_threshold: float | None = 0.0
-    """Target of the KL divergence per epoch, to which the learning rate adapts (see `adapt_learning_rate`); 0 or None
-    keeps the learning rate.
+    """Target KL divergence of each epoch. The learning rate is lowered after epochs with more than twice this
+    divergence and raised after epochs with less than half of it (see `adapt_learning_rate`). 0 or None keeps the
+    learning rate constant.
     """
 
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer, the same for policy and critic."""
+    """Number of units of each hidden layer, for both the policy and the critic."""
 
     activation: str = "tanh"
-    """``"tanh"``, ``"relu"`` or ``"elu"``."""
+    """Activation of the hidden layers: ``"tanh"``, ``"relu"`` or ``"elu"``."""
 
     initial_log_std: float = 0.0
-    """Initial logarithm of a Gaussian policy's standard deviation."""
+    """Initial logarithm of the standard deviation of a Gaussian policy."""
 
     normalize_observations: bool = True
-    """Whether observations and states are normalised by their running mean and variance."""
+    """Whether to normalise observations and states by their running mean and variance."""
 
     normalize_values: bool = True
-    """Whether the critic predicts returns normalised by their running mean and variance."""
+    """Whether the critic predicts returns that are normalised by their running mean and variance."""
 
     def validate(self) -> bool:
-        """True if every value is right; else a `ConfigError` that says what was given and what is expected."""
+        """Check every value.
+
+        Returns:
+            True if every value is valid.
+
+        Raises:
+            ConfigError: A value is invalid; the message names it and what is expected.
+        """
         for name in ("rollouts", "learning_epochs", "mini_batches"):
             _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "an integer >= 1")
         for name in ("discount_factor", "gae_lambda"):
@@ -107,20 +115,20 @@ def _is_number(value: Any) -> bool:
 
 def _check(valid: bool, cfg: PPOCfg, name: str, expected: str) -> None:
     if not valid:
-        raise ConfigError(f"PPOCfg.{name} must be {expected}, got {getattr(cfg, name)!r}")
+        raise ConfigError(f"PPOCfg.{name} is {getattr(cfg, name)!r}; expected {expected}")
 
 
 def resolve_cfg(cfg: PPOCfg | Mapping[str, Any] | None) -> PPOCfg:
-    """A validated copy of `cfg`, so that the caller's is never shared."""
+    """Return a validated copy of `cfg`, so that it is not shared with the caller."""
     if isinstance(cfg, Mapping):
         names = [field.name for field in fields(PPOCfg)]
         unknown = [str(key) for key in cfg if key not in names]
         if unknown:
-            raise ConfigError(f"unknown PPO options {', '.join(unknown)}; valid options are {', '.join(names)}")
+            raise ConfigError(f"unknown PPO options {', '.join(unknown)}; expected any of {', '.join(names)}")
         cfg = PPOCfg(**cfg)
     elif cfg is None:
         cfg = PPOCfg()
     elif not isinstance(cfg, PPOCfg):
-        raise ConfigError(f"cfg must be a PPOCfg or a dict, got {type(cfg).__name__}")
+        raise ConfigError(f"cfg is a {type(cfg).__name__}; expected a PPOCfg or a dictionary")
     cfg.validate()
     return replace(cfg, hidden_sizes=tuple(cfg.hidden_sizes))

@@ -1,6 +1,7 @@
-"""Environments: the contract, what makes, wraps and checks them, and the wrappers of Gymnasium and PettingZoo.
+"""Environments: the contract, factories, checks, and the wrappers for Gymnasium and PettingZoo.
 
-Imports the rules, the frameworks and the words. Imported by scopes, remote workers, orchestrators, trainer and users.
+Imports the rules, the frameworks and `workers.types`. Imported by scopes, remote workers, orchestrators, the trainer
+and users.
 """
 
 from workers.envs.base import EnvFactory, MultiAgentEnvWrapper, Wrapper

@@ -1,4 +1,4 @@
-"""The contract of environments: the two base classes, and the recipe by which rows of them are built."""
+"""The environment contract: two base classes, and the factory that builds environments for a range of rows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["EnvFactory", "MultiAgentEnvWrapper", "Wrapper"]
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Environments that are built where they are stepped, for any range of rows.
+    """A factory that builds environments for any range of rows, in the process that steps them.
 
     Attributes:
-        build: Called with ``(num_envs, first_env)``; makes the environments of the rows ``first_env`` to
-            ``first_env + num_envs``: a Gymnasium vector environment, something already wrapped, or a list of
-            `num_envs` single environments, Gymnasium's or PettingZoo's. It is called once for all rows in local and in
-            shared mode, and once per scope in sharded mode, so it must not depend on what was built before. What it
-            builds resets ended environments in ``step``, for every batch size.
-        num_envs: Number of environments in all.
-        framework: Name of the framework whose arrays they take and give; the trainer's if None.
+        build: Called with ``(num_envs, first_env)``. Returns the environments of rows ``first_env`` to
+            ``first_env + num_envs`` (exclusive): a Gymnasium vector environment, a wrapped environment, or a list of
+            `num_envs` single Gymnasium or PettingZoo environments. It is called once for all rows in local and shared
+            mode, and once per scope in sharded mode, so its result must not depend on earlier calls. The environments
+            it builds must reset ended environments in ``step``, for every batch size.
+        num_envs: Total number of environments.
+        framework: Name of the framework whose arrays the environments take and return; the trainer's if None.
     """
 
     build: Callable[[int, int], Any]
@@ -33,13 +33,13 @@ class EnvFactory:
 
 
 class _EnvWrapper(ABC):
-    """What both base classes share.
+    """Members common to both base classes.
 
     Attributes:
-        framework: Name of the framework whose arrays the environment takes and gives.
-        recipe: How to build the same environments for any range of rows; None if they cannot be rebuilt.
-        gives_arrays_away: Whether the arrays that it returns are nobody else's: it neither writes to nor reads them
-            again. Where nobody else sees them either, the agent gets them without a copy.
+        framework: Name of the framework whose arrays the environment takes and returns.
+        recipe: Factory that rebuilds the same environments for any range of rows; None if they cannot be rebuilt.
+        gives_arrays_away: Whether the returned arrays are not shared: the environment neither writes to nor reads them
+            again. If nothing else uses them either, the agent receives them without a copy.
     """
 
     framework: str
@@ -57,19 +57,19 @@ class _EnvWrapper(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the environments hold."""
+        """Release the environments' resources."""
 
 
 class Wrapper(_EnvWrapper):
     """Vectorised single-agent environments, stepped as one batch.
 
-    Who implements it promises: an environment that ends is reset in the same ``step``, whatever the batch size. The
-    observations returned are then those after the reset; the true final ones are in ``infos["final_obs"]``,
-    ``(num_envs, size)``, valid in the rows where ``infos["_final_obs"]``, ``(num_envs,)`` bool, is True, and likewise
-    the final states, if there are states, in ``infos["final_state"]``. Both may be there in every step.
+    Implementations must reset an environment that ends in the same ``step``, for every batch size. ``step`` then
+    returns the observations after the reset. The true final observations are in ``infos["final_obs"]``,
+    ``(num_envs, size)``, valid in the rows where ``infos["_final_obs"]``, ``(num_envs,)`` bool, is True. If there are
+    states, the final ones are in ``infos["final_state"]``. Both entries may be present in every step.
 
-    Its arrays are the framework's, on any device. They stay there, masks too: nothing is brought to the host unless Ray
-    sends it, and what a step returned is what `StepTrainer.train` returns.
+    Arrays, masks included, belong to the framework and may be on any device. They stay there unless Ray sends them:
+    `StepTrainer.train` returns what ``step`` returned.
     """
 
     @property
@@ -84,7 +84,7 @@ class Wrapper(_EnvWrapper):
 
     @property
     def state_space(self) -> Any | None:
-        """State space of one environment, None if there are no states."""
+        """State space of one environment; None if there are no states."""
         return None
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Wrapper(_EnvWrapper):
         """Start all environments.
 
         Args:
-            seed: Environment ``i`` of this batch is seeded with ``seed + i``; None leaves its generator as it is.
+            seed: Environment ``i`` of this batch is seeded with ``seed + i``; None leaves the generators unchanged.
 
         Returns:
             Observations ``(num_envs, size)`` and infos.
@@ -111,19 +111,23 @@ class Wrapper(_EnvWrapper):
         """
 
     def state(self) -> Array | None:
-        """Privileged global states ``(num_envs, size)``, or None."""
+        """Return the privileged global states ``(num_envs, size)``, or None."""
         return None
 
 
 class MultiAgentEnvWrapper(_EnvWrapper):
-    """Vectorised multi-agent environments: as `Wrapper`, with a dictionary by agent name in the place of each array.
+    """Vectorised multi-agent environments: like `Wrapper`, with a dictionary by agent name instead of each array.
 
-    Every array has a row for each environment and every possible agent. Who implements it promises: in the step in
-    which an agent ends, its row is its true final observation, with its flag True; later rows are zero, with both flags
-    False. ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is there after every step and reset and says who acts in
-    the next step. An environment is reset in the step in which no agent is left; ``infos["_final_obs"]``,
-    ``(num_envs,)`` bool, says where, and ``infos["final_obs"][agent]`` and ``infos["final_state"][agent]`` what came
-    before.
+    Each dictionary has an array for every possible agent, with a row for every environment. Implementations must
+    follow these rules:
+
+    - In the step in which an agent ends, its row is its true final observation and its flag is True. Later rows are
+      zero, with both flags False.
+    - ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is present after every step and reset. It marks the
+      environments in which the agent acts in the next step.
+    - An environment is reset in the step in which no agent is left. ``infos["_final_obs"]``, ``(num_envs,)`` bool,
+      marks these environments; ``infos["final_obs"][agent]`` and ``infos["final_state"][agent]`` hold the values
+      before the reset.
     """
 
     @property
@@ -148,19 +152,19 @@ class MultiAgentEnvWrapper(_EnvWrapper):
 
     @property
     def state_spaces(self) -> dict[str, Any | None]:
-        """State space of each agent in one environment, None where there are no states."""
+        """State space of each agent in one environment; None for agents without states."""
         return dict.fromkeys(self.possible_agents)
 
     @abstractmethod
     def reset(self, *, seed: int | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Start all environments: observations by agent, and infos. For `seed` see `Wrapper.reset`."""
+        """Start all environments; return observations by agent, and infos. For `seed`, see `Wrapper.reset`."""
 
     @abstractmethod
     def step(
         self, actions: dict[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Any]]:
-        """Step all environments: observations, rewards, terminated and truncated by agent, and infos."""
+        """Step all environments; return observations, rewards, terminated and truncated by agent, and infos."""
 
     def state(self) -> dict[str, Array | None]:
-        """Privileged global states by agent, None where there are none."""
+        """Return the privileged global states by agent; None for agents without states."""
         return dict.fromkeys(self.possible_agents)

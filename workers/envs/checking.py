@@ -1,4 +1,4 @@
-"""What an environment must have to be driven by a trainer."""
+"""Checks that a trainer can drive an environment."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["check_env", "check_num_envs", "is_multi_agent", "is_wrapped"]
 
 
 def is_multi_agent(env: Any) -> bool:
-    """Whether a wrapped environment, ours or another library's, gives and takes dictionaries by agent name."""
+    """Return whether a wrapped environment, ours or another library's, uses dictionaries by agent name."""
     return isinstance(env, MultiAgentEnvWrapper) or (not isinstance(env, Wrapper) and hasattr(env, "possible_agents"))
 
 
 def is_wrapped(env: Any) -> bool:
-    """Whether it is one of our wrappers, or has the members of one (another library's wrapper)."""
+    """Return whether `env` is one of our wrappers, or has the members of one (another library's wrapper)."""
     if isinstance(env, (Wrapper, MultiAgentEnvWrapper)):
         return True
     return not isinstance(env, (gymnasium.Env, VectorEnv)) and not _missing_members(env)
@@ -31,15 +31,15 @@ def is_wrapped(env: Any) -> bool:
 def _missing_members(env: Any) -> list[str]:
     role = MultiAgentEnv if is_multi_agent(env) else Env
     if role is MultiAgentEnv and not hasattr(env, "num_envs"):
-        return ["num_envs"]  # PettingZoo's own: looking for its spaces makes it warn
+        return ["num_envs"]  # an unwrapped PettingZoo environment: access to its spaces would trigger a warning
     return missing_members(env, role)
 
 
 def check_env(env: Any, framework: str) -> None:
-    """Check that `env` can be driven by a trainer of this framework.
+    """Check that a trainer of this framework can drive `env`.
 
     Raises:
-        EnvError: It lacks a member, has no rows, or is for another framework.
+        EnvError: The environment lacks a member, has no rows, or is for another framework.
     """
     kind = type(env).__qualname__
     if missing := _missing_members(env):
@@ -50,10 +50,10 @@ def check_env(env: Any, framework: str) -> None:
 
 
 def check_num_envs(num_envs: Any, owner: str) -> None:
-    """Check a number of environments.
+    """Check that `num_envs` is an integer of at least 1.
 
     Raises:
-        EnvError: It is no integer of at least 1.
+        EnvError: It is not.
     """
     if not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
         raise EnvError(f"{owner} has num_envs {num_envs!r}; expected an integer of at least 1")

@@ -1,4 +1,4 @@
-"""Gymnasium's environments as a `Wrapper` that resets in the same step, whatever their autoreset mode."""
+"""A `Wrapper` of Gymnasium environments that resets in the same step, in every autoreset mode."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ NumpyArray = npt.NDArray[Any]
 
 
 def vectorize(envs: Sequence[gymnasium.Env[Any, Any]]) -> VectorEnv[Any, Any, Any]:
-    """Single environments as one vectorised environment, stepped one after the other, each with its own generator."""
-    # states of ended environments are read before the reset, which only an explicit reset allows
+    """Combine single environments into a vector environment that steps them in turn, each with its own generator."""
+    # the states of ended environments must be read before the reset, which requires an explicit reset
     mode = AutoresetMode.DISABLED if hasattr(envs[0].unwrapped, "state_space") else AutoresetMode.SAME_STEP
     return SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=mode)  # type: ignore[misc]
 
 
 class GymnasiumWrapper(Wrapper):
-    """A Gymnasium vector environment.
+    """A wrapper of a Gymnasium vector environment.
 
-    Whatever its autoreset mode, it behaves as in SAME_STEP mode: in the modes NEXT_STEP and DISABLED the ended
-    environments are reset by ``reset(options={"reset_mask": ended})`` right after the step.
+    It behaves as in SAME_STEP mode, whatever the environment's autoreset mode: in NEXT_STEP and DISABLED mode it resets
+    ended environments with ``reset(options={"reset_mask": ended})`` right after the step.
 
-    Observations are ``(num_envs, size)``, flattened as Gymnasium's ``flatten`` does (Discrete and MultiDiscrete
-    one-hot), floating-point values as float32. Actions are ``(num_envs, size)`` too, but the values themselves: one
-    column for each element of a Box, a MultiDiscrete or a MultiBinary, one for a Discrete. The members of a Dict or a
-    Tuple follow one another in the space's order. If the environments have a ``state_space`` and a method ``state()``,
-    their states are passed on, flattened likewise, as float32. Where the observation space is a Dict with an
-    ``action_mask``, the mask is also in ``infos["action_mask"]``, ``(num_envs, n)`` bool.
+    Observations are ``(num_envs, size)``, flattened as by Gymnasium's ``flatten`` (Discrete and MultiDiscrete are
+    one-hot encoded); floating-point values are float32. Actions are ``(num_envs, size)`` and not encoded: one column
+    for each element of a Box, MultiDiscrete or MultiBinary, one for a Discrete. The members of a Dict or Tuple follow
+    in the space's order. If the environments have a ``state_space`` and a ``state()`` method, the wrapper returns their
+    states, flattened in the same way, as float32. If the observation space is a Dict with an ``action_mask``, the mask
+    is also in ``infos["action_mask"]``, ``(num_envs, n)`` bool.
 
     Raises:
-        EnvError: A space has no fixed flat width (Graph, OneOf, Sequence, Text), or the autoreset mode is not known.
+        EnvError: A space does not have a fixed flat width (Graph, OneOf, Sequence, Text), the autoreset mode is
+            unknown, or an environment with states is in SAME_STEP mode.
     """
 
     gives_arrays_away = True
@@ -70,7 +71,7 @@ class GymnasiumWrapper(Wrapper):
             check_space(self._state_space, f"{self._name}: state space")
         if self._state_space is not None and self._mode is AutoresetMode.SAME_STEP:
             raise EnvError(
-                f"{self._name} has states, but in autoreset mode SAME_STEP the final ones are lost; "
+                f"{self._name} has states, but autoreset mode SAME_STEP loses the final ones; "
                 "build it with autoreset_mode=AutoresetMode.DISABLED"
             )
 
@@ -95,7 +96,7 @@ class GymnasiumWrapper(Wrapper):
 
     @property
     def state_space(self) -> gymnasium.Space[Any] | None:
-        """State space of one environment, None if there are no states."""
+        """State space of one environment; None if there are no states."""
         return self._state_space
 
     def reset(self, *, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
@@ -108,7 +109,7 @@ class GymnasiumWrapper(Wrapper):
         """Step all environments; see `Wrapper.step`.
 
         Raises:
-            EnvError: The environment does not reset by mask as its autoreset mode requires.
+            EnvError: The actions have the wrong shape, or the environment does not respect ``reset_mask``.
         """
         native, rewards, terminated, truncated, infos = self._env.step(self._native_actions(actions))
         observations = self._flatten(native)
@@ -136,7 +137,7 @@ class GymnasiumWrapper(Wrapper):
         )
 
     def state(self) -> Array | None:
-        """Privileged global states ``(num_envs, size)``, or None."""
+        """Return the privileged global states ``(num_envs, size)``, or None."""
         states = self._native_state()
         return None if states is None else self._framework.from_numpy(states)
 
@@ -151,16 +152,16 @@ class GymnasiumWrapper(Wrapper):
     def _reset_ended(
         self, observations: NumpyArray, infos: dict[str, Any], ended: npt.NDArray[np.bool_]
     ) -> tuple[NumpyArray, dict[str, Any]]:
-        """Reset the ended environments: observations and infos as SAME_STEP mode would have given them."""
-        before = observations[~ended]  # a copy: environments may write into what they gave
-        # first of all: wrappers may reset in place what they have put into the infos
+        """Reset the ended environments and return the observations and infos that SAME_STEP mode would return."""
+        before = observations[~ended]  # a copy: environments may overwrite arrays they returned
+        # before the reset: wrappers may reset their info entries in place
         final_infos, running_infos = mask_rows(infos, ended), mask_rows(infos, ~ended)
         try:
             native, reset_infos = self._env.reset(options=_Options(reset_mask=ended.copy()))
             observations = self._flatten(native)
         except (TypeError, ValueError, KeyError) as error:
             raise EnvError(self._refusal()) from error
-        # an environment may also return the reset rows only
+        # an environment may return only the rows it reset
         after = observations[~ended] if len(observations) == len(ended) else None
         if after is None or not np.array_equal(after, before, equal_nan=before.dtype.kind == "f"):
             raise EnvError(self._refusal())
@@ -171,9 +172,9 @@ class GymnasiumWrapper(Wrapper):
 
     def _refusal(self) -> str:
         return (
-            f"{self._name} has autoreset mode {self._mode.name} and does not reset just the environments of "
-            "reset(options={'reset_mask': …}) and leaves the others as they are; build it with "
-            "autoreset_mode=AutoresetMode.SAME_STEP, and normalise observations in the agent rather than in a wrapper"
+            f"{self._name} has autoreset mode {self._mode.name}, but reset(options={{'reset_mask': …}}) does not reset "
+            "exactly the masked environments and leave the others unchanged; build it with "
+            "autoreset_mode=AutoresetMode.SAME_STEP, and normalise observations in the agent, not in a wrapper"
         )
 
     def _with_mask(self, infos: dict[str, Any], observations: NumpyArray) -> dict[str, Any]:
@@ -206,10 +207,10 @@ class GymnasiumWrapper(Wrapper):
 
 
 class _Options(dict[str, Any]):
-    """Options that stay whole.
+    """Reset options that keep their entries when they are popped.
 
-    Gymnasium's vector environments pop the mask out of them; a wrapper that looks for it afterwards, as
-    RecordEpisodeStatistics does, would take the call for a reset of all environments.
+    Gymnasium's vector environments pop the mask. A wrapper that looks for it afterwards, such as
+    RecordEpisodeStatistics, would then assume that all environments were reset.
     """
 
     def pop(self, key: str, default: Any = None) -> Any:
@@ -217,5 +218,5 @@ class _Options(dict[str, Any]):
 
 
 def mask(rows: npt.NDArray[np.bool_], array: NumpyArray) -> NumpyArray:
-    """`array` with zeros in all other rows."""
+    """Return a copy of `array` with zeros in the rows that `rows` does not select."""
     return np.where(rows[:, None], array, np.zeros((), dtype=array.dtype))

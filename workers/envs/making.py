@@ -1,4 +1,4 @@
-"""How environments come to be: wrapped as they are, made by name, or built for any range of rows by a factory."""
+"""Creation of environments: wrapped, made by name, or built by a factory for any range of rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["build_rows", "make_env", "wrap_env"]
 
 
 def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework: str, seed: int | None) -> Any:
-    """Build and wrap the environments of some rows.
+    """Build and wrap the environments of a range of rows.
 
     Args:
-        factory: What builds them.
+        factory: Factory of the environments.
         num_envs: Number of rows.
         first_env: Index of the first row in the full batch.
         framework: Name of the trainer's framework.
         seed: The trainer's seed.
 
     Raises:
-        EnvError: What was built has not these rows, or is no environment.
+        EnvError: The factory returned another number of environments, or something that is not an environment.
     """
     with skrl_key(framework, None if seed is None else seed + first_env):
         built = factory.build(num_envs, first_env)
@@ -39,23 +39,23 @@ def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework:
     check_env(env, framework)
     if env.num_envs != num_envs:
         raise EnvError(
-            f"the environment factory was asked for {num_envs} environments from row {first_env} on and built "
-            f"{env.num_envs}; build(num_envs, first_env) must return num_envs of them"
+            f"the environment factory built {env.num_envs} environments, starting at row {first_env}; expected "
+            f"{num_envs}: build(num_envs, first_env) must return num_envs environments"
         )
     return env
 
 
 def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **kwargs: Any) -> Any:
-    """Make copies of a registered environment, wrapped; they can be rebuilt for any range of rows.
+    """Make wrapped copies of a registered environment that can be rebuilt for any range of rows.
 
     Args:
-        id: Name of the environment: one of Gymnasium's, such as ``"CartPole-v1"``, one of PettingZoo's, such as
-            ``"classic/tictactoe_v3"``, or a module with ``parallel_env`` or ``env``, such as
+        id: Name of the environment: from Gymnasium, such as ``"CartPole-v1"``, from PettingZoo, such as
+            ``"classic/tictactoe_v3"``, or of a module with ``parallel_env`` or ``env``, such as
             ``"mpe2.simple_spread_v3"``.
         num_envs: Number of copies.
-        framework: Name of the framework whose arrays it takes and gives.
-        states: Of a multi-agent environment: ``"own"``, the environment's where it has them; ``"joint"``, the
-            observations of all agents, one after the other; ``"none"``.
+        framework: Name of the framework whose arrays the environment takes and returns.
+        states: States of a multi-agent environment: ``"own"``, those of the environment, if it has any; ``"joint"``,
+            the concatenated observations of all agents; ``"none"``, no states.
         kwargs: Passed to ``gymnasium.make``, ``pettingzoo.make`` or the module's function.
 
     Raises:
@@ -73,14 +73,14 @@ def _make_registered(
     id: str, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
 ) -> Any:
     envs = [_make_single(id, kwargs)]
-    with _without_mujocos_warnings():  # the other copies would repeat those of the first one
+    with _without_mujocos_warnings():  # the other copies would repeat the first one's warnings
         envs += [_make_single(id, kwargs) for _ in range(num_envs - 1)]
     return wrap_env(envs, framework=framework, states=states)
 
 
 @contextmanager
 def _without_mujocos_warnings() -> Iterator[None]:
-    """Silence MuJoCo's C library, if it has been loaded."""
+    """Silence the warnings of MuJoCo's C library, if it is loaded."""
     mujoco = sys.modules.get("mujoco")
     if mujoco is None:
         yield
@@ -102,8 +102,8 @@ def _make_single(id: str, kwargs: dict[str, Any]) -> Any:
         env = make_multi_agent(id, kwargs)
         if env is None:
             raise EnvError(
-                f"gymnasium cannot make {id!r}, and it is neither PettingZoo's nor a module with parallel_env (MPE's "
-                f"come with pip install 'lockstep-rl[multiagent]'): {error}"
+                f"gymnasium cannot make {id!r}, and it is neither a PettingZoo environment nor a module with "
+                f"parallel_env (for MPE, pip install 'lockstep-rl[multiagent]'): {error}"
             ) from error
         return env
     except gymnasium.error.Error as error:
@@ -111,28 +111,28 @@ def _make_single(id: str, kwargs: dict[str, Any]) -> Any:
 
 
 def wrap_env(env: Any, *, framework: str, states: str = "own") -> Any:
-    """Wrap what the user has: an environment of Gymnasium or PettingZoo, a vector environment, or a list of the former.
+    """Wrap a Gymnasium or PettingZoo environment, a Gymnasium vector environment, or a list of single environments.
 
-    What is already wrapped is returned as it is.
+    A wrapped environment is returned unchanged.
 
     Args:
         env: The environment or environments.
-        framework: Name of the framework whose arrays are taken and given.
-        states: As for `make_env`.
+        framework: Name of the framework whose arrays the wrapper takes and returns.
+        states: See `make_env`.
 
     Raises:
-        EnvError: It is none of these.
+        EnvError: `env` cannot be wrapped, or `states` does not suit it.
     """
     wrapped = is_wrapped(env)
     singles = list(env) if isinstance(env, Sequence) else [env]
     if len({id(single) for single in singles}) < len(singles):
-        raise EnvError("one environment is in the list several times; make one for each row")
+        raise EnvError("the list contains the same environment more than once; make one environment for each row")
     if singles and not wrapped and all(hasattr(single, "possible_agents") for single in singles):
         from workers.envs.pettingzoo import PettingZooWrapper
 
         return PettingZooWrapper(singles, framework=framework, states=states)  # type: ignore[arg-type]
     if states != "own":
-        raise EnvError(f"states is {states!r}; expected 'own' for what is no environment of PettingZoo's")
+        raise EnvError(f"states is {states!r}; expected 'own' for an environment that is not PettingZoo's")
     if wrapped:
         return env
     if isinstance(env, VectorEnv):
@@ -142,6 +142,6 @@ def wrap_env(env: Any, *, framework: str, states: str = "own") -> Any:
     given = singles if isinstance(env, (list, tuple)) and singles else [env]
     kinds = ", ".join(dict.fromkeys(f"{type(one).__module__}.{type(one).__qualname__}" for one in given))
     raise EnvError(
-        f"{kinds} cannot be wrapped; expected a gymnasium.Env, a gymnasium.vector.VectorEnv, a Parallel or AEC "
-        "environment of PettingZoo (with possible_agents), or a list of single environments of one kind"
+        f"{kinds} cannot be wrapped; expected a gymnasium.Env, a gymnasium.vector.VectorEnv, a PettingZoo Parallel or "
+        "AEC environment (with possible_agents), or a list of single environments of one kind"
     )

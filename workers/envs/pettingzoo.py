@@ -1,4 +1,4 @@
-"""PettingZoo's environments as a `MultiAgentEnvWrapper`: copies that are stepped one after the other as one batch."""
+"""A `MultiAgentEnvWrapper` of PettingZoo environments: copies stepped in turn, as one batch."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ _RESERVED = {"alive", "final_obs", "final_state", "final_info"}
 class PettingZooWrapper(MultiAgentEnvWrapper):
     """Copies of a PettingZoo environment, each with its own generator.
 
-    Parallel environments are taken as they are; AEC environments by PettingZoo's own conversions, where in one that is
-    not parallelizable, a turn-based game, only the agent to move is alive.
+    PettingZoo converts AEC environments to Parallel ones. In an AEC environment that is not parallelizable (a
+    turn-based game), only the agent to move is alive.
 
-    Every array has a row for each copy, whoever lives in it:
+    Every array has a row for each copy, whether or not the agent is in it:
 
-    - In the step in which an agent ends, its row is its true final observation, with its flag True. Later rows are
-      zero, with both flags False. An agent that leaves without a flag, and does not come back, ends when its copy is
-      reset: it is truncated if there is an observation of it then, else terminated.
-    - A copy is reset in the step in which no agent is left alive. Its rows are then those after the reset; the true
-      ones are in ``infos["final_obs"][agent]`` (and ``infos["final_state"][agent]``), valid where
-      ``infos["_final_obs"]``.
-    - ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is in every step, and says who acts in the next one. What the
-      others are given as actions is not looked at.
+    - In the step in which an agent ends, its row is its true final observation and its flag is True. Later rows are
+      zero, with both flags False. An agent that leaves without a flag and does not return ends when its copy is reset:
+      it is truncated if it has an observation then, else terminated.
+    - A copy is reset in the step in which no agent is left alive. Its rows are then those after the reset. The true
+      final ones are in ``infos["final_obs"][agent]`` (and ``infos["final_state"][agent]``), valid where
+      ``infos["_final_obs"]`` is True.
+    - ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is present after every step and reset. It marks the copies in
+      which the agent acts in the next step; actions in other rows are ignored.
 
-    Observations and actions are flat, as those of `workers.envs.gymnasium.GymnasiumWrapper`. Where an observation space
-    is a Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool.
-    States are flat, float32, and the same for all agents.
+    Observations and actions are flat, as in `workers.envs.gymnasium.GymnasiumWrapper`. If an observation space is a
+    Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool. States
+    are flat, float32 and the same for all agents.
     """
 
     gives_arrays_away = True
 
     def __init__(self, envs: Sequence[Any], *, framework: str, states: States = "own") -> None:
-        """Take over the copies.
+        """Wrap the copies.
 
         Args:
             envs: Parallel or AEC environments, all of the same kind.
-            framework: Name of the framework whose arrays are taken and given.
-            states: ``"own"``: those of ``state()``, where the copies have a ``state_space``. ``"joint"``: the
-                observations of all agents, one after the other. ``"none"``: there are none.
+            framework: Name of the framework whose arrays the wrapper takes and returns.
+            states: ``"own"``: the results of ``state()``, if the copies have a ``state_space``. ``"joint"``: the
+                concatenated observations of all agents. ``"none"``: no states.
 
         Raises:
-            EnvError: A space has no fixed flat width, or the copies have no `possible_agents` that can be told apart,
-                or are not alike.
+            EnvError: A space does not have a fixed flat width, `possible_agents` is empty or has unsuitable names, the
+                copies differ in agents or spaces, or `states` is unknown.
         """
         self.framework = framework
         self._framework = load_framework(framework)
@@ -119,7 +119,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     @property
     def state_spaces(self) -> dict[str, gymnasium.Space[Any] | None]:
-        """State space of each agent in one copy, None if there are no states."""
+        """State space of each agent in one copy; None if there are no states."""
         space = self._native_state_space
         if self._has_joint_states:
             width = sum(flatdim(space) for space in self._spaces.values())
@@ -144,7 +144,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Step all copies; see `MultiAgentEnvWrapper.step`.
 
         Raises:
-            EnvError: The actions have other shapes than ``(num_envs, size)``, or a copy gave what its spaces exclude.
+            EnvError: Actions are missing or not of shape ``(num_envs, size)``, or a copy returns an unknown agent, no
+                observation where one is needed, an observation outside its space, or None as a reward or flag.
         """
         taken = {name: self._native_actions(name, actions) for name in self._names}
         rewards = {name: np.zeros((self.num_envs, 1), np.float32) for name in self._names}
@@ -164,7 +165,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             self._put(truncated, row, given.truncated)
             observations, row_infos = given.observations, given.infos
             if copy.is_over:
-                # environments may write into what they gave
+                # environments may overwrite arrays they returned
                 observations, row_infos = deepcopy((observations, row_infos))
                 final.add(row, observations)
                 if self._native_state_space is not None:
@@ -181,7 +182,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         return *outputs, infos  # type: ignore[return-value]
 
     def state(self) -> dict[str, Array | None]:
-        """Global states ``(num_envs, size)``, one array for all agents; None where there are none."""
+        """Return the global states ``(num_envs, size)``, the same array for all agents; None if there are no states."""
         states = self._joint_states
         if self._native_state_space is not None:
             states = self._flat_states([copy.env.state() for copy in self._copies])
@@ -199,16 +200,16 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             copy.env.close()
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
-        """The actions of an agent, one for each copy, as its space has them."""
+        """Return the agent's action for each copy, in the format of its action space."""
         if name not in actions:
-            raise EnvError(f"{self._name}: there are actions for {list(actions)}; expected some for {self._names}")
+            raise EnvError(f"{self._name}: actions are given for {list(actions)}; expected actions for {self._names}")
         space, flat = self._action_spaces[name], self._framework.to_numpy(actions[name])
         native = native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
         return list(iterate(self._batch_spaces[name], native))
 
     def _put(self, flat: dict[str, Any], row: int, values: ByAgent) -> None:
         for name, value in values.items():
-            if value is None:  # NumPy would take it for NaN
+            if value is None:  # NumPy would store it as NaN
                 raise EnvError(f"{self._name}: the reward or a flag of {name!r} in copy {row} is None")
             flat[name][row] = value
 
@@ -223,7 +224,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         return flatten_rows(space, stack_rows(space, states)).astype(np.float32, copy=False)
 
     def _tell(self, infos: dict[str, Any], observations: dict[str, NumpyArray], shown: _Observations) -> None:
-        """Add who acts next and what is legal then."""
+        """Add to the infos which agents act next and which of their actions are legal."""
         acting = [copy.acting() for copy in self._copies]
         alive = {name: np.array([[name in names] for names in acting]) for name in self._names}
         infos["alive"] = self._to_framework(alive)
@@ -239,7 +240,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     def _tell_final(
         self, infos: dict[str, Any], observations: dict[str, NumpyArray], states: Mapping[int, Any]
     ) -> None:
-        """Add what the copies that have been reset ended with."""
+        """Add the final observations and states of the copies that have been reset to the infos."""
         mask = np.array([copy.was_reset for copy in self._copies])
         infos["final_obs"], infos["_final_obs"] = self._to_framework(observations), mask
         joined = self._joined(observations) if self._has_joint_states else None
@@ -256,7 +257,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
 
 class _Observations:
-    """Observations of some rows, by agent."""
+    """Observations of some rows by agent."""
 
     def __init__(self, spaces: Mapping[str, gymnasium.Space[Any]]) -> None:
         self._spaces = spaces
@@ -264,20 +265,20 @@ class _Observations:
         self._samples: dict[str, list[Any]] = defaultdict(list)
 
     def add(self, row: int, observations: ByAgent) -> None:
-        """Take those of one copy."""
+        """Add the observations of one copy."""
         for name, observation in observations.items():
             if observation is not None:
                 self._rows[name].append(row)
                 self._samples[name].append(observation)
 
     def mask(self, name: str, num_envs: int) -> npt.NDArray[np.bool_]:
-        """Rows in which the agent has an observation, ``(num_envs,)``."""
+        """Return the rows in which the agent has an observation, ``(num_envs,)`` bool."""
         mask = np.zeros(num_envs, np.bool_)
         mask[self._rows[name]] = True
         return mask
 
     def flat(self, name: str, num_envs: int, owner: str) -> NumpyArray:
-        """Flat observations of the agent, ``(num_envs, size)``; rows without one are zero.
+        """Return the agent's flat observations, ``(num_envs, size)``; rows without an observation are zero.
 
         Raises:
             EnvError: An observation does not fit its space.
@@ -299,13 +300,13 @@ class _Observations:
 
 
 class _Infos(VectorEnv[Any, Any, Any]):
-    """Gymnasium's own way of putting the infos of single environments together."""
+    """Access to Gymnasium's method of merging the infos of single environments."""
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
 
     def add(self, infos: dict[str, Any], row_infos: dict[str, Any], row: int) -> dict[str, Any]:
-        """`infos` with those of one row, in place."""
+        """Add the infos of one row to `infos`, in place, and return it."""
         return self._add_info(infos, row_infos, row)
 
 
@@ -316,7 +317,7 @@ def _checked_names(env: Any, owner: str) -> list[str]:
     taken = {f"_{name}" for name in (*names, *_RESERVED)} | _RESERVED
     if wrong := [name for name in names if not isinstance(name, str) or name in taken or names.count(name) > 1]:
         raise EnvError(
-            f"{owner} has possible_agents {names}; expected different strings, and none like {wrong[0]!r}, which infos "
-            "could not tell from other entries"
+            f"{owner} has possible_agents {names}; expected different strings, and none like {wrong[0]!r}, which would "
+            "clash with another entry of infos"
         )
     return names

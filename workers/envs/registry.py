@@ -1,4 +1,4 @@
-"""Multi-agent environments by name: those that PettingZoo has registered, and modules made as PettingZoo's are."""
+"""Multi-agent environments by name: from PettingZoo's registry, or from modules structured like PettingZoo's."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ __all__ = ["make_multi_agent"]
 
 
 def make_multi_agent(id: str, kwargs: dict[str, Any]) -> Any:
-    """Make one environment: a Parallel one where there is such, else an AEC one.
+    """Make one environment: the Parallel version if it exists, else the AEC version.
 
     Args:
-        id: ``"family/name_v0"`` as PettingZoo has registered it, or the name of a module with ``parallel_env`` or
-            ``env``.
-        kwargs: Keyword arguments.
+        id: ``"family/name_v0"`` from PettingZoo's registry, or the name of a module with ``parallel_env`` or ``env``.
+        kwargs: Keyword arguments of the environment.
 
     Returns:
-        The environment, None if there is nothing of that name.
+        The environment; None if `id` is unknown.
 
     Raises:
-        EnvError: There is, but it cannot be imported.
+        EnvError: The environment exists but cannot be made or imported.
     """
     for kind in ("parallel", "aec"):
         try:
@@ -42,7 +41,7 @@ def make_multi_agent(id: str, kwargs: dict[str, Any]) -> Any:
         if error.name is None or not f"{id}.".startswith(f"{error.name}."):
             raise EnvError(f"{id!r} cannot be imported: {error}") from error
         return None
-    except (TypeError, ValueError):  # what is no name of a module
+    except (TypeError, ValueError):  # not a module name
         return None
     make = getattr(module, "parallel_env", None) or getattr(module, "env", None)
     return None if make is None else make(**kwargs)

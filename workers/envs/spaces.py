@@ -1,8 +1,8 @@
-"""Batches of a Gymnasium space: between what vector environments take and give and flat arrays of rows.
+"""Conversion between the batches of Gymnasium's vector environments and flat arrays of rows.
 
-A vector environment's batch has an array with one row per environment in the place of each Box, Discrete,
-MultiDiscrete and MultiBinary, in a dictionary for a Dict and a tuple for a Tuple. All of it is converted leaf by leaf,
-for all rows at once: row by row, as Gymnasium's own ``flatten`` works, takes 10 to 70 times as long for 64 rows.
+In a vector environment's batch, each Box, Discrete, MultiDiscrete and MultiBinary is an array with one row per
+environment, each Dict a dictionary and each Tuple a tuple. Batches are converted leaf by leaf, for all rows at once.
+Converting row by row, as Gymnasium's ``flatten`` does, takes 10 to 70 times as long for 64 rows.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ NumpyArray = npt.NDArray[Any]
 
 
 def check_space(space: Any, owner: str) -> None:
-    """Check that every sample of `space` has one and the same flat width.
+    """Check that all samples of `space` have the same flat width.
 
     Args:
         space: Space of a single environment.
-        owner: Whose space it is, used in the error.
+        owner: Owner of the space, named in the error.
 
     Raises:
-        EnvError: It is, or contains, another space than those named in the error.
+        EnvError: The space is of an unsupported kind, or contains one; the error lists the supported kinds.
     """
     members = _members(space)
     for member in members.values():
@@ -49,68 +49,72 @@ def check_space(space: Any, owner: str) -> None:
     if not members and not isinstance(space, (Box, Discrete, MultiDiscrete, MultiBinary)):
         raise EnvError(
             f"{owner}: {space} is not supported; "
-            "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of some of them"
+            "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these"
         )
 
 
 def flatten_rows(space: Space[Any], batch: Any) -> NumpyArray:
-    """A batch in a vector environment's format as a flat array.
+    """Flatten a batch in a vector environment's format.
 
     Args:
         space: Space of a single environment.
-        batch: Samples of it, one for each environment.
+        batch: Samples of `space`, one for each environment.
 
     Returns:
-        ``(num_envs, flatdim(space))``: row i is what ``gymnasium.spaces.utils.flatten`` gives for sample i, of its
-        dtype, but float32 for every floating-point dtype. It may share its memory with `batch`.
+        ``(num_envs, flatdim(space))``. Row i equals ``gymnasium.spaces.utils.flatten`` of sample i, with the same
+        dtype, except that every floating-point dtype becomes float32. The array may share memory with `batch`.
     """
     flat = _flatten(space, batch)
     return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat
 
 
 def stack_rows(space: Space[Any], samples: Sequence[Any]) -> Any:
-    """Samples of single environments as a batch in a vector environment's format."""
+    """Stack samples of single environments into a batch in a vector environment's format."""
     batch: Any = create_empty_array(space, n=len(samples), fn=np.zeros)
     return concatenate(space, samples, batch)
 
 
 def action_width(space: Space[Any]) -> int:
-    """Number of columns of flat actions.
+    """Return the number of columns of flat actions.
 
-    An action takes one column for each element of a Box, one for a Discrete (the action itself, so the first is
-    ``start``), one for each component of a MultiDiscrete and for each bit of a MultiBinary, all in C order; the members
-    of a Dict and a Tuple follow one another in the space's order. This is no one-hot encoding: observations of these
+    An action has one column for each element of a Box, one for a Discrete (the action itself, so the smallest value
+    is ``start``), and one for each component of a MultiDiscrete and each bit of a MultiBinary, all in C order. The
+    members of a Dict or Tuple follow in the space's order. Actions are not one-hot encoded: observations of discrete
     spaces are wider.
 
     Raises:
-        EnvError: A sample of `space` has no fixed number of elements.
+        EnvError: Samples of `space` do not have a fixed number of elements.
     """
     check_space(space, "action space")
     return _action_width(space)
 
 
 def native_actions(space: Space[Any], actions: NumpyArray, num_envs: int, width: int, owner: str) -> Any:
-    """Flat actions of an agent as a batch in a vector environment's format.
+    """Convert an agent's flat actions to a batch in a vector environment's format.
 
     Args:
         space: Action space of a single environment.
-        actions: ``(num_envs, width)``, laid out as `action_width` says, or an array of as many rows and numbers.
+        actions: ``(num_envs, width)`` in the layout of `action_width`, or an array with as many rows and elements.
         num_envs: Number of environments.
-        width: What `action_width` gives for `space`.
-        owner: Whose actions they are, used in the error.
+        width: ``action_width(space)``.
+        owner: Owner of the actions, named in the error.
 
     Raises:
         EnvError: The actions have another shape.
     """
     shape = (num_envs, width)
-    # rows must be rows: reshaping alone would take (size, num_envs) too
+    # reshape alone would also accept (width, num_envs)
     if actions.shape[:1] != shape[:1] or actions.size != shape[0] * shape[1]:
         raise EnvError(f"{owner}: actions have shape {actions.shape}; expected {shape}")
     return unflatten_actions(space, actions.reshape(shape))
 
 
 def mask_columns(space: Space[Any]) -> slice | None:
-    """Columns of flat observations that are the ``action_mask`` of a Dict space, as PettingZoo's games have it."""
+    """Return the columns of a Dict space's ``action_mask``, as in PettingZoo's games, in flat observations.
+
+    Returns:
+        The columns; None if `space` has no action mask.
+    """
     members = list(space.spaces) if isinstance(space, Dict) else []
     if "action_mask" not in members or not isinstance(space["action_mask"], (Box, MultiBinary)):  # type: ignore[index]
         return None
@@ -120,14 +124,14 @@ def mask_columns(space: Space[Any]) -> slice | None:
 
 
 def unflatten_actions(space: Space[Any], actions: NumpyArray) -> Any:
-    """Flat actions as a batch in a vector environment's format.
+    """Convert flat actions to a batch in a vector environment's format.
 
     Args:
         space: Action space of a single environment.
-        actions: ``(num_envs, action_width(space))``, laid out as `action_width` says.
+        actions: ``(num_envs, action_width(space))`` in the layout of `action_width`.
 
     Returns:
-        The batch, of the dtypes and shapes of `space`; its arrays may share their memory with `actions`.
+        The batch, with the dtypes and shapes of `space`. Its arrays may share memory with `actions`.
     """
     members = _members(space)
     if not members:
@@ -135,7 +139,7 @@ def unflatten_actions(space: Space[Any], actions: NumpyArray) -> Any:
     stops = np.cumsum([_action_width(member) for member in members.values()])
     columns = np.split(actions, stops[:-1], axis=1)
     batches = [
-        # each a contiguous array, as a member that stands alone would be: environments may hand it to C
+        # contiguous, as for a space without members: environments may pass the array to C code
         unflatten_actions(member, np.ascontiguousarray(part))
         for member, part in zip(members.values(), columns, strict=True)
     ]
@@ -143,7 +147,7 @@ def unflatten_actions(space: Space[Any], actions: NumpyArray) -> Any:
 
 
 def _members(space: Any) -> dict[Any, Space[Any]]:
-    """The members of a Dict or Tuple by key or index, in the space's order; empty for any other space."""
+    """Return the members of a Dict or Tuple by key or index, in the space's order; empty for any other space."""
     if isinstance(space, Dict):
         return dict(space.spaces)
     return dict(enumerate(space.spaces)) if isinstance(space, Tuple) else {}
@@ -168,7 +172,7 @@ def _flatten(space: Space[Any], batch: Any) -> NumpyArray:
 
 
 def _one_hot(values: Any, offsets: int | NumpyArray, width: int, dtype: npt.DTypeLike) -> NumpyArray:
-    """Rows of `width` zeros, but ones in the columns ``values - offsets``."""
+    """Return rows of `width` zeros with ones in the columns ``values - offsets``."""
     columns = np.asarray(values, dtype=np.int64) - offsets  # unsigned or narrow values would wrap around
     rows = len(columns)
     flat = np.zeros((rows, width), dtype=dtype)

@@ -1,4 +1,4 @@
-"""One thin adapter for each framework; the algorithms are written once, on top of them."""
+"""One thin adapter per framework; the algorithms are written once, on top of them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Framework", "ThreadControl", "available_frameworks", "load_framework
 
 
 def available_frameworks() -> tuple[str, ...]:
-    """Names of the frameworks that this version of Lockstep supports, whether or not they are installed."""
+    """Return the names of the frameworks that this version of Lockstep supports, installed or not."""
     names = ("numpy", "torch", "jax", "warp")
     return tuple(name for name in names if importlib.util.find_spec(f"{__name__}.{name}"))
 
 
 def load_framework(name: str) -> Framework:
-    """Import the adapter of a framework, and with it the framework itself.
+    """Import a framework and return its adapter.
 
     Raises:
-        ConfigError: There is no such framework, or it is not installed.
+        ConfigError: The framework is unknown or not installed.
     """
     framework: Framework | None = getattr(sys.modules.get(f"{__name__}.{name}"), "FRAMEWORK", None)
     return framework or _import(name)
@@ -32,15 +32,15 @@ def load_framework(name: str) -> Framework:
 
 def _import(name: str) -> Framework:
     if name not in available_frameworks():
-        raise ConfigError(f"framework {name!r} is not known; expected one of {', '.join(available_frameworks())}")
+        raise ConfigError(f"unknown framework {name!r}; expected one of {', '.join(available_frameworks())}")
     numbers = np.random.get_state()
     try:
         framework: Framework = importlib.import_module(f"{__name__}.{name}").FRAMEWORK
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"framework {name!r} needs the package {error.name!r}, which is not installed; "
-            f"pip install 'lockstep-rl[{name}]'"
+            f"run pip install 'lockstep-rl[{name}]'"
         ) from error
     finally:
-        np.random.set_state(numbers)  # importing jax draws from the user's generator
+        np.random.set_state(numbers)  # importing jax draws from the global generator
     return framework

@@ -1,4 +1,4 @@
-"""JAX."""
+"""Adapter for JAX."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["FRAMEWORK"]
 _logger = logging.getLogger("lockstep")
 
 _THREADS_VARIABLE = "NPROC"
-"""Environment variable from which XLA takes its number of threads on a CPU, once, when it starts."""
+"""Environment variable from which XLA reads its number of CPU threads once, when it starts."""
 
 
 class JaxFramework(Framework):
-    """Arrays on JAX's default device. JAX has no global generator: its agents hold keys of their own.
+    """Arrays on JAX's default device. JAX has no global generator: its agents hold their own keys.
 
-    Operations are compiled, once for every shape: what ``jnp`` does without takes several times as long.
+    Operations are compiled once per shape: uncompiled ``jnp`` calls take several times as long.
     """
 
     name = "jax"
@@ -39,7 +39,7 @@ class JaxFramework(Framework):
         return isinstance(value, jax.Array)
 
     def from_numpy(self, array: npt.NDArray[Any]) -> jax.Array:
-        return jnp.array(array)  # not jax.device_put: it keeps NumPy's memory
+        return jnp.array(array)  # not jax.device_put, which keeps NumPy's memory
 
     def to_numpy(self, array: jax.Array) -> npt.NDArray[Any]:
         return np.asarray(array)
@@ -74,9 +74,9 @@ class JaxFramework(Framework):
         elif self.num_threads() != num_threads and not self._has_said:
             self._has_said = True
             _logger.warning(
-                "XLA computes with %d threads in this process, because JAX was used before the trainer was built; "
-                "%d were asked for, and results may differ from those of other modes. Build the trainer before JAX "
-                "computes anything, or set %s=%d in the environment",
+                "XLA uses %d threads in this process because JAX was used before the trainer was built; expected %d. "
+                "Results may differ from those of other modes. Build the trainer before JAX computes anything, or set "
+                "%s=%d in the environment",
                 self.num_threads(),
                 num_threads,
                 _THREADS_VARIABLE,
@@ -91,7 +91,7 @@ class JaxFramework(Framework):
 
 
 def _has_started() -> bool:
-    """Whether XLA has been started: JAX then refuses to change its number of CPU devices."""
+    """Return whether XLA has started: JAX then refuses to change its number of CPU devices."""
     number = jax.config.jax_num_cpu_devices
     try:
         jax.config.update("jax_num_cpu_devices", number + 1)

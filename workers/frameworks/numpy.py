@@ -1,4 +1,4 @@
-"""NumPy: the oracle of the other frameworks."""
+"""Adapter for NumPy, the reference for the other frameworks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FRAMEWORK"]
 
 
 class NumpyFramework(Framework):
-    """NumPy arrays. The global generator of NumPy itself is the business of `workers.seeding`."""
+    """NumPy arrays. `workers.seeding` handles NumPy's global generator."""
 
     name = "numpy"
 

@@ -1,4 +1,4 @@
-"""PyTorch."""
+"""Adapter for PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FRAMEWORK"]
 
 
 class TorchFramework(Framework):
-    """Tensors on torch's default device; its global generator is the CPU's."""
+    """Tensors on torch's default device. The global generator is that of the CPU."""
 
     name = "torch"
 
@@ -24,13 +24,13 @@ class TorchFramework(Framework):
         return isinstance(value, torch.Tensor)
 
     def from_numpy(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        # not torch.from_numpy: it keeps NumPy's memory, which is aligned otherwise, and may be read-only
+        # not torch.from_numpy, which keeps NumPy's memory: its alignment differs, and it may be read-only
         return torch.tensor(array if array.flags.c_contiguous else array.copy())
 
     def from_rows(self, parts: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
         tensors = [torch.from_numpy(part) for part in parts]
         joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0].clone()
-        # another default device is a mode of torch's functions; to ask for it takes longer than all this
+        # a changed default device is a torch function mode; querying the device takes longer than all of this
         return joined.to(torch.get_default_device()) if _number_of_modes() else joined
 
     def to_numpy(self, array: torch.Tensor) -> npt.NDArray[Any]:
@@ -41,7 +41,7 @@ class TorchFramework(Framework):
     def copy(self, array: torch.Tensor) -> torch.Tensor:
         return array.clone() if array.is_contiguous() else array.contiguous()
 
-    # torch's own functions, without a call between: they run several times a step and agent
+    # torch's functions without an intermediate call: they run several times per step and agent
     split = staticmethod(torch.split_with_sizes_copy)  # type: ignore[assignment]
     concatenate = staticmethod(torch.cat)  # type: ignore[assignment]
 
@@ -79,7 +79,7 @@ _number_of_modes = torch._C._len_torch_function_stack
 
 
 class _NoGrad(AbstractContextManager[None]):
-    """``torch.no_grad()`` in a third of its time, which counts at three times a step and agent."""
+    """``torch.no_grad()`` in a third of the time; it is entered three times per step and agent."""
 
     __slots__ = ("_previous",)
 

@@ -1,4 +1,4 @@
-"""Warp."""
+"""Adapter for Warp."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["FRAMEWORK"]
 
 
 class WarpFramework(Framework):
-    """Arrays on Warp's default device. Warp has no global generator: its agents hold seeds of their own.
+    """Arrays on Warp's default device. Warp has no global generator: its agents hold their own seeds.
 
-    Warp has no arrays without dimensions: from NumPy's they get one.
+    Warp has no arrays without dimensions: those from NumPy get one.
     """
 
     name = "warp"

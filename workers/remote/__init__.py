@@ -1,5 +1,5 @@
-"""How a driver reaches a worker in another process: requests, connections, shared memory and the Ray actor.
+"""Remote workers: requests, connections, shared memory and the Ray actor.
 
-Imports everything else in ``workers``. Imported by ``orchestrator.ray`` only: local mode needs nothing of it. Only
+Imports everything else in ``workers``. Imported only by ``orchestrator.ray``; local mode does not need it. Only
 ``workers.remote.actor`` imports Ray.
 """

@@ -1,7 +1,7 @@
 """One end of an authenticated connection between a driver and a worker: whole messages, in order.
 
-A small message is one call of the system to send and one to receive. (`multiprocessing.connection` takes three to
-receive it, which is most of what it costs.)
+A small message takes one system call to send and one to receive. (`multiprocessing.connection` takes three to receive
+it, which is most of its cost.)
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from workers.remote.wire import Packed
 __all__ = ["Address", "AuthenticationError", "Channel", "Message", "UnreadableError", "authenticate", "prepare"]
 
 _HEADER = struct.Struct("<QQiiQQQQ?7x")
-"""seq, ack, slot, number of the layout, lengths of the plain part, of the spec, of the other leaves, of the data, and
-whether the data are in the message."""
+"""seq, ack, slot, number of the layout, lengths of the plain part, the spec, the other leaves and the data, and whether
+the data are in the message."""
 
 _BUFFER = 64 * 1024
 _JOINED = 16 * 1024
-"""Bytes of data up to which they are copied into one piece with the rest, instead of being sent after it."""
+"""Largest data, in bytes, that are sent in one piece with the rest of the message."""
 
 _MAX_LAYOUTS = 64
 _SCALARS = {bool, int, float, str, bytes, type(None)}
@@ -43,7 +43,7 @@ class Address(NamedTuple):
     Attributes:
         host: Host, for TCP.
         port: Port, for TCP.
-        name: Name on its machine, for a Unix socket; empty if there is none.
+        name: Name of a Unix socket on the worker's machine; empty if there is none.
     """
 
     host: str
@@ -52,11 +52,11 @@ class Address(NamedTuple):
 
 
 class AuthenticationError(ConnectionError):
-    """The peer does not know the key, or speaks another language."""
+    """The peer does not know the key, or speaks another protocol."""
 
 
 class UnreadableError(Exception):
-    """A message came whole, but cannot be unpickled.
+    """A message is complete, but cannot be unpickled.
 
     Attributes:
         seq: Number of its request.
@@ -73,8 +73,8 @@ class Message(NamedTuple):
     Attributes:
         seq: Number of the request.
         ack: Requests before this one will not be sent again.
-        slot: Slot of shared memory that a reply may use, -1 for none.
-        plain: What it says, besides arrays; see `workers.remote.messages`.
+        slot: Slot of shared memory that the reply may use, -1 for none.
+        plain: Content without arrays; see `workers.remote.messages`.
         packed: Its arrays, or None.
     """
 
@@ -86,7 +86,7 @@ class Message(NamedTuple):
 
 
 def prepare(sock: socket.socket, *, timeout: float) -> None:
-    """Set a connected socket up, so that what is received in a handshake has to come within `timeout` seconds."""
+    """Configure a connected socket, with a time limit for the handshake in seconds."""
     sock.settimeout(timeout)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -94,14 +94,14 @@ def prepare(sock: socket.socket, *, timeout: float) -> None:
 
 
 def authenticate(sock: socket.socket, key: bytes, *, as_worker: bool) -> None:
-    """Prove to the peer that this side knows the key, and let it prove the same, before anything is unpickled.
+    """Prove to the peer that this side knows the key, and verify that the peer does, before anything is unpickled.
 
-    Each side sends a random number and answers the other's with HMAC-SHA256, in which it names its role, so that an
-    answer cannot be sent back to where it came from.
+    Each side sends a random number and answers the other's with an HMAC-SHA256 that includes its role, so that an
+    answer cannot be sent back to its author.
 
     Raises:
-        AuthenticationError: The peer does not know the key.
-        OSError: It does not answer in time, or hangs up.
+        AuthenticationError: The peer does not know the key, or closes the connection.
+        OSError: It does not answer in time, or the connection is lost.
     """
     deadline = monotonic() + (sock.gettimeout() or 0.0)
     mine, other = (b"worker", b"driver") if as_worker else (b"driver", b"worker")
@@ -109,7 +109,7 @@ def authenticate(sock: socket.socket, key: bytes, *, as_worker: bool) -> None:
     sock.sendall(_GREETING + nonce)
     greeting = _exactly(sock, len(_GREETING) + _NONCE, deadline)
     if not greeting.startswith(_GREETING):
-        raise AuthenticationError("the peer speaks another language")
+        raise AuthenticationError("the peer speaks another protocol")
     theirs = greeting[len(_GREETING) :]
     sock.sendall(hmac.digest(key, mine + theirs + nonce, "sha256"))
     proof = _exactly(sock, _PROOF, deadline)
@@ -118,21 +118,21 @@ def authenticate(sock: socket.socket, key: bytes, *, as_worker: bool) -> None:
 
 
 def _exactly(sock: socket.socket, count: int, deadline: float) -> bytes:
-    """So many bytes, all of them before the deadline."""
+    """Return exactly `count` bytes, received before the deadline."""
     received = b""
     while len(received) < count:
         sock.settimeout(max(_SHORTEST_WAIT, deadline - monotonic()))
         part = sock.recv(count - len(received))
         if not part:
-            raise AuthenticationError("the peer hung up")
+            raise AuthenticationError("the peer closed the connection")
         received += part
     return received
 
 
 class Channel:
-    """One end of a connection that is authenticated.
+    """One end of an authenticated connection.
 
-    Layouts of packed trees are sent once, and by number after that.
+    The layout of a packed tree is sent once, and by number after that.
     """
 
     def __init__(self, sock: socket.socket, dumps: Callable[[Any], bytes], *, stall_timeout: float = 0) -> None:
@@ -140,11 +140,11 @@ class Channel:
 
         Args:
             sock: The connection.
-            dumps: Pickles leaves that are no arrays, also of classes that the other side cannot import.
-            stall_timeout: Seconds for which the other side may neither send nor take anything in the middle of a
-                message; 0 for ever.
+            dumps: Pickles leaves that are not arrays, including instances of classes that the peer cannot import.
+            stall_timeout: Seconds for which the peer may neither send nor receive anything in the middle of a message;
+                0 for no limit.
         """
-        sock.settimeout(None)  # the system keeps the time: one call less
+        sock.settimeout(None)  # the system keeps the time, which saves a call
         self._sock = sock
         self._dumps = dumps
         self._stall_timeout = stall_timeout
@@ -160,7 +160,7 @@ class Channel:
 
         Raises:
             OSError: The connection is lost, or stalled.
-            Exception: A leaf cannot be pickled; nothing was sent then.
+            Exception: A leaf cannot be pickled; nothing is sent.
         """
         if packed is None:
             self._sock.sendall(_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, True) + plain)
@@ -187,18 +187,18 @@ class Channel:
         return self._dumps(others)
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message; None if none has begun to come in after `timeout` seconds, if that is not None.
+        """Return the next message, or None if none starts to arrive within `timeout` seconds; None waits forever.
 
-        The data of a packed tree that lie in shared memory are None.
+        The data of a packed tree are None if they are in shared memory.
 
         Raises:
             OSError: The connection is lost, or stalled in the middle of a message.
-            EOFError: The other side has hung up.
-            UnreadableError: Something cannot be unpickled; the message is used up then.
+            EOFError: The peer closed the connection.
+            UnreadableError: The message cannot be unpickled; it is consumed.
         """
         if self._start == self._stop:
             self._start = self._stop = 0
-            if len(self._buffer) > _BUFFER:  # of a message that was longer than most
+            if len(self._buffer) > _BUFFER:  # it grew for a long message
                 self._buffer = memoryview(bytearray(_BUFFER))
             self._set_timeout(0 if timeout is None else max(timeout, _SHORTEST_WAIT))
             try:
@@ -229,24 +229,24 @@ class Channel:
             raise UnreadableError(seq, f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Hang up, also where a process that was forked from this one has the socket, too."""
+        """Close the connection, even if a forked process also holds the socket."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
     def _read_some(self) -> None:
-        """Add to the buffer what has come in, at least a byte."""
+        """Read at least one byte into the buffer."""
         self._stop += self._read_into(self._buffer[self._stop :])
 
     def _read_into(self, memory: memoryview) -> int:
-        """Put what has come in into the memory; how many bytes, at least one."""
+        """Read at least one byte into the memory and return how many."""
         count = self._sock.recv_into(memory)
         if not count:
-            raise EOFError("the other side has hung up")
+            raise EOFError("the peer closed the connection")
         return count
 
     def _have(self, count: int) -> None:
-        """Wait until so many bytes are in the buffer."""
+        """Wait until `count` bytes are in the buffer."""
         if self._stop - self._start >= count:
             return
         self._set_timeout(self._stall_timeout)
@@ -259,7 +259,7 @@ class Channel:
             self._read_some()
 
     def _take(self, count: int) -> bytearray:
-        """So many bytes, in memory of their own."""
+        """Return `count` bytes in memory of their own."""
         have = min(count, self._stop - self._start)
         if have == count:
             data = bytearray(self._buffer[self._start : self._start + have])
@@ -275,7 +275,7 @@ class Channel:
         return data
 
     def _set_timeout(self, seconds: float) -> None:
-        """Let single reads fail after so many seconds; 0 for never."""
+        """Set the time limit of single reads, in seconds; 0 for none."""
         if seconds != self._timeout:
             self._timeout = seconds
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))

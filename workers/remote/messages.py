@@ -1,4 +1,4 @@
-"""Requests and replies as bytes: what they say besides arrays. What crosses in every iteration is not pickled."""
+"""Requests and replies as bytes, without their arrays. Messages of ordinary iterations are not pickled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["dump_reply", "dump_request", "load_reply", "load_request"]
 
 _TICK = struct.Struct("<B?qqq")
 _NO_PICKLE = 0
-"""First byte of an iteration; pickles begin with another."""
+"""First byte of an iteration request; pickles start with another."""
 
 
 def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None) -> bytes:
-    """The bytes of a request.
+    """Encode a request.
 
     Args:
         method: Method of `workers.remote.service.Service`.
-        args: Its arguments, but for arrays.
-        offer: Shared memory for this reply and the next ones, if it is new.
+        args: Its arguments, except arrays.
+        offer: Shared memory for this reply and later ones, if it is new.
     """
     if method == "tick" and offer is None:
         (mode, timestep, timesteps), count = args
@@ -33,7 +33,7 @@ def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None)
 
 
 def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
-    """What `dump_request` was given, of a peer that is authenticated."""
+    """Decode what `dump_request` encoded, from an authenticated peer."""
     if data[0] == _NO_PICKLE:
         _, is_training, timestep, timesteps, count = _TICK.unpack(data)
         return "tick", (Tick(Mode.TRAIN if is_training else Mode.EVAL, timestep, timesteps), count), None
@@ -42,14 +42,14 @@ def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
 
 
 def dump_reply(reply: Reply) -> tuple[bytes, Packed | None]:
-    """The bytes of a reply, and what is packed besides."""
+    """Encode a reply; its packed arrays are returned separately."""
     if isinstance(reply.payload, Packed):
         return b"", reply.payload
     return pickle.dumps((reply.status, reply.payload), pickle.HIGHEST_PROTOCOL), None
 
 
 def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
-    """The reply that `dump_reply` was given, of a peer that is authenticated."""
+    """Decode what `dump_reply` encoded, from an authenticated peer."""
     if packed is not None:
         return Reply("ok", seq, packed)
     status, payload = pickle.loads(data)

@@ -1,6 +1,6 @@
-"""Memory that a driver and a worker on the same machine share.
+"""Memory shared by a driver and a worker on the same machine.
 
-It has no name in any file system: it is gone with the last process that uses it, however that process ends.
+It has no name in any file system, and is freed with the last process that uses it, however that process ends.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["Offer", "OwnSegment", "Segment", "attach"]
 
 
 class Offer(NamedTuple):
-    """How another process of the same user and machine finds a segment.
+    """How another process of the same user on the same machine finds a segment.
 
     Attributes:
-        pid: The process that made it.
-        fd: Its file descriptor there.
-        name: Random, so that another file with this number is not taken for it.
+        pid: The process that created the segment.
+        fd: Its file descriptor in that process.
+        name: Random name, so that another file with the same descriptor is not mistaken for it.
         slot_size: Bytes of one slot.
     """
 
@@ -31,7 +31,7 @@ class Offer(NamedTuple):
 
 
 class Segment:
-    """Equal slots of shared memory.
+    """Shared memory of equal slots.
 
     Attributes:
         slot_size: Bytes of one slot.
@@ -42,12 +42,12 @@ class Segment:
         self._memory = memoryview(mmap.mmap(fd, 0))
 
     def slot(self, index: int) -> memoryview:
-        """The memory of one slot."""
+        """Return the memory of one slot."""
         return self._memory[index * self.slot_size : (index + 1) * self.slot_size]
 
 
 class OwnSegment(Segment):
-    """A segment made here.
+    """A segment created by this process.
 
     Attributes:
         offer: How the other process finds it.
@@ -55,17 +55,17 @@ class OwnSegment(Segment):
     """
 
     def __init__(self, slot_size: int, slots: int) -> None:
-        """Take the memory.
+        """Allocate the memory.
 
         Raises:
-            OSError: There is not enough, or the system knows no memory without a name.
+            OSError: There is not enough memory, or the system lacks memfd_create.
         """
         name = f"lockstep-{secrets.token_hex(16)}"
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
         fd = os.memfd_create(name)
         try:
-            os.posix_fallocate(fd, 0, slot_size * slots)  # now, rather than a SIGBUS when it is written to
+            os.posix_fallocate(fd, 0, slot_size * slots)  # fail now rather than with a SIGBUS on write
             super().__init__(fd, slot_size)
         except BaseException:
             os.close(fd)
@@ -76,7 +76,7 @@ class OwnSegment(Segment):
 
 
 def attach(offer: Offer) -> Segment | None:
-    """The segment that was offered; None if it cannot be found from here."""
+    """Return the offered segment, or None if it cannot be found from here."""
     path = f"/proc/{offer.pid}/fd/{offer.fd}"
     try:
         if not os.readlink(path).startswith(f"/memfd:{offer.name} "):

@@ -1,4 +1,4 @@
-"""Server: the end of the connection at which a worker answers its driver."""
+"""Server: the worker's end of the connection to its driver."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ __all__ = ["Server"]
 
 _HANDSHAKE_TIMEOUT = 10.0
 _MOST_AT_THE_DOOR = 64
-"""Connections of which it is not known yet whose they are."""
+"""Maximum number of connections that are not authenticated yet."""
 
 _LOOK_INTERVAL = 1.0
-"""Seconds after which a server that waits for connections looks whether it is still wanted."""
+"""Seconds after which a listening server checks whether it was shut."""
 
 _PAUSE = 0.1
 
 
 class Server:
-    """Answers the requests of the one driver that knows its key, over one connection at a time.
+    """The server of the one driver that knows its key, over one connection at a time.
 
-    A driver that has lost its connection comes again, and sends what was not answered once more; the new connection
-    takes the place of the old one. Who comes is let in by threads beside the one that does the requests, so that
-    neither a long request nor a stranger who says nothing keeps the driver out.
+    A driver that loses its connection reconnects and resends unanswered requests; the new connection replaces the old.
+    Separate threads authenticate new connections, so neither a long request nor a silent stranger keeps the driver out.
     """
 
     def __init__(self, service: Service, dumps: Callable[[Any], bytes]) -> None:
-        """Wait to be opened.
+        """Create a server that does not listen yet.
 
         Args:
-            service: What does the requests.
-            dumps: Pickles what is no array; see `Channel`.
+            service: Handles the requests.
+            dumps: Pickles leaves that are not arrays; see `Channel`.
         """
         self._service = service
         self._dumps = dumps
@@ -55,16 +54,16 @@ class Server:
         self._at_the_door = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
 
     def open(self, host: str, key: bytes) -> Address:
-        """Listen on a free port of `host`, and on a name of this machine where there are such.
+        """Listen on a free port of `host`, and on a Unix socket of this machine on Linux.
 
         Raises:
-            OSError: It cannot be listened there.
+            OSError: The server cannot listen there.
         """
         self._key = key
         listeners = [socket.create_server((host, 0))]
         port: int = listeners[0].getsockname()[1]
         name = b""
-        if sys.platform == "linux":  # names that are in no file system
+        if sys.platform == "linux":  # abstract names, which are in no file system
             name = b"\0lockstep-" + secrets.token_hex(16).encode()
             listeners.append(socket.socket(socket.AF_UNIX))
             listeners[1].bind(name)
@@ -75,24 +74,24 @@ class Server:
         return Address(host, port, name)
 
     def shut(self) -> None:
-        """Listen no more: `serve` returns when the driver has hung up. May be called from another thread."""
+        """Stop listening; `serve` returns when the driver disconnects. May be called from another thread."""
         self._shut.set()
 
     def serve(self) -> None:
-        """Answer requests until `shut`; all are done on the thread that calls this."""
+        """Answer requests until `shut`, all on the calling thread."""
         while (sock := self._let_in.get()) is not None:
             channel = Channel(sock, self._dumps)
             try:
                 self._answer(channel)
             except (OSError, EOFError):
-                channel.close()  # the driver comes again, or has gone for good, and this process with it
+                channel.close()  # the driver reconnects, or is gone and this process ends with it
 
     def _listen(self, listeners: list[socket.socket]) -> None:
         while not self._shut.is_set():
             for listener in select.select(listeners, [], [], _LOOK_INTERVAL)[0]:
                 try:
                     sock, _ = listener.accept()
-                except OSError:  # gone again, or there are no files left
+                except OSError:  # the peer is gone, or no file descriptors are left
                     self._shut.wait(_PAUSE)
                     continue
                 if self._at_the_door.acquire(blocking=False):
@@ -104,7 +103,7 @@ class Server:
         self._let_in.put(None)
 
     def _greet(self, sock: socket.socket) -> None:
-        """Let a driver in that knows the key."""
+        """Admit a driver that knows the key."""
         try:
             prepare(sock, timeout=_HANDSHAKE_TIMEOUT)
             authenticate(sock, self._key, as_worker=True)
@@ -124,7 +123,7 @@ class Server:
         while True:
             try:
                 message = channel.receive()
-                assert message is not None, "it waits as long as it takes"
+                assert message is not None, "receive() without a timeout returns a message"
                 reply = self._do(message)
             except UnreadableError as error:
                 reply = self._service.refuse(error.seq, "request", error)

@@ -1,9 +1,9 @@
-"""Service: what a remote worker serves, whatever carries the requests.
+"""Service: handles the requests to a remote worker, whatever transport carries them.
 
-One ordered stream: a request is ``(seq, method, args)``, its reply ``("ok" | "error", seq, payload)``. Everything that
-touches the state of a worker goes through it, on one thread. Replies are kept until the driver has acknowledged them,
-and a request with the number of a kept one is answered from there, so that it can be sent again without being done
-twice.
+Requests form one ordered stream: a request is ``(seq, method, args)``, its reply ``("ok" | "error", seq, payload)``.
+Everything that touches the state of a worker goes through it, on one thread. Replies are kept until the driver
+acknowledges them. A request with the number of a kept reply gets that reply, so a request can be sent again without
+being handled twice.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ __all__ = ["Busy", "Reply", "Service", "WorkerSpec"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """All that a remote worker is built from. Users' objects travel pickled: an error in unpickling is a reply, too.
+    """Everything that a remote worker is built from. User objects are pickled: unpickling errors become replies, too.
 
     Attributes:
-        scope: Its rows, and the seed of its agent.
+        scope: Rows of the worker, and seed of its agent.
         framework: Name of the framework.
         agent: The pickled agent or factory.
-        env: The pickled `EnvFactory` of a worker that owns its environments, None for one that shares the driver's.
-        observation_space: The pickled `EnvSlice.observation_space` of shared environments, None for a worker that owns
-            its own.
+        env: The pickled `EnvFactory` of a worker that owns its environments; None if it shares the driver's.
+        observation_space: The pickled `EnvSlice.observation_space` of shared environments; None if the worker owns its
+            environments.
         cfg: The pickled configuration of the trainer.
         seed: The trainer's seed.
         num_threads: Number of compute threads.
-        modules: Modules to import first, because what is built depends on whether they are there.
+        modules: Modules to import first, because the build depends on whether they are imported.
     """
 
     scope: Scope
@@ -68,9 +68,9 @@ class Reply(NamedTuple):
 
 
 class Busy(NamedTuple):
-    """The request that a worker is busy with, None if it waits for one, and for how long, in seconds.
+    """The request that a worker is handling, None if it is idle, and for how long, in seconds.
 
-    Of several iterations in one request the time is that of the one under way.
+    For a request of several iterations, the time is that of the current one.
     """
 
     seq: int | None
@@ -78,13 +78,13 @@ class Busy(NamedTuple):
 
 
 class Service:
-    """Serves the requests of one remote worker, in order."""
+    """The handler of one remote worker's requests, in order."""
 
     def __init__(self, dumps: Callable[[Any], bytes]) -> None:
-        """Wait for the first request.
+        """Prepare for the first request.
 
         Args:
-            dumps: Pickles a trained agent, also one whose class was sent here by value.
+            dumps: Pickles a trained agent, including one whose class was sent here by value.
         """
         self._dumps = dumps
         self._kept: dict[int, Reply] = {}
@@ -104,20 +104,20 @@ class Service:
     def handle(
         self, seq: int, method: str, args: tuple[Any, ...], *, ack: int | None = None, into: memoryview | None = None
     ) -> Reply:
-        """Do a request, or answer again one that was done before.
+        """Handle a request, or return the kept reply if it was handled before.
 
         Args:
             seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
             method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``restart``, ``export``, ``close``.
-            args: Its arguments, as they come off the wire.
-            ack: Requests before this one will not be sent again; None for all before this request.
+            args: Its arguments, as received.
+            ack: Requests before this one will not be sent again; None means `seq`.
             into: Shared memory for the arrays of the reply, if they fit.
         """
         if seq <= self._last:
             kept = self._kept.get(seq)
             if kept is not None:
                 return kept
-            error = RuntimeError(f"request {seq} ({method}) came after {self._last}; requests are ordered")
+            error = RuntimeError(f"request {seq} ({method}) arrived after {self._last}; requests must be in order")
             return Reply("error", seq, (self._failure(error, method),))
         for old in [number for number in self._kept if number < (seq if ack is None else ack)]:
             del self._kept[old]
@@ -137,17 +137,20 @@ class Service:
         return reply
 
     def refuse(self, seq: int, what: str, error: Exception) -> Reply:
-        """The reply to a request that cannot be read, or whose own reply cannot be sent."""
+        """Return an error reply to a request that cannot be read, or whose own reply cannot be sent."""
         self._last = max(self._last, seq)
         reply = self._kept[seq] = Reply("error", seq, (self._failure(error, what),))
         return reply
 
     def halt(self, seq: int) -> None:
-        """Of the requests up to `seq`, begin only the first iteration. May be called from another thread."""
+        """Stop requests up to `seq` after their current iteration; those not started yet do only their first.
+
+        May be called from another thread.
+        """
         self._halted = max(self._halted, seq)
 
     def busy(self) -> Busy:
-        """What the worker is busy with. May be called from another thread than `handle`."""
+        """Return what the worker is busy with. May be called from another thread than `handle`."""
         return Busy(self._busy, monotonic() - self._since)
 
     def _build(self, spec: WorkerSpec) -> Description:
@@ -155,11 +158,11 @@ class Service:
         for name in spec.modules:
             importlib.import_module(name)
         framework = self._framework = load_framework(spec.framework)
-        framework.silence()  # Ray brings what a worker prints to the driver's output
+        framework.silence()  # Ray forwards the worker's output to the driver
         threads = self._threads = HeldThreads(framework, spec.num_threads)
         with threads:
             description = self._build_scope(spec, framework)
-        threads.find()  # what factories have loaded
+        threads.find()  # libraries that factories loaded
         return description
 
     def _build_scope(self, spec: WorkerSpec, framework: Framework) -> Description:
@@ -186,7 +189,7 @@ class Service:
         if env_slice is not None:
             self._worker = ScopeWorker(
                 env_slice,
-                # what leaves this process is packed before the agent sees it
+                # outputs are packed before the agent sees them
                 AgentGroup([runner], framework, copies=not env_slice.gives_arrays_away),
                 framework,
                 scope=spec.scope.index,
@@ -196,8 +199,8 @@ class Service:
         return runner.describe(() if env_slice is None else env_slice.notes)
 
     def _tick(self, tick: Tick, count: int = 1) -> Any:
-        if self._has_failed:  # this one was sent before the driver knew
-            raise RuntimeError("not done, because the iteration before it failed")
+        if self._has_failed:  # sent before the driver knew about the failure
+            raise RuntimeError("skipped, because the previous iteration failed")
         self._timestep = tick.timestep
         try:
             return self._owned_worker.run(tick, count, goes_on=self._goes_on)

@@ -1,7 +1,7 @@
-"""What crosses a wire: trees of arrays, flattened into a description of the tree and one block of bytes.
+"""The wire format of array trees: a description of the tree and one block of bytes.
 
-The description is the same from one iteration to the next, so that it need not be sent again. The framework's arrays
-travel as NumPy's, and are made on arrival.
+The description is the same in every iteration, so it need not be sent again. Framework arrays travel as NumPy arrays
+and are rebuilt on arrival.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _ARRAY, _FRAMEWORK_ARRAY, _DICT, _TUPLE, _OTHER = range(5)
 
 @dataclass(frozen=True, slots=True)
 class FrameworkArray:
-    """The values of an array that is to arrive as one of the framework."""
+    """The values of an array that becomes a framework array on arrival."""
 
     values: npt.NDArray[Any]
 
 
 class Packed(NamedTuple):
-    """A tree on the wire.
+    """A tree in wire format.
 
     Attributes:
-        spec: Structure of the tree, with dtype, shape and place of each array: nested tuples that can be compared.
-        others: The leaves that are no arrays, or arrays of objects.
+        spec: Structure of the tree, with dtype, shape and offset of each array: nested tuples that can be compared.
+        others: The leaves that are not arrays, and arrays of objects.
         data: The bytes of all arrays; None if they are in memory that sender and receiver share.
         size: Number of these bytes.
     """
@@ -46,12 +46,12 @@ class Packed(NamedTuple):
 
 
 def to_wire(tree: Any, framework: Framework, into: Any = None) -> Packed:
-    """Copy all arrays of `tree` into one block. Tuples (named ones too) and dictionaries nest.
+    """Copy all arrays of `tree` into one block. Tuples (including named tuples) and dictionaries may nest.
 
     Args:
-        tree: Arrays of the framework (or a `FrameworkArray` for one) and of NumPy, and anything that can be pickled.
-        framework: Whose arrays occur besides NumPy's.
-        into: Writable memory to put them into if they fit, instead of a block of their own.
+        tree: Arrays of the framework (or `FrameworkArray` in their place), NumPy arrays, and anything picklable.
+        framework: The framework whose arrays `tree` may contain.
+        into: Writable memory for the arrays if they fit, instead of a new block.
     """
     arrays: list[npt.NDArray[Any]] = []
     stops = [0]
@@ -68,7 +68,7 @@ def to_wire(tree: Any, framework: Framework, into: Any = None) -> Packed:
 def _flatten(
     tree: Any, framework: Framework, arrays: list[npt.NDArray[Any]], stops: list[int], others: list[Any]
 ) -> tuple[Any, ...]:
-    """The description of a tree; its leaves are added to the lists."""
+    """Return the description of a tree and append its leaves to the lists."""
     if framework.is_array(tree):
         kind, array = _FRAMEWORK_ARRAY, framework.to_numpy(tree)
     elif isinstance(tree, dict):
@@ -91,7 +91,7 @@ def _flatten(
 
 
 def from_wire(packed: Packed, framework: Framework) -> Any:
-    """The tree that `to_wire` was given, with fresh arrays."""
+    """Return the tree that was passed to `to_wire`, with new arrays."""
 
     def make(kind: int, array: npt.NDArray[Any]) -> Any:
         return framework.from_numpy(array) if kind == _FRAMEWORK_ARRAY else array.copy()
@@ -100,9 +100,9 @@ def from_wire(packed: Packed, framework: Framework) -> Any:
 
 
 def read_outcome(packed: Packed, framework: Framework) -> Outcome:
-    """The outcome that `to_wire` was given, whose infos are made of fresh arrays.
+    """Return the outcome that was passed to `to_wire`; its infos contain new arrays.
 
-    The others are NumPy's, and views of the block: to be copied before anything else is put there.
+    The other arrays are NumPy views of the block: copy them before the block is reused.
     """
     *arrays, infos = packed.spec[2]
     values = [_build(spec, packed, _as_it_is) for spec in arrays]

@@ -1,5 +1,5 @@
-"""One scope at work: its environments, its agent and the worker that takes them through an iteration.
+"""One scope: its environments, its agent and the worker that runs iterations on them.
 
-Imports agents, environments, storage and all that is below them. Imported by ``workers.remote``, the orchestrators and
+Imports agents, environments, storage and everything below them. Imported by ``workers.remote``, the orchestrators and
 the trainer.
 """

@@ -21,12 +21,12 @@ class AgentGroup:
     """The agents of all rows of one `EnvSlice`, in this process."""
 
     def __init__(self, runners: Sequence[AgentRunner], framework: Framework, *, copies: bool = True) -> None:
-        """Put them together.
+        """Build the group.
 
         Args:
             runners: The agents, in scope order.
             framework: The trainer's framework.
-            copies: Whether to give them copies; a single agent can do without where nobody else has its arrays.
+            copies: Whether the agents get copies of arrays; not needed by a single agent whose arrays are not shared.
         """
         self.runners = runners
         self._framework = framework
@@ -41,21 +41,21 @@ class AgentGroup:
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
     ) -> Sequence[Arrays]:
-        """Actions of every agent, in scope order."""
+        """Return the actions of every agent, in scope order."""
         split, rows = self._last_split
         if split is not observations:
             rows = self._copies(observations)
-        # not those that were recorded as the next ones: an agent may have changed them
+        # not the recorded next states: an agent may have changed them
         state_rows = self._nothing if states is None else self._copies(states)
         parts = self._nothing if infos is None else self._split_infos(infos)
         return self._each(AgentRunner.act, repeat(tick), rows, state_rows, parts)
 
     def learn(self, tick: Tick, transition: Transition) -> None:
-        """Hand every agent its rows of the transition."""
+        """Pass every agent its rows of the transition."""
         split = self._split
         rewards, next_observations, next_states, terminated, truncated, infos, step_time = transition
         rows = split(next_observations)
-        # mostly the next iteration acts on just these observations
+        # the next iteration usually acts on these observations
         self._last_split = (next_observations, rows)
         self._each(
             AgentRunner.learn,
@@ -70,15 +70,15 @@ class AgentGroup:
         )
 
     def collect(self) -> list[dict[str, float]]:
-        """Scalars of every agent since the last call, by tag."""
+        """Return the scalars of every agent since the last call, by tag."""
         return self._each(AgentRunner.collect)
 
     def agent_files(self) -> list[tuple[str, bytes]]:
-        """Name and content of every agent's file."""
+        """Return the name and content of every agent's file."""
         return self._each(AgentRunner.agent_file)
 
     def restart(self) -> None:
-        """The next iteration acts on other observations than those that the last one led to."""
+        """Prepare for an iteration that does not continue from the last one."""
         self._last_split = (None, ())
         for runner in self.runners:
             runner.restart()
@@ -93,12 +93,12 @@ class AgentGroup:
         ]
 
     def _each(self, method: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
-        """Call `method` of every runner, also when one fails, so that every failed scope is reported."""
+        """Call `method` of every runner, even if one fails, so that every failed scope is reported."""
         results, failures, cause = [], [], None
         calls = map(method, self.runners, *columns)
         for runner in self.runners:
             try:
-                results.append(next(calls))  # which goes on with the next runner after an error
+                results.append(next(calls))  # continues with the next runner after an error
             except Exception as error:
                 cause = error
                 failures.append(

@@ -1,4 +1,4 @@
-"""AgentLog: what is logged of one simultaneous agent besides what it tracks itself."""
+"""AgentLog: data logged for one simultaneous agent in addition to what it tracks itself."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["AgentLog"]
 
 
 class AgentLog:
-    """Episodes, times of phases and scalars of infos of one simultaneous agent.
+    """Episodes, phase durations and scalars of infos of one simultaneous agent.
 
     Attributes:
-        collecting: Whether they are collected: from the first time on that somebody asks for them.
+        collecting: Whether the data is collected; set when it is first requested.
     """
 
     def __init__(
         self, agent: Any, framework: Framework, *, num_envs: int, agents: Sequence[str], environment_info: str
     ) -> None:
-        """Begin.
+        """Start an empty log.
 
         Args:
-            agent: The agent, which tracks the scalars of infos, too.
+            agent: The agent, which also tracks the scalars of infos.
             framework: The trainer's framework.
             num_envs: Number of its environments.
-            agents: Names of the agents, if it is a multi-agent.
+            agents: Names of the agents of a multi-agent; empty for a single agent.
             environment_info: Key of the infos whose scalars are logged.
         """
         self.collecting = False
@@ -43,15 +43,15 @@ class AgentLog:
         self._episodes = Episodes(num_envs)
 
     def drain(self) -> dict[str, float]:
-        """Scalars by tag since the last call."""
+        """Return the scalars since the last call, by tag."""
         return self._scalars.drain()
 
     def restart(self) -> None:
-        """Forget the episodes in progress."""
+        """Discard the episodes in progress."""
         self._episodes.restart()
 
     def note_time(self, phase: str, milliseconds: float) -> None:
-        """Take note of the time that a phase took."""
+        """Record the duration of a phase."""
         self._scalars.add(f"Stats / {phase} time (ms)", milliseconds)
 
     def note_step(
@@ -63,7 +63,7 @@ class AgentLog:
         before: Mapping[str, Any],
         infos: Mapping[str, Any],
     ) -> None:
-        """Take note of the episodes that a step ended; for the arguments see `Episodes.add`."""
+        """Record the episodes that a step ended; see `Episodes.add` for the arguments."""
         ended = self._episodes.add(rewards, terminated, truncated, self._framework, before=before, infos=infos)
         for name, (_, returns, lengths) in ended.items():
             group = f"Episode / {name}" if name else "Episode"
@@ -73,7 +73,7 @@ class AgentLog:
                 self._scalars.add(f"{group} / Length (mean)", length)
 
     def track_infos(self, infos: dict[str, Any]) -> None:
-        """Track the scalars under the configured key, also those that ended environments left in ``final_info``."""
+        """Track the scalars under the configured key, including those of ended environments in ``final_info``."""
         key = self._environment_info
         for group, place in self._places(infos):
             logged = place.get(key)
@@ -85,7 +85,7 @@ class AgentLog:
                         self._scalars.add(tag, value)
 
     def _places(self, infos: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Where scalars may be, in infos and final ones and in those of each agent, with how their tags begin."""
+        """Yield tag prefixes and infos that may hold scalars: current and final ones, shared and of each agent."""
         for place in (infos, infos.get("final_info")):
             if isinstance(place, dict):
                 yield "Info", place

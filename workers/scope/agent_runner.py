@@ -22,7 +22,7 @@ from workers.types import Arrays, Description, Mode, Phase, Scope, Tick
 __all__ = ["AgentRunner"]
 
 _FLUSH_INTERVAL = 1000
-"""Iterations after which what an agent has tracked is taken from it also if nobody asks: its lists do not grow on."""
+"""Iterations between flushes of what an agent tracks, even if not requested, so that its lists stay bounded."""
 
 
 class AgentRunner:
@@ -31,9 +31,9 @@ class AgentRunner:
     Attributes:
         agent: The agent, or multi-agent.
         scope: Its rows of the full batch.
-        phase: What it does at the moment, or did when it failed.
-        notes: What the run should say about it, once.
-        agents: Names of the agents, if it is a multi-agent.
+        phase: Current phase, or the phase that failed.
+        notes: Notes that Lockstep logs once per run.
+        agents: Names of the agents of a multi-agent; empty for a single agent.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class AgentRunner:
         observation_space: Any,
         keeps_files: bool = False,
     ) -> None:
-        """Take over an agent, or make it, and initialise it.
+        """Take an agent, or build it, and initialise it.
 
         Args:
-            agent: The agent, or the factory that makes it.
+            agent: The agent, or its factory.
             scope: Its rows of the full batch, and its seed.
             framework: The trainer's framework.
-            cfg: The trainer's configuration, given to ``agent.init``.
-            observation_space: Observation space of one environment, to be compared with the agent's; that of each
-                agent by name if it is a multi-agent environment.
-            keeps_files: Whether the agent may write files of its own; see `AgentTracking`.
+            cfg: The trainer's configuration, passed to ``agent.init``.
+            observation_space: Observation space of one environment, to compare with the agent's; by agent name in a
+                multi-agent environment.
+            keeps_files: Whether the agent may write its own files; see `AgentTracking`.
 
         Raises:
-            AgentError: It lacks a member, or is made for other environments or another framework.
+            AgentError: The agent lacks a member, or is made for other environments or another framework.
         """
         self.phase = Phase.BUILD
         self.scope = scope
@@ -70,7 +70,7 @@ class AgentRunner:
             self._stream = RandomStream(scope.seed, framework)
         self._stochastic_evaluation = cfg.stochastic_evaluation
         self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
-        self._infos: dict[str, Any] = {}  # what came with the observations to act on
+        self._infos: dict[str, Any] = {}  # infos of the observations to act on
         with self._stream, skrl_key(framework.name, scope.seed):
             self.agent = agent(scope) if is_factory(agent) else agent
             check_agent(self.agent, scope)
@@ -97,31 +97,31 @@ class AgentRunner:
         kind, unused = type(self.agent).__qualname__, self._tracking.unused
         if self.agents and not self._takes_infos:
             yield (
-                f"{kind}.act() takes no infos, so it does not know which agents are alive: where one is dead it is "
-                "given rows of zeros, and learns from them as from any other"
+                f"{kind}.act() takes no infos, so it cannot tell which agents are alive: it gets rows of zeros for a "
+                "dead agent, and learns from them as from any others"
             )
         if unused:
             yield (
-                f"{' and '.join(unused)} of {kind} {'are' if len(unused) > 1 else 'is'} not used here: an agent that a "
-                "factory makes, or that lives in Ray, writes no files; collect_metrics() gives its scalars, and "
-                "agent_files() its state"
+                f"{' and '.join(unused)} of {kind} {'are' if len(unused) > 1 else 'is'} ignored: an agent that a "
+                "factory builds, or that runs in Ray, writes no files; use collect_metrics() for its scalars and "
+                "agent_files() for its state"
             )
         if handed_over and not keeps_files:
             yield (
-                f"the {kind} that you handed over is trained as a copy in its worker; trainer.agents and close() "
-                "bring the trained state back into it"
+                f"the {kind} instance that you passed is trained as a copy in its worker; trainer.agents and close() "
+                "copy the trained state back into it"
             )
 
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None = None
     ) -> Arrays:
-        """Pre-interaction, then the actions that the environments are to take, ``(scope.num_envs, size)``.
+        """Run pre-interaction, and return the actions for the environments, ``(scope.num_envs, size)``.
 
         Args:
             tick: The iteration.
             observations: ``(scope.num_envs, size)``.
             states: ``(scope.num_envs, size)``, or None.
-            infos: What came with the observations; None if they are those of the last `learn`.
+            infos: Infos of the observations; None for those of the last `learn`.
         """
         agent, training = self.agent, tick.mode is Mode.TRAIN
         timestep, timesteps = tick.timestep, tick.timesteps
@@ -145,7 +145,7 @@ class AgentRunner:
                     actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
                 elapsed = (perf_counter() - start) * 1e3
                 agent.track_data("Stats / Inference time (ms)", elapsed)
-        if self._log.collecting:  # also here: not every agent can be read
+        if self._log.collecting:  # also here: what some agents track cannot be read
             self._log.note_time("Inference", elapsed)
         if not training and not self._stochastic_evaluation:
             actions = _mean_actions(actions, outputs)
@@ -159,15 +159,15 @@ class AgentRunner:
     def _check_names(self, actions: Any) -> None:
         """Check the actions of a team."""
         if not isinstance(actions, dict) or actions.keys() != set(self.agents):
-            given = list(actions) if isinstance(actions, dict) else type(actions).__qualname__
-            raise AgentError(f"act() returned actions of {given}; expected those of {list(self.agents)}")
+            given = list(actions) if isinstance(actions, dict) else f"type {type(actions).__qualname__}"
+            raise AgentError(f"act() returned actions of {given}; expected a dictionary with keys {list(self.agents)}")
         for name, action in actions.items():
             if not self._framework.is_array(action) or action.shape[0] != self._num_envs:
                 raise self._wrong_rows(action, f" for {name!r}")
 
     def _wrong_rows(self, actions: Any, whose: str = "") -> AgentError:
         shape = getattr(actions, "shape", None)
-        given = type(actions).__qualname__ if shape is None else f"shape {tuple(shape)}"
+        given = f"type {type(actions).__qualname__}" if shape is None else f"shape {tuple(shape)}"
         return AgentError(f"act() returned actions of {given}{whose}; expected an array with {self._num_envs} rows")
 
     def learn(
@@ -181,8 +181,8 @@ class AgentRunner:
         infos: dict[str, Any],
         step_time: float,
     ) -> None:
-        """Let the agent record what its last actions led to (a `Transition`, spread out), then post-interaction."""
-        assert self._acted is not None, "learn() follows act()"
+        """Record the result of the last actions (an unpacked `Transition`), then run post-interaction."""
+        assert self._acted is not None, "learn() must follow act()"
         (observations, states, actions), self._acted = self._acted, None
         agent, timestep, timesteps = self.agent, tick.timestep, tick.timesteps
         self.phase = Phase.RECORD
@@ -227,20 +227,20 @@ class AgentRunner:
             self._flush()
 
     def collect(self) -> dict[str, float]:
-        """Scalars by tag since the last call; the first one starts the measuring of episodes and phases."""
+        """Return the scalars since the last call, by tag; the first call starts measuring episodes and phases."""
         self.phase = Phase.COLLECT
         self._log.collecting = True
         self._flush()
         return self._log.drain() | self._tracking.writer.scalars.drain()
 
     def restart(self) -> None:
-        """The environments start anew: episodes in progress do not count, and rollouts do not go on."""
+        """Prepare for reset environments: discard the episodes in progress and end the rollout."""
         self._log.restart()
         with self._stream:
             self.agent.enable_training_mode(False)  # until the next iteration that trains
 
     def describe(self, env_notes: tuple[str, ...]) -> Description:
-        """Where the agent lives and how; `env_notes` are those of its environments."""
+        """Describe the agent and its process; `env_notes` are the notes of its environments."""
         kind, threads = type(self.agent).__qualname__, self._framework.num_threads()
         return Description(kind, node_name(), threads, self.agents, env_notes + self.notes)
 
@@ -251,7 +251,7 @@ class AgentRunner:
 
     @contextmanager
     def as_handed_over(self) -> Iterator[Any]:
-        """The agent as its owner knows it, without what the trainer has put into it."""
+        """Yield the agent without the trainer's changes to it."""
         self._tracking.stop()
         try:
             yield self.agent
@@ -259,13 +259,13 @@ class AgentRunner:
             self._tracking.start()
 
     def agent_file(self) -> tuple[str, bytes]:
-        """Name and content of the agent's file; see `workers.storage.agent_file.dump_agent`."""
+        """Return the name and content of the agent's file; see `workers.storage.agent_file.dump_agent`."""
         self.phase = Phase.STORE
         with self.as_handed_over() as agent:
             return dump_agent(agent, self._framework)
 
     def release(self) -> None:
-        """Give the agent back as its owner knows it."""
+        """Undo the trainer's changes to the agent."""
         self._tracking.stop()
 
     def _flush(self) -> None:
@@ -279,7 +279,7 @@ def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _mean_actions(actions: Arrays, outputs: Mapping[str, Any]) -> Arrays:
-    """What evaluation acts on: mean actions where the agent gives them, else the actions themselves."""
+    """Return the actions for evaluation: mean actions if the agent returns them, else the actions themselves."""
     if not isinstance(actions, dict):
         return outputs.get("mean_actions", actions)
     return {name: (outputs.get(name) or {}).get("mean_actions", action) for name, action in actions.items()}

@@ -1,4 +1,4 @@
-"""What an agent must have to be run on a scope, and what it asks for."""
+"""Checks of an agent against its scope, and the observation shapes that it requests."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Spaces = gymnasium.Space[Any] | dict[str, gymnasium.Space[Any]]
 
 
 def check_agent(agent: Any, scope: Scope) -> None:
-    """Check that `agent` has all members that an agent must have.
+    """Check that `agent` has all required members.
 
     Raises:
-        AgentError: It lacks some; the message names them.
+        AgentError: Members are missing; the message names them.
     """
     if missing := missing_members(agent, Agent):
         raise AgentError(
             f"the agent of scope {scope.index}, {type(agent).__qualname__}, lacks {', '.join(missing)}; "
-            "an agent needs these with skrl's signatures"
+            "add them with skrl's signatures"
         )
 
 
 def check_fit(agent: Any, scope: Scope, framework: Framework, observation_space: Spaces) -> None:
-    """Check that an agent is made for this framework and these environments, as far as it says what it is made for.
+    """Check that an agent is made for this framework and these environments, as far as it declares this.
 
     Args:
         agent: The agent.
         scope: Its scope.
         framework: The trainer's framework.
-        observation_space: That of one environment, by agent name if it is a multi-agent environment.
+        observation_space: Observation space of one environment; by agent name in a multi-agent environment.
 
     Raises:
-        AgentError: It is made for another framework, for other agents or for observations of another width.
+        AgentError: The agent is made for another framework, other agents or observations of another width.
     """
     kind = f"the agent of scope {scope.index}, {type(agent).__module__}.{type(agent).__qualname__},"
     given = getattr(agent, "framework", framework.name)
@@ -56,7 +56,7 @@ def check_fit(agent: Any, scope: Scope, framework: Framework, observation_space:
     if names is None and isinstance(getattr(agent, "observation_space", None), gymnasium.Space):
         raise AgentError(
             f"{kind} is a single agent, but the environments have the agents {list(observation_space)}; "
-            "hand over a multi-agent, such as workers.agents.independent.IndependentAgents"
+            "pass a multi-agent, such as workers.agents.independent.IndependentAgents"
         )
     if names is not None and set(names) != set(observation_space):
         raise AgentError(f"{kind} is for the agents {list(names)}, but the environments have {list(observation_space)}")
@@ -65,13 +65,13 @@ def check_fit(agent: Any, scope: Scope, framework: Framework, observation_space:
 
 
 def asked_shapes(agent: Any, scope: Scope, observation_space: Spaces) -> Any:
-    """Shapes of the observations, for an agent that asks for them unflattened, None for any other.
+    """Return the shapes of the observations if the agent requests them unflattened, else None.
 
     Returns:
-        A shape, or in a multi-agent environment a dictionary of them by agent name.
+        A shape, or in a multi-agent environment a dictionary of shapes by agent name.
 
     Raises:
-        AgentError: A space is no Box.
+        AgentError: A space is not a Box.
     """
     if not getattr(agent, "unflatten_observations", False):
         return None
@@ -79,7 +79,7 @@ def asked_shapes(agent: Any, scope: Scope, observation_space: Spaces) -> Any:
         return {name: asked_shapes(agent, scope, space) for name, space in observation_space.items()}
     if not isinstance(observation_space, gymnasium.spaces.Box):
         raise AgentError(
-            f"the agent of scope {scope.index} asks for unflattened observations, but the observation space is "
+            f"the agent of scope {scope.index} requests unflattened observations, but the observation space is "
             f"{observation_space}; expected a Box"
         )
     return (scope.num_envs, *observation_space.shape)
@@ -89,8 +89,8 @@ def _check_width(agent: Any, owner: str, own_space: Any, space: Any) -> None:
     expected, given = _width(own_space), _width(space)
     if expected is not None and given is not None and expected != given:
         raise AgentError(
-            f"{owner} is made for observations of width {expected} ({own_space}), "
-            f"but the environments give {given} ({space})"
+            f"{owner} expects observations of width {expected} ({own_space}), "
+            f"but those of the environments have width {given} ({space})"
         )
 
 

@@ -1,4 +1,4 @@
-"""EnvSlice: some rows of the vectorised environments, and what their agents see at the moment."""
+"""EnvSlice: rows of the vectorised environments, with their current observations and states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["EnvSlice"]
 class EnvSlice:
     """Environments ``first_env`` to ``first_env + num_envs`` of the full batch.
 
-    The loop it lives in::
+    One iteration::
 
         observations, states, infos = env_slice.begin()
         outcome, transition = env_slice.step(actions)
@@ -30,9 +30,9 @@ class EnvSlice:
     Attributes:
         env: The environments.
         num_envs: Number of rows.
-        phase: What it does at the moment, or did when it failed.
-        notes: What the run should say about it, once.
-        scalars: Times of rendering and resetting.
+        phase: Current phase, or the phase that failed.
+        notes: Notes that Lockstep logs once per run.
+        scalars: Durations of rendering and resetting.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class EnvSlice:
         num_envs: int | None = None,
         first_env: int = 0,
     ) -> None:
-        """Take over an environment, or build it.
+        """Take an environment, or build it.
 
         Args:
-            env: The environment of these rows, or the factory that builds it.
+            env: The environment of these rows, or its factory.
             framework: The trainer's framework.
             cfg: The trainer's configuration.
             seed: The trainer's seed.
-            num_envs: Number of rows to build; all of the factory's if None. Not needed for an environment.
+            num_envs: Number of rows to build; all rows of the factory if None. Not used for an environment.
             first_env: First row in the full batch.
         """
         self.phase = Phase.BUILD
@@ -72,7 +72,7 @@ class EnvSlice:
         self._render_interval = 0 if cfg.headless else cfg.render_interval
         self._ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
         self.notes = self._notes()
-        # the trainer resets only a foreign object with one environment: everything else resets itself in step
+        # a foreign object with one environment needs explicit resets: everything else resets itself in step
         self._resets_explicitly = self.num_envs == 1 and not self._ours and not built
         self._is_multi_agent = is_multi_agent(env)
         self._observations: Arrays | None = None
@@ -85,24 +85,24 @@ class EnvSlice:
         if self._ours or self._seed is None or kind.__module__.startswith("skrl."):
             return ()
         return (
-            f"{kind.__qualname__} is another library's wrapper: its reset() is called without a seed, so its numbers "
-            "follow the trainer's seed only if its factory seeds it from first_env",
+            f"{kind.__qualname__} is another library's wrapper: its reset() is called without a seed, so its random "
+            "numbers depend on the trainer's seed only if its factory seeds it from first_env",
         )
 
     @property
     def gives_arrays_away(self) -> bool:
-        """Whether the environments' arrays are nobody else's once they are packed."""
-        return bool(vars(type(self.env)).get("gives_arrays_away")) and self._ours  # not what a subclass inherits
+        """Whether the environments' arrays are not shared once they are packed."""
+        return bool(vars(type(self.env)).get("gives_arrays_away")) and self._ours  # not inherited by a subclass
 
     @property
     def observation_space(self) -> Any:
-        """Observation space of one environment, by agent name if it is a multi-agent environment."""
+        """Observation space of one environment; by agent name in a multi-agent environment."""
         return dict(self.env.observation_spaces) if self._is_multi_agent else self.env.observation_space
 
     def begin(self) -> tuple[Arrays, Arrays | None, dict[str, Any] | None]:
-        """Observations and states to act on, and the infos that came with them if they are of a reset.
+        """Return the observations and states to act on, and their infos if they are from a reset.
 
-        The infos are None if they are those of the last step. The environments are started if they have not been.
+        The infos are None if the observations are from the last step. Without current observations, it resets first.
         """
         if self._observations is None:
             self._reset()
@@ -110,7 +110,7 @@ class EnvSlice:
         return self._observations, self._states, infos
 
     def step(self, actions: Arrays) -> tuple[Outcome, Transition]:
-        """Step the environments: what comes out of the iteration, and what the agents are to record."""
+        """Step the environments; return the outcome of the iteration and the transition for the agents."""
         self.phase = Phase.STEP
         with self._no_grad:
             start = perf_counter()
@@ -125,7 +125,7 @@ class EnvSlice:
         return outcome, Transition(rewards, observations, states, terminated, truncated, infos, step_time)
 
     def render(self, timestep: int) -> None:
-        """Render, if the configuration asks for it at this timestep."""
+        """Render, if the configuration requests it at this timestep."""
         if self._render_interval and not timestep % self._render_interval:
             self.phase = Phase.RENDER
             start = perf_counter()
@@ -134,7 +134,7 @@ class EnvSlice:
             self.scalars.add("Stats / Rendering time (ms)", (perf_counter() - start) * 1e3)
 
     def advance(self, outcome: Outcome) -> None:
-        """Make the outcome's observations the current ones; start a foreign single environment anew if it has ended."""
+        """Make the outcome's observations current; reset a foreign single environment if it has ended."""
         if self._resets_explicitly and self._has_ended(outcome):
             self._reset()
         else:
@@ -147,7 +147,7 @@ class EnvSlice:
         return bool(to_numpy(outcome.terminated).any() or to_numpy(outcome.truncated).any())
 
     def restart(self) -> None:
-        """Forget the current observations: the next iteration resets the environments."""
+        """Discard the current observations: the next iteration resets the environments."""
         self._observations = self._states = None
 
     def close(self) -> None:
@@ -163,14 +163,14 @@ class EnvSlice:
             else:
                 with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
                     observations, infos = self.env.reset()
-            self._seed = None  # only the first reset seeds: the generators go on from there
-            # a copy: an environment may write its observations to one and the same array
+            self._seed = None  # only the first reset seeds: later ones continue the random generators
+            # a copy: an environment may always write its observations to the same array
             self._observations, self._states = map_arrays(self._framework.copy, observations), self.env.state()
             self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
     def _final(self, infos: dict[str, Any], key: str, arrays: Arrays | None) -> Arrays | None:
-        """The arrays with the true final rows of `infos` in the place of those after a reset."""
+        """Return the arrays with the true final rows of `infos` in place of those after a reset."""
         mask, select = infos.get(f"_{key}"), self._framework.select
         if mask is None or arrays is None:
             return arrays

@@ -1,4 +1,4 @@
-"""Returns and lengths of episodes, out of the steps of some rows."""
+"""Returns and lengths of episodes, computed from the steps of rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EndedEpisodes", "Episodes"]
 
 
 class EndedEpisodes(NamedTuple):
-    """Rows whose episode ended in a step, and its return (a sum in float64) and length (in timesteps)."""
+    """Rows whose episodes ended in a step, with their returns (sums in float64) and lengths (in timesteps)."""
 
     rows: npt.NDArray[np.int64]
     returns: npt.NDArray[np.float64]
@@ -23,16 +23,16 @@ class EndedEpisodes(NamedTuple):
 
 
 class Episodes:
-    """Returns and lengths of the episodes of some rows: of the only agent, or of each agent and of all as a team.
+    """Returns and lengths of the episodes of some rows: of a single agent, or of each agent and of the team.
 
-    An agent's episode ends with its flags, and its length is the number of timesteps in which it acted. A team's is
-    that of the environment: its return is the sum over the agents, and its length the number of all timesteps.
+    An agent's episode ends with its flags; its length is the number of timesteps in which the agent acted. A team's
+    episode is that of the environment: its return is the sum over the agents, and its length counts all timesteps.
     """
 
     def __init__(self, num_envs: int) -> None:
         self._num_envs = num_envs
         self._sums: dict[str, _Sums] = {}
-        self._ended: dict[str, npt.NDArray[np.bool_]] = {}  # who has, since the last end of their environment
+        self._ended: dict[str, npt.NDArray[np.bool_]] = {}  # rows by agent, until their environment ends
 
     def add(
         self,
@@ -44,18 +44,18 @@ class Episodes:
         before: Mapping[str, Any] = {},
         infos: Mapping[str, Any] = {},
     ) -> dict[str, EndedEpisodes]:
-        """Take note of one step.
+        """Record one step.
 
         Args:
             rewards: ``(num_envs, 1)``.
             terminated: ``(num_envs, 1)``, bool.
             truncated: ``(num_envs, 1)``, bool.
-            framework: Whose arrays they are.
-            before: Infos that came with the observations before the step; they matter for a team only.
-            infos: Those of the step.
+            framework: Framework of the arrays.
+            before: Infos of the observations before the step; used for a team only.
+            infos: Infos of the step.
 
         Returns:
-            What ended: of each agent by its name, and last of the team, or the only agent, by the name ``""``.
+            Ended episodes of each agent by name, and last of the team, or a single agent, by the name ``""``.
         """
 
         def numbers(array: Any) -> npt.NDArray[Any]:
@@ -75,13 +75,13 @@ class Episodes:
             total += row_rewards
             self._ended[name] = self._ended.get(name, nobody) | ended
             over &= self._ended[name]
-        if "alive" in infos:  # else in another library's wrapper, which ends with the last agent
+        if "alive" in infos:  # else another library's wrapper, which ends with the last agent
             over = numbers(infos.get("_final_obs", nobody))
         self._ended = {name: ended & ~over for name, ended in self._ended.items()}
         return result | {"": self._of("").add(total, over)}
 
     def restart(self) -> None:
-        """Forget the episodes in progress."""
+        """Discard the episodes in progress."""
         self._sums.clear()
         self._ended.clear()
 
@@ -92,7 +92,7 @@ class Episodes:
 
 
 class _Sums:
-    """What has come together in the episodes in progress."""
+    """Running returns and lengths of the episodes in progress."""
 
     def __init__(self, num_envs: int) -> None:
         self._returns = np.zeros(num_envs)

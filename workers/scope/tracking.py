@@ -1,9 +1,8 @@
-"""Scalars of one scope: what its agent tracks, and what its runner measures, on their way to the driver.
+"""Scalars that the agent of a scope tracks, on their way to the driver.
 
-An agent is read through skrl's members, whoever wrote it: ``write_tracking_data(timestep=…, timesteps=…)`` hands all
-that the agent has tracked since the last call to ``agent.writer.add_scalar(tag=…, value=…, timestep=…)`` and forgets
-it; the writer is ours. An agent without these members still gets every call of ``track_data``, but what it makes of
-them is its own business.
+Every agent is read through skrl's members: ``write_tracking_data(timestep=…, timesteps=…)`` passes all that the agent
+has tracked since the last call to ``agent.writer.add_scalar(tag=…, value=…, timestep=…)`` and discards it; the writer
+is Lockstep's. An agent without these members still gets every call of ``track_data``, but Lockstep does not read them.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from workers.types import Tick
 __all__ = ["AgentTracking", "ScalarWriter"]
 
 _NEVER = 2**62
-"""An interval, in timesteps, that does not come round."""
+"""An interval in timesteps that never elapses."""
 
 
 class ScalarWriter:
-    """What an agent takes for its TensorBoard writer.
+    """Replacement for an agent's TensorBoard writer.
 
     Attributes:
-        scalars: What the agent has written.
-        own: The agent's own writer, which keeps getting everything; None if it has none.
+        scalars: Scalars that the agent has written.
+        own: The agent's own writer, which still gets everything; None if it has none.
     """
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class ScalarWriter:
         self.own: Any = None
 
     def add_scalar(self, *, tag: str, value: float, timestep: int) -> None:
-        """Take note of a scalar."""
+        """Record a scalar."""
         self.scalars.add(tag, value)
         if self.own is not None:
             self.own.add_scalar(tag=tag, value=value, timestep=timestep)
@@ -50,47 +49,47 @@ class ScalarWriter:
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("own")
         if own is None:
-            raise AttributeError(f"the trainer's writer has no {name!r}; it takes scalars, by add_scalar")
+            raise AttributeError(f"the trainer's writer has no {name!r}; it takes only scalars, through add_scalar")
         return getattr(own, name)
 
 
 class AgentTracking:
-    """Reads what one agent tracks, and keeps it from writing files where it must not.
+    """Access to what one agent tracks; it also keeps the agent from writing files that it must not write.
 
     Attributes:
-        writer: What the agent's writer is replaced by.
-        unused: Names of the agent's intervals that do not count, because it must not write files.
+        writer: Replacement for the agent's writer.
+        unused: Names of the agent's intervals that are ignored because it must not write files.
     """
 
     def __init__(self, agent: Any, *, keeps_files: bool) -> None:
-        """Prepare an agent, before its ``init``.
+        """Prepare an agent before its ``init``.
 
         Args:
             agent: The agent.
-            keeps_files: Whether it may write the files that its own configuration asks for: an instance of the user's,
-                in the user's process. Any other is kept from making folders, event files and checkpoints.
+            keeps_files: Whether it may write the files that its own configuration requests: true for the user's
+                instance in the user's process. Any other agent creates no folders, event files or checkpoints.
         """
         self.writer = ScalarWriter()
         self._agent = agent
         self._before: dict[str, Any] = {}
-        self._intervals: dict[str, int] = {}  # skrl's names
+        self._intervals: dict[str, int] = {}  # by skrl's names
         if not keeps_files:
             self._intervals = {name: 0 for name in ("write_interval", "checkpoint_interval") if hasattr(agent, name)}
         self.unused = tuple(name for name in self._intervals if getattr(agent, name) != 0)
         self._put(self._intervals)
         interval = self._before.get("write_interval")
         if interval == "auto" or (isinstance(interval, int) and interval > 0):
-            self._intervals["write_interval"] = _NEVER  # skrl tracks returns only where this is not 0
+            self._intervals["write_interval"] = _NEVER  # skrl tracks returns only if this is not 0
 
     def start(self) -> None:
-        """Put the writer in its place, after the agent's ``init``."""
+        """Install the writer after the agent's ``init``."""
         self._put(self._intervals)
         if hasattr(self._agent, "write_tracking_data"):
             self.writer.own = getattr(self._agent, "writer", None)
             self._put({"writer": self.writer})
 
     def flush(self, tick: Tick) -> None:
-        """Have the agent hand over what it has tracked, which it forgets; one with a writer of its own does so itself.
+        """Make the agent write and discard what it has tracked; an agent with its own writer does so itself.
 
         Args:
             tick: The last iteration.
@@ -99,7 +98,7 @@ class AgentTracking:
             self._agent.write_tracking_data(timestep=tick.timestep, timesteps=tick.timesteps)
 
     def stop(self) -> None:
-        """Give the agent back as it was: it is going to the user."""
+        """Restore the agent's own attributes before it returns to the user."""
         for name, value in self._before.items():
             if value is _ABSENT:
                 delattr(self._agent, name)

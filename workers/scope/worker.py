@@ -1,4 +1,4 @@
-"""ScopeWorker: environments and their agents; it does a whole iteration. The one body of every mode."""
+"""ScopeWorker: environments and their agents; every mode runs its iterations through it."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ __all__ = ["Agents", "ScopeWorker"]
 
 
 class Agents(Protocol):
-    """The agents of the rows of an `EnvSlice`, wherever they live: in this process or in Ray actors."""
+    """The agents of the rows of an `EnvSlice`, in this process or in Ray actors."""
 
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
     ) -> Sequence[Arrays]:
-        """Actions of every agent, in scope order; `infos` as `EnvSlice.begin` gives them.
+        """Return the actions of every agent, in scope order; `infos` are those of `EnvSlice.begin`.
 
         Raises:
-            WorkerError: Some failed; all of them are reported.
+            WorkerError: Some agents failed; all failures are reported.
         """
 
     def learn(self, tick: Tick, transition: Transition) -> None:
-        """Hand every agent its rows of the transition.
+        """Pass every agent its rows of the transition.
 
         Raises:
-            WorkerError: Some failed; all of them are reported.
+            WorkerError: Some agents failed; all failures are reported.
         """
 
     def collect(self) -> list[dict[str, float]]:
-        """Scalars of every agent since the last call, by tag, in scope order.
+        """Return the scalars of every agent since the last call, by tag, in scope order.
 
         Raises:
-            WorkerError: Some failed; all of them are reported.
+            WorkerError: Some agents failed; all failures are reported.
         """
 
     def restart(self) -> None:
-        """The next iteration acts on other observations than those that the last one led to."""
+        """Prepare for an iteration that does not continue from the last one."""
 
 
 class ScopeWorker:
     """Environments and their agents.
 
-    In local mode there is one of them, with all environments and all agents; in sharded mode one per scope, in a Ray
-    actor; in shared mode one on the driver, whose agents are in Ray actors.
+    In local mode there is one worker, with all environments and all agents; in sharded mode one per scope, in a Ray
+    actor; in shared mode one in the driver, whose agents are in Ray actors.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class ScopeWorker:
         first_env: int = 0,
         pack: Callable[[Outcome], Any] = lambda outcome: outcome,
     ) -> None:
-        """Put them together.
+        """Build the worker.
 
         Args:
             env_slice: The environments.
             agents: The agents of all their rows.
             framework: The trainer's framework.
-            scope: Index of the scope, None if there are several.
+            scope: Index of the scope; None if there are several.
             first_env: First row in the full batch.
-            pack: Makes of an outcome what `run` returns, before the agents record the transition: what they do to
-                their arrays does not change it.
+            pack: Converts an outcome to the result of `run`, before the agents record the transition: their changes to
+                arrays do not affect it.
         """
         self.env_slice = env_slice
         self.agents = agents
@@ -81,18 +81,18 @@ class ScopeWorker:
         self._pack = pack
 
     def run(self, tick: Tick, count: int, *, goes_on: Callable[[], bool] = lambda: True) -> Any:
-        """Do `count` iterations, the first of which is `tick`.
+        """Run `count` iterations, starting with `tick`.
 
         Args:
             tick: The first iteration.
-            count: Number of iterations, 1 or more.
-            goes_on: Called between iterations: whether to go on.
+            count: Number of iterations, at least 1.
+            goes_on: Called between iterations; returns whether to continue.
 
         Returns:
-            What the last iteration gives, packed; None if they did not go on.
+            The packed outcome of the last iteration; None if `goes_on` stopped the run.
 
         Raises:
-            WorkerError: Something failed; says where.
+            WorkerError: Something failed; the error says where.
         """
         mode, timestep, timesteps = tick
         for _ in range(count - 1):
@@ -121,10 +121,10 @@ class ScopeWorker:
         return packed
 
     def collect(self) -> list[dict[str, float]]:
-        """Scalars since the last call, by tag: those of each agent, in scope order, with those of the environments.
+        """Return the scalars since the last call, by tag: of each agent, in scope order, with the environments'.
 
         Raises:
-            WorkerError: Something failed; says where.
+            WorkerError: Something failed; the error says where.
         """
         shared = self.env_slice.scalars.drain()
         return [shared | scalars for scalars in self.agents.collect()]

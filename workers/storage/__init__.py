@@ -1,4 +1,5 @@
-"""What outlives a worker: an agent's state as bytes, as a file, and on its way back to the driver.
+"""Agent state that outlives a worker: as bytes, as a file, and on its way back to the driver.
 
-Imports the rules, the frameworks and the words. Imported by agents, scopes, remote workers, orchestrators and trainer.
+Imports the frameworks and the top-level modules of ``workers``. Imported by agents, scopes, remote workers,
+orchestrators and the trainer.
 """

@@ -1,4 +1,4 @@
-"""A trained agent as a file: its state without pickle or, if that is all it offers, what its ``save`` writes."""
+"""Files of trained agents: the state without pickle or, as a last resort, the output of the agent's ``save``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["FILE_NAMES", "dump_agent", "load_agent"]
 
 STATE, OWN = "state.safetensors", "agent.bin"
 FILE_NAMES = (STATE, OWN)
-"""Names of the files that `dump_agent` may give."""
+"""File names that `dump_agent` may return."""
 
 
 def dump_agent(agent: Any, framework: Framework) -> tuple[str, bytes]:
-    """Name and content of a trained agent's file.
+    """Return the name and content of a trained agent's file.
 
     ``state.safetensors`` holds its ``state_dict()``, else the states of its ``checkpoint_modules`` (skrl's agents);
-    see `workers.storage.state_file`. An agent that has neither gets ``agent.bin``, in the format of its own
-    ``save(path)``.
+    see `workers.storage.state_file`. An agent without a state that can be written gets ``agent.bin``, in the format of
+    its own ``save(path)``.
 
     Raises:
-        AgentError: It has none of them.
+        AgentError: The agent has none of these.
     """
     try:
         if _has_state(agent):
@@ -38,15 +38,15 @@ def dump_agent(agent: Any, framework: Framework) -> tuple[str, bytes]:
         return OWN, dump_file(agent)
     raise AgentError(
         f"{type(agent).__qualname__} cannot be stored: it has neither state_dict() and load_state_dict(state), nor "
-        "checkpoint_modules, nor save(path) and load(path); give it one of them"
+        "checkpoint_modules, nor save(path) and load(path); implement one of them"
     )
 
 
 def load_agent(agent: Any, name: str, data: bytes, framework: Framework) -> None:
-    """Give an agent, made as the stored one was, what `dump_agent` wrote.
+    """Load the file from `dump_agent` into an agent that was built like the stored one.
 
     Raises:
-        AgentError: It does not fit.
+        AgentError: The file does not fit the agent.
     """
     try:
         if name == OWN:
@@ -57,7 +57,7 @@ def load_agent(agent: Any, name: str, data: bytes, framework: Framework) -> None
             load_modules(agent, decode_state(data, framework))
     except Exception as error:
         raise AgentError(
-            f"{type(agent).__qualname__} cannot load what was stored: {type(error).__name__}: {error}"
+            f"{type(agent).__qualname__} cannot load the stored state: {type(error).__name__}: {error}"
         ) from error
 
 

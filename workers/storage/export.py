@@ -1,4 +1,4 @@
-"""How a trained agent comes back from where it was trained: whole if it can be pickled, else its state."""
+"""Transfer of a trained agent from its worker: the whole agent if it can be pickled, else its state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ExportedAgent(NamedTuple):
 
     Attributes:
         kind: ``"pickle"``: the whole agent. ``"modules"``: the states of its ``checkpoint_modules``, pickled.
-            ``"file"``: what its ``save`` wrote. ``"none"``: nothing of it can travel; `data` says why.
+            ``"file"``: the output of its ``save``. ``"none"``: the export failed; `data` has the reasons.
         data: The bytes.
     """
 
@@ -38,7 +38,7 @@ class ExportedAgent(NamedTuple):
 
 
 def export_agent(agent: Any, dumps: Callable[[Any], bytes]) -> ExportedAgent:
-    """Turn a trained agent into plain data, by the first way that works; `dumps` pickles it."""
+    """Convert a trained agent to plain data in the first way that works; `dumps` pickles it."""
     ways: tuple[tuple[Literal["pickle", "modules", "file"], Callable[[Any], bytes]], ...]
     ways = (("pickle", dumps), ("modules", _dump_modules), ("file", dump_file))
     reasons = []
@@ -51,25 +51,25 @@ def export_agent(agent: Any, dumps: Callable[[Any], bytes]) -> ExportedAgent:
 
 
 def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
-    """The trained agent.
+    """Return the trained agent.
 
     Args:
-        exported: What `export_agent` gave.
-        make: Makes an agent of the same kind; called only if the agent did not come back whole.
+        exported: Result of `export_agent`.
+        make: Builds an agent of the same kind; not called if the whole agent was pickled.
 
     Raises:
-        AgentError: It could not be exported, or cannot be loaded here.
+        AgentError: The agent could not be exported, or cannot be loaded in this process.
     """
     if exported.kind == "none":
         raise AgentError(
-            "the trained agent cannot be brought back: it cannot be pickled, and has neither checkpoint_modules nor "
-            f"save() and load() that work ({exported.data.decode()})"
+            "the trained agent cannot be brought back: it cannot be pickled, and has neither working "
+            f"checkpoint_modules nor working save() and load() ({exported.data.decode()})"
         )
     try:
         return _loaded(exported, make)
     except Exception as error:
         raise AgentError(
-            f"the trained agent came back ({exported.kind}), but cannot be loaded in this process: "
+            f"the trained agent was brought back ({exported.kind}), but cannot be loaded in this process: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -86,11 +86,11 @@ def _loaded(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
 
 
 def copy_state(trained: Any, agent: Any) -> None:
-    """Give `agent` all that `trained` has learnt.
+    """Copy everything that `trained` has learned into `agent`.
 
-    An agent that says itself how it is unpickled takes over what is pickled of `trained`. In any other the
-    `checkpoint_modules` are loaded in place, so that references to them stay good, and what else of `trained` refers to
-    its modules (a scheduler to the optimizer) then refers to those of `agent`.
+    An agent that defines ``__setstate__`` and has no `checkpoint_modules` gets the pickled state of `trained`. For any
+    other agent the `checkpoint_modules` are loaded in place, so that references to them stay valid. Other attributes of
+    `trained` that refer to its modules (a scheduler to the optimizer) then refer to those of `agent`.
     """
     if trained is agent:
         return
@@ -106,7 +106,7 @@ def copy_state(trained: Any, agent: Any) -> None:
 
 
 def _load_in_place(theirs: Any, mine: Any, memo: dict[int, Any]) -> None:
-    """Load the modules, in a multi-agent those by agent name, and note what has taken the place of what."""
+    """Load the modules, by agent name in a multi-agent, and record in `memo` which object replaces which."""
     memo[id(theirs)] = mine
     for name, module in theirs.items():
         if isinstance(module, dict) and isinstance(mine.get(name), dict):
@@ -130,16 +130,18 @@ def _is_module(value: Any) -> bool:
 
 def _state(module: Any) -> Any:
     state_dict = getattr(module, "state_dict", lambda: module)
-    if not callable(state_dict):  # those of skrl's JAX models hold functions, too
-        raise AgentError(f"{type(module).__qualname__}.state_dict is no method, but a {type(state_dict).__qualname__}")
+    if not callable(state_dict):  # in skrl's JAX models it is an object that also holds functions
+        raise AgentError(
+            f"{type(module).__qualname__}.state_dict is a {type(state_dict).__qualname__}; expected a method"
+        )
     return state_dict()
 
 
 def module_states(agent: Any) -> dict[str, Any]:
-    """States of the `checkpoint_modules`, by name; in a multi-agent by agent name before that.
+    """Return the states of the `checkpoint_modules` by name; in a multi-agent by agent name, then by name.
 
     Raises:
-        AgentError: A module has a state that is no plain data.
+        AgentError: The state of a module is not plain data.
     """
     return _states(agent.checkpoint_modules)
 
@@ -153,7 +155,7 @@ def _states(modules: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_modules(agent: Any, states: dict[str, Any]) -> None:
-    """Load what `module_states` gave."""
+    """Load the result of `module_states`."""
     _load(agent.checkpoint_modules, states)
 
 
@@ -177,7 +179,7 @@ def _dump_modules(agent: Any) -> bytes:
 
 
 def dump_file(agent: Any) -> bytes:
-    """What the agent's ``save(path)`` writes."""
+    """Return what the agent's ``save(path)`` writes."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "agent")
         agent.save(path)
@@ -186,7 +188,7 @@ def dump_file(agent: Any) -> bytes:
 
 
 def load_file(agent: Any, data: bytes) -> None:
-    """Have the agent's ``load(path)`` read what `dump_file` gave."""
+    """Load the result of `dump_file` with the agent's ``load(path)``."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "agent")
         with open(path, "wb") as file:

@@ -1,8 +1,8 @@
-"""An agent's state as bytes that need no pickle: arrays by name in safetensors, the rest as JSON in its metadata.
+"""An agent's state as bytes without pickle: arrays by name in safetensors, the rest as JSON in its metadata.
 
-Any reader of safetensors (https://github.com/huggingface/safetensors) gives the arrays by their path in the state, such
-as ``models/policy.network.0.weight``. The metadata entry ``"state"`` tells how they nest, with the numbers and strings
-between them.
+Any reader of safetensors (https://github.com/huggingface/safetensors) returns the arrays by their path in the state,
+such as ``models/policy.network.0.weight``. The metadata entry ``"state"`` holds their nesting, and the numbers and
+strings between them.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ __all__ = ["conform_state", "decode_state", "encode_state"]
 
 _DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-"""What `safetensors.numpy` both writes and reads."""
+"""Dtypes that `safetensors.numpy` both writes and reads."""
 
 
 def encode_state(state: Any, framework: Framework) -> bytes:
-    """Make bytes of a state.
+    """Encode a state as bytes.
 
     Args:
         state: Dictionaries, lists and tuples of arrays (the framework's or NumPy's), numbers, strings, booleans, None.
         framework: The agent's framework.
 
     Raises:
-        AgentError: Something else is in it; the message says where.
+        AgentError: The state contains something else; the message says where.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         tree = _encode(state, "", framework, arrays)
         data: bytes = save(arrays, metadata={"state": json.dumps(tree)})
-    except (RecursionError, ValueError) as error:  # a state within itself, an integer or a key that no text can hold
+    except (RecursionError, ValueError) as error:  # a state that contains itself, an integer or key without a text form
         if isinstance(error, AgentError):
             raise
         raise AgentError(f"the agent's state cannot be written: {type(error).__name__}: {error}") from error
@@ -48,10 +48,10 @@ def encode_state(state: Any, framework: Framework) -> bytes:
 
 
 def decode_state(data: bytes, framework: Framework) -> Any:
-    """The state that `encode_state` was given, with arrays of the framework.
+    """Return the state that was passed to `encode_state`, with arrays of the framework.
 
     Raises:
-        AgentError: The bytes are damaged, or not what `encode_state` made.
+        AgentError: The bytes are damaged, or are not from `encode_state`.
     """
     try:
         arrays = load(data)
@@ -59,15 +59,15 @@ def decode_state(data: bytes, framework: Framework) -> Any:
         tree = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         return _decode(tree, arrays, framework)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AgentError(f"the file is no state of an agent, or is damaged: {type(error).__name__}: {error}") from error
+        raise AgentError(f"the file is not an agent's state, or is damaged: {type(error).__name__}: {error}") from error
 
 
 def conform_state(state: Any, like: Any, framework: Framework, path: str = "state") -> Any:
-    """`state` with NumPy's arrays, of the names and shapes of `like`.
+    """Return `state` with NumPy arrays that have the names and shapes of `like`.
 
     Raises:
-        ValueError: It has other names or shapes.
-        TypeError: It has something else than numbers.
+        ValueError: The names or shapes differ.
+        TypeError: A value is not numeric.
     """
     if isinstance(like, Mapping):
         names = list(state) if isinstance(state, Mapping) else type(state).__name__
@@ -84,18 +84,18 @@ def conform_state(state: Any, like: Any, framework: Framework, path: str = "stat
 
 
 def _encode(value: Any, path: str, framework: Framework, arrays: dict[str, npt.NDArray[Any]]) -> Any:
-    """A node of the tree, in JSON: a pair of what it is and what is in it."""
+    """Return a node of the tree for JSON: a pair of its kind and its content."""
     if isinstance(value, Mapping):
         items = [[key, _encode(item, f"{path}/{key}", framework, arrays)] for key, item in value.items()]
         if wrong := [key for key in value if not isinstance(key, (str, int))]:
-            raise AgentError(f"the agent's state has the key {wrong[0]!r} at {path or '/'}; expected strings, integers")
+            raise AgentError(f"the agent's state has key {wrong[0]!r} at {path or '/'}; expected strings or integers")
         return ["dict", items]
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return [kind, [_encode(item, f"{path}/{i}", framework, arrays) for i, item in enumerate(value)]]
     if framework.is_array(value) or isinstance(value, (np.ndarray, np.generic)):
         name = path.lstrip("/") or "state"
-        while name in arrays or name == "__metadata__":  # a key may have a slash in it; this one is safetensors' own
+        while name in arrays or name == "__metadata__":  # keys may contain slashes; __metadata__ is reserved
             name += "'"
         arrays[name] = _to_numpy(value, path, framework)
         if framework.is_array(value):
@@ -105,14 +105,14 @@ def _encode(value: Any, path: str, framework: Framework, arrays: dict[str, npt.N
         return ["value", value]
     raise AgentError(
         f"the agent's state has a {type(value).__qualname__} at {path or '/'}; expected arrays, numbers, strings, "
-        "booleans and None, in dictionaries and lists"
+        "booleans or None, in dictionaries, lists or tuples"
     )
 
 
 def _to_numpy(value: Any, path: str, framework: Framework) -> npt.NDArray[Any]:
     try:
         array = np.array(framework.to_numpy(value) if framework.is_array(value) else value, order="C")
-    except (RuntimeError, TypeError) as error:  # a dtype or a layout that NumPy does not have
+    except (RuntimeError, TypeError) as error:  # a dtype or layout that NumPy lacks
         raise AgentError(f"the agent's state has an array at {path or '/'} that NumPy cannot hold: {error}") from error
     if array.dtype.name not in _DTYPES:
         raise AgentError(
@@ -134,5 +134,5 @@ def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]], framework: Framew
     if kind in ("numpy", "scalar"):
         return arrays[content] if kind == "numpy" else arrays[content][()]
     if kind != "value":
-        raise ValueError(f"there is no {kind!r} in a state")
+        raise ValueError(f"unknown kind {kind!r} in a state")
     return content

@@ -1,4 +1,4 @@
-"""Agents for JAX."""
+"""JAX agents."""
 
 from workers.agents.jax.ppo import PPO
 from workers.agents.ppo import PPOCfg

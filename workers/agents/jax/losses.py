@@ -18,22 +18,20 @@ def compute_gae(
     discount_factor: float,
     gae_lambda: float,
 ) -> Array:
-    """Generalized Advantage Estimation, a scan from the last timestep to the first.
-
-    Source: https://arxiv.org/abs/1506.02438.
+    """Compute Generalized Advantage Estimation (https://arxiv.org/abs/1506.02438) in a scan over the timesteps.
 
     Args:
         rewards: ``(timesteps, num_envs, 1)``, float32.
-        values: What the critic says of the observations, of the shape of `rewards`.
-        last_values: The same of what follows the last timestep, ``(num_envs, 1)``.
-        continues: Bools of the shape of `rewards`: whether the episode goes on after the timestep.
-        acted: Bools of the shape of `rewards`: whether there was an action in the timestep. What the others bring
-            belongs to the last one with an action before them.
-        discount_factor: Weight of future rewards.
+        values: Values of the observations, ``(timesteps, num_envs, 1)``.
+        last_values: Values of the observations after the last timestep, ``(num_envs, 1)``.
+        continues: Whether the episode continues after the timestep, ``(timesteps, num_envs, 1)`` bool.
+        acted: Whether the row acted in the timestep, ``(timesteps, num_envs, 1)`` bool. Rewards and ends of timesteps
+            without an action are credited to the row's last action before them.
+        discount_factor: Discount factor of future rewards.
         gae_lambda: Lambda.
 
     Returns:
-        Advantages of the shape of `rewards`, not normalised; 0 where there was no action.
+        Advantages, ``(timesteps, num_envs, 1)``, not normalised; 0 where the row did not act.
     """
     nothing = jnp.zeros_like(last_values)
 
@@ -42,23 +40,26 @@ def compute_gae(
         value, advantage, later = (jnp.where(goes_on, each, 0.0) for each in following)
         later = later + reward
         own = later + discount_factor * (value + gae_lambda * advantage) - own_value
-        # not by products: what the critic says where there was no action may be NaN
+        # not multiplied by the masks: the critic's output may be NaN where the row did not act
         waiting = jnp.where(acts, own_value, value), jnp.where(acts, own, advantage), jnp.where(acts, 0.0, later)
         return waiting, jnp.where(acts, own, 0.0)
 
-    # of what follows: the value, the advantage, and rewards that no action has been found for yet
+    # of the following timesteps: value, advantage, and rewards not yet credited to an action
     following = (last_values, nothing, nothing)
     _, advantages = lax.scan(accumulate, following, (rewards, values, continues, acted), reverse=True)
     return advantages
 
 
 def clipped_policy_loss(ratio: Array, advantages: Array, clip: float) -> Array:
-    """Mean of PPO's clipped surrogate objective (https://arxiv.org/abs/1707.06347, equation 7), to be minimised.
+    """Compute PPO's clipped surrogate objective as a loss (https://arxiv.org/abs/1707.06347, equation 7).
 
     Args:
         ratio: Probability ratios, ``(rows, 1)``.
         advantages: ``(rows, 1)``.
-        clip: Largest distance of a ratio from 1 that is rewarded.
+        clip: Clipping range of the ratio around 1.
+
+    Returns:
+        The mean of the losses.
     """
     free = ratio * advantages
     limited = lax.stop_gradient(jnp.clip(ratio, 1.0 - clip, 1.0 + clip)) * advantages
@@ -66,13 +67,16 @@ def clipped_policy_loss(ratio: Array, advantages: Array, clip: float) -> Array:
 
 
 def clipped_value_loss(values: Array, targets: Array, old_values: Array, clip: float) -> Array:
-    """Mean squared error of the critic; of those with a limited and an unlimited move, the larger one counts.
+    """Compute the critic's squared error, the larger of that with and that without clipping.
 
     Args:
-        values: What the critic says, ``(rows, 1)``; it is moved towards `targets`.
-        targets: Normalised returns, where values are normalised; of the shape of `values`.
-        old_values: What the critic said at the rollout, of the shape of `values`.
-        clip: Largest move from `old_values`; 0 for no limit.
+        values: Outputs of the critic, ``(rows, 1)``.
+        targets: Target outputs, ``(rows, 1)``: returns, normalised if values are.
+        old_values: Outputs at the rollout, ``(rows, 1)``.
+        clip: Clipping range of the outputs around `old_values`; 0 disables clipping.
+
+    Returns:
+        The mean of the losses.
     """
     free = jnp.square(values - targets)
     if not clip:

@@ -1,4 +1,4 @@
-"""What the PPO agent for JAX is made of: perceptrons and policies of Flax, and the statistics of a normaliser."""
+"""Components of the JAX PPO agent: Flax perceptrons and policies, and the statistics of normalisers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VARIANCE_EPSILON = 1e-8
 
 
 class Linear(nn.Module):
-    """A linear layer, with its weight ``(outputs, inputs)`` as an agent's state has it.
+    """A linear layer with a weight of shape ``(outputs, inputs)``, as in an agent's state.
 
     Args:
         outputs: Number of outputs.
@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """``(inputs, samples)`` to ``(outputs, samples)``."""
+        """Map ``(inputs, samples)`` to ``(outputs, samples)``."""
         weight = self.param("weight", zeros, (self.outputs, len(inputs)), jnp.float32)
         bias = self.param("bias", zeros, (self.outputs,), jnp.float32)
         # the default precision of GPUs and TPUs is lower than float32
@@ -57,20 +57,20 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """``(rows, inputs)`` to ``(rows, outputs)``."""
+        """Map ``(rows, inputs)`` to ``(rows, outputs)``."""
         *hidden, outputs = self.widths
         inputs = inputs.T  # samples as columns: XLA's gradients take a third less time on a CPU
-        for index, width in enumerate(hidden):  # numbered as in `torch.nn.Sequential`, where activations count
+        for index, width in enumerate(hidden):  # numbered as in `torch.nn.Sequential`, which counts activations
             layer = Linear(width, name=str(2 * index))
             inputs = ACTIVATIONS[self.activation](layer(inputs))
         return Linear(outputs, name=str(2 * len(hidden)))(inputs).T
 
 
 class CategoricalPolicy(nn.Module):
-    """Independent categorical components by their logits; actions are ``(rows, components)`` integers.
+    """Independent categorical components; actions are ``(rows, components)`` integers.
 
     Args:
-        network: From observations ``(rows, size)`` to the logits of all components, one component after the other.
+        network: Maps observations ``(rows, size)`` to the logits of all components, one component after the other.
         components: Actions of each component, in the order of the logits.
     """
 
@@ -78,13 +78,14 @@ class CategoricalPolicy(nn.Module):
     components: tuple[range, ...]
 
     def __call__(self, observations: Array, action_mask: Array | None = None) -> Array:
-        """Log-probabilities ``(rows, components, categories)``: the `head` of the other methods.
+        """Return the log-probabilities ``(rows, components, categories)``: the other methods' `head`.
 
-        Components with fewer categories than the largest are padded with categories of probability 0.
+        Components with fewer categories than the largest one are padded with categories of probability 0.
 
         Args:
             observations: ``(rows, size)``.
-            action_mask: Legal categories, bools of the shape of the logits, some in each component; None for all.
+            action_mask: Legal categories, bools of the logits' shape, at least one in each component; None if all are
+                legal.
         """
         logits = self.network(observations)
         if action_mask is not None:
@@ -92,40 +93,40 @@ class CategoricalPolicy(nn.Module):
         sizes = np.array([len(actions) for actions in self.components])
         exists = np.arange(sizes.max()) < sizes[:, None]
         if not exists.all():
-            # the lowest number instead of -inf, of which the entropy would be NaN
+            # the lowest float: with -inf the entropy would be NaN
             padded = jnp.full((len(logits), exists.size), jnp.finfo(logits.dtype).min)
             logits = padded.at[:, np.flatnonzero(exists)].set(logits)
         return jax.nn.log_softmax(logits.reshape(-1, *exists.shape))
 
     def sample(self, head: Array, key: Array) -> tuple[Array, Array]:
-        """Sampled and most likely actions; the former by Gumbel noise."""
+        """Return sampled (by Gumbel noise) and most likely actions."""
         noise = jax.random.gumbel(key, head.shape, head.dtype)
         return self._argmax(head + noise), self._argmax(head)
 
     def log_prob(self, head: Array, actions: Array) -> Array:
-        """Log-probability of the actions, ``(rows, 1)``."""
-        # not by an index, of which the gradient is a scatter, which takes a loop over all rows on a CPU
+        """Return the log-probability of the actions, ``(rows, 1)``."""
+        # not by indexing: its gradient is a scatter, which loops over all rows on a CPU
         chosen = (actions - self._starts())[:, :, None] == jnp.arange(head.shape[2])
         return jnp.where(chosen, head, 0.0).sum((1, 2))[:, None]
 
     def entropy(self, head: Array) -> Array:
-        """Mean entropy, a scalar."""
-        # limited where the probability is 0: the gradient of the lowest number could be infinity times 0
+        """Return the mean entropy, a scalar."""
+        # bounded where the probability is 0: at the lowest float the gradient could be infinity times 0
         return -(jnp.exp(head) * jnp.maximum(head, -1e3)).sum((1, 2)).mean()
 
     def _starts(self) -> Array:
         return jnp.array([actions.start for actions in self.components])
 
     def _argmax(self, scores: Array) -> Array:
-        """The action of the largest score in each component."""
+        """Return the action with the largest score in each component."""
         return scores.argmax(2) + self._starts()
 
 
 class GaussianPolicy(nn.Module):
-    """Independent normal distributions, whose deviation does not depend on the observation.
+    """Independent normal distributions with standard deviations that do not depend on the observation.
 
     Args:
-        network: From observations ``(rows, size)`` to means ``(rows, width)``.
+        network: Maps observations ``(rows, size)`` to means ``(rows, width)``.
         width: Width of the actions.
     """
 
@@ -134,38 +135,38 @@ class GaussianPolicy(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Array) -> tuple[Array, Array]:
-        """Means ``(rows, width)`` and logarithms of the deviation ``(width,)``: the `head` of the other methods."""
+        """Return means ``(rows, width)`` and log standard deviations ``(width,)``: the other methods' `head`."""
         log_std = self.param("log_std", zeros, (self.width,), jnp.float32)
         return self.network(observations), log_std
 
     def sample(self, head: tuple[Array, Array], key: Array) -> tuple[Array, Array]:
-        """Sampled and most likely actions."""
+        """Return sampled and most likely actions."""
         mean, log_std = head
         return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype), mean
 
     def log_prob(self, head: tuple[Array, Array], actions: Array) -> Array:
-        """Log-probability density of the actions, ``(rows, 1)``."""
+        """Return the log-probability density of the actions, ``(rows, 1)``."""
         mean, log_std = head
         scores = (actions - mean) * jnp.exp(-log_std)
         constants = log_std + 0.5 * math.log(2.0 * math.pi)
         return -(0.5 * jnp.square(scores) + constants).sum(1, keepdims=True)
 
     def entropy(self, head: tuple[Array, Array]) -> Array:
-        """Entropy, a scalar."""
+        """Return the entropy, a scalar."""
         return (head[1] + 0.5 * math.log(2.0 * math.pi * math.e)).sum()
 
 
 def initial_statistics(width: int) -> dict[str, Any]:
-    """Statistics of no batch yet: mean 0 and variance 1 of each column, float64 where JAX has it enabled."""
+    """Return statistics before the first batch: mean 0 and variance 1 per column, float64 if JAX has it enabled."""
     dtype = jnp.result_type(float)
     return {"mean": np.zeros(width, dtype), "variance": np.ones(width, dtype), "count": np.zeros((), dtype)}
 
 
 def merge_statistics(statistics: dict[str, Array], batch: Array, acted: Array) -> dict[str, Array]:
-    """Statistics with those rows of a batch ``(rows, width)`` merged in for which `acted`, ``(rows, 1)``, is True.
+    """Merge the rows of a batch ``(rows, width)`` for which `acted`, ``(rows, 1)`` bool, is True into statistics.
 
-    By the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). The batch is shifted by the mean so
-    far, which keeps float32 exact for columns far from 0.
+    Uses the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). The batch is shifted by the current
+    mean, which keeps float32 accurate for columns far from 0.
     """
     centred = batch - statistics["mean"]
     delta = centred.mean(0, where=acted)
@@ -181,13 +182,13 @@ def merge_statistics(statistics: dict[str, Array], batch: Array, acted: Array) -
 
 
 def normalize(statistics: dict[str, Array], values: Array, limit: float = math.inf) -> Array:
-    """Normalised values, ``(rows, width)`` float32 within ``[-limit, limit]``."""
+    """Return the normalised values, ``(rows, width)`` float32, clipped to ``[-limit, limit]``."""
     mean, std = _moments(statistics)
     return jnp.clip((values - mean) / std, -limit, limit)
 
 
 def denormalize(statistics: dict[str, Array], values: Array) -> Array:
-    """What has been normalised to `values`, but for the limit."""
+    """Undo the normalisation of `values`, except for the clipping."""
     mean, std = _moments(statistics)
     return values * std + mean
 

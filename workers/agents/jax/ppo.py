@@ -1,4 +1,4 @@
-"""PPO for JAX: the arrays of an agent. The rollout logic is in `workers.agents.ppo`, the computing in `programs`."""
+"""JAX PPO: the arrays of an agent. The rollout logic is in `workers.agents.ppo`, the computation in `programs`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from workers.errors import AgentError
 __all__ = ["PPO"]
 
 ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal")
-"""The agent's attributes that are trees of arrays on its device."""
+"""Attributes of the agent that are trees of arrays on its device."""
 
 
 class PPO(ppo.PPO):
-    """Proximal Policy Optimization for JAX.
+    """Proximal Policy Optimization in JAX.
 
-    At construction an integer is drawn from NumPy's global generator; all randomness comes from that seed. Acting,
-    recording and a whole update are one compiled call each, with the values of ``cfg`` in them: a change of it after
-    construction goes unnoticed. Agents of equal spaces, ``num_envs`` and ``cfg`` share what is compiled.
+    The constructor draws a seed from NumPy's global generator; all randomness comes from this seed. Acting, recording
+    and a whole update are one compiled call each. The values of ``cfg`` are compiled in: later changes have no effect.
+    Agents with equal spaces, ``num_envs`` and ``cfg`` share their compiled functions.
 
-    Its arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a `jax.Device` or a name such as
-    ``"cpu"`` or ``"cuda:0"``. Arrays given to the agent must not have been put on another device explicitly.
-    Statistics are float64 and discrete actions int64 where JAX has 64-bit numbers enabled, else of 32 bits.
+    Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a `jax.Device` or a name such as
+    ``"cpu"`` or ``"cuda:0"``. Arrays passed to the agent must not be committed to another device. Statistics are
+    float64 and discrete actions int64 if JAX has 64-bit numbers enabled, else 32-bit.
     """
 
     framework = "jax"
@@ -42,9 +42,9 @@ class PPO(ppo.PPO):
         for actions in self._components or ():
             if actions.start < integers.min or actions.stop - 1 > integers.max:
                 raise AgentError(
-                    f"action_space {self.action_space} has actions from {actions.start} to {actions.stop - 1}; JAX's "
-                    f"integers of {integers.bits} bits go from {integers.min} to {integers.max}: use such actions, or "
-                    "set jax_enable_x64"
+                    f"action_space {self.action_space} has actions from {actions.start} to {actions.stop - 1}; "
+                    f"expected {integers.bits}-bit integers, from {integers.min} to {integers.max}: use such actions, "
+                    "or set jax_enable_x64"
                 )
         self.device = _find_device(self.device)
         specification = programs.Specification(
@@ -57,7 +57,7 @@ class PPO(ppo.PPO):
         )
         self._specification = programs.the_one(specification)
         seed = np.random.randint(2**31)
-        self._generator = np.random.default_rng(seed)  # of the orders: sorting takes XLA milliseconds on a CPU
+        self._generator = np.random.default_rng(seed)  # for the orders: XLA's sort takes milliseconds on a CPU
         networks = self._initial_networks(self._generator)
         key = jax.random.key_data(jax.random.key(seed))
         arrays = *programs.initialize(self._specification, *networks), key
@@ -99,7 +99,7 @@ class PPO(ppo.PPO):
         self._rollout = programs.record(
             self._specification, self._critic(), rollout, row, arrays, terminated, truncated
         )
-        if self.device.platform == "cpu":  # an array may be a view of NumPy's memory, which may change after this
+        if self.device.platform == "cpu":  # arrays may be views of NumPy memory that changes afterwards
             jax.block_until_ready(self._rollout)
 
     def _cut_rollout(self, row: int) -> None:
@@ -109,9 +109,9 @@ class PPO(ppo.PPO):
         self._rollout = rollout
 
     def _take_rollout(self) -> Any:
-        """The rollout, to be given away: its memory is used for the next one.
+        """Return the rollout and give up ownership, so that a compiled call can reuse its memory for its result.
 
-        An interrupt before that is stored costs what has been recorded of the rollout, and nothing that was learnt.
+        An interrupt before that result is stored loses the recorded transitions, but nothing learned.
         """
         rollout, self._rollout = self._rollout, None
         if rollout is None:
@@ -152,12 +152,12 @@ class PPO(ppo.PPO):
     # Saving.
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything, with NumPy's arrays and the device's name."""
+        """Return all attributes, with NumPy arrays and the device's name."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         return vars(self) | jax.device_get(arrays) | {"device": f"{self.device.platform}:{self.device.id}"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what `__getstate__` gave."""
+        """Restore the result of `__getstate__`."""
         device = _find_device(state["device"])
         arrays = jax.device_put({name: state[name] for name in ARRAYS}, device, may_alias=False)
         specification = programs.the_one(state["_specification"])
@@ -196,4 +196,4 @@ def _find_device(device: Any) -> jax.Device:
         return jax.devices(platform)[int(index or 0)]
     except (AttributeError, IndexError, RuntimeError, ValueError) as error:
         known = ", ".join(f"'{each.platform}:{each.id}'" for each in jax.devices())
-        raise AgentError(f"device must be None, a jax.Device or a name such as {known}; got {device!r}") from error
+        raise AgentError(f"device is {device!r}; expected None, a jax.Device or a name such as {known}") from error

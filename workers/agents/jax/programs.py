@@ -1,14 +1,14 @@
-"""The compiled functions of the PPO agent for JAX: pure, and shared by all agents of one specification.
+"""The compiled functions of the JAX PPO agent: pure, and shared by all agents with the same specification.
 
-What they are given and give, all on one device:
+Their arguments and results, all on one device:
 
-- weights: ``{"policy": …, "value": …}``, each nested as Flax has it; float32.
+- weights: ``{"policy": …, "value": …}``, each nested as in Flax; float32.
 - optimizer: state of `ADAM`.
-- normalizers: statistics (see `networks.initial_statistics`) by name: of the inputs, and ``"returns"``.
-- rollout: arrays ``(rollouts, num_envs, width)`` by name: the raw inputs, ``"actions"``, ``"rewards"``, ``"ended"`` and
-  ``"acted"``, once there has been a mask also ``"action_mask"``, of the width of the logits; and ``"next"``, the
-  critic's raw input after the last row, ``(num_envs, width)``. Of dtype float32, but for discrete actions, and bools.
-- key: the data of a random key, which NumPy can hold: a key itself it cannot.
+- normalizers: statistics (see `networks.initial_statistics`) by name: those of the inputs, and ``"returns"``.
+- rollout: arrays ``(rollouts, num_envs, width)`` by name: the raw inputs, ``"actions"``, ``"rewards"``, ``"ended"``,
+  ``"acted"`` and, after the first action mask, ``"action_mask"``, as wide as the logits; and ``"next"``, the critic's
+  raw input after the last row, ``(num_envs, width)``. The dtype is float32, except for discrete actions and bools.
+- key: data of a random key, because NumPy cannot hold the key itself.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ __all__ = [
 ]
 
 Critic = tuple[Any, dict[str, Any]]
-"""Its weights, and all normalizers."""
+"""The critic's weights and all normalizers."""
 
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
 @dataclass(kw_only=True, unsafe_hash=True)
 class StaticCfg(ppo.PPOCfg):
-    """A configuration that is hashable and never changed; the learning rate, which changes, is not part of it."""
+    """A hashable configuration that never changes; the learning rate, which does, is excluded."""
 
     learning_rate: float = field(default=0.0, compare=False)
 
 
 class Specification(NamedTuple):
-    """What the compiled functions depend on besides arrays."""
+    """The static arguments of the compiled functions."""
 
     cfg: StaticCfg
     input_widths: tuple[tuple[str, int], ...]
@@ -74,30 +74,30 @@ class Specification(NamedTuple):
     head_width: int
 
     def policy(self) -> CategoricalPolicy | GaussianPolicy:
-        """The policy's module."""
+        """Return the policy's module."""
         network = Perceptron((*self.cfg.hidden_sizes, self.head_width), self.cfg.activation)
         if self.components:
             return CategoricalPolicy(network, self.components)
         return GaussianPolicy(network, self.action_width)
 
     def value(self) -> Perceptron:
-        """The critic's module."""
+        """Return the critic's module."""
         return Perceptron((*self.cfg.hidden_sizes, 1), self.cfg.activation)
 
 
 @functools.cache
 def the_one(specification: Specification) -> Specification:
-    """The one of all equal specifications: compiled functions find it by its identity, without comparing."""
+    """Return the same object for equal specifications, so that compiled functions find it by identity."""
     return specification
 
 
 def initialize(specification: Specification, policy: Any, value: Any) -> tuple[Any, Any, Any]:
-    """A fresh agent's weights, optimizer and normalizers, in NumPy: nothing need be compiled for it.
+    """Return a new agent's weights, optimizer and normalizers, as NumPy arrays, which need no compilation.
 
     Args:
-        specification: What the agent depends on.
+        specification: The agent's specification.
         policy: Weights and biases of each layer of the policy's network.
-        value: The same of the critic's.
+        value: Weights and biases of each layer of the critic.
     """
     cfg, widths = specification.cfg, dict(specification.input_widths)
     weights: dict[str, Any] = {"policy": {"network": _numbered(policy)}, "value": _numbered(value)}
@@ -111,7 +111,7 @@ def initialize(specification: Specification, policy: Any, value: Any) -> tuple[A
 
 
 def empty_rollout(specification: Specification, num_envs: int) -> dict[str, Any]:
-    """A rollout of zeros, in NumPy."""
+    """Return a rollout of zeros, in which all rows acted, as NumPy arrays."""
     cfg, widths = specification.cfg, dict(specification.input_widths)
 
     def zeros(width: int, dtype: Any = np.float32) -> Any:
@@ -126,7 +126,7 @@ def empty_rollout(specification: Specification, num_envs: int) -> dict[str, Any]
 
 
 def _numbered(layers: Any) -> dict[str, Any]:
-    """Layers by the names that `Perceptron` gives them."""
+    """Return the layers by `Perceptron`'s layer names."""
     return {str(2 * index): {"weight": weight, "bias": bias} for index, (weight, bias) in enumerate(layers)}
 
 
@@ -143,7 +143,7 @@ def _denormalize(normalizers: dict[str, Any], values: Array) -> Array:
 
 
 def _head(specification: Specification, weights: Any, batch: dict[str, Array]) -> Any:
-    """What the policy says of a batch's observations, and of its masks if it has any."""
+    """Return the policy's head for a batch's observations, and its masks if there are any."""
     inputs = [batch[name] for name in ("observations", "action_mask") if name in batch]
     return specification.policy().apply({"params": weights}, *inputs)
 
@@ -157,7 +157,7 @@ def act(
     observations: Array,
     action_mask: Array | None,
 ) -> tuple[Array, Array, Array]:
-    """Actions, mean actions and the next key; `weights` are the policy's."""
+    """Return actions, mean actions and the next key; `weights` are the policy's."""
     following, now = jax.random.split(jax.random.wrap_key_data(key))
     batch = {"observations": _network_input(normalizers, "observations", observations)}
     head = _head(specification, weights, batch if action_mask is None else batch | {"action_mask": action_mask})
@@ -174,9 +174,9 @@ def record(
     terminated: Array,
     truncated: Array,
 ) -> dict[str, Array]:
-    """The rollout with a transition in `row`; `arrays` are all the rest of it, by their names in the rollout.
+    """Return the rollout with a transition in `row`.
 
-    A mask that is not among them is True.
+    `arrays` holds the rest of the transition by the names in the rollout. Masks that it lacks are set to True.
     """
     terminated, truncated = terminated.astype(bool), truncated.astype(bool)
     following = arrays["next"].astype(jnp.float32)
@@ -190,7 +190,7 @@ def record(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def cut(specification: Specification, critic: Critic, rollout: dict[str, Array], row: int) -> dict[str, Array]:
-    """The rollout with the episodes that went on after `row` truncated."""
+    """Return the rollout with the episodes that continue after `row` truncated."""
     rollout = _add_next_values(specification, critic, rollout, row, ~rollout["ended"][row])
     return rollout | {"ended": rollout["ended"].at[row].set(True)}
 
@@ -207,7 +207,7 @@ def _add_next_values(
 
 
 def _next_values(specification: Specification, critic: Critic, raw: Array) -> Array:
-    """Values of what the last recorded actions led to, ``(num_envs, 1)``."""
+    """Return the values of the observations or states after the last recorded actions, ``(num_envs, 1)``."""
     weights, normalizers = critic
     inputs = _network_input(normalizers, specification.critic_input, raw)
     return _denormalize(normalizers, specification.value().apply({"params": weights}, inputs))
@@ -226,9 +226,9 @@ def update(
     orders: Array,
     learning_rate: float,
 ) -> tuple[Any, Any, dict[str, Any], Array, dict[str, Array]]:
-    """Weights, optimizer and normalizers after an update, the learning rate and the scalars to track by tag.
+    """Return weights, optimizer and normalizers after an update, the learning rate, and the scalars to track by tag.
 
-    `orders` are those of `PPO._draw_orders`.
+    `orders` is the result of `PPO._draw_orders`.
     """
     cfg = specification.cfg
     samples, normalizers = _prepare(specification, weights, normalizers, rollout)
@@ -259,16 +259,16 @@ def update(
 
 
 def _flat(rollout: dict[str, Array], name: str) -> Array:
-    """An array of the rollout as ``(samples, width)``."""
+    """Return an array of the rollout as ``(samples, width)``."""
     return rollout[name].reshape(-1, rollout[name].shape[2])
 
 
 def _prepare(
     specification: Specification, weights: Any, normalizers: dict[str, Any], rollout: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The rollout's samples with what the networks said at the rollout, and the normalizers with the returns' updated.
+    """Return the rollout's samples, with the networks' outputs, and the normalizers, with those of the returns updated.
 
-    Weights and statistics are those of the whole rollout, so what the networks said then is computed here.
+    The outputs are computed here because weights and statistics have not changed since the start of the rollout.
     """
     cfg, critic_input = specification.cfg, specification.critic_input
     inputs = {name: _flat(rollout, name) for name, _ in specification.input_widths}
@@ -297,7 +297,7 @@ def _prepare(
 
 
 def _mini_batches(samples: dict[str, Array], count: int) -> Iterator[dict[str, Array]]:
-    """The samples in mini-batches, stacked: those with one sample more, if any, and those with one less."""
+    """Yield stacked mini-batches: those with one sample more, if any, then the others."""
     size, longer = divmod(len(samples["actions"]), count)
     first = longer * (size + 1)
     if longer:
@@ -308,7 +308,7 @@ def _mini_batches(samples: dict[str, Array], count: int) -> Iterator[dict[str, A
 def _step(
     specification: Specification, learning_rate: Array, carry: tuple[Any, Any], batch: dict[str, Array]
 ) -> tuple[tuple[Any, Any], dict[str, Array]]:
-    """One step of Adam on a mini-batch; also gives the losses and the sum of ``(exp(r) - 1) - r``, r the log ratio."""
+    """Take an Adam step; also return the losses and the sum of ``(exp(r) - 1) - r``, with r the log ratio."""
     weights, optimizer = carry
     grads, outputs = jax.grad(_loss, has_aux=True)(weights, specification, batch)
     if limit := specification.cfg.grad_norm_clip:
@@ -320,7 +320,7 @@ def _step(
 
 
 def _loss(weights: Any, specification: Specification, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """The loss of a mini-batch; also its parts, and the sum of which `_step` speaks."""
+    """Return the loss of a mini-batch, its parts, and the sum described in `_step`."""
     cfg, policy = specification.cfg, specification.policy()
     head = _head(specification, weights["policy"], batch)
     log_ratio = policy.log_prob(head, batch["actions"]) - batch["log_prob"]
@@ -336,7 +336,7 @@ def _loss(weights: Any, specification: Specification, batch: dict[str, Array]) -
 
 
 def _adapt_learning_rate(learning_rate: Array, kl: Array, target: float) -> Array:
-    """`learning_rate.adapt_learning_rate` of an array."""
+    """Adapt an array, as `learning_rate.adapt_learning_rate` does a float."""
     slower = jnp.maximum(learning_rate / 1.5, MIN_LEARNING_RATE)
     faster = jnp.minimum(learning_rate * 1.5, MAX_LEARNING_RATE)
     return jnp.where(kl > 2.0 * target, slower, jnp.where(kl < 0.5 * target, faster, learning_rate))

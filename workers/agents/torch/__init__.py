@@ -1,4 +1,4 @@
-"""Agents for PyTorch."""
+"""PyTorch agents."""
 
 from workers.agents.ppo import PPOCfg
 from workers.agents.torch.ppo import PPO

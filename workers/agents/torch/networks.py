@@ -1,4 +1,4 @@
-"""What the PPO agent for PyTorch is made of: perceptrons, policies and normalisers."""
+"""Components of the PyTorch PPO agent: perceptrons, policies and normalisers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["CategoricalPolicy", "GaussianPolicy", "Normalizer", "perceptron"]
 
 
 IMPOSSIBLE = -1e30
-"""Logit of a category of probability 0: of -inf, or the lowest number, entropy or its gradient could be NaN."""
+"""Logit of a category of probability 0. With -inf or the lowest float, the entropy or its gradient could be NaN."""
 
 
 class Tanh(nn.Module):
-    """Tanh as 2 sigmoid(2x) - 1: within 2e-7 of `torch.tanh`, which takes several times as long on a CPU."""
+    """Tanh as 2 sigmoid(2x) - 1, within 2e-7 of `torch.tanh` and several times as fast on a CPU."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Tanh of `values`, which are overwritten."""
+        """Return the tanh of `values`, which are overwritten."""
         return values.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
 
 
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "elu":
 
 
 def perceptron(sizes: tuple[int, ...], activation: str, head_gain: float) -> nn.Sequential:
-    """A multi-layer perceptron with a linear head, zero biases and orthogonal weights of gain sqrt(2).
+    """Create a multi-layer perceptron with a linear head, zero biases and orthogonal weights of gain sqrt(2).
 
     Args:
         sizes: Width of the inputs, of each hidden layer and of the outputs.
@@ -47,20 +47,20 @@ def perceptron(sizes: tuple[int, ...], activation: str, head_gain: float) -> nn.
 
 
 class CategoricalPolicy(nn.Module):
-    """Independent categorical components by their logits; actions are ``(rows, components)`` int64.
+    """Independent categorical components; actions are ``(rows, components)`` int64.
 
     Components with fewer categories than the largest one are padded with categories of probability 0, so that the
     number of array operations does not depend on the number of components.
 
     Args:
-        network: From observations ``(rows, size)`` to the logits of all components, one component after the other.
+        network: Maps observations ``(rows, size)`` to the logits of all components, one component after the other.
         components: Actions of each component, in the order of the logits.
     """
 
-    # of the space, not learnt: not in the state
+    # derived from the action space, so not part of the state
     starts: Tensor  # the first action of each component
-    shifts: Tensor  # from the columns of `head` to the actions of their component
-    columns: Tensor  # of `head` that are no padding
+    shifts: Tensor  # offsets from the columns of `head` to the actions of their component
+    columns: Tensor  # columns of `head` that are not padding
 
     def __init__(self, network: nn.Module, components: Sequence[range]) -> None:
         super().__init__()
@@ -75,45 +75,45 @@ class CategoricalPolicy(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, observations: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """Log-probability of each category, ``(rows, components * categories)``: the `head` of the other methods.
+        """Return the log-probability of each category, ``(rows, components * categories)``: the other methods' `head`.
 
         Args:
             observations: ``(rows, size)``.
-            action_mask: Legal categories, of the shape of the logits, some of them in each component; None for all.
+            action_mask: Legal categories, of the logits' shape, at least one in each component; None if all are legal.
         """
         logits: Tensor = self.network(observations)
         if action_mask is not None:
             logits = logits.masked_fill(~action_mask, IMPOSSIBLE)
-        if self.count == 1:  # spared what takes time and changes nothing: padding here, a sum in `log_prob`
+        if self.count == 1:  # needs no padding here and no sum in `log_prob`
             return torch.log_softmax(logits, 1)
         padded = logits.new_full((len(logits), self.count * self.width), IMPOSSIBLE)
         padded = padded.index_copy(1, self.columns, logits)
         return torch.log_softmax(padded.view(-1, self.count, self.width), 2).flatten(1)
 
     def sample(self, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampled and most likely actions; the former by Gumbel noise, minus the log of an exponential draw."""
+        """Return sampled and most likely actions; samples use Gumbel noise, minus the log of an exponential draw."""
         noisy = head - torch.empty_like(head).exponential_().log_()
         return self._argmax(noisy), self._argmax(head)
 
     def log_prob(self, head: Tensor, actions: Tensor) -> Tensor:
-        """Log-probability of the actions, ``(rows, 1)``."""
+        """Return the log-probability of the actions, ``(rows, 1)``."""
         log_probs = head.gather(1, actions - self.shifts)
         return log_probs if self.count == 1 else log_probs.sum(1, keepdim=True)
 
     def entropy(self, head: Tensor) -> Tensor:
-        """Mean entropy, a scalar."""
+        """Return the mean entropy, a scalar."""
         return -(head.exp() * head).sum(1).mean()
 
     def _argmax(self, scores: Tensor) -> Tensor:
-        """The action of the largest score in each component."""
+        """Return the action with the largest score in each component."""
         return scores.view(-1, self.count, self.width).argmax(2) + self.starts
 
 
 class GaussianPolicy(nn.Module):
-    """Independent normal distributions, whose deviation does not depend on the observation.
+    """Independent normal distributions with standard deviations that do not depend on the observation.
 
     Args:
-        network: From observations ``(rows, size)`` to means ``(rows, width)``.
+        network: Maps observations ``(rows, size)`` to means ``(rows, width)``.
         width: Width of the actions.
         initial_log_std: Initial logarithm of the standard deviation.
     """
@@ -124,34 +124,34 @@ class GaussianPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.full((width,), float(initial_log_std)))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Mean actions, ``(rows, width)``: the `head` of the other methods."""
+        """Return the mean actions, ``(rows, width)``: the other methods' `head`."""
         mean: Tensor = self.network(observations)
         return mean
 
     def sample(self, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampled and most likely actions."""
+        """Return sampled and most likely actions."""
         return head + self.log_std.exp() * torch.randn_like(head), head
 
     def log_prob(self, head: Tensor, actions: Tensor) -> Tensor:
-        """Log-probability density of the actions, ``(rows, 1)``."""
+        """Return the log-probability density of the actions, ``(rows, 1)``."""
         scores = (actions - head) * torch.exp(-self.log_std)
         constant = self.log_std.sum() + 0.5 * math.log(2.0 * math.pi) * head.shape[1]
         return -0.5 * scores.square().sum(1, keepdim=True) - constant
 
     def entropy(self, head: Tensor) -> Tensor:
-        """Mean entropy, a scalar."""
+        """Return the mean entropy, a scalar."""
         return (self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)).sum()
 
 
 class Normalizer(nn.Module):
-    """Running mean and variance of columns in float64, applied in float32.
+    """Running mean and variance of columns, computed in float64 and applied in float32.
 
-    Batches are merged by the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). Before the first
-    batch the mean is 0 and the variance 1.
+    Batches are merged with the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). Before the first
+    batch, the mean is 0 and the variance 1.
 
     Args:
         width: Number of columns.
-        limit: Normalised values are limited to ``[-limit, limit]``.
+        limit: Normalised values are clipped to ``[-limit, limit]``.
     """
 
     EPSILON = 1e-8
@@ -175,11 +175,11 @@ class Normalizer(nn.Module):
         self.mean.lerp_(mean, weight)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalised values, ``(rows, width)`` float32."""
+        """Return the normalised values, ``(rows, width)`` float32."""
         return ((values - self.mean.float()) / self._std()).clamp(-self.limit, self.limit)
 
     def inverse(self, values: Tensor) -> Tensor:
-        """What has been normalised to `values`, but for the limit."""
+        """Undo the normalisation of `values`, except for the clipping."""
         return values * self._std() + self.mean.float()
 
     def _std(self) -> Tensor:

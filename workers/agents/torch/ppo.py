@@ -1,4 +1,4 @@
-"""PPO for PyTorch: storage and update. The rollout logic is in `workers.agents.ppo`."""
+"""PyTorch PPO: storage and update. The rollout logic is in `workers.agents.ppo`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Nor
 __all__ = ["PPO"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's moments of each parameter, by torch's names."""
+"""Torch's names of Adam's moments."""
 
 
 class PPO(ppo.PPO):
-    """Proximal Policy Optimization for PyTorch.
+    """Proximal Policy Optimization in PyTorch.
 
-    Randomness comes from torch's global generator only: one draw in every `act`, and the orders of an update.
+    All randomness comes from torch's global generator: the initial weights, one draw in every `act`, and the orders of
+    an update.
 
-    Its arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a torch device.
+    Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a torch device.
     """
 
     framework = "torch"
@@ -55,7 +56,7 @@ class PPO(ppo.PPO):
         self._models = nn.ModuleDict(modules).to(self.device)
         self._named_parameters = dict(self._models.named_parameters())
         self._parameters: list[Tensor] = list(self._named_parameters.values())
-        # torch.optim.Adam would import torch's compiler, which takes as long as torch itself
+        # torch.optim.Adam would import torch's compiler, which takes as long as importing torch itself
         self._moments = {kind: [torch.zeros_like(one) for one in self._parameters] for kind in MOMENTS}
         self._steps = [torch.zeros((), device=self.device) for _ in self._parameters]
 
@@ -67,12 +68,12 @@ class PPO(ppo.PPO):
         self._rollout["actions"] = zeros(self._action_width, torch.int64 if self._components else torch.float32)
         self._rollout |= {"rewards": zeros(1), "ended": zeros(1, torch.bool), "acted": ~zeros(1, torch.bool)}
         self._next = torch.zeros_like(self._rollout[self._critic_input][0])  # the critic's raw input after the last row
-        self._scalars: dict[str, list[Tensor]] = {}  # of the update in progress, by tag
+        self._scalars: dict[str, list[Tensor]] = {}  # scalars of the update in progress, by tag
 
     # Interaction.
 
     def _network_input(self, name: str, raw: Tensor) -> Tensor:
-        """Normalised observations or states; a fresh copy, so that the memory layout of `raw` does not matter."""
+        """Return normalised observations or states, as a copy whose memory layout does not depend on `raw`."""
         inputs = raw.to(self.device, torch.float32, copy=True, memory_format=torch.contiguous_format)
         return self._normalizers[name](inputs) if name in self._normalizers else inputs
 
@@ -80,7 +81,7 @@ class PPO(ppo.PPO):
         return self._normalizers["returns"].inverse(values) if "returns" in self._normalizers else values
 
     def _next_values(self) -> Tensor:
-        """Values of what the last recorded actions led to, ``(num_envs, 1)``."""
+        """Return the values of the observations or states after the last recorded actions, ``(num_envs, 1)``."""
         return self._denormalize(self._value(self._network_input(self._critic_input, self._next)))
 
     def _head(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
@@ -146,7 +147,7 @@ class PPO(ppo.PPO):
         return torch.stack([acted[order].repeat(again)[:samples] for order in orders])
 
     def _acted_rows(self, samples: Tensor) -> Tensor:
-        """Those of all samples that were acted on."""
+        """Select the samples whose row acted."""
         acted = self._acted()
         return samples if len(acted) == len(samples) else samples[acted]
 
@@ -161,7 +162,7 @@ class PPO(ppo.PPO):
 
     @torch.no_grad()
     def _prepare_update(self) -> dict[str, Tensor]:
-        """Weights and statistics are those of the whole rollout, so what the networks said then is computed here."""
+        """Compute the samples of an update; weights and statistics have not changed since the start of the rollout."""
         rollout = self._rollout
         samples = {name: self._network_input(name, rollout[name].flatten(0, 1)) for name in self._input_widths}
         samples |= {name: rollout[name].flatten(0, 1) for name in ("actions", "action_mask") if name in rollout}
@@ -195,7 +196,7 @@ class PPO(ppo.PPO):
 
     @torch.enable_grad()
     def _run_epoch(self, samples: dict[str, Tensor], order: Tensor, learning_rate: float) -> Tensor:
-        """One pass over all mini-batches; the mean KL divergence, ``mean((exp(r) - 1) - r)`` with r the log ratio."""
+        """Run one pass over all mini-batches; return the KL divergence ``mean((exp(r) - 1) - r)``, r the log ratio."""
         log_ratios = []
         for batch in self._mini_batches(samples, order):
             loss, log_ratio = self._loss(batch)
@@ -207,7 +208,7 @@ class PPO(ppo.PPO):
         return kl
 
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss of a mini-batch, and the logarithms of the probability ratios."""
+        """Return the loss of a mini-batch and the logarithms of the probability ratios."""
         cfg = self.cfg
         head = self._head(batch["observations"], batch.get("action_mask"))
         log_ratio = self._policy.log_prob(head, batch["actions"]) - batch["log_prob"]
@@ -223,7 +224,7 @@ class PPO(ppo.PPO):
 
     @torch.no_grad()
     def _step(self, grads: tuple[Tensor, ...], learning_rate: float) -> None:
-        """A step of Adam by gradients that are clipped as `clip_grad_norm_` of torch does, which takes more calls."""
+        """Take an Adam step with gradients clipped as by `clip_grad_norm_`, which would need more calls."""
         limit = self.cfg.grad_norm_clip or math.inf
         norm = torch.cat([grad.flatten() for grad in grads]).norm()
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
@@ -245,12 +246,12 @@ class PPO(ppo.PPO):
         )
 
     def _track(self, tag: str, value: Tensor) -> None:
-        """Keep a scalar on the device: nothing is read before the update is done."""
+        """Keep a scalar on the device; scalars are read only at the end of the update."""
         self._scalars.setdefault(tag, []).append(value)
 
     @torch.no_grad()
     def _finish_update(self) -> dict[str, float]:
-        """Update the statistics of the inputs; the scalars to track."""
+        """Update the statistics of the inputs and return the scalars to track."""
         for name in self._input_widths:
             if name in self._normalizers:
                 self._normalizers[name].update(self._acted_rows(self._rollout[name].flatten(0, 1)))

@@ -1,4 +1,4 @@
-"""Agents for Warp."""
+"""Warp agents."""
 
 from workers.agents.ppo import PPOCfg
 from workers.agents.warp.ppo import PPO

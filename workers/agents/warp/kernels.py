@@ -1,9 +1,9 @@
-"""Warp kernels of policies, normalisers and storage; those of advantages and losses are in `losses`.
+"""Warp kernels of policies, normalisers and storage; the kernels of advantages and losses are in `losses`.
 
-Only the kernels on the way from the networks to the losses have a backward pass, which spares the compiler time.
+Only the kernels between the networks and the losses have a backward pass, which saves compile time.
 """
 
-# Warp compiles what is in kernels, where its own types and rules hold: `float(0.0)` is a variable, `0.0` a constant.
+# Warp compiles kernels by its own types and rules: `float(0.0)` is a variable, `0.0` a constant.
 # mypy: ignore-errors
 # ruff: noqa: UP018
 
@@ -31,7 +31,7 @@ def launch(kernel: Any, dim: int | tuple[int, ...], inputs: Sequence[Any], outpu
 
 
 def cast(source: wp.array, target: wp.array) -> None:
-    """Copy values to an array of any dtype, layout and device that has the same shape."""
+    """Copy values to an array of the same shape and any dtype, layout and device."""
     wp.utils.array_cast(source.to(target.device), target)
 
 
@@ -40,7 +40,7 @@ def cast(source: wp.array, target: wp.array) -> None:
 
 @wp.kernel(enable_backward=False)
 def sample_gaussian(mean: Matrix, log_std: Vector, noise: Indices, actions: Matrix) -> None:
-    """Sampled actions; `noise` is a seed, and the number of draws so far."""
+    """Sample actions; `noise` holds a seed and the number of draws so far."""
     row, column = wp.tid()
     state = wp.rand_init(noise[0], noise[1] + row * mean.shape[1] + column)
     actions[row, column] = mean[row, column] + wp.exp(log_std[column]) * wp.randn(state)
@@ -50,7 +50,7 @@ def sample_gaussian(mean: Matrix, log_std: Vector, noise: Indices, actions: Matr
 def log_prob_gaussian(
     mean: Matrix, log_std: Vector, actions: Matrix, rows: Indices, log_prob: Vector, entropy: Vector
 ) -> None:
-    """Add each column's share to log-probability and entropy; row i of `mean` belongs to row `rows[i]` of `actions`."""
+    """Add each column's share to log-probability and entropy; row i of `mean` matches row `rows[i]` of `actions`."""
     row, column = wp.tid()
     score = (actions[rows[row], column] - mean[row, column]) * wp.exp(-log_std[column])
     constant = log_std[column] + wp.static(HALF_LOG_TWO_PI)
@@ -68,9 +68,9 @@ def sample_categorical(
     actions: wp.array2d[wp.int64],
     most_likely: wp.array2d[wp.int64],
 ) -> None:
-    """Sampled and most likely actions of each component; the former by Gumbel noise.
+    """Compute sampled (by Gumbel noise) and most likely actions of each component.
 
-    Without any `legal` everything is.
+    If `legal` is None, all actions are legal.
     """
     row, component = wp.tid()
     first = firsts[component]
@@ -81,7 +81,7 @@ def sample_categorical(
         if not legal or legal[row, column]:
             state = wp.rand_init(noise[0], noise[1] + row * logits.shape[1] + column)
             score = logits[row, column] - wp.log(-wp.log(wp.randf(state)))
-            if noisiest < first or score > best:  # the first one in any case: a score may be -inf or NaN
+            if noisiest < first or score > best:  # always take the first: a score may be -inf or NaN
                 best = score
                 noisiest = column
             if largest < first or logits[row, column] > logits[row, largest]:
@@ -92,7 +92,7 @@ def sample_categorical(
 
 @wp.func
 def log_sum_exp(logits: Matrix, legal: Flags, row: int, sample: int, first: int, stop: int) -> float:
-    """Logarithm of the sum of the exponentials of those columns from `first` to `stop` that are legal."""
+    """Return the log-sum-exp of the legal columns from `first` to `stop` (exclusive)."""
     largest = float(wp.static(LOWEST))
     for column in range(first, stop):
         if legal[sample, column]:
@@ -108,7 +108,7 @@ def log_sum_exp(logits: Matrix, legal: Flags, row: int, sample: int, first: int,
 def log_sum_exp_backward(
     logits: Matrix, legal: Flags, row: int, sample: int, first: int, stop: int, adj_ret: float
 ) -> None:
-    """Gradient by hand: that which Warp derives is wrong for variables that change in a loop."""
+    """Compute the gradient by hand: Warp's is wrong for variables that change in a loop."""
     normalizer = log_sum_exp(logits, legal, row, sample, first, stop)
     for column in range(first, stop):
         if legal[sample, column]:
@@ -126,9 +126,9 @@ def log_prob_categorical(
     log_prob: Vector,
     entropy: Vector,
 ) -> None:
-    """Add each component's share to log-probability and entropy, as `log_prob_gaussian` does for each column.
+    """Add each component's share to log-probability and entropy.
 
-    Row i of `logits` belongs to row `rows[i]` of `legal`, too.
+    Row i of `logits` matches row `rows[i]` of `actions` and `legal`.
     """
     row, component = wp.tid()
     first, stop, sample = firsts[component], firsts[component + 1], rows[row]
@@ -137,14 +137,14 @@ def log_prob_categorical(
     logit = wp.where(legal[sample, chosen], logits[row, chosen], wp.static(LOWEST))
     wp.atomic_add(log_prob, row, logit - normalizer)
     for column in range(first, stop):
-        # 0 for what is illegal, of which the gradient would be infinity times 0
+        # 0 for illegal categories, whose gradient would be infinity times 0
         category = wp.where(legal[sample, column], logits[row, column] - normalizer, 0.0)
         wp.atomic_add(entropy, row, -wp.exp(category) * category)
 
 
 @wp.kernel(enable_backward=False)
 def advance(by: int, counter: Indices) -> None:
-    """Add to the last element of `counter`."""
+    """Add `by` to the last element of `counter`."""
     counter[counter.shape[0] - 1] += by
 
 
@@ -153,14 +153,14 @@ def advance(by: int, counter: Indices) -> None:
 
 @wp.kernel(enable_backward=False)
 def add_means(batch: Matrix, rows: Indices, mean: PreciseVector) -> None:
-    """Add each value's share to the mean of its column, in some rows."""
+    """Add the share of each value in `rows` to the mean of its column."""
     index, column = wp.tid()
     wp.atomic_add(mean, column, wp.float64(batch[rows[index], column]) / wp.float64(rows.shape[0]))
 
 
 @wp.kernel(enable_backward=False)
 def add_variances(batch: Matrix, rows: Indices, mean: PreciseVector, variance: PreciseVector) -> None:
-    """Add each value's share to the population variance of its column, in some rows."""
+    """Add the share of each value in `rows` to the population variance of its column."""
     index, column = wp.tid()
     difference = wp.float64(batch[rows[index], column]) - mean[column]
     wp.atomic_add(variance, column, difference * difference / wp.float64(rows.shape[0]))
@@ -175,7 +175,7 @@ def merge_statistics(
     variance: PreciseVector,
     count: PreciseVector,
 ) -> None:
-    """Merge the statistics of a batch of `rows`; by one thread, since all columns share the count."""
+    """Merge the statistics of a batch of `rows` rows, in one thread because all columns share the count."""
     count[0] += wp.float64(rows)
     weight = wp.float64(rows) / count[0]
     rest = wp.float64(1.0) - weight
@@ -187,22 +187,22 @@ def merge_statistics(
 
 @wp.func
 def deviation(variance: wp.float64) -> wp.float32:
-    """Standard deviation that values are normalised by."""
+    """Return the standard deviation used for normalisation."""
     return wp.float32(wp.sqrt(variance + wp.float64(1e-8)))
 
 
 @wp.kernel(enable_backward=False)
 def normalize(values: Matrix, mean: PreciseVector, variance: PreciseVector, limit: float, normal: Matrix) -> None:
-    """Normalised values, limited to ``[-limit, limit]``."""
+    """Normalise values and clip them to ``[-limit, limit]``."""
     row, column = wp.tid()
     value = (values[row, column] - wp.float32(mean[column])) / deviation(variance[column])
-    # not `wp.clamp`, which makes a number of NaN
+    # not `wp.clamp`, which replaces NaN by a number
     normal[row, column] = wp.where(wp.abs(value) > limit, wp.sign(value) * limit, value)
 
 
 @wp.kernel(enable_backward=False)
 def denormalize(normal: Matrix, mean: PreciseVector, variance: PreciseVector, values: Matrix) -> None:
-    """What has been normalised to `normal`, but for the limit."""
+    """Undo the normalisation, except for the clipping."""
     row, column = wp.tid()
     values[row, column] = normal[row, column] * deviation(variance[column]) + wp.float32(mean[column])
 
@@ -212,7 +212,7 @@ def denormalize(normal: Matrix, mean: PreciseVector, variance: PreciseVector, va
 
 @wp.kernel(enable_backward=False)
 def end_episodes(terminated: Flags, truncated: Flags, continues: Flags, cut: Flags) -> None:
-    """Whether each episode goes on, and whether it was truncated only."""
+    """Compute whether each episode continues, and whether it was truncated but not terminated."""
     row = wp.tid()
     continues[row, 0] = not (terminated[row, 0] or truncated[row, 0])
     cut[row, 0] = truncated[row, 0] and not terminated[row, 0]
@@ -220,7 +220,7 @@ def end_episodes(terminated: Flags, truncated: Flags, continues: Flags, cut: Fla
 
 @wp.kernel(enable_backward=False)
 def add_next_values(values: Matrix, mask: Flags, discount_factor: float, rewards: Matrix) -> None:
-    """Add discounted values to the rewards of the rows of `mask`."""
+    """Add discounted values to the rewards of the rows selected by `mask`."""
     row = wp.tid()
     if mask[row, 0]:
         rewards[row, 0] += discount_factor * values[row, 0]
@@ -228,7 +228,7 @@ def add_next_values(values: Matrix, mask: Flags, discount_factor: float, rewards
 
 @wp.kernel(enable_backward=False)
 def select(orders: wp.array2d[int], position: Indices, rows: Indices) -> None:
-    """The next rows of the rollout; `position` is the number of those taken, of all orders one after the other."""
+    """Take the next rows of the concatenated `orders`; `position` is the number of rows taken so far."""
     index = wp.tid()
     taken = position[0] + index
     rows[index] = orders[taken / orders.shape[1], taken % orders.shape[1]]
@@ -236,6 +236,6 @@ def select(orders: wp.array2d[int], position: Indices, rows: Indices) -> None:
 
 @wp.kernel(enable_backward=False)
 def gather(samples: Matrix, rows: Indices, batch: Matrix) -> None:
-    """The samples of some rows."""
+    """Copy the samples of some rows to a batch."""
     row, column = wp.tid()
     batch[row, column] = samples[rows[row], column]

@@ -1,6 +1,6 @@
-"""Advantages and losses of PPO: functions of one sample for kernels, and kernels that sum them up."""
+"""Advantages and losses of PPO: per-sample functions for kernels, and kernels that sum them."""
 
-# Warp compiles what is in kernels, where its own types and rules hold: `float(0.0)` is a variable, `0.0` a constant.
+# Warp compiles kernels by its own types and rules: `float(0.0)` is a variable, `0.0` a constant.
 # mypy: ignore-errors
 # ruff: noqa: UP018
 
@@ -23,20 +23,20 @@ def compute_gae(
     discount_factor: float,
     gae_lambda: float,
 ) -> wp.array:
-    """Generalized Advantage Estimation (https://arxiv.org/abs/1506.02438), with a thread for each environment.
+    """Compute Generalized Advantage Estimation (https://arxiv.org/abs/1506.02438), with one thread per environment.
 
     Args:
         rewards: ``(timesteps, num_envs, 1)``, float32.
-        values: Values of the observations, float32 of the shape of `rewards`.
-        last_values: Values of what follows the last timestep, ``(num_envs, 1)``, float32.
-        continues: Bools of the shape of `rewards`: whether the episode goes on after the timestep.
-        acted: Bools of the shape of `rewards`: whether there was an action in the timestep. What the others bring
-            belongs to the last one with an action before them.
-        discount_factor: Weight of future rewards.
+        values: Values of the observations, ``(timesteps, num_envs, 1)``, float32.
+        last_values: Values of the observations after the last timestep, ``(num_envs, 1)``, float32.
+        continues: Whether the episode continues after the timestep, ``(timesteps, num_envs, 1)`` bool.
+        acted: Whether the row acted in the timestep, ``(timesteps, num_envs, 1)`` bool. Rewards and ends of timesteps
+            without an action are credited to the row's last action before them.
+        discount_factor: Discount factor of future rewards.
         gae_lambda: Lambda.
 
     Returns:
-        A new array of the shape of `rewards`: advantages, not normalised; 0 where there was no action.
+        Advantages as a new array, ``(timesteps, num_envs, 1)``, not normalised; 0 where the row did not act.
     """
     advantages = wp.empty_like(rewards)
     inputs = [rewards, values, last_values, continues, acted, discount_factor, gae_lambda]
@@ -55,9 +55,9 @@ def accumulate_advantages(
     gae_lambda: float,
     advantages: wp.array3d[float],
 ) -> None:
-    """The advantages of one environment, from the last timestep to the first."""
+    """Compute the advantages of one environment, from the last timestep to the first."""
     env = wp.tid()
-    # of what follows: the value, the advantage, and rewards that no action has been found for yet
+    # of the following timesteps: value, advantage, and rewards not yet credited to an action
     value = float(last_values[env, 0])
     advantage = float(0.0)
     later = float(0.0)
@@ -78,7 +78,7 @@ def accumulate_advantages(
 
 @wp.kernel(enable_backward=False)
 def standardize(advantages: Matrix, mean: PreciseVector, variance: PreciseVector, standardized: Matrix) -> None:
-    """Advantages of mean 0 and standard deviation 1."""
+    """Scale advantages to mean 0 and standard deviation 1."""
     row = wp.tid()
     scale = wp.float32(wp.sqrt(variance[0])) + 1.0e-8
     standardized[row, 0] = (advantages[row, 0] - wp.float32(mean[0])) / scale
@@ -86,34 +86,34 @@ def standardize(advantages: Matrix, mean: PreciseVector, variance: PreciseVector
 
 @wp.kernel(enable_backward=False)
 def add(first: Matrix, second: Matrix, sums: Matrix) -> None:
-    """Sums of each row's single values."""
+    """Add two arrays of shape ``(rows, 1)``."""
     row = wp.tid()
     sums[row, 0] = first[row, 0] + second[row, 0]
 
 
 @wp.func
 def clipped_policy_loss(ratio: float, advantage: float, clip: float) -> float:
-    """PPO's clipped surrogate objective (https://arxiv.org/abs/1707.06347, equation 7) of one sample, to be minimised.
+    """Compute PPO's clipped surrogate objective of one sample as a loss (https://arxiv.org/abs/1707.06347, equation 7).
 
     Args:
         ratio: Probability ratio.
         advantage: Advantage.
-        clip: How far the ratio may move from 1.
+        clip: Clipping range of the ratio around 1.
     """
     surrogate = ratio * advantage
     clipped = wp.clamp(ratio, 1.0 - clip, 1.0 + clip) * advantage
-    return -wp.where(clipped < surrogate, clipped, surrogate)  # not `wp.min`, which drops NaN
+    return -wp.where(clipped < surrogate, clipped, surrogate)  # not `wp.min`, which ignores NaN
 
 
 @wp.func
 def clipped_value_loss(value: float, target: float, old_value: float, clip: float) -> float:
-    """Squared error of the critic, the larger of those without and with the move from `old_value` clipped.
+    """Compute the critic's squared error, the larger of that with and that without clipping.
 
     Args:
         value: Output of the critic.
-        target: What it should be.
-        old_value: What it was at the rollout.
-        clip: How far the output may move; 0 for no limit.
+        target: Target output.
+        old_value: Output at the rollout.
+        clip: Clipping range of the output around `old_value`; 0 disables clipping.
     """
     free = (value - target) * (value - target)
     limited = wp.clamp(value, old_value - clip, old_value + clip) - target
@@ -137,7 +137,7 @@ def add_losses(
     losses: Vector,
     kl: PreciseVector,
 ) -> None:
-    """Add one sample's share to the mini-batch's losses (policy, value, entropy), and its KL divergence to a sum."""
+    """Add one sample's share to the mini-batch's losses (policy, value, entropy) and its KL divergence to a sum."""
     index = wp.tid()
     row = rows[index]
     share = 1.0 / float(rows.shape[0])
@@ -147,5 +147,5 @@ def add_losses(
     wp.atomic_add(losses, 0, share * policy_loss)
     wp.atomic_add(losses, 1, share * value_loss_scale * value_loss)
     wp.atomic_add(losses, 2, -share * entropy_loss_scale * entropy[index])
-    precise = wp.float64(log_ratio)  # exp(r) - 1 - r is lost in float32 where r is small
+    precise = wp.float64(log_ratio)  # exp(r) - 1 - r cancels to 0 in float32 for small r
     wp.atomic_add(kl, 0, wp.exp(precise) - wp.float64(1.0) - precise)

@@ -1,7 +1,7 @@
-"""What the PPO agent for Warp is made of: perceptrons, policies and normalisers.
+"""Components of the Warp PPO agent: perceptrons, policies and normalisers.
 
-As in warp-nn, what a module returns is kept and overwritten by its next call on as many rows: a captured graph needs
-the same memory each time.
+As in warp-nn, the next call of a module on as many rows overwrites the arrays it returned, because a captured graph
+needs the same memory each time.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ TILE_LIMIT = 64
 
 
 class Scratch:
-    """Arrays for results on the default device, made once for each name and shape."""
+    """A cache of result arrays on the default device, one for each name and shape."""
 
     def __init__(self) -> None:
         self._device = wp.get_device().alias
         self._arrays: dict[Any, wp.array] = {}
 
     def __call__(self, name: str, *shape: int, dtype: Any = wp.float32, requires_grad: bool = False) -> wp.array:
-        """An array that holds what has last been written to it."""
+        """Return the array of this name and shape, with the values last written to it."""
         key = (name, shape)
         if key not in self._arrays:
             self._arrays[key] = wp.zeros(shape, dtype=dtype, device=self._device, requires_grad=requires_grad)
         return self._arrays[key]
 
     def zeros_for_sums(self, *names: str, size: int) -> list[wp.array]:
-        """Differentiable arrays of zeros, to which a kernel adds."""
+        """Return differentiable arrays of zeros for kernels that add to them."""
         arrays = [self(name, size, requires_grad=True) for name in names]
         for array in arrays:
             array.zero_()
@@ -50,14 +50,14 @@ class Scratch:
 
 
 class Linear(nn.Linear):
-    """A linear layer, not initialised, with a kernel that suits its width.
+    """An uninitialised linear layer, with a kernel that suits its width.
 
-    The kernel is in a module of its own. In that of warp-nn those of other widths have the same name, by which graphs
-    of Warp 1.19 on a CPU mistake one for another, and all would be compiled again for every width that comes.
+    The kernel is in a separate module. In warp-nn's module, kernels of different widths have the same name: graphs of
+    Warp 1.19 on a CPU confuse them, and each new width would recompile all of them.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        # on a CPU, where warp-nn's default was measured to take up to four times as long, a tile as wide as the layer
+        # on a CPU, a tile as wide as the layer was measured to be up to four times as fast as warp-nn's default
         tile = (TILE_LIMIT, min(outputs, TILE_LIMIT)) if wp.get_device().is_cpu else None
         with kernel_config(tile_2d=tile):
             super().__init__(inputs, outputs, initialize_parameters=False)
@@ -66,13 +66,13 @@ class Linear(nn.Linear):
 
 @wp.func
 def tanh(x: Any) -> Any:
-    """Tanh by an exponential that cannot overflow: within 2e-7 of `wp.tanh`, which takes several times as long."""
+    """Return the tanh by an exponential that cannot overflow, within 2e-7 of `wp.tanh` and several times as fast."""
     decay = wp.exp(x.dtype(-2.0) * wp.abs(x))
     return wp.sign(x) * (x.dtype(1.0) - decay) / (x.dtype(1.0) + decay)
 
 
 class Tanh(nn.Tanh):
-    """Hyperbolic tangent by the function above."""
+    """Tanh layer that uses the function `tanh`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "elu":
 
 
 def perceptron(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
-    """A multi-layer perceptron with a linear head on the default device, its weights not initialised.
+    """Create an uninitialised multi-layer perceptron with a linear head on the default device.
 
     Args:
         sizes: Width of the inputs, of each hidden layer and of the outputs.
@@ -96,7 +96,7 @@ def perceptron(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
 
 
 def initialize(network: nn.Sequential, layers: Sequence[tuple[Any, Any]]) -> None:
-    """Give a perceptron the weights and biases of each layer."""
+    """Set the weights and biases of each layer of a perceptron."""
     linear = (layer for layer in network.modules() if isinstance(layer, Linear))
     for layer, (weight, bias) in zip(linear, layers, strict=True):
         layer.weight.data.assign(weight)
@@ -107,10 +107,10 @@ def initialize(network: nn.Sequential, layers: Sequence[tuple[Any, Any]]) -> Non
 
 
 class CategoricalPolicy:
-    """Independent categorical components by their logits; actions are ``(rows, components)`` int64.
+    """Independent categorical components; actions are ``(rows, components)`` int64.
 
     Args:
-        network: From observations ``(rows, size)`` to the logits of all components, one component after the other.
+        network: Maps observations ``(rows, size)`` to the logits of all components, one component after the other.
         components: Actions of each component, in the order of the logits.
     """
 
@@ -122,9 +122,9 @@ class CategoricalPolicy:
         self._scratch = Scratch()
 
     def sample(self, head: wp.array, noise: wp.array, legal: wp.array = None) -> tuple[wp.array, wp.array]:
-        """Sampled and most likely actions; `noise` is a seed, and the number of draws so far.
+        """Return sampled and most likely actions; `noise` holds a seed and the number of draws so far.
 
-        `legal` are bools of the shape of `head`, some True in each component; None where everything is legal.
+        `legal` are bools of the shape of `head`, at least one True in each component; None if all are legal.
         """
         shape = (head.shape[0], self._starts.size)
         actions, most_likely = (self._scratch(name, *shape, dtype=wp.int64) for name in ("actions", "most likely"))
@@ -134,7 +134,7 @@ class CategoricalPolicy:
         return actions, most_likely
 
     def log_prob(self, head: wp.array, rows: wp.array, actions: wp.array, legal: wp.array) -> list[wp.array]:
-        """Log-probability of the actions in some rows, of which those are legal, and entropy, both ``(rows,)``."""
+        """Return log-probability and entropy, both ``(rows,)``, of some rows of `actions` and their masks `legal`."""
         outputs = self._scratch.zeros_for_sums("log_prob", "entropy", size=head.shape[0])
         inputs = [head, self._firsts, self._starts, actions, legal, rows]
         launch(kernels.log_prob_categorical, (head.shape[0], self._starts.size), inputs, outputs)
@@ -142,10 +142,10 @@ class CategoricalPolicy:
 
 
 class GaussianPolicy:
-    """Independent normal distributions, whose deviation does not depend on the observation.
+    """Independent normal distributions with standard deviations that do not depend on the observation.
 
     Args:
-        network: From observations ``(rows, size)`` to means ``(rows, width)``.
+        network: Maps observations ``(rows, size)`` to means ``(rows, width)``.
         log_std: Logarithm of the standard deviation, ``(width,)``, a parameter.
     """
 
@@ -155,14 +155,14 @@ class GaussianPolicy:
         self._scratch = Scratch()
 
     def sample(self, head: wp.array, noise: wp.array) -> tuple[wp.array, wp.array]:
-        """Sampled and most likely actions; `noise` is a seed, and the number of draws so far."""
+        """Return sampled and most likely actions; `noise` holds a seed and the number of draws so far."""
         actions = self._scratch("actions", *head.shape)
         launch(kernels.sample_gaussian, head.shape, [head, self.log_std, noise], [actions])
         launch(kernels.advance, 1, [head.size], [noise])
         return actions, head
 
     def log_prob(self, head: wp.array, rows: wp.array, actions: wp.array) -> list[wp.array]:
-        """Log-probability density of the actions in some rows, and entropy, both ``(rows,)``."""
+        """Return log-probability density and entropy, both ``(rows,)``, of some rows of `actions`."""
         outputs = self._scratch.zeros_for_sums("log_prob", "entropy", size=head.shape[0])
         launch(kernels.log_prob_gaussian, head.shape, [head, self.log_std, actions, rows], outputs)
         return outputs
@@ -172,7 +172,7 @@ class GaussianPolicy:
 
 
 def moments(batch: wp.array, rows: wp.array) -> tuple[wp.array, wp.array]:
-    """Mean and population variance of each column of a batch in some rows, ``(width,)`` float64."""
+    """Return mean and population variance of each column over some rows of a batch, ``(width,)`` float64."""
     mean = wp.zeros(batch.shape[1], dtype=wp.float64, device=batch.device)
     variance, shape = wp.zeros_like(mean), (rows.size, batch.shape[1])
     launch(kernels.add_means, shape, [batch, rows], [mean])
@@ -181,14 +181,14 @@ def moments(batch: wp.array, rows: wp.array) -> tuple[wp.array, wp.array]:
 
 
 class Normalizer:
-    """Running mean and variance of columns in float64, applied in float32.
+    """Running mean and variance of columns, computed in float64 and applied in float32.
 
-    Batches are merged by the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). Before the first
-    batch the mean is 0 and the variance 1.
+    Batches are merged with the parallel update of Chan et al. (Technical Report STAN-CS-79-773, 1979). Before the first
+    batch, the mean is 0 and the variance 1.
 
     Args:
         width: Number of columns.
-        limit: Normalised values are limited to ``[-limit, limit]``.
+        limit: Normalised values are clipped to ``[-limit, limit]``.
     """
 
     def __init__(self, width: int, limit: float = math.inf) -> None:
@@ -204,13 +204,13 @@ class Normalizer:
         launch(kernels.merge_statistics, 1, [rows.size, *moments(batch, rows)], statistics)
 
     def __call__(self, values: wp.array) -> wp.array:
-        """Normalised values, ``(rows, width)`` float32."""
+        """Return the normalised values, ``(rows, width)`` float32."""
         normal = self._scratch("normal", *values.shape)
         launch(kernels.normalize, values.shape, [values, self.mean, self.variance, self.limit], [normal])
         return normal
 
     def inverse(self, normal: wp.array) -> wp.array:
-        """What has been normalised to `normal`, but for the limit."""
+        """Undo the normalisation of `normal`, except for the clipping."""
         values = self._scratch("values", *normal.shape)
         launch(kernels.denormalize, normal.shape, [normal, self.mean, self.variance], [values])
         return values

@@ -1,4 +1,4 @@
-"""PPO for Warp: storage and update. The rollout logic is in `workers.agents.ppo`."""
+"""Warp PPO: storage and update. The rollout logic is in `workers.agents.ppo`."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from workers.errors import AgentError
 __all__ = ["PPO"]
 
 HEEDED = ("_acting", "_legal")
-"""The attributes that are an array, or None, from an `act` until its transition is recorded."""
+"""Attributes that `act` sets to an array or None, until its transition is recorded."""
 
 
 class PPO(ppo.PPO):
-    """Proximal Policy Optimization for Warp.
+    """Proximal Policy Optimization in Warp.
 
-    At construction an integer is drawn from NumPy's global generator; all randomness comes from that seed. Acting and
-    the steps of an update are captured as graphs, on a CPU too, with the values of ``cfg`` in them: a change of it
-    after construction may go unnoticed. On a CPU equal agents give equal bits. On a GPU sums are made by atomic
-    additions in no fixed order, so there results are equal up to rounding.
+    The constructor draws a seed from NumPy's global generator; all randomness comes from this seed. Acting and the
+    steps of an update are captured as graphs, even on a CPU. The values of ``cfg`` are part of the graphs: later
+    changes may have no effect. On a CPU, equal agents give bit-identical results. On a GPU, atomic additions sum in no
+    fixed order, so results are equal up to rounding.
 
-    Its arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a Warp device or the name of one.
+    Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a Warp device or its name.
     """
 
     framework = "warp"
@@ -51,7 +51,7 @@ class PPO(ppo.PPO):
             self.device = wp.get_device(self.device).alias
         except (TypeError, ValueError) as error:
             known = ", ".join(repr(device.alias) for device in wp.get_devices())
-            raise AgentError(f"device must be None, a wp.Device or one of {known}; got {self.device!r}") from error
+            raise AgentError(f"device is {self.device!r}; expected None, a wp.Device or one of {known}") from error
         self._generator = np.random.default_rng(np.random.randint(2**31))
         self._allocate()
         policy, value = self._initial_networks(self._generator)
@@ -60,7 +60,7 @@ class PPO(ppo.PPO):
         self._restart_noise()
 
     def _allocate(self) -> None:
-        """Make all that lives on the device; its attributes are not pickled."""
+        """Create everything on the device; these attributes are not pickled."""
         before = set(vars(self))
         with wp.ScopedDevice(self.device):
             self._build_models()
@@ -80,7 +80,7 @@ class PPO(ppo.PPO):
             parameters["policy.log_std"] = log_std
         self._value = perceptron((widths[self._critic_input], *hidden, 1), cfg.activation)
         for prefix, module in (("policy.network", network), ("value", self._value)):
-            for name, array in module.state_dict().items():  # warp-nn has biases as columns
+            for name, array in module.state_dict().items():  # biases are columns in warp-nn
                 parameters[f"{prefix}.{name}"] = array.flatten() if name.endswith("bias") else array
         self._normalizers: dict[str, Normalizer] = {}
         if cfg.normalize_observations:
@@ -95,13 +95,13 @@ class PPO(ppo.PPO):
         self._optimizer = Adam(
             list(parameters.values()), device=self.device, max_norm=cfg.grad_norm_clip or None, disable_graph=True
         )
-        # warp-nn's Adam has no state of its own to give; it keeps moments flat
+        # warp-nn's Adam has no public state; its moments are flat
         moments = {"exp_avg": self._optimizer._m1, "exp_avg_sq": self._optimizer._m2}
         optimizer = {
             kind: {name: array.reshape(parameters[name].shape) for name, array in zip(parameters, arrays, strict=True)}
             for kind, arrays in moments.items()
         }
-        # by the names of `state_dict`, in the memory of networks, normalisers and optimiser
+        # named as in `state_dict`; the arrays share the memory of networks, normalisers and optimiser
         self._learnt: dict[str, Any] = {
             "models": parameters | statistics,
             "optimizer": {"step": self._optimizer._timestep, **optimizer},
@@ -120,21 +120,22 @@ class PPO(ppo.PPO):
         self._next = wp.zeros((envs, widths[self._critic_input]), dtype=wp.float32)  # raw, after the last row
         self._terminated, self._truncated, self._cut = (wp.zeros((envs, 1), dtype=wp.bool) for _ in range(3))
         self._noise = wp.zeros(2, dtype=wp.int32)  # a seed, and the number of draws so far
-        # of an update
+        # used in updates
         self._rows = wp.array(np.arange(samples), dtype=wp.int32)
         self._orders = wp.zeros((self.cfg.learning_epochs, samples), dtype=wp.int32)
-        self._position = wp.zeros(1, dtype=wp.int32)  # of the next mini-batch
+        self._position = wp.zeros(1, dtype=wp.int32)  # start of the next mini-batch
         self._samples: dict[str, wp.array] = {}
-        self._acted_rows = self._rows  # those that statistics are of
+        self._acted_rows = self._rows  # the rows in the statistics
         self._losses = wp.zeros(3, dtype=wp.float32, requires_grad=True)
         self._kl = wp.zeros(1, dtype=wp.float64)
         self._scratch = Scratch()
         self._graphs: dict[Any, Any] = {}
 
     def _run(self, launches: Callable[[int], Any], rows: int) -> Any:
-        """What `launches(rows)` returns, with its launches done.
+        """Run `launches(rows)` and return its result.
 
-        The first time as they are, which compiles kernels and makes arrays; later as a graph, captured the second time.
+        The first call launches directly, which compiles kernels and creates arrays. The second call captures a graph,
+        which it and later calls launch.
         """
         key = (launches.__name__, rows)
         if key not in self._graphs:
@@ -153,14 +154,14 @@ class PPO(ppo.PPO):
     # Interaction.
 
     def _network_input(self, name: str, raw: wp.array) -> wp.array:
-        """Normalised observations or states."""
+        """Return normalised observations or states."""
         return self._normalizers[name](raw) if name in self._normalizers else raw
 
     def _denormalize(self, values: wp.array) -> wp.array:
         return self._normalizers["returns"].inverse(values) if "returns" in self._normalizers else values
 
     def _next_values(self) -> wp.array:
-        """Values of what the last recorded actions led to, ``(num_envs, 1)``."""
+        """Return the values of the observations or states after the last recorded actions, ``(num_envs, 1)``."""
         return self._denormalize(self._value(self._network_input(self._critic_input, self._next)))
 
     def _raw_observations(self, rows: int) -> wp.array:
@@ -200,7 +201,7 @@ class PPO(ppo.PPO):
     ) -> None:
         arrays, masks = inputs | {"actions": actions, "rewards": rewards}, {"acted": acted, "action_mask": action_mask}
         for name in masks.keys() & self._rollout.keys():
-            if not row:  # for all rows that will have no mask: at each one it would take longer
+            if not row:  # once per rollout, for all rows without a mask: faster than row by row
                 self._rollout[name].fill_(True)
             if masks[name] is not None:
                 arrays[name] = masks[name]
@@ -256,16 +257,16 @@ class PPO(ppo.PPO):
         return scalars
 
     def _restart_noise(self) -> None:
-        """A new seed, long before the numbers of the last one repeat after 2**32 draws."""
+        """Draw a new seed, long before the numbers of the last one repeat after 2**32 draws."""
         self._noise.assign([self._generator.integers(2**31), 0])
 
     def _flat(self, name: str) -> wp.array:
-        """An array of the rollout as ``(samples, size)``."""
+        """Return an array of the rollout as ``(samples, size)``."""
         array = self._rollout[name]
         return array.reshape((-1, array.shape[2]))
 
     def _log_prob(self, head: wp.array, rows: wp.array) -> list[wp.array]:
-        """Log-probability of the rollout's actions in some of its rows, and entropy, both ``(rows,)``."""
+        """Return log-probability and entropy, both ``(rows,)``, of the rollout's actions in some of its rows."""
         taken = [self._flat(name) for name in ("actions", "action_mask") if name in self._rollout]
         return self._policy.log_prob(head, rows, *taken)
 
@@ -274,10 +275,10 @@ class PPO(ppo.PPO):
         return [size + 1] * larger + [size] * (self.cfg.mini_batches - larger)
 
     def _prepare_update(self) -> None:
-        """Weights and statistics are those of the whole rollout, so what the networks said then is computed here."""
+        """Compute the samples of an update; weights and statistics have not changed since the start of the rollout."""
         samples = self._samples
         shape = (self._rows.size, 1)
-        last_values = wp.clone(self._next_values())  # before its memory is used for as many samples
+        last_values = wp.clone(self._next_values())  # before a call on as many samples reuses its memory
         for name in self._input_widths:
             samples[name] = self._network_input(name, self._flat(name))
         samples["log_prob"], samples["values"] = self._scratch("log_prob", shape[0]), self._scratch("values", *shape)
@@ -306,7 +307,7 @@ class PPO(ppo.PPO):
         launch(losses.standardize, shape[0], [advantages, *statistics], [samples["advantages"]])
 
     def _run_epoch(self, learning_rate: float) -> dict[str, float]:
-        """One pass over all mini-batches; the scalars to track."""
+        """Run one pass over all mini-batches and return the scalars to track."""
         self._optimizer._lr.fill_(learning_rate)
         self._losses.zero_()
         self._kl.zero_()
@@ -319,7 +320,7 @@ class PPO(ppo.PPO):
         return scalars | {"Policy / KL divergence": float(self._kl.numpy()[0]) / self._rows.size}
 
     def _step(self, size: int) -> None:
-        """One step of the optimiser, on the next mini-batch."""
+        """Take an optimiser step on the next mini-batch."""
         cfg, samples = self.cfg, self._samples
         rows = self._scratch("rows", size, dtype=wp.int32)
         launch(kernels.select, size, [self._orders, self._position], [rows])
@@ -339,14 +340,14 @@ class PPO(ppo.PPO):
         try:
             tape.backward()
             self._optimizer.step()
-        finally:  # after an interrupt, too: the next step would add to these gradients
+        finally:  # even after an interrupt: the next step would add to these gradients
             tape.zero()
 
     # Saving.
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = _map(functools.partial(wp.clone, requires_grad=False), self._learnt)
-        # Warp has no arrays without dimensions
+        # Warp has no 0-d arrays
         models, optimizer = state["models"], state["optimizer"]
         models |= {name: np.array(models[name].numpy()[0]) for name in models if name.endswith(".count")}
         optimizer["step"] = int(optimizer["step"].numpy()[0])
@@ -371,17 +372,17 @@ class PPO(ppo.PPO):
         _fill(self._contents(), contents)
 
     def _contents(self) -> dict[str, Any]:
-        """Every array that a copy of the agent needs; what is not here is made anew by an update."""
+        """Return every array that a copy of the agent needs; updates recompute all others."""
         return {"learnt": self._learnt, "rollout": self._rollout, "next": self._next, "noise": self._noise}
 
 
 def _map(function: Callable[[wp.array], Any], tree: Any) -> Any:
-    """The dictionaries with what `function` makes of each array."""
+    """Apply `function` to each array of nested dictionaries."""
     return {key: _map(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
 
 
 def _fill(arrays: Any, values: Any) -> None:
-    """Copy values, Warp's or NumPy's or numbers, to the arrays at the same places."""
+    """Copy values (Warp arrays, NumPy arrays or numbers) to the arrays at the same keys."""
     if isinstance(arrays, dict):
         for key, array in arrays.items():
             _fill(array, values[key])
