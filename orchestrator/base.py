@@ -48,7 +48,8 @@ class Session(Protocol):
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Start `count` iterations in all scopes, beginning with `tick`.
 
-        Several submissions may be in flight if the workers can run them on their own.
+        Several submissions may be in flight if the workers can run them on their own. This process computes nothing
+        here: what runs in it, `result` runs.
         """
 
     def result(self) -> Outcome:

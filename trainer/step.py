@@ -339,8 +339,7 @@ class StepTrainer(Generic[A]):
             self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
         try:
             self._lifecycle.under_way += 1
-            with self._threads:
-                self._session.submit(Tick(mode, timestep, timesteps), count)
+            self._session.submit(Tick(mode, timestep, timesteps), count)
         except BaseException:
             self._lifecycle.fail()
             raise
