@@ -1,4 +1,4 @@
-"""Plot the mean return of each agent of a run: ``python benchmarks/plot_returns.py RUN_DIR PICTURE.png``.
+"""Plot the mean return of each scope of a run: ``python benchmarks/plot_returns.py RUN_DIR PICTURE.png``.
 
 Also prints about ten points of the curves as a table.
 """
@@ -31,14 +31,14 @@ def main() -> None:
                 curves[row["scope"]].append((int(row["timestep"]) * num_envs, float(row["value"])))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for scope, points in curves.items():
-        axes.plot(*zip(*points, strict=True), label=f"agent {scope}")
+        axes.plot(*zip(*points, strict=True), label=f"scope {scope}")
     axes.set(
-        xlabel="environment steps of all agents", ylabel="mean return of ended episodes", title=config["env"]["id"]
+        xlabel="environment steps of all scopes", ylabel="mean return of ended episodes", title=config["env"]["id"]
     )
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=120)
-    print("| environment steps | " + " | ".join(f"agent {scope}" for scope in curves) + " |")
+    print("| environment steps | " + " | ".join(f"scope {scope}" for scope in curves) + " |")
     print("| --- |" + " --- |" * len(curves))
     rows = list(zip(*curves.values(), strict=True))
     for row in rows[:: max(1, len(rows) // 10)]:
