@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lockstep-setup
 
-# one compute thread per worker in every mode, for the same results everywhere
+# one compute thread for tests and benchmarks; a trainer sets its own number while it works
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export NPROC := 1

@@ -24,10 +24,9 @@ from report import describe_machine, spread, table, write_section
 from threadpoolctl import threadpool_limits
 
 from workers.frameworks import load_framework
-from workers.threads import HeldThreads
+from workers.threads import THREAD_VARIABLES, HeldThreads
 
 ROOT = Path(__file__).parents[1]
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
 CALLS = 2000
 
 
@@ -49,7 +48,7 @@ def hold(threads: int) -> Callable[[], float]:
 
 def example(program: str, **variables: str) -> Callable[[], float]:
     """Measure a program in a fresh process, in seconds."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES} | variables
 
     def measure() -> float:
         start = time.perf_counter()
@@ -72,7 +71,7 @@ def main() -> None:
     calls = take_turns({name: hold(count) for name, count in (("the same", 1), ("another", 2))}, repetitions)
     times = take_turns(
         {
-            "one thread from the start": example(program, **dict.fromkeys(VARIABLES, "1")),
+            "one thread from the start": example(program, **dict.fromkeys(THREAD_VARIABLES, "1")),
             "plain shell": example(program),
             f"all cores ({cores} threads)": example(unheld),
         },

@@ -16,6 +16,7 @@ from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
+from workers.threads import thread_variables
 from workers.types import Description, Outcome, Phase, Tick
 
 __all__ = ["LocalOrchestrator"]
@@ -37,7 +38,8 @@ class LocalOrchestrator:
 
     def start(self, plan: Plan) -> LocalSession:
         """Build the environments and agents."""
-        return LocalSession(plan)
+        with thread_variables(self.num_threads):
+            return LocalSession(plan)
 
 
 class LocalSession:

@@ -106,7 +106,6 @@ class StepTrainer(Generic[A]):
         self._threads = HeldThreads(framework, orchestrator.num_threads)
         with self._threads:
             self._session: Session = orchestrator.start(plan)
-        self._threads.find()  # again: factories may have loaded libraries
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
@@ -317,12 +316,12 @@ class StepTrainer(Generic[A]):
     def __str__(self) -> str:
         kind, state = type(self), self._lifecycle.state.value
         lines = [
-            f"{kind.__module__}.{kind.__qualname__} ({state}): {self._num_envs} environments, "
-            f"{self.num_simultaneous_agents} simultaneous agents"
+            f"{kind.__module__}.{kind.__qualname__} ({state}): {_counted(self._num_envs, 'environment')}, "
+            f"{_counted(self.num_simultaneous_agents, 'simultaneous agent')}"
         ]
         for index, ((start, stop), worker) in enumerate(zip(self.scopes, self._session.workers, strict=True)):
             agent = f"{worker.agent} for {', '.join(worker.team)}" if worker.team else worker.agent
-            threads = f"{worker.num_threads} compute thread{'s' if worker.num_threads > 1 else ''}"
+            threads = _counted(worker.num_threads, "compute thread")
             lines.append(f"  scope {index}: environments {start}:{stop}, {agent}, on {worker.node}, {threads}")
         return "\n".join(lines)
 
@@ -373,3 +372,7 @@ class StepTrainer(Generic[A]):
         if self._progress is not None:
             self._progress.close()
             self._progress = None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -6,25 +6,58 @@ uses the same number, regardless of environment variables and the number of CPUs
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from workers.frameworks import Framework, ThreadControl, available_frameworks, load_framework
 
-__all__ = ["HeldThreads"]
+__all__ = ["THREAD_VARIABLES", "HeldThreads", "thread_variables"]
+
+_logger = logging.getLogger("lockstep")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+"""Environment variables for the compute threads of libraries, XLA included, that are loaded later."""
+
+_Changed = list[tuple[Callable[[int], None], int]]
+
+
+@contextmanager
+def thread_variables(num_threads: int) -> Iterator[None]:
+    """Set `THREAD_VARIABLES` for libraries that are loaded and processes that are started in the context."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class _Entered(threading.local):
+    """What each call changed, innermost last; every Python thread has its own."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Changed] = []
 
 
 class HeldThreads:
     """Context manager that sets the number of compute threads of this process, and restores it on exit.
 
-    It covers torch and the BLAS and OpenMP libraries, if they are loaded. A framework that fixes its number of threads
-    when it starts is started with this number.
+    It covers torch and the BLAS and OpenMP libraries that are loaded; calls may be nested. A framework that fixes its
+    number of threads when it starts is started with this number. BLAS has one number for all Python threads, so
+    trainers must not compute in several of them at the same time.
     """
 
     def __init__(self, framework: Framework, num_threads: int) -> None:
-        """Start the framework and find the libraries to control.
+        """Start the framework.
 
         Args:
             framework: The trainer's framework.
@@ -32,26 +65,59 @@ class HeldThreads:
         """
         self._num_threads = num_threads
         self._controls: list[ThreadControl] = []
-        self._before: list[tuple[Callable[[int], None], int]] = []
+        self._num_modules = 0
+        self._entered = _Entered()
+        self._has_said = False
         framework.start(num_threads)
-        self.find()
 
-    def find(self) -> None:
-        """Find the libraries to control; call again if others may have been loaded (takes a few milliseconds)."""
-        loaded = [load_framework(name) for name in available_frameworks() if name in sys.modules]
-        controls = [control for framework in loaded if (control := framework.thread_control()) is not None]
-        libraries = ThreadpoolController().lib_controllers
+    def _find(self) -> None:
+        """Find the libraries to control; this takes a few milliseconds."""
+        names = [name for name in available_frameworks() if sys.modules.get(name) is not None]
+        controls = [control for name in names if (control := load_framework(name).thread_control()) is not None]
+        libraries = [library for library in ThreadpoolController().lib_controllers if library.get_num_threads()]
         self._controls = controls + [(library.get_num_threads, library.set_num_threads) for library in libraries]
+        self._num_modules = len(sys.modules)
 
     def __enter__(self) -> None:
-        num_threads = self._num_threads
-        for count, set_count in self._controls:
-            if (before := count()) != num_threads:
-                self._before.append((set_count, before))
-                set_count(num_threads)
+        if len(sys.modules) != self._num_modules:  # imports may have loaded libraries
+            self._find()
+        num_threads, changed = self._num_threads, _Changed()
+        self._entered.calls.append(changed)
+        try:
+            for count, set_count in self._controls:
+                if (before := count()) != num_threads:
+                    changed.append((set_count, before))
+                    set_count(num_threads)
+                    if count() != num_threads:
+                        self._warn(count())
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        # in reverse order: torch and its OpenMP library share one number
-        while self._before:
-            set_count, before = self._before.pop()
+        changed = self._entered.calls.pop()
+        if changed:
+            _restore(changed)
+            OpenBLASController.clear_controlling_thread()  # else no other Python thread could set OpenBLAS's number
+
+    def _warn(self, number: int) -> None:
+        if not self._has_said:
+            self._has_said = True
+            _logger.warning(
+                "a library computes with %d threads instead of %d, because another Python thread of this program "
+                "limits it; results may differ",
+                number,
+                self._num_threads,
+            )
+
+
+def _restore(changed: _Changed) -> None:
+    """Restore all numbers, also if an interrupt arrives meanwhile."""
+    try:
+        while changed:  # in reverse order: torch and its OpenMP library share one number
+            set_count, before = changed[-1]
             set_count(before)
+            changed.pop()
+    except BaseException:
+        _restore(changed)
+        raise

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import RAY, run
+from tests.support.processes import python
+from workers.threads import THREAD_VARIABLES
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_doctor_on_a_healthy_machine(
     subjects = {"versions", "torch", "jax", "warp", "shared memory", "write access", "ray", "configuration"}
     assert set(found) == subjects
     assert "4 CPU" in found["ray"]
-    assert "devices cpu; 1 compute threads" in found["torch"]
+    assert "devices: cpu; compute threads: 1; CPUs: " in found["torch"]
     assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]
     assert code == 0
 
@@ -73,6 +75,15 @@ def test_doctor_without_a_reachable_ray(capsys: pytest.CaptureFixture[str], monk
     failed = [line for line in lines if line.startswith("FAIL")]
     assert code == 1
     assert "ray: ClusterError: Ray cannot be reached at '127.0.0.1:1'" in failed[0]
+
+
+def test_doctor_starts_xla_with_the_threads_of_the_trainer(tmp_path: Path):
+    settings = ["framework=jax", "orchestrator.options={num_threads: 3}", f"logging.directory={tmp_path / 'run'}"]
+    arguments = ["-m", "trainer", "doctor", "examples/pendulum.yaml", "--set", *settings]
+    done = python(*arguments, env=dict.fromkeys(THREAD_VARIABLES))
+    assert "ok   jax: devices: cpu; compute threads: 3; " in done.stdout, done.stderr
+    assert "ok   configuration: " in done.stdout
+    assert "XLA's number of threads" not in done.stderr
 
 
 def test_a_finished_run_is_no_fault(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -16,14 +17,13 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NullAgent
 from tests.support.envs import CountingEnv, counting_factory
 from tests.support.parity import CFG, step_trainer
-from tests.support.processes import python
+from tests.support.processes import PATIENCE, python
 from trainer.torch import StepTrainer
 from workers.envs import EnvFactory
 from workers.errors import ConfigError, WorkerError
 from workers.frameworks import load_framework
-from workers.threads import HeldThreads
+from workers.threads import THREAD_VARIABLES, HeldThreads
 
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
 NOTED: list[tuple[str, set[int]]] = []
 
 
@@ -179,7 +179,7 @@ def test_numbers_that_are_refused(kind: Any, wrong: Any):
 
 def fresh(program: str, *args: str, **variables: str) -> Any:
     """Run a program in a process that sets no number of threads; return its last output as JSON, and stderr."""
-    done = python("-c", program, *args, env=dict.fromkeys(VARIABLES) | variables)
+    done = python("-c", program, *args, env=dict.fromkeys(THREAD_VARIABLES) | variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -224,5 +224,126 @@ def test_xla_is_started_with_them_unless_it_has_been(first: str, asked: str, var
     variables = {} if variable is None else {"NPROC": variable}
     found, errors = fresh(XLA, first, asked, str(expected), **variables)
     assert found == [expected, True, True]
-    said = f"XLA uses {expected} threads in this process because JAX was used before the trainer was built"
+    said = f"XLA's number of threads in this process is {expected} because JAX was used before the trainer was built"
     assert errors.count(said) == (expected != int(asked))
+
+
+TWO_NUMBERS = """
+from orchestrator import LocalOrchestrator
+from tests.support.agents import NullAgent
+from tests.support.envs import counting_factory
+from tests.support.parity import CFG
+from trainer.jax import StepTrainer
+for num_threads in (1, 2, 2):
+    orchestrator = LocalOrchestrator(num_threads=num_threads)
+    StepTrainer(env=counting_factory(2), agents=NullAgent, cfg=CFG, orchestrator=orchestrator).close()
+print("null")
+"""
+
+
+def test_a_second_number_for_xla_is_told_once():
+    _, errors = fresh(TWO_NUMBERS)
+    assert errors.count("is 1 because an earlier trainer had num_threads=1; expected 2") == 1
+
+
+LOADED_LATER = """
+import json, sys
+from threadpoolctl import ThreadpoolController
+from tests.support.agents import NullAgent
+from tests.support.envs import counting_factory
+from tests.support.parity import CFG
+from trainer.torch import StepTrainer
+
+def libraries():
+    return {library.filepath: library.get_num_threads() for library in ThreadpoolController().lib_controllers}
+
+found = []
+
+class Agent(NullAgent):
+    def __init__(self, scope):
+        super().__init__()
+        if sys.argv[1] == "factory":
+            import scipy.linalg
+        found.append(libraries())
+    def post_interaction(self, *, timestep, timesteps):
+        if timestep == 1:
+            import scipy.linalg
+        else:
+            found.append(libraries())
+
+with StepTrainer(env=counting_factory(2), agents=Agent, cfg=CFG) as trainer:
+    before = libraries()
+    trainer.run(1)
+    trainer.run(1)
+assert len(found[-1]) == 3
+print(json.dumps([sorted({n for one in found for n in one.values()}), set(before.items()) <= set(libraries().items())]))
+"""
+
+
+@pytest.mark.parametrize("where", ["factory", "iteration"])
+def test_libraries_that_are_loaded_later(where: str):
+    found, _ = fresh(LOADED_LATER, where)
+    assert found == [[1], True]
+
+
+def test_held_in_any_python_thread():
+    """OpenBLAS can be set by one Python thread at a time; `HeldThreads` leaves it to the next one."""
+    with step_trainer("torch")(env=counting_factory(2), agents=NotingAgent, cfg=CFG) as trainer:
+        trainer.train()
+        NOTED.clear()
+        for _ in range(2):
+            thread = threading.Thread(target=trainer.train)
+            thread.start()
+            thread.join(PATIENCE)
+    assert {name for name, _ in NOTED} >= {"act", "post_interaction"}
+    assert [name for name, found in NOTED if found != {1}] == []
+
+
+def test_held_until_the_outermost_call_ends():
+    class Asking(NotingAgent):
+        def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+            trainer.collect_metrics()
+            super().pre_interaction(timestep=timestep, timesteps=timesteps)
+
+    with step_trainer("torch")(env=counting_factory(2), agents=Asking, cfg=CFG) as trainer:
+        trainer.train()
+        assert counts() == {3}
+    assert [name for name, found in NOTED if found != {1}] == []
+
+
+class Interrupted:
+    """A library whose number of threads is interrupted when it is set for the n-th time."""
+
+    def __init__(self, at: int) -> None:
+        self.number, self.at = 3, at
+
+    def set(self, number: int) -> None:
+        self.at -= 1
+        if self.at == 0:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_given_back_after_an_interrupt(at: int):
+    library = Interrupted(at)
+    held = HeldThreads(load_framework("torch"), 1)
+    with held:
+        pass
+    held._controls.append((lambda: library.number, library.set))
+    with pytest.raises(KeyboardInterrupt), held:
+        assert (at, library.number) == (2, 1)
+    assert library.number == 3
+    assert counts() == {3}
+
+
+def test_a_number_that_another_python_thread_limits_is_told_once(caplog: pytest.LogCaptureFixture):
+    held = HeldThreads(load_framework("torch"), 1)
+    with held:
+        pass
+    held._controls.append((lambda: 2, lambda number: None))
+    for _ in range(2):
+        with held:
+            pass
+    (record,) = caplog.records
+    assert "computes with 2 threads instead of 1" in record.getMessage()

@@ -13,12 +13,13 @@ from pathlib import Path
 import fsspec.core
 
 from orchestrator.run_dir import RunDirectory
-from trainer.command.run import prepare
+from trainer.command.run import build_orchestrator, prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.command.versions import versions
 from workers.agents import load_ppo
 from workers.errors import ConfigError, LockstepError
 from workers.frameworks import available_frameworks, load_framework
+from workers.threads import HeldThreads
 
 __all__ = ["Finding", "examine"]
 
@@ -58,10 +59,14 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     """
     found = versions()
     yield Finding("versions", ", ".join(f"{name} {value or '(not installed)'}" for name, value in found.items()))
+    try:
+        num_threads = build_orchestrator(config.orchestrator if config else OrchestratorConfig()).num_threads
+    except ConfigError:  # reported with the rest of the configuration
+        num_threads = 1
     names = [name for name in available_frameworks() if name != "numpy"]
     needed = [config.framework] if config else [] if any(map(find_spec, names)) else names
     for name in names:
-        yield _framework(name, needed=name in needed)
+        yield _framework(name, num_threads, needed=name in needed)
     yield _shared_memory()
     yield _write_access(config.logging.directory if config else None)
     yield _ray(config.orchestrator if config else OrchestratorConfig())
@@ -69,17 +74,17 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield _run(config)
 
 
-def _framework(name: str, *, needed: bool) -> Finding:
+def _framework(name: str, num_threads: int, *, needed: bool) -> Finding:
     try:
         framework = load_framework(name)
         load_ppo(name)
     except LockstepError as error:
         return Finding(name, str(error), remedy=f"pip install 'lockstep-rl[{name}]'" if needed else "")
     framework.silence()
-    return Finding(
-        name,
-        f"devices {', '.join(framework.devices())}; {framework.num_threads()} compute threads of {os.cpu_count()} CPUs",
-    )
+    with HeldThreads(framework, num_threads):
+        threads = framework.num_threads()
+    devices = ", ".join(framework.devices())
+    return Finding(name, f"devices: {devices}; compute threads: {threads}; CPUs: {os.cpu_count()}")
 
 
 def _shared_memory() -> Finding:

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
-from trainer.command.run_config import AgentConfig, EnvConfig, RunConfig, named, parse
+from trainer.command.run_config import AgentConfig, EnvConfig, OrchestratorConfig, RunConfig, named, parse
 from trainer.step import StepTrainer
 from workers.agents import load_ppo
 from workers.agents.independent import IndependentAgents, resolve_groups
@@ -25,10 +25,10 @@ from workers.envs.checking import is_multi_agent
 from workers.envs.making import build_rows
 from workers.errors import AgentError, ConfigError, LockstepError
 from workers.frameworks import load_framework
-from workers.threads import HeldThreads
+from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["Run", "prepare"]
+__all__ = ["Run", "build_orchestrator", "prepare"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -47,11 +47,13 @@ class Run:
         config: The configuration, with all defaults filled in.
         env: The environments or their factory.
         agents: A factory for each simultaneous agent.
+        orchestrator: The orchestrator.
     """
 
     config: RunConfig
     env: Any
     agents: Sequence[Callable[[Scope], Any]]
+    orchestrator: Orchestrator
 
     def trainer(self, **changes: Any) -> StepTrainer[Any]:
         """Build the trainer.
@@ -67,7 +69,7 @@ class Run:
             "agents": list(self.agents),
             "scopes": None if None in scopes else scopes,
             "cfg": config.trainer,
-            "orchestrator": _orchestrator(config),
+            "orchestrator": self.orchestrator,
             "seed": config.seed,
         }
         try:
@@ -96,12 +98,14 @@ def prepare(config: RunConfig) -> Run:
         sys.path.insert(0, folder)
     framework = load_framework(config.framework)
     framework.silence()
-    threads = HeldThreads(framework, _orchestrator(config).num_threads)
+    orchestrator = build_orchestrator(config.orchestrator)
+    threads = HeldThreads(framework, orchestrator.num_threads)
     agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
     config = dataclasses.replace(config, agents=agents)
-    with threads:
+    with threads, thread_variables(orchestrator.num_threads):
         env, spaces = _environment(config.env, config.framework)
-    run = Run(config=config, env=env, agents=[AgentFactory(agent, config.framework, spaces) for agent in agents])
+    factories = [AgentFactory(agent, config.framework, spaces) for agent in agents]
+    run = Run(config=config, env=env, agents=factories, orchestrator=orchestrator)
     try:
         for i, agent in enumerate(agents):
             _check_spaces(agent, f"agents.{i}", spaces)
@@ -264,15 +268,19 @@ def _spaces(env: Any) -> dict[str, Any]:
     return {name: getattr(env, name, no_states) for name in _TEAM}
 
 
-def _orchestrator(config: RunConfig) -> Orchestrator:
-    """Build the orchestrator. Ray is imported only if it is used."""
+def build_orchestrator(config: OrchestratorConfig) -> Orchestrator:
+    """Build the orchestrator. Ray is imported only if it is used.
+
+    Raises:
+        ConfigError: An option is unknown or invalid.
+    """
     kind: type[Any] = LocalOrchestrator
-    if config.orchestrator.kind == "ray":
+    if config.kind == "ray":
         from orchestrator.ray import RayOrchestrator
 
         kind = RayOrchestrator
-    made: Orchestrator = parse(kind, config.orchestrator.options, "orchestrator.options")
-    return made
+    orchestrator: Orchestrator = parse(kind, config.options, "orchestrator.options")
+    return orchestrator
 
 
 def _told(error: BaseException) -> str:

@@ -1,9 +1,12 @@
-"""One thin adapter per framework; the algorithms are written once, on top of them."""
+"""One thin adapter per framework; the algorithms are written once, on top of them.
+
+Imports `workers.errors`. Imported by everything that handles arrays. Only ``workers.frameworks.<name>`` imports the
+framework itself.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 
 import numpy as np
@@ -16,8 +19,7 @@ __all__ = ["Framework", "ThreadControl", "available_frameworks", "load_framework
 
 def available_frameworks() -> tuple[str, ...]:
     """Return the names of the frameworks that this version of Lockstep supports, installed or not."""
-    names = ("numpy", "torch", "jax", "warp")
-    return tuple(name for name in names if importlib.util.find_spec(f"{__name__}.{name}"))
+    return ("numpy", "torch", "jax", "warp")
 
 
 def load_framework(name: str) -> Framework:

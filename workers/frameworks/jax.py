@@ -32,7 +32,8 @@ class JaxFramework(Framework):
     name = "jax"
 
     def __init__(self) -> None:
-        self._started_with: int | None = None
+        self._num_threads: int | None = None
+        self._reason = ""
         self._has_said = False
 
     def is_array(self, value: object) -> bool:
@@ -61,33 +62,41 @@ class JaxFramework(Framework):
         return ["cpu", *(f"{device.platform}:{device.id} ({device.device_kind})" for device in others)]
 
     def start(self, num_threads: int) -> None:
-        if not _has_started():
-            before = os.environ.get(_THREADS_VARIABLE)
-            os.environ[_THREADS_VARIABLE] = str(num_threads)
-            try:
-                jax.devices()
-            finally:
-                del os.environ[_THREADS_VARIABLE]
-                if before is not None:
-                    os.environ[_THREADS_VARIABLE] = before
-            self._started_with = num_threads
-        elif self.num_threads() != num_threads and not self._has_said:
+        if self._num_threads is None:
+            self._num_threads, self._reason = self.num_threads(), "JAX was used before the trainer was built"
+            if not _has_started():
+                _start(num_threads)
+                self._num_threads, self._reason = num_threads, f"an earlier trainer had num_threads={num_threads}"
+        if self._num_threads != num_threads and not self._has_said:
             self._has_said = True
             _logger.warning(
-                "XLA uses %d threads in this process because JAX was used before the trainer was built; expected %d. "
-                "Results may differ from those of other modes. Build the trainer before JAX computes anything, or set "
-                "%s=%d in the environment",
-                self.num_threads(),
+                "XLA's number of threads in this process is %d because %s; expected %d. Results may differ from those "
+                "of other modes. Use one number in a process, and build the trainer before JAX computes anything: with "
+                "factories instead of agents, or with %s=%d in the environment",
+                self._num_threads,
+                self._reason,
                 num_threads,
                 _THREADS_VARIABLE,
                 num_threads,
             )
 
     def num_threads(self) -> int:
-        if self._started_with is not None:
-            return self._started_with
+        if self._num_threads is not None:
+            return self._num_threads
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return int(os.environ.get(_THREADS_VARIABLE) or available or 1)  # XLA's own rule for the CPU
+
+
+def _start(num_threads: int) -> None:
+    """Start XLA."""
+    before = os.environ.get(_THREADS_VARIABLE)
+    os.environ[_THREADS_VARIABLE] = str(num_threads)
+    try:
+        jax.devices()
+    finally:
+        del os.environ[_THREADS_VARIABLE]
+        if before is not None:
+            os.environ[_THREADS_VARIABLE] = before
 
 
 def _has_started() -> bool:

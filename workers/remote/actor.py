@@ -11,11 +11,9 @@ from ray import cloudpickle
 from workers.remote.channel import Address
 from workers.remote.server import Server
 from workers.remote.service import Busy, Reply, Service
+from workers.threads import THREAD_VARIABLES
 
 __all__ = ["WorkerActor"]
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
-"""Variables that set the compute threads of torch, NumPy and XLA when they are loaded."""
 
 
 @ray.remote(concurrency_groups={"control": 1})
@@ -28,7 +26,7 @@ class WorkerActor:
 
     def __init__(self, num_threads: int) -> None:
         # for libraries loaded and processes started later; Ray has set these variables to the CPUs
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
         self._service = Service(cloudpickle.dumps)
         self._server = Server(self._service, cloudpickle.dumps)
 

@@ -161,9 +161,7 @@ class Service:
         framework.silence()  # Ray forwards the worker's output to the driver
         threads = self._threads = HeldThreads(framework, spec.num_threads)
         with threads:
-            description = self._build_scope(spec, framework)
-        threads.find()  # libraries that factories loaded
-        return description
+            return self._build_scope(spec, framework)
 
     def _build_scope(self, spec: WorkerSpec, framework: Framework) -> Description:
         cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
