@@ -17,25 +17,30 @@ import ray
 
 from workers.errors import ClusterError
 
-__all__ = ["Cluster", "connect"]
+__all__ = ["Cluster", "connect", "connection"]
 
 _logger = logging.getLogger("lockstep")
 
-_users = 0
-"""Number of sessions that use a connection made by `connect`; the last one ends it."""
 
-
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """The Ray cluster that this process is connected to.
 
     Attributes:
-        connected_here: Whether `connect` made the connection, so that `disconnect` may end it.
+        connection: Identity of the connection.
         started_here: Whether `connect` started Ray itself; such a cluster does not grow.
+        users: Number of sessions that use a connection that `connect` made; the last one ends it. 0 for a connection
+            that the program made.
     """
 
-    connected_here: bool
-    started_here: bool
+    connection: Any = None
+    started_here: bool = False
+    users: int = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection still exists: the program may have called ``ray.shutdown()``."""
+        return self.connection is not None and self.connection == connection()
 
     @property
     def resources(self) -> dict[str, float]:
@@ -50,16 +55,22 @@ class Cluster:
         return available
 
     def disconnect(self) -> None:
-        """End the connection if it was made here and no other session uses it."""
-        global _users
-        if self.connected_here:
-            _users = max(0, _users - 1)
-            if not _users and ray.is_initialized():
-                ray.shutdown()
+        """End the connection if it was made here, no other session uses it, and the program has not ended it."""
+        self.users -= 1
+        if self.users == 0 and self.is_connected:
+            ray.shutdown()
 
 
-_own = Cluster(connected_here=False, started_here=False)
-"""The connection that `connect` made last."""
+_own = Cluster()
+"""The cluster with the connection that `connect` made last."""
+
+
+def connection() -> Any:
+    """Return the identity of this process's connection to Ray; None if there is none."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_job_id()
 
 
 def connect(address: str | None, *, timeout: float) -> Cluster:
@@ -67,27 +78,29 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
 
     Args:
         address: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None uses the environment variable
-            ``RAY_ADDRESS``, or starts Ray on this machine if it is not set.
+            ``RAY_ADDRESS``, or starts Ray on this machine if it is not set. Ignored if this process is already
+            connected to Ray.
         timeout: Time to reach the cluster, in seconds.
 
     Raises:
         ClusterError: The cluster cannot be reached within `timeout`.
     """
-    global _users, _own
-    if ray.is_initialized():
-        if not _users:
-            return Cluster(connected_here=False, started_here=False)
-        _users += 1
+    global _own
+    if (current := connection()) is not None:
+        if address not in (None, "auto") and not address.startswith("ray://"):
+            _warn_of_other(address)
+        if current != _own.connection:
+            return Cluster(current)
+        _own.users += 1
         return _own
-    _users = 0  # Ray may have been shut down elsewhere
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    started = monotonic()
+    doing = "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
+    _logger.info("%s ...", doing)
     if address != "local":
         _check_health(address, timeout)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        started = monotonic()
-        doing = "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
-        _logger.info("%s ...", doing)
         with warnings.catch_warnings():
             # JAX warns about forks, but the processes that Ray forks call exec at once
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
@@ -95,8 +108,15 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     _logger.info("Ray is ready after %.1f s", monotonic() - started)
-    _users, _own = 1, Cluster(connected_here=True, started_here=address == "local")
+    _own = Cluster(connection(), started_here=address == "local", users=1)
     return _own
+
+
+def _warn_of_other(address: str) -> None:
+    """Warn if this process is connected to another Ray than the one at `address`."""
+    connected = ray.get_runtime_context().gcs_address
+    if address != connected:
+        _logger.warning("address %r is ignored: this process is already connected to Ray at %s", address, connected)
 
 
 def _check_health(address: str, timeout: float) -> None:

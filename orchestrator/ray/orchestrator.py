@@ -17,16 +17,18 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan, check_num_threads
-from orchestrator.ray.cluster import connect
+from orchestrator.ray.cluster import Cluster, connect
 from orchestrator.ray.connection import Connections
 from orchestrator.ray.placement import release, reserve
 from orchestrator.ray.session import RaySession
 from orchestrator.ray.transport import ActorCalls, Streams
 from workers.envs import EnvFactory
 from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LockstepError, WorkerError, build_error
+from workers.members import is_factory
 from workers.remote.actor import WorkerActor
 from workers.remote.service import WorkerSpec
 from workers.scope.env_slice import EnvSlice
+from workers.threads import thread_variables
 from workers.types import Scope
 
 __all__ = ["RayOrchestrator"]
@@ -41,7 +43,7 @@ class RayOrchestrator:
     Attributes:
         address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``. None uses the
             environment variable ``RAY_ADDRESS``, or starts Ray on this machine if it is not set. A process that is
-            already connected to Ray keeps its connection and ignores the address.
+            already connected to Ray keeps its connection; Lockstep warns if the address is another one.
         num_cpus: CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results.
         num_threads: Compute threads of each worker, and of this process while the trainer works.
         num_gpus: GPUs that Ray reserves for each worker.
@@ -87,7 +89,8 @@ class RayOrchestrator:
         with ExitStack() as cleanup:
             shared = None
             if recipe is None:
-                shared = EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
+                with thread_variables(self.num_threads):
+                    shared = EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
             cluster = connect(self.address, timeout=deadline - monotonic())
             cleanup.callback(cluster.disconnect)
             started = monotonic()
@@ -98,7 +101,7 @@ class RayOrchestrator:
                 num_gpus=self.num_gpus,
                 timeout=max(0.0, deadline - monotonic()),
             )
-            cleanup.callback(release, group)
+            cleanup.callback(release, cluster, group)
             actors = [
                 WorkerActor.options(  # type: ignore[attr-defined]
                     num_cpus=self.num_cpus,
@@ -107,7 +110,7 @@ class RayOrchestrator:
                 ).remote(num_threads=self.num_threads)
                 for index in range(len(plan.scopes))
             ]
-            cleanup.callback(_kill, actors)
+            cleanup.callback(_kill, cluster, actors)
             streams = self._streams(actors, plan.scopes, deadline)
             cleanup.callback(streams.close)
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
@@ -167,18 +170,18 @@ def _recipe(env: Any) -> EnvFactory | None:
 
 
 def _pickled_agent(agent: Any, scope: Scope) -> bytes:
+    kind = type(agent).__qualname__
+    what, remedy = f"agent of scope {scope.index}, {kind},", f"pass a factory: agents=[lambda scope: {kind}(…), …]"
+    if is_factory(agent):
+        what, remedy = f"factory of scope {scope.index}", "create what it needs inside the factory"
     return _pickled(
-        agent,
-        lambda reason: AgentError(
-            f"the agent of scope {scope.index}, {type(agent).__qualname__}, cannot be pickled for its worker "
-            f"({reason}); pass a factory for the worker to call instead: agents=[lambda scope: "
-            f"{type(agent).__qualname__}(…), …]"
-        ),
+        agent, lambda reason: AgentError(f"the {what} cannot be pickled for its worker ({reason}); {remedy}")
     )
 
 
 def _pickled_env(recipe: EnvFactory) -> bytes:
-    return _pickled(recipe, lambda reason: EnvError(f"the environment factory cannot be pickled ({reason})"))
+    what, remedy = "the environment factory", "create what it needs inside build"
+    return _pickled(recipe, lambda reason: EnvError(f"{what} cannot be pickled for its workers ({reason}); {remedy}"))
 
 
 def _pickled(value: Any, error_of: Callable[[str], LockstepError]) -> bytes:
@@ -189,7 +192,7 @@ def _pickled(value: Any, error_of: Callable[[str], LockstepError]) -> bytes:
     return data
 
 
-def _kill(actors: list[Any]) -> None:
-    if ray.is_initialized():
+def _kill(cluster: Cluster, actors: list[Any]) -> None:
+    if cluster.is_connected:
         for actor in actors:
             ray.kill(actor)

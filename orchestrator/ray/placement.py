@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from orchestrator.ray.cluster import Cluster
@@ -50,9 +49,9 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
     )
 
 
-def release(group: PlacementGroup) -> None:
+def release(cluster: Cluster, group: PlacementGroup) -> None:
     """Release a reservation."""
-    if ray.is_initialized():
+    if cluster.is_connected:
         remove_placement_group(group)
 
 

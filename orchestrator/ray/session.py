@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import ray
-
 from orchestrator.base import Plan
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import Streams, payloads
@@ -116,7 +114,7 @@ class RaySession:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
         try:
             self._streams.abandon()
-            if ray.is_initialized():
+            if self._streams.is_connected:
                 self._bring_back_instances()
                 self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
         finally:

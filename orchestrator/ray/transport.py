@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from orchestrator.ray.cluster import connection
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
@@ -65,11 +66,17 @@ class Streams(ABC):
 
     def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
         self.nodes = ["an unknown node"] * len(actors)
+        self._connection = connection()
         self._actors = actors
         self._scopes = scopes
         self._seq = 0
         self._lost: dict[int, UnreachableError] = {}
         self._under_way: list[int] = []
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the Ray in which the workers live is still there: the program may have shut it down."""
+        return self._connection is not None and self._connection == connection()
 
     @abstractmethod
     def _send(self, index: int, request: Request, ack: int) -> None:
@@ -211,7 +218,7 @@ class Streams(ABC):
 
     def _halt(self) -> None:
         """Make workers with several iterations stop after the current one."""
-        if ray.is_initialized():
+        if self.is_connected:
             for index, actor in enumerate(self._actors):
                 if index not in self._lost:
                     actor.halt.remote(self._seq)

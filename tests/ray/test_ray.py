@@ -38,13 +38,18 @@ def trainer_of(
 OWN_RAY = """
 from tests.support.processes import still_alive
 from tests.ray.test_ray import *
-import psutil, ray
+import gymnasium, psutil, ray, warnings
 
 class Agent(NullAgent):
     def __init__(self, scope): super().__init__(); self.count = 0
     def post_interaction(self, *, timestep, timesteps): self.count += 1
 
 class Env(CountingEnv): pass
+
+class Registered(Env):
+    def __init__(self): super().__init__(0)
+
+gymnasium.register("Mine-v0", Registered)
 
 def trainer(**options):
     env = EnvFactory(lambda n, first: [Env(first + i) for i in range(n)], num_envs=2)
@@ -59,6 +64,9 @@ assert type(first.agents[0]) is Agent
 print("classes of __main__:", first.agents[0].count)
 first.close()
 second.train()
+mine = trainer_of(make_env("Mine-v0", num_envs=2, framework="warp"), NullAgent, "ray")
+print("registered in __main__:", mine.train()[0].numpy()[:, 2].tolist())
+mine.close()
 print("after another's end:", len(second.agents[0].records()))
 second.close()
 print("after the last one's end:", is_gone())
@@ -79,19 +87,31 @@ except ClusterError as error:
     print(error)
 third.close()
 print("after a shutdown:", is_gone())
+fourth = trainer()
+ray.shutdown()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
+fifth = trainer()
+fourth.close()
+fifth.train()
+fifth.close()
+print("the user's own:", ray.is_initialized())
+ray.shutdown()
 """
 
 
 def test_ray_that_was_started_here_is_shared_and_shut_down():
-    """Also: classes of ``__main__`` can be passed, too few CPUs are refused at once, a shutdown is reported."""
+    """Also: ``__main__`` has classes and environments, too few CPUs are refused at once, a shutdown is reported."""
     done = python("-c", OWN_RAY)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith(("Warp ", "  "))]  # without Warp's output
-    assert len(lines) == 8, done.stdout
+    assert len(lines) == 10, done.stdout
     for line, begin in zip(
         lines,
         [
             "classes of __main__: 1",
+            "registered in __main__: [1.0, 1.0]",
             "after another's end: 1",
             "after the last one's end: True",
             "500 workers with 1 CPU each were requested, but Ray has",
@@ -99,6 +119,7 @@ def test_ray_that_was_started_here_is_shared_and_shut_down():
             "500 workers with 1 CPU each were requested, but Ray has",
             "Ray was shut down while a trainer used it",
             "after a shutdown: True",
+            "the user's own: True",
         ],
         strict=True,
     ):
@@ -235,7 +256,7 @@ def test_factories_products_come_back_by_their_modules_or_by_a_file(ray_cluster,
 def test_agent_that_cannot_come_back_is_named(ray_cluster):
     with (
         trainer_of(agents=LostAgent) as trainer,
-        pytest.raises(AgentError, match="cannot be brought back: it cannot be pickled, and has neither"),
+        pytest.raises(AgentError, match="cannot be brought back: it cannot be pickled, and none of"),
     ):
         _ = trainer.agents
 
