@@ -13,7 +13,8 @@ show_messages()
 
 
 def __getattr__(name: str) -> object:
-    if name in ("StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"):
+    if name in ("StepTrainer", "StepTrainerCfg", "StepTrainerCfgDict", "generate_equally_spaced_scopes"):
+        # not an AttributeError, whose text the import statement replaces by its own
         raise ImportError(
             f"choose a framework: from trainer.torch import {name}, or import it from trainer.jax or trainer.warp"
         )

@@ -12,7 +12,7 @@ from workers.envs import EnvFactory
 from workers.envs.checking import check_env, check_num_envs
 from workers.errors import AgentError, ConfigError, EnvError
 from workers.frameworks import Framework
-from workers.members import is_factory
+from workers.members import is_factory, missing_members
 from workers.scope.checks import check_agent
 from workers.types import Scope
 
@@ -27,7 +27,7 @@ def resolve_orchestrator(orchestrator: Any) -> Orchestrator:
         from orchestrator.ray import RayOrchestrator
 
         return RayOrchestrator()
-    if not hasattr(orchestrator, "start") or not hasattr(orchestrator, "num_threads"):
+    if isinstance(orchestrator, type) or missing_members(orchestrator, Orchestrator):
         raise ConfigError(
             f"orchestrator is {orchestrator!r}; expected 'local', 'ray', a LocalOrchestrator or a RayOrchestrator"
         )

@@ -94,7 +94,8 @@ def resolve_cfg(cfg: StepTrainerCfg | StepTrainerCfgDict | Mapping[str, Any]) ->
             raise ConfigError(f"cfg: unknown {keys}; allowed keys: {', '.join(names)}")
         cfg = StepTrainerCfg(**cfg)
     if not isinstance(cfg, StepTrainerCfg):
-        raise ConfigError(f"cfg is a {type(cfg).__qualname__}; expected a StepTrainerCfg or a dictionary")
+        kind = f"{type(cfg).__module__}.{type(cfg).__qualname__}"
+        raise ConfigError(f"cfg is of type {kind}; expected Lockstep's StepTrainerCfg or a dictionary")
     cfg.validate()
     cfg.expand()
     return cfg

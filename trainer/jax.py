@@ -8,12 +8,12 @@ from typing_extensions import TypeVar
 
 from orchestrator.scopes import generate_equally_spaced_scopes
 from trainer import step
-from trainer.config import StepTrainerCfg
+from trainer.config import StepTrainerCfg, StepTrainerCfgDict
 
 if TYPE_CHECKING:
     import jax
 
-__all__ = ["StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"]
+__all__ = ["StepTrainer", "StepTrainerCfg", "StepTrainerCfgDict", "generate_equally_spaced_scopes"]
 
 A = TypeVar("A", default="jax.Array")
 

@@ -111,6 +111,21 @@ def test_by_the_states_of_its_modules():
     assert made.checkpoint_modules["value"] is critic
 
 
+def test_by_its_state():
+    class WithState(Unpicklable):
+        def state_dict(self):
+            return {"policy": self.policy.state_dict()}
+
+        def load_state_dict(self, state):
+            self.policy.load_state_dict(state["policy"])
+
+    agent, made = trained(WithState()), WithState(seed=1)
+    exported = sent(agent)
+    assert exported.kind == "state"
+    assert import_agent(exported, lambda: made) is made
+    assert made.policy.weight.tolist() == agent.policy.weight.tolist()
+
+
 def test_modules_without_a_state_travel_themselves():
     agent, made = Unpicklable(), Unpicklable(seed=1)
     agent.checkpoint_modules["scale"] = made.checkpoint_modules["scale"] = 1.0

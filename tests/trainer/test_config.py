@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -100,9 +101,11 @@ def test_unknown_keys_are_all_named():
     assert str(caught.value) == f"cfg: unknown keys 'timestep', 'render'; allowed keys: {', '.join(FIELDS)}"
 
 
-@pytest.mark.parametrize(("cfg", "kind"), [(None, "NoneType"), (["timesteps"], "list"), (5, "int")])
+@pytest.mark.parametrize(
+    ("cfg", "kind"), [(None, "builtins.NoneType"), (5, "builtins.int"), (Path(), "pathlib.PosixPath")]
+)
 def test_what_is_no_configuration(cfg: Any, kind: str):
-    with pytest.raises(ConfigError, match=f"^cfg is a {kind}; expected a StepTrainerCfg or a dictionary$"):
+    with pytest.raises(ConfigError, match=f"^cfg is of type {kind}; expected Lockstep's StepTrainerCfg or a dict"):
         resolve_cfg(cfg)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box
 
+from orchestrator import LocalOrchestrator
 from tests.support.agents import NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, build_counting
 from tests.support.foreign import ForeignEnv, trainer_of
-from workers.envs import EnvFactory, wrap_env
-from workers.errors import AgentError, ConfigError, EnvError, ScopeError
+from workers.envs import EnvFactory, Wrapper, wrap_env
+from workers.errors import AgentError, ConfigError, EnvError, ScopeError, WorkerError
 
 
 class Incomplete:
@@ -20,6 +25,15 @@ class Incomplete:
 
 class Halved(ForeignEnv):
     step: Any = property()
+
+
+class Keywords(NullAgent):
+    def __init__(self, *, num_envs: int) -> None: ...
+
+
+class Nameless(Wrapper):
+    num_envs, observation_space, action_space = 2, Box(-1, 1, (1,)), Box(-1, 1, (1,))
+    reset = step = render = close = None  # type: ignore[assignment]
 
 
 one = NullAgent()
@@ -46,6 +60,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative seed": ({"seed": -1}, ConfigError, "seed is -1"),
     "seed of another type": ({"seed": "one"}, ConfigError, "seed is 'one'"),
     "orchestrator": ({"orchestrator": "slurm"}, ConfigError, "orchestrator is 'slurm'; expected 'local', 'ray'"),
+    "class of an orchestrator": ({"orchestrator": LocalOrchestrator}, ConfigError, "expected 'local', 'ray'"),
     "agent lacks members": (
         {"agents": [Incomplete(), NullAgent]},
         AgentError,
@@ -56,6 +71,27 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         AgentError,
         "lacks pre_interaction",
     ),
+    "factory without a parameter": (
+        {"agents": [NullAgent, lambda: NullAgent()]},
+        AgentError,
+        r"the factory of scope 1, <lambda>, cannot be called with the Scope as its only argument \(too many positional",
+    ),
+    "class with other parameters": (
+        {"agents": [Keywords, NullAgent]},
+        AgentError,
+        r"the factory of scope 0, Keywords, cannot be called .* pass a function such as lambda scope: PPO\(",
+    ),
+    "factory without a result": (
+        {"agents": [lambda scope: None, NullAgent]},
+        AgentError,
+        "the factory of scope 0, <lambda>, returned None; expected an agent",
+    ),
+    "vector environment that is not wrapped": (
+        {"env": gymnasium.make_vec("CartPole-v1", num_envs=2)},
+        EnvError,
+        r"CartPoleVectorEnv is not wrapped; wrap it with wrap_env\(env, framework='torch'\)",
+    ),
+    "wrapper without a framework": ({"env": Nameless()}, EnvError, "set the class attribute framework = 'torch'"),
     "environment lacks a member": ({"env": Halved()}, EnvError, "Halved lacks step"),
     "no environment": ({"env": object()}, EnvError, "object lacks num_envs, observation_space"),
     "one instance in two scopes": ({"agents": [one, one]}, AgentError, "in several scopes"),
@@ -83,6 +119,36 @@ def test_environment_of_another_framework_is_refused(framework):
     ):
         with pytest.raises(EnvError, match=f"is for 'numpy'.*'{framework}'"):
             trainer_of(env, framework=framework)
+
+
+class Acts(NullAgent):
+    acted: Any
+
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        return self.acted
+
+
+@pytest.mark.parametrize(
+    ("acted", "message"),
+    [
+        (np.zeros((2, 1)), "an object of type ndarray; expected (actions, outputs)"),
+        ((np.zeros((2, 1)),) * 3, "a tuple of 3; expected (actions, outputs)"),
+        ((np.zeros((2, 1)), None), "outputs of type NoneType; expected (actions, outputs)"),
+        ((np.zeros((2, 1)), {}), "actions of type ndarray; expected a torch array with 2 rows"),
+        ((torch.zeros(()), {}), "actions of shape (); expected a torch array with 2 rows"),
+        ((torch.zeros(2, 1), {"mean_actions": torch.zeros(3, 1)}), "actions of shape (3, 1); expected a torch array"),
+    ],
+)
+def test_what_act_may_not_return(acted, message):
+    agent = Acts()
+    agent.acted = acted
+    with trainer_of(agents=agent) as trainer, pytest.raises(WorkerError, match=re.escape(f"act() returned {message}")):
+        trainer.eval()
+
+
+def test_a_factory_of_environments_says_where_to_take_spaces():
+    with pytest.raises(AttributeError, match=r"has no 'observation_space': .* take spaces from a single environment"):
+        _ = EnvFactory(build_counting, num_envs=2).observation_space
 
 
 def test_observation_width_that_disagrees_with_the_agents():

@@ -243,7 +243,7 @@ def test_foreign_environment_that_is_not_seeded_is_said_once(caplog):
 
 def test_exports(framework):
     module = importlib.import_module(f"trainer.{framework}")
-    assert module.__all__ == ["StepTrainer", "StepTrainerCfg", "generate_equally_spaced_scopes"]
+    assert module.__all__ == ["StepTrainer", "StepTrainerCfg", "StepTrainerCfgDict", "generate_equally_spaced_scopes"]
     assert module.StepTrainer.framework == framework
     assert module.StepTrainerCfg is StepTrainerCfg
     assert module.generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]

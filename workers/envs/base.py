@@ -31,6 +31,12 @@ class EnvFactory:
     num_envs: int
     framework: str | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"EnvFactory has no {name!r}: it builds environments when the trainer is built, where they are stepped; "
+            "take spaces from a single environment"
+        )
+
 
 class _EnvWrapper(ABC):
     """Members common to both base classes.

@@ -42,11 +42,22 @@ def check_env(env: Any, framework: str) -> None:
         EnvError: The environment lacks a member, has no rows, or is for another framework.
     """
     kind = type(env).__qualname__
+    if isinstance(env, (gymnasium.Env, VectorEnv)):
+        raise EnvError(f"environment {kind} is not wrapped; wrap it with wrap_env(env, framework={framework!r})")
     if missing := _missing_members(env):
-        raise EnvError(f"environment {kind} lacks {', '.join(missing)}; wrap it with wrap_env(env, framework=…)")
+        raise EnvError(
+            f"environment {kind} lacks {', '.join(missing)}; wrap it with wrap_env(env, framework={framework!r})"
+        )
     check_num_envs(env.num_envs, f"environment {kind}")
-    if isinstance(env, (Wrapper, MultiAgentEnvWrapper)) and env.framework != framework:
-        raise EnvError(f"environment {kind} is for {env.framework!r}, but the trainer is for {framework!r}")
+    if not isinstance(env, (Wrapper, MultiAgentEnvWrapper)):
+        return
+    if not hasattr(env, "framework"):
+        raise EnvError(f"environment {kind} has no framework; set the class attribute framework = {framework!r}")
+    if env.framework != framework:
+        raise EnvError(
+            f"environment {kind} is for {env.framework!r}, but the trainer is for {framework!r}; build both for one "
+            "framework"
+        )
 
 
 def check_num_envs(num_envs: Any, owner: str) -> None:

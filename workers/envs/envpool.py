@@ -52,10 +52,10 @@ def build(
 
 
 def _import() -> Any:
-    """Import envpool.
+    """Import envpool, before a pool exists.
 
-    It keeps an error of its first import, and with it all frames on the stack. A pool in one of them would never be
-    freed.
+    If a part of its first import fails, envpool keeps the exception and with it every frame on the stack, so that a
+    pool in such a frame would never be freed.
     """
     try:
         import envpool

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from workers.envs.base import EnvFactory
@@ -62,7 +63,8 @@ def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **k
         EnvError: There is no such environment, or `num_envs` is less than 1.
     """
     check_num_envs(num_envs, f"make_env({id!r})")
-    build = partial(_make_registered, id, kwargs, framework, states)
+    registered = gymnasium.registry.get(id, id)  # workers know only what their imports register
+    build = partial(_make_registered, registered, kwargs, framework, states)
     recipe = EnvFactory(build, num_envs=num_envs, framework=framework)
     env = build_rows(recipe, num_envs, 0, framework=framework, seed=None)
     env.recipe = recipe
@@ -70,19 +72,30 @@ def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **k
 
 
 def _make_registered(
-    id: str, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
+    id: str | EnvSpec, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
 ) -> Any:
-    envs = [_make_single(id, kwargs)]
-    with _without_mujocos_warnings():  # the other copies would repeat the first one's warnings
-        envs += [_make_single(id, kwargs) for _ in range(num_envs - 1)]
+    envs = []
+    for _ in range(num_envs):
+        with _mujocos_warnings_once(id):
+            envs.append(_make_single(id, kwargs))
     return wrap_env(envs, framework=framework, states=states)
 
 
+def _name(registered: str | EnvSpec) -> str:
+    return registered if isinstance(registered, str) else registered.id
+
+
+_made: set[str] = set()
+"""Names of the environments that this process has made, and whose warnings it has shown."""
+
+
 @contextmanager
-def _without_mujocos_warnings() -> Iterator[None]:
-    """Silence the warnings of MuJoCo's C library, if it is loaded."""
+def _mujocos_warnings_once(registered: str | EnvSpec) -> Iterator[None]:
+    """Silence the warnings of MuJoCo's C library for all copies of an environment but the first."""
+    id = _name(registered)
     mujoco = sys.modules.get("mujoco")
-    if mujoco is None:
+    if mujoco is None or id not in _made:
+        _made.add(id)
         yield
         return
     before = mujoco.get_mju_user_warning()
@@ -93,9 +106,10 @@ def _without_mujocos_warnings() -> Iterator[None]:
         mujoco.set_mju_user_warning(before)
 
 
-def _make_single(id: str, kwargs: dict[str, Any]) -> Any:
+def _make_single(registered: str | EnvSpec, kwargs: dict[str, Any]) -> Any:
+    id = _name(registered)
     try:
-        return gymnasium.make(id, **kwargs)
+        return gymnasium.make(registered, **kwargs)
     except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
         from workers.envs.registry import make_multi_agent
 

@@ -1,5 +1,5 @@
 """One scope: its environments, its agent and the worker that runs iterations on them.
 
-Imports agents, environments, storage and everything below them. Imported by ``workers.remote``, the orchestrators and
-the trainer.
+May import agents, environments, storage and everything below them. Imported by ``workers.remote``, the orchestrators
+and the trainer.
 """

@@ -13,7 +13,7 @@ from workers.frameworks import Framework
 from workers.members import is_factory, takes_infos
 from workers.node import node_name
 from workers.scope.agent_log import AgentLog
-from workers.scope.checks import asked_shapes, check_agent, check_fit
+from workers.scope.checks import asked_shapes, build_agent, check_fit
 from workers.scope.tracking import AgentTracking
 from workers.seeding import RandomStream, skrl_key
 from workers.storage.agent_file import dump_agent
@@ -72,8 +72,7 @@ class AgentRunner:
         self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
         self._infos: dict[str, Any] = {}  # infos of the observations to act on
         with self._stream, skrl_key(framework.name, scope.seed):
-            self.agent = agent(scope) if is_factory(agent) else agent
-            check_agent(self.agent, scope)
+            self.agent = build_agent(agent, scope)
             check_fit(self.agent, scope, framework, observation_space)
             self._shapes = asked_shapes(self.agent, scope, observation_space)
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
@@ -98,7 +97,7 @@ class AgentRunner:
         if self.agents and not self._takes_infos:
             yield (
                 f"{kind}.act() takes no infos, so it cannot tell which agents are alive: it gets rows of zeros for a "
-                "dead agent, and learns from them as from any others"
+                "dead agent, and learns from them as from any other row"
             )
         if unused:
             yield (
@@ -138,12 +137,11 @@ class AgentRunner:
             with self._no_grad:
                 start = perf_counter()
                 if self._takes_infos:
-                    actions, outputs = agent.act(
-                        observations, states, infos=self._infos, timestep=timestep, timesteps=timesteps
-                    )
+                    acted = agent.act(observations, states, infos=self._infos, timestep=timestep, timesteps=timesteps)
                 else:
-                    actions, outputs = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
+                    acted = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
                 elapsed = (perf_counter() - start) * 1e3
+                actions, outputs = _checked_pair(acted)
                 agent.track_data("Stats / Inference time (ms)", elapsed)
         if self._log.collecting:  # also here: what some agents track cannot be read
             self._log.note_time("Inference", elapsed)
@@ -151,8 +149,8 @@ class AgentRunner:
             actions = _mean_actions(actions, outputs)
         if self.agents:
             self._check_names(actions)
-        elif getattr(actions, "shape", (None,))[0] != self._num_envs:
-            raise self._wrong_rows(actions)
+        else:
+            self._check_rows(actions)
         self._acted = observations, states, actions
         return actions
 
@@ -162,13 +160,18 @@ class AgentRunner:
             given = list(actions) if isinstance(actions, dict) else f"type {type(actions).__qualname__}"
             raise AgentError(f"act() returned actions of {given}; expected a dictionary with keys {list(self.agents)}")
         for name, action in actions.items():
-            if not self._framework.is_array(action) or action.shape[0] != self._num_envs:
-                raise self._wrong_rows(action, f" for {name!r}")
+            self._check_rows(action, f" for {name!r}")
 
-    def _wrong_rows(self, actions: Any, whose: str = "") -> AgentError:
-        shape = getattr(actions, "shape", None)
-        given = f"type {type(actions).__qualname__}" if shape is None else f"shape {tuple(shape)}"
-        return AgentError(f"act() returned actions of {given}{whose}; expected an array with {self._num_envs} rows")
+    def _check_rows(self, actions: Any, whose: str = "") -> None:
+        """Check that `actions` is an array with a row for every environment."""
+        is_array = self._framework.is_array(actions)
+        if is_array and actions.ndim and actions.shape[0] == self._num_envs:
+            return
+        given = f"shape {tuple(actions.shape)}" if is_array else f"type {type(actions).__qualname__}"
+        raise AgentError(
+            f"act() returned actions of {given}{whose}; expected a {self._framework.name} array with "
+            f"{self._num_envs} rows"
+        )
 
     def learn(
         self,
@@ -276,6 +279,21 @@ class AgentRunner:
 
 def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
     return array.reshape(shape)
+
+
+def _checked_pair(acted: Any) -> tuple[Arrays, Mapping[str, Any]]:
+    """Return the actions and outputs that ``act`` returned."""
+    if not isinstance(acted, tuple):
+        given = f"an object of type {type(acted).__qualname__}"
+    elif len(acted) != 2:
+        given = f"a tuple of {len(acted)}"
+    elif not isinstance(acted[1], Mapping):
+        given = f"outputs of type {type(acted[1]).__qualname__}"
+    else:
+        return acted
+    raise AgentError(
+        f"act() returned {given}; expected (actions, outputs), where outputs is a dictionary, such as {{}}"
+    )
 
 
 def _mean_actions(actions: Arrays, outputs: Mapping[str, Any]) -> Arrays:

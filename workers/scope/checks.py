@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gymnasium
@@ -9,12 +10,45 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.errors import AgentError
 from workers.frameworks import Framework, available_frameworks
-from workers.members import missing_members
+from workers.members import is_factory, missing_members
 from workers.types import Agent, Scope
 
-__all__ = ["asked_shapes", "check_agent", "check_fit"]
+__all__ = ["asked_shapes", "build_agent", "check_agent", "check_fit"]
 
 Spaces = gymnasium.Space[Any] | dict[str, gymnasium.Space[Any]]
+
+
+def build_agent(agent: Any, scope: Scope) -> Any:
+    """Return the agent of a scope, built if it is a factory.
+
+    Raises:
+        AgentError: The factory cannot be called with the scope, or does not return an agent.
+    """
+    if is_factory(agent):
+        factory = f"the factory of scope {scope.index}, {getattr(agent, '__qualname__', type(agent).__qualname__)},"
+        if reason := _refuses(agent, scope):
+            raise AgentError(
+                f"{factory} cannot be called with the Scope as its only argument ({reason}); pass a function such as "
+                "lambda scope: PPO(…, num_envs=scope.num_envs)"
+            )
+        agent = agent(scope)
+        if agent is None:
+            raise AgentError(f"{factory} returned None; expected an agent")
+    check_agent(agent, scope)
+    return agent
+
+
+def _refuses(factory: Any, scope: Scope) -> str | None:
+    """Return why a factory cannot be called with a scope; None if it can, or if that is unknown."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # not written in Python
+        return None
+    try:
+        signature.bind(scope)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def check_agent(agent: Any, scope: Scope) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import tempfile
@@ -28,19 +27,20 @@ class ExportedAgent(NamedTuple):
     """A trained agent as plain data.
 
     Attributes:
-        kind: ``"pickle"``: the whole agent. ``"modules"``: the states of its ``checkpoint_modules``, pickled.
-            ``"file"``: the output of its ``save``. ``"none"``: the export failed; `data` has the reasons.
+        kind: ``"pickle"``: the whole agent. ``"state"``: its ``state_dict()``, pickled. ``"modules"``: the states of
+            its ``checkpoint_modules``, pickled. ``"file"``: the output of its ``save``. ``"none"``: the export failed;
+            `data` has the reasons.
         data: The bytes.
     """
 
-    kind: Literal["pickle", "modules", "file", "none"]
+    kind: Literal["pickle", "state", "modules", "file", "none"]
     data: bytes
 
 
 def export_agent(agent: Any, dumps: Callable[[Any], bytes]) -> ExportedAgent:
     """Convert a trained agent to plain data in the first way that works; `dumps` pickles it."""
-    ways: tuple[tuple[Literal["pickle", "modules", "file"], Callable[[Any], bytes]], ...]
-    ways = (("pickle", dumps), ("modules", _dump_modules), ("file", dump_file))
+    ways: tuple[tuple[Literal["pickle", "state", "modules", "file"], Callable[[Any], bytes]], ...]
+    ways = (("pickle", dumps), ("state", _dump_state), ("modules", _dump_modules), ("file", dump_file))
     reasons = []
     for kind, dump in ways:
         try:
@@ -62,8 +62,8 @@ def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
     """
     if exported.kind == "none":
         raise AgentError(
-            "the trained agent cannot be brought back: it cannot be pickled, and has neither working "
-            f"checkpoint_modules nor working save() and load() ({exported.data.decode()})"
+            "the trained agent cannot be brought back: it cannot be pickled, and none of state_dict(), "
+            f"checkpoint_modules and save() works ({exported.data.decode()})"
         )
     try:
         return _loaded(exported, make)
@@ -78,7 +78,9 @@ def _loaded(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
     if exported.kind == "pickle":
         return pickle.loads(exported.data)
     agent = make()
-    if exported.kind == "modules":
+    if exported.kind == "state":
+        agent.load_state_dict(pickle.loads(exported.data))
+    elif exported.kind == "modules":
         load_modules(agent, pickle.loads(exported.data))
     else:
         load_file(agent, exported.data)
@@ -170,12 +172,16 @@ def _load(modules: dict[str, Any], states: dict[str, Any]) -> None:
             modules[name] = state
 
 
+def _dump_state(agent: Any) -> bytes:
+    if not hasattr(agent, "load_state_dict"):
+        raise AttributeError("it has no load_state_dict()")
+    return pickle.dumps(agent.state_dict())
+
+
 def _dump_modules(agent: Any) -> bytes:
     if not agent.checkpoint_modules:
         raise ValueError("checkpoint_modules is empty")
-    buffer = io.BytesIO()
-    pickle.dump(module_states(agent), buffer)
-    return buffer.getvalue()
+    return pickle.dumps(module_states(agent))
 
 
 def dump_file(agent: Any) -> bytes:
