@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 __all__ = ["show_messages"]
 
+_logger = logging.getLogger("lockstep")
 
-class _Console(logging.Handler):
-    """Handler that writes to standard error, unless the root logger has handlers: they get the same messages."""
+
+class _Console(logging.StreamHandler[Any]):
+    """Handler that writes to the current standard error, unless another handler gets the same messages."""
 
     def __init__(self) -> None:
-        super().__init__()
+        logging.Handler.__init__(self)
         self.setFormatter(logging.Formatter("lockstep: %(message)s"))
 
+    @property
+    def stream(self) -> Any:
+        """The current standard error, which programs may replace."""
+        return sys.stderr
+
     def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
-            sys.stderr.write(f"{self.format(record)}\n")
-            sys.stderr.flush()
+        if sys.stderr is not None and not logging.getLogger().handlers and _logger.handlers == [self]:
+            super().emit(record)
 
 
 def show_messages() -> None:
-    """Show the messages of the ``lockstep`` logger. A level that is already set is kept."""
-    logger = logging.getLogger("lockstep")
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(_Console())
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
+    """Show the messages of the ``lockstep`` logger, unless the program has configured logging already."""
+    if logging.getLogger().handlers or _logger.handlers or _logger.level != logging.NOTSET:
+        return
+    _logger.addHandler(_Console())
+    _logger.setLevel(logging.INFO)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import sys
-from typing import Any
 
 import pytest
 
@@ -44,16 +41,23 @@ logging.getLogger("lockstep").warning("third")
         ("", "lockstep: first 1\nlockstep: third\n"),
         ("logging.getLogger('lockstep').setLevel('WARNING')", "lockstep: third\n"),
         ("logging.basicConfig(format='mine: %(message)s')", "mine: first 1\nmine: third\n"),
+        ("logging.getLogger('lockstep').addHandler(logging.StreamHandler())", "first 1\nthird\n"),
+        ("sys.stderr = None", ""),
+        ("sys.stderr = open('/dev/null'); sys.stderr.close(); logging.raiseExceptions = False", ""),
     ],
-    ids=["as it is", "a level", "the user's own"],
+    ids=["as it is", "a level", "the user's own", "a handler of the logger", "no output", "closed output"],
 )
 def test_messages_are_shown_once_and_as_the_user_wants_them(setting: str, shown: str):
     done = python("-c", MESSAGES.format(setting))
     assert (done.returncode, done.stderr) == (0, shown)
 
 
-def test_messages_go_to_the_standard_error_of_the_moment(capsys: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    logging.getLogger("lockstep").warning("now")
-    assert capsys.readouterr().err == "lockstep: now\n"
-    assert "trainer" in sys.modules
+def test_logging_that_was_configured_before_keeps_its_level():
+    before = "import logging\nlogging.basicConfig(format='mine: %(message)s')"
+    done = python("-c", before + MESSAGES.format(""))
+    assert (done.returncode, done.stderr) == (0, "mine: third\n")
+
+
+def test_messages_go_to_the_standard_error_of_the_moment():
+    done = python("-c", MESSAGES.format("sys.stderr = sys.stdout"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "lockstep: first 1\nlockstep: third\n", "")
