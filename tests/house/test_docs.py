@@ -15,9 +15,9 @@ from tests.support.processes import ROOT, python
 from trainer.config import StepTrainerCfg
 from trainer.torch import StepTrainer
 from workers import errors
+from workers.threads import THREAD_VARIABLES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -40,7 +40,7 @@ def local() -> list[str]:
 
 
 def printed(program: str) -> list[str]:
-    done = python("-W", "error::UserWarning", "-c", program.rstrip() + DIGESTS, env=THREADS)
+    done = python("-W", "error::UserWarning", "-c", program.rstrip() + DIGESTS, env=dict.fromkeys(THREAD_VARIABLES))
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -59,11 +59,40 @@ def test_the_first_example_prints_the_same_in_ray(local: list[str]):
     assert printed(program) == local
 
 
-def test_the_first_example_prints_what_the_readme_says():
-    """On one type of CPU; on any, it is of the same form."""
+def test_the_readme_shows_lines_of_this_form():
+    """The numbers are those of one type of CPU."""
     (shown, *_) = [text for text in blocks(ROOT / "README.md", "") if text.startswith("timestep")]
     form = r"timestep \d+: mean returns \d+\.\d and \d+\.\d\n"
     assert re.fullmatch(f"({form}){{4}}", shown)
+
+
+def test_the_script_of_the_page_for_skrl_runs_locally_and_in_ray():
+    local, remote = blocks(ROOT / "docs" / "from-skrl.md", "python")
+    rest = "print(type(trainer).__module__, trainer.run(64)[0].shape, len(trainer.agents))\ntrainer.close()"
+    done = python("-c", f"{local}{remote}{rest}")
+    assert done.returncode == 0, done.stderr
+    assert "trainer.torch torch.Size([8, 4]) 2\n" in done.stdout
+
+
+COMPARE = """
+expected = policy(observations.numpy()).argmax(-1)
+assert (outputs["mean_actions"].numpy()[:, 0] == expected).all() and len(set(expected)) == 2
+"""
+
+
+def test_a_trained_policy_acts_as_the_page_says(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    settings = ["trainer.timesteps=64", "trainer.disable_progressbar=true", "evaluation.episodes=0"]
+    done = python(
+        "-m", "trainer", "train", "examples/cartpole.yaml", "--set", f"logging.directory={run_dir}", *settings
+    )
+    assert done.returncode == 0, done.stderr
+    with_lockstep, without = blocks(ROOT / "docs" / "trained-policy.md", "python")
+    program = f"import torch\nobservations = torch.randn(64, 4)\n{with_lockstep}{without}{COMPARE}"
+    for program_or_file in (["-c", program.replace("runs/mine", str(run_dir))], ["examples/use_policy.py", run_dir]):
+        done = python(*program_or_file)
+        assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"return \d+\.0\n", done.stdout)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

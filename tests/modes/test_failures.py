@@ -87,7 +87,7 @@ REMOTE_MODES = ["sharded", "shared", "sharded by ray", "shared by ray"]
 """Arrangement, and the transport if it is not a connection."""
 
 
-PAIRS = [*product(["local"], FRAMEWORKS), *in_turn(REMOTE_MODES, ["jax", "warp"])]
+PAIRS = [*product(["local"], FRAMEWORKS), *in_turn(REMOTE_MODES)]
 
 
 @pytest.fixture

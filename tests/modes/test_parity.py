@@ -22,7 +22,7 @@ from tests.support.schedule import FRAMEWORKS, IS_LONG, full_or_short, in_turn
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.types import Scope
 
-STEPS = 164
+STEPS = 328 if IS_LONG else 164
 assert not STEPS % 41, "expected whole rounds of all ways"
 PPO_CFG = {"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "learning_rate": 1e-3}
 assert STEPS // PPO_CFG["rollouts"] >= 3

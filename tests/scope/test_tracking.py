@@ -311,7 +311,7 @@ def notes_of(agent: Any, caplog: pytest.LogCaptureFixture, orchestrator: Any = "
     return [record.getMessage() for record in caplog.records]
 
 
-def test_unused_intervals_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_unused_intervals_are_told_once(tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture):
     def silent(scope: Any) -> SkrlLikeAgent:
         agent = SkrlLikeAgent(tmp_path / "never", write_interval=0)
         agent.checkpoint_interval = 0
@@ -322,7 +322,11 @@ def test_unused_intervals_are_told_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert "use collect_metrics() for its scalars and agent_files() for its state" in note
     assert notes_of(silent, caplog) == []
     # instances in the user's process keep their files
-    assert notes_of([SkrlLikeAgent(tmp_path / "one"), SkrlLikeAgent(tmp_path / "two")], caplog) == []
+    instances = [SkrlLikeAgent(tmp_path / "one"), SkrlLikeAgent(tmp_path / "two")]
+    assert notes_of(instances, caplog) == []
+    ignored, copied = notes_of(instances, caplog, "ray")
+    assert ignored == note
+    assert "is trained as a copy" in copied
 
 
 def test_what_becomes_of_instances_in_ray_is_told_once(ray_cluster: None, caplog: pytest.LogCaptureFixture):

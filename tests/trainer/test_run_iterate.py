@@ -183,18 +183,20 @@ def test_run_can_be_interrupted(mode: str):
     trainer = trainer_of(mode, agents)
     trainer.run(10)
     gc.collect()  # an interrupt inside a __del__, such as one of an earlier test's actors, would be lost
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores the signal
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         trainer.run(200_000)
     timer.join(PATIENCE)
+    signal.signal(signal.SIGINT, before)
     start = time.monotonic()
     trainer.close()
     assert time.monotonic() - start < PATIENCE  # it did not wait for all iterations
     for agent in agents:
         done = timesteps_of(agent)
         assert done == list(range(1, len(done) + 1))
-        assert len(done) >= 10
+        assert 10 <= len(done) < 200_000
 
 
 class SlowEnv(CountingEnv):
