@@ -2,6 +2,8 @@
 
 `workers.agents.base` and `workers.agents.ppo` hold the framework-independent part; ``workers.agents.<framework>`` holds
 the networks, the array operations and the update.
+
+Imports storage, the rules and the frameworks, but no environments. Imported by users and by `load_ppo`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Remote workers: requests, connections, shared memory and the Ray actor.
 
-Imports everything else in ``workers``. Imported only by ``orchestrator.ray``; local mode does not need it. Only
+May import everything else in ``workers``. Imported only by ``orchestrator.ray``; local mode does not need it. Only
 ``workers.remote.actor`` imports Ray.
 """

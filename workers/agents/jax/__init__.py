@@ -1,4 +1,4 @@
-"""JAX agents."""
+"""JAX agents. Imports JAX; imported by users, and by `workers.agents.load_ppo`."""
 
 from workers.agents.jax.ppo import PPO
 from workers.agents.ppo import PPOCfg

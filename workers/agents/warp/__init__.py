@@ -1,4 +1,4 @@
-"""Warp agents."""
+"""Warp agents. Imports Warp; imported by users, and by `workers.agents.load_ppo`."""
 
 from workers.agents.ppo import PPOCfg
 from workers.agents.warp.ppo import PPO
