@@ -81,7 +81,8 @@ class HeldThreads:
     def __enter__(self) -> None:
         if len(sys.modules) != self._num_modules:  # imports may have loaded libraries
             self._find()
-        num_threads, changed = self._num_threads, _Changed()
+        num_threads = self._num_threads
+        changed: _Changed = []
         self._entered.calls.append(changed)
         try:
             for count, set_count in self._controls:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import RayError
 
 from workers.errors import ClusterError
 
@@ -57,7 +58,7 @@ class Cluster:
     def disconnect(self) -> None:
         """End the connection if it was made here, no other session uses it, and the program has not ended it."""
         self.users -= 1
-        if self.users == 0 and self.is_connected:
+        if self.users == 0 and connection() in (None, self.connection):
             ray.shutdown()
 
 
@@ -66,11 +67,14 @@ _own = Cluster()
 
 
 def connection() -> Any:
-    """Return the identity of this process's connection to Ray; None if there is none."""
+    """Return the identity of this process's connection to Ray; None if there is none, or it does not answer."""
     if not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
-    return context.get_node_id(), context.get_job_id()
+    try:
+        return context.get_node_id(), context.get_job_id()
+    except (ConnectionError, RayError):  # a client asks its server
+        return None
 
 
 def connect(address: str | None, *, timeout: float) -> Cluster:

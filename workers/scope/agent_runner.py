@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
@@ -165,9 +165,10 @@ class AgentRunner:
     def _check_rows(self, actions: Any, whose: str = "") -> None:
         """Check that `actions` is an array with a row for every environment."""
         is_array = self._framework.is_array(actions)
-        if is_array and actions.ndim and actions.shape[0] == self._num_envs:
+        shape = actions.shape if is_array else ()
+        if shape and shape[0] == self._num_envs:
             return
-        given = f"shape {tuple(actions.shape)}" if is_array else f"type {type(actions).__qualname__}"
+        given = f"shape {tuple(shape)}" if is_array else f"type {type(actions).__qualname__}"
         raise AgentError(
             f"act() returned actions of {given}{whose}; expected a {self._framework.name} array with "
             f"{self._num_envs} rows"
@@ -281,13 +282,13 @@ def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
     return array.reshape(shape)
 
 
-def _checked_pair(acted: Any) -> tuple[Arrays, Mapping[str, Any]]:
+def _checked_pair(acted: Any) -> tuple[Arrays, dict[str, Any]]:
     """Return the actions and outputs that ``act`` returned."""
     if not isinstance(acted, tuple):
         given = f"an object of type {type(acted).__qualname__}"
     elif len(acted) != 2:
         given = f"a tuple of {len(acted)}"
-    elif not isinstance(acted[1], Mapping):
+    elif not isinstance(acted[1], dict):
         given = f"outputs of type {type(acted[1]).__qualname__}"
     else:
         return acted
@@ -296,7 +297,7 @@ def _checked_pair(acted: Any) -> tuple[Arrays, Mapping[str, Any]]:
     )
 
 
-def _mean_actions(actions: Arrays, outputs: Mapping[str, Any]) -> Arrays:
+def _mean_actions(actions: Arrays, outputs: dict[str, Any]) -> Arrays:
     """Return the actions for evaluation: mean actions if the agent returns them, else the actions themselves."""
     if not isinstance(actions, dict):
         return outputs.get("mean_actions", actions)
