@@ -91,7 +91,7 @@ fourth = trainer()
 ray.shutdown()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="warning")
 fifth = trainer()
 fourth.close()
 fifth.train()
