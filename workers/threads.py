@@ -119,6 +119,6 @@ def _restore(changed: _Changed) -> None:
             set_count, before = changed[-1]
             set_count(before)
             changed.pop()
-    except BaseException:
+    except KeyboardInterrupt:
         _restore(changed)
         raise

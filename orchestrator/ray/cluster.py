@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from workers.errors import ClusterError
 
-__all__ = ["Cluster", "connect", "connection"]
+__all__ = ["Cluster", "connect"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -41,7 +41,7 @@ class Cluster:
     @property
     def is_connected(self) -> bool:
         """Whether the connection still exists: the program may have called ``ray.shutdown()``."""
-        return self.connection is not None and self.connection == connection()
+        return self.connection is not None and self.connection == _connection()
 
     @property
     def resources(self) -> dict[str, float]:
@@ -58,7 +58,7 @@ class Cluster:
     def disconnect(self) -> None:
         """End the connection if it was made here, no other session uses it, and the program has not ended it."""
         self.users -= 1
-        if self.users == 0 and connection() in (None, self.connection):
+        if self.users == 0 and _connection() in (None, self.connection):
             ray.shutdown()
 
 
@@ -66,7 +66,7 @@ _own = Cluster()
 """The cluster with the connection that `connect` made last."""
 
 
-def connection() -> Any:
+def _connection() -> Any:
     """Return the identity of this process's connection to Ray; None if there is none, or it does not answer."""
     if not ray.is_initialized():
         return None
@@ -90,7 +90,7 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
         ClusterError: The cluster cannot be reached within `timeout`.
     """
     global _own
-    if (current := connection()) is not None:
+    if (current := _connection()) is not None:
         if address not in (None, "auto") and not address.startswith("ray://"):
             _warn_of_other(address)
         if current != _own.connection:
@@ -112,7 +112,7 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     _logger.info("Ray is ready after %.1f s", monotonic() - started)
-    _own = Cluster(connection(), started_here=address == "local", users=1)
+    _own = Cluster(_connection(), started_here=address == "local", users=1)
     return _own
 
 

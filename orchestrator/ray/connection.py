@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ray
 from ray import cloudpickle
 
+from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.shm import Place, ReplyMemory
 from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError, cause_of_death
 from workers.remote.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
@@ -231,10 +232,11 @@ def _unreadable(error: Exception) -> NoReplyError:
 class Connections(Streams):
     """Request streams over an authenticated connection to each worker."""
 
-    def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope], *, timeout: float) -> None:
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], *, timeout: float) -> None:
         """Make the workers listen, and connect to them.
 
         Args:
+            cluster: The cluster in which the actors live.
             actors: The actors.
             scopes: Their scopes.
             timeout: Time for the actors to start, in seconds.
@@ -243,7 +245,7 @@ class Connections(Streams):
             OSError: A worker cannot be connected to.
             RayError: An actor did not start.
         """
-        super().__init__(actors, scopes)
+        super().__init__(cluster, actors, scopes)
         self._plain: tuple[int, bytes] = (0, b"")
         self._links: list[Link] = []
         keys = [secrets.token_bytes(32) for _ in actors]

@@ -111,7 +111,7 @@ class RayOrchestrator:
                 for index in range(len(plan.scopes))
             ]
             cleanup.callback(_kill, cluster, actors)
-            streams = self._streams(actors, plan.scopes, deadline)
+            streams = self._streams(cluster, actors, plan.scopes, deadline)
             cleanup.callback(streams.close)
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
@@ -140,20 +140,20 @@ class RayOrchestrator:
             )
         raise AssertionError("unreachable")
 
-    def _streams(self, actors: list[Any], scopes: Sequence[Scope], deadline: float) -> Streams:
+    def _streams(self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], deadline: float) -> Streams:
         """Return the request streams to the actors."""
         if self.transport == "ray":
-            return ActorCalls(actors, scopes)
+            return ActorCalls(cluster, actors, scopes)
         reason = "RAY_USE_TLS is set, but connections are not encrypted"
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false", ""):
             try:
-                return Connections(actors, scopes, timeout=max(0.1, deadline - monotonic()))
+                return Connections(cluster, actors, scopes, timeout=max(0.1, deadline - monotonic()))
             except GetTimeoutError:
                 raise ClusterError("the worker processes did not start in time; increase start_timeout") from None
             except (OSError, RayError) as error:
                 reason = f"{type(error).__name__}: {error}"
         _logger.warning("steps go through plain actor calls instead of connections: %s", reason)
-        return ActorCalls(actors, scopes)
+        return ActorCalls(cluster, actors, scopes)
 
 
 def _recipe(env: Any) -> EnvFactory | None:

@@ -114,7 +114,7 @@ class RaySession:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
         try:
             self._streams.abandon()
-            if self._streams.is_connected:
+            if self._streams.cluster.is_connected:
                 self._bring_back_instances()
                 self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
         finally:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from orchestrator.ray.cluster import connection
+from orchestrator.ray.cluster import Cluster
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
@@ -61,22 +61,18 @@ class Streams(ABC):
     and its failure replaces its replies.
 
     Attributes:
+        cluster: The cluster in which the workers live.
         nodes: Where each worker lives, for its failures.
     """
 
-    def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
+        self.cluster = cluster
         self.nodes = ["an unknown node"] * len(actors)
-        self._connection = connection()
         self._actors = actors
         self._scopes = scopes
         self._seq = 0
         self._lost: dict[int, UnreachableError] = {}
         self._under_way: list[int] = []
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the Ray in which the workers live is still there: the program may have shut it down."""
-        return self._connection is not None and self._connection == connection()
 
     @abstractmethod
     def _send(self, index: int, request: Request, ack: int) -> None:
@@ -218,7 +214,7 @@ class Streams(ABC):
 
     def _halt(self) -> None:
         """Make workers with several iterations stop after the current one."""
-        if self.is_connected:
+        if self.cluster.is_connected:
             for index, actor in enumerate(self._actors):
                 if index not in self._lost:
                     actor.halt.remote(self._seq)
@@ -264,8 +260,8 @@ def cause_of_death(ref: Any, timeout: float) -> str | None:
 class ActorCalls(Streams):
     """Request streams of plain actor calls."""
 
-    def __init__(self, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
-        super().__init__(actors, scopes)
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
+        super().__init__(cluster, actors, scopes)
         self._refs: list[dict[int, Any]] = [{} for _ in actors]
 
     def _send(self, index: int, request: Request, ack: int) -> None:

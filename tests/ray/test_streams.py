@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError
 
-from orchestrator.ray import transport
+from orchestrator.ray import cluster, transport
 from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError
 from workers.errors import ClusterError
 from workers.remote.service import Busy, Reply
@@ -26,6 +26,17 @@ class Actor:
         self.halt = SimpleNamespace(remote=self.halted.append)
 
 
+class Cluster(cluster.Cluster):
+    """Is connected while Ray is initialised."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @property
+    def is_connected(self) -> bool:
+        return self.world.is_initialized
+
+
 class World(Streams):
     """Workers that reply at given times. Iterations start when the request is sent, and at further given times.
 
@@ -41,7 +52,7 @@ class World(Streams):
         self.pings = 0
         self.is_initialized = True
         self.actors = [Actor(self, index) for index in range(3)]
-        super().__init__(self.actors, SCOPES)
+        super().__init__(Cluster(self), self.actors, SCOPES)
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         self.asked = request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -102,10 +102,13 @@ def test_unknown_keys_are_all_named():
 
 
 @pytest.mark.parametrize(
-    ("cfg", "kind"), [(None, "builtins.NoneType"), (5, "builtins.int"), (Path(), "pathlib.PosixPath")]
+    ("cfg", "kind"), [(None, "NoneType"), (["timesteps"], "list"), (5, "int"), (Fraction(5), "Fraction")]
 )
 def test_what_is_no_configuration(cfg: Any, kind: str):
-    with pytest.raises(ConfigError, match=f"^cfg is of type {kind}; expected Lockstep's StepTrainerCfg or a dict"):
+    name = f"{type(cfg).__module__}.{kind}"
+    with pytest.raises(
+        ConfigError, match=f"^cfg is of type {name}; expected Lockstep's StepTrainerCfg or a dictionary$"
+    ):
         resolve_cfg(cfg)
 
 

@@ -72,17 +72,14 @@ def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **k
 
 
 def _make_registered(
-    id: str | EnvSpec, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
+    registered: str | EnvSpec, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
 ) -> Any:
+    id = registered if isinstance(registered, str) else registered.id
     envs = []
     for _ in range(num_envs):
         with _mujocos_warnings_once(id):
-            envs.append(_make_single(id, kwargs))
+            envs.append(_make_single(id, registered, kwargs))
     return wrap_env(envs, framework=framework, states=states)
-
-
-def _name(registered: str | EnvSpec) -> str:
-    return registered if isinstance(registered, str) else registered.id
 
 
 _made: set[str] = set()
@@ -90,9 +87,8 @@ _made: set[str] = set()
 
 
 @contextmanager
-def _mujocos_warnings_once(registered: str | EnvSpec) -> Iterator[None]:
+def _mujocos_warnings_once(id: str) -> Iterator[None]:
     """Silence the warnings of MuJoCo's C library for all copies of an environment but the first."""
-    id = _name(registered)
     mujoco = sys.modules.get("mujoco")
     if mujoco is None or id not in _made:
         _made.add(id)
@@ -106,8 +102,7 @@ def _mujocos_warnings_once(registered: str | EnvSpec) -> Iterator[None]:
         mujoco.set_mju_user_warning(before)
 
 
-def _make_single(registered: str | EnvSpec, kwargs: dict[str, Any]) -> Any:
-    id = _name(registered)
+def _make_single(id: str, registered: str | EnvSpec, kwargs: dict[str, Any]) -> Any:
     try:
         return gymnasium.make(registered, **kwargs)
     except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
