@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from workers.envs.base import Wrapper
 from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
 from workers.errors import EnvError
 from workers.frameworks import load_framework
+from workers.info_rows import add_row, check_infos
 from workers.infos import mask_rows, overlay
 from workers.types import Array
 
@@ -65,6 +67,8 @@ class GymnasiumWrapper(Wrapper):
                 f"expected a gymnasium.vector.AutoresetMode"
             ) from error
         base = env.unwrapped
+        if type(base)._add_info is VectorEnv._add_info:  # which takes the layout of a key from its first row
+            base._add_info = partial(add_row, base.num_envs)  # type: ignore[method-assign]
         first = base.envs[0].unwrapped if isinstance(base, SyncVectorEnv) else env
         self._state_space = getattr(first, "state_space", None) if callable(getattr(first, "state", None)) else None
         if self._state_space is not None:
@@ -102,6 +106,7 @@ class GymnasiumWrapper(Wrapper):
     def reset(self, *, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
         """Start all environments; see `Wrapper.reset`."""
         native, infos = self._env.reset(seed=seed)
+        infos = check_infos(infos, self._env)
         observations = self._flatten(native)
         return self._framework.from_numpy(observations), self._with_mask(infos, observations)
 
@@ -112,6 +117,7 @@ class GymnasiumWrapper(Wrapper):
             EnvError: The actions have the wrong shape, or the environment does not respect ``reset_mask``.
         """
         native, rewards, terminated, truncated, infos = self._env.step(self._native_actions(actions))
+        infos = check_infos(infos, self._env)
         observations = self._flatten(native)
         ended = terminated | truncated
         if ended.any():

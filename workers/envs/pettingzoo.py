@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
-from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
+from workers.copying import copy_containers
 from workers.envs.base import MultiAgentEnvWrapper
 from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
 from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike
 from workers.errors import EnvError
 from workers.frameworks import load_framework
+from workers.info_rows import merge_rows
 from workers.types import Array
 
 __all__ = ["PettingZooWrapper", "States"]
@@ -90,7 +90,6 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             check_space(self._native_state_space, f"{self._name}: state space")
         self._has_joint_states = states == "joint"
         self._joint_states: NumpyArray | None = None
-        self._infos = _Infos(len(envs))
 
     @property
     def num_envs(self) -> int:
@@ -128,13 +127,12 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def reset(self, *, seed: int | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
         """Start all copies; see `MultiAgentEnvWrapper.reset`."""
-        shown = _Observations(self._spaces)
-        infos: dict[str, Any] = {}
+        shown, told = _Observations(self._spaces), []
         for row, copy in enumerate(self._copies):
             observations, row_infos = copy.reset(None if seed is None else seed + row)
             shown.add(row, observations)
-            infos = self._infos.add(infos, row_infos, row)
-        observations = self._flat(shown)
+            told.append(row_infos)
+        observations, infos = self._flat(shown), self._merged(told)
         self._tell(infos, observations, shown)
         return self._to_framework(observations), infos
 
@@ -153,7 +151,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             {name: np.zeros((self.num_envs, 1), np.bool_) for name in self._names} for _ in range(2)
         )
         shown, final, final_states = _Observations(self._spaces), _Observations(self._spaces), {}
-        infos: dict[str, Any] = {}
+        told, final_told = [], [None] * self.num_envs
         for row, copy in enumerate(self._copies):
             try:
                 given = copy.step({name: taken[name][row] for name in copy.acting()})
@@ -166,15 +164,17 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             observations, row_infos = given.observations, given.infos
             if copy.is_over:
                 # environments may overwrite arrays they returned
-                observations, row_infos = deepcopy((observations, row_infos))
+                observations, final_told[row] = copy_containers((observations, row_infos))
                 final.add(row, observations)
                 if self._native_state_space is not None:
-                    final_states[row] = deepcopy(copy.env.state())
-                observations, reset_infos = copy.reset()
-                row_infos = reset_infos | ({"final_info": row_infos} if row_infos else {})
+                    final_states[row] = copy_containers(copy.env.state())
+                observations, row_infos = copy.reset()
             shown.add(row, observations)
-            infos = self._infos.add(infos, row_infos, row)
-        flat_observations = self._flat(shown)
+            told.append(row_infos)
+        flat_observations, infos = self._flat(shown), self._merged(told)
+        if any(final_told):
+            infos["final_info"] = merge_rows(final_told, where=("final_info",))
+            infos["_final_info"] = np.array([bool(row_infos) for row_infos in final_told])
         if any(copy.was_reset for copy in self._copies):
             self._tell_final(infos, self._flat(final), final_states)
         self._tell(infos, flat_observations, shown)
@@ -222,6 +222,15 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     def _flat_states(self, states: list[Any]) -> NumpyArray:
         space = self._native_state_space
         return flatten_rows(space, stack_rows(space, states)).astype(np.float32, copy=False)
+
+    def _merged(self, told: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+        """Merge the infos of all copies; see `workers.info_rows.merge_rows`."""
+        infos = merge_rows(told)
+        if taken := [key for key in infos if key in _RESERVED]:
+            raise EnvError(
+                f"{self._name} has {taken[0]!r} in its infos; expected another name, as this is the wrapper's"
+            )
+        return infos
 
     def _tell(self, infos: dict[str, Any], observations: dict[str, NumpyArray], shown: _Observations) -> None:
         """Add to the infos which agents act next and which of their actions are legal."""
@@ -297,17 +306,6 @@ class _Observations:
         full = np.zeros((num_envs, flat.shape[1]), flat.dtype)
         full[rows] = flat
         return full
-
-
-class _Infos(VectorEnv[Any, Any, Any]):
-    """Access to Gymnasium's method of merging the infos of single environments."""
-
-    def __init__(self, num_envs: int) -> None:
-        self.num_envs = num_envs
-
-    def add(self, infos: dict[str, Any], row_infos: dict[str, Any], row: int) -> dict[str, Any]:
-        """Add the infos of one row to `infos`, in place, and return it."""
-        return self._add_info(infos, row_infos, row)
 
 
 def _checked_names(env: Any, owner: str) -> list[str]:

@@ -13,6 +13,7 @@ from pettingzoo.utils.conversions import (
 )
 
 from workers.errors import EnvError
+from workers.info_rows import check_infos
 
 __all__ = ["ByAgent", "Given", "TeamCopy", "as_parallel", "check_alike"]
 
@@ -126,9 +127,15 @@ class TeamCopy:
 
     def _told(self, infos: ByAgent) -> dict[str, Any]:
         """Return the infos that are not empty."""
-        if self._is_turn_based:  # PettingZoo's conversion adds `active_agent`, which `alive` replaces
-            infos = {name: {key: info[key] for key in info if key != "active_agent"} for name, info in infos.items()}
-        return {name: value for name, value in infos.items() if not isinstance(value, dict) or value}
+        told = {}
+        for name, info in check_infos(infos, self.env).items():
+            if name in self._names and not isinstance(info, dict):
+                info = check_infos(info, f"{self.env}, {name!r}")
+            if self._is_turn_based:  # PettingZoo's conversion adds `active_agent`, which `alive` replaces
+                info = {key: info[key] for key in info if key != "active_agent"}
+            if not isinstance(info, dict) or info:
+                told[name] = info
+        return told
 
 
 def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
 from workers.envs.checking import check_env, is_multi_agent
 from workers.envs.making import build_rows
 from workers.frameworks import Framework
+from workers.info_rows import check_infos
 from workers.scalars import Scalars
 from workers.seeding import skrl_key
 from workers.types import Arrays, Outcome, Phase, Transition
@@ -117,6 +118,7 @@ class EnvSlice:
             observations, rewards, terminated, truncated, infos = self.env.step(actions)
             states = self.env.state()
             step_time = (perf_counter() - start) * 1e3
+            infos = check_infos(infos, self.env)
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             self._next_states = states
             if self._ours and infos:
@@ -166,7 +168,7 @@ class EnvSlice:
             self._seed = None  # only the first reset seeds: later ones continue the random generators
             # a copy: an environment may always write its observations to the same array
             self._observations, self._states = map_arrays(self._framework.copy, observations), self.env.state()
-            self._reset_infos = infos
+            self._reset_infos = check_infos(infos, self.env)
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
     def _final(self, infos: dict[str, Any], key: str, arrays: Arrays | None) -> Arrays | None:
