@@ -62,7 +62,7 @@ class LocalSession:
             self.close(close_environment=False)
             raise
         self._agents = AgentGroup(self._runners, framework)
-        self._worker = ScopeWorker(self._env_slice, self._agents, framework, scope=only_scope)
+        self._worker = ScopeWorker(self._env_slice, self._agents, framework, scopes=plan.scopes)
         self.workers: Sequence[Description] = [runner.describe(self._env_slice.notes) for runner in self._runners]
 
     def _build_runners(self) -> None:

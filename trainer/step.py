@@ -256,7 +256,7 @@ class StepTrainer(Generic[A]):
             with self._asking():
                 return self._session.agent_files()
         except WorkerError as error:
-            raise build_error(error.failures) from error
+            raise build_error(error.failures) from error.__cause__
 
     def reset(self) -> None:
         """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.

@@ -32,6 +32,8 @@ __all__ = [
     "ScopeError",
     "WorkerError",
     "build_error",
+    "mark_row",
+    "marked_row",
 ]
 
 
@@ -61,6 +63,27 @@ class LifecycleError(LockstepError, RuntimeError):
 
 class ClusterError(LockstepError, RuntimeError):
     """Ray cannot be reached, or does not provide what was requested."""
+
+
+def mark_row(error: BaseException, row: int, owner: object) -> None:
+    """Record in which copy an exception was raised, in a note for people and for `Failure`; the last mark counts.
+
+    Args:
+        error: The exception.
+        row: Index of the copy among those of `owner`.
+        owner: The environment that steps the copies.
+    """
+    before, note = getattr(error, "_lockstep_mark", (None, ""))[1], f"in copy {row} of {owner}"
+    if before in getattr(error, "__notes__", ()):
+        error.__notes__.remove(before)
+    error.add_note(note)
+    error._lockstep_mark = row, note  # type: ignore[attr-defined]
+
+
+def marked_row(error: BaseException) -> int | None:
+    """Return the row that `mark_row` recorded last; None if there is none."""
+    row: int | None = getattr(error, "_lockstep_mark", (None, ""))[0]
+    return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +121,19 @@ class Failure:
         timestep: int | None,
         node: str,
     ) -> Failure:
-        """Build a failure from `error`, with its traceback as text."""
-        kind = type(error)
+        """Build a failure from `error`, with its traceback as text.
+
+        Args:
+            error: The exception. A row that `mark_row` recorded narrows `rows` to that environment.
+            scope: See `Failure`.
+            rows: See `Failure`.
+            phase: See `Failure`.
+            timestep: See `Failure`.
+            node: See `Failure`.
+        """
+        kind, row = type(error), marked_row(error)
+        if row is not None:
+            rows = (rows[0] + row, rows[0] + row + 1)
         return cls(
             scope=scope,
             rows=rows,
@@ -108,15 +142,39 @@ class Failure:
             node=node,
             kind=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
             message=_message(error),
-            traceback="".join(traceback.format_exception(error)),
+            traceback=_formatted(error),
         )
 
     def __str__(self) -> str:
-        scope = "all scopes" if self.scope is None else f"scope {self.scope}"
-        when = "" if self.timestep is None else f", timestep {self.timestep}"
-        where = f"{scope} (environments {self.rows[0]}:{self.rows[1]}), phase {self.phase}{when}, on {self.node}"
-        text = f"{where}: {self.kind}: {self.message}"
-        return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
+        return _text([self])
+
+
+def _text(failures: Sequence[Failure], omit: str = "") -> str:
+    """Return all tracebacks but `omit`, and last what happened where. An exception that scopes share is told once."""
+    shared: dict[tuple[object, ...], list[Failure]] = {}
+    for one in failures:
+        shared.setdefault((one.phase, one.timestep, one.kind, one.message, one.traceback), []).append(one)
+    groups = list(shared.values())
+    numbers = [""] if len(groups) == 1 else [f"[{number + 1}] " for number in range(len(groups))]
+    texts = [group[0].traceback for group in groups]
+    parts = [f"{number}{text.rstrip()}" for number, text in zip(numbers, texts, strict=True) if text not in ("", omit)]
+    headlines = [f"{number}{_headline(group)}" for number, group in zip(numbers, groups, strict=True)]
+    if len(groups) > 1:
+        headlines.insert(0, f"{len(groups)} different failures in the workers")
+    return "\n\n".join([*parts, "\n".join(headlines)])
+
+
+def _headline(group: Sequence[Failure]) -> str:
+    one = group[0]
+    when = "" if one.timestep is None else f", timestep {one.timestep}"
+    nodes = " and ".join(dict.fromkeys(failure.node for failure in group))
+    return f"{' and '.join(map(_scope, group))}, phase {one.phase}{when}, on {nodes}: {one.kind}: {one.message}"
+
+
+def _scope(failure: Failure) -> str:
+    start, stop = failure.rows
+    rows = f"environment {start}" if stop - start == 1 else f"environments {start}:{stop}"
+    return f"{'all scopes' if failure.scope is None else f'scope {failure.scope}'} ({rows})"
 
 
 def _message(error: BaseException) -> str:
@@ -129,6 +187,10 @@ def _message(error: BaseException) -> str:
 class WorkerError(LockstepError, RuntimeError):
     """One or more scopes failed; all of them are reported.
 
+    The text has the original tracebacks first and says last what happened where, once for all scopes that share an
+    exception. In local mode the original exception is the ``__cause__``: Python shows it, so its traceback is not
+    repeated in ``str(error)``; `report` has all of them.
+
     Attributes:
         failures: One `Failure` per failed scope.
     """
@@ -137,12 +199,18 @@ class WorkerError(LockstepError, RuntimeError):
         self.failures = tuple(failures)
         super().__init__(self.failures)
 
+    @property
+    def report(self) -> str:
+        """The text with all tracebacks."""
+        return _text(self.failures)
+
     def __str__(self) -> str:
-        count = len(self.failures)
-        head = "1 failure" if count == 1 else f"{count} failures"
-        return "\n".join(
-            [f"{head} in the workers", *(f"[{i + 1}] {failure}" for i, failure in enumerate(self.failures))]
-        )
+        cause = self.__cause__
+        return _text(self.failures, omit="" if cause is None else _formatted(cause))
+
+
+def _formatted(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def build_error(failures: Sequence[Failure]) -> LockstepError:
@@ -150,5 +218,8 @@ def build_error(failures: Sequence[Failure]) -> LockstepError:
     ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
     kinds = {failure.kind for failure in failures}
     if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
-        return kind("; ".join(f"{failure.message} [on {failure.node}]" for failure in failures))
+        nodes: dict[str, list[str]] = {}
+        for failure in failures:
+            nodes.setdefault(failure.message, []).append(failure.node)
+        return kind("; ".join(f"{message} [on {', '.join(dict.fromkeys(on))}]" for message, on in nodes.items()))
     return WorkerError(failures)

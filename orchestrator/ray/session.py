@@ -55,8 +55,7 @@ class RaySession:
         self._worker: ScopeWorker | None = None
         if shared is not None:
             agents = _RemoteAgents(streams, plan, step_timeout)
-            scope = 0 if len(plan.scopes) == 1 else None
-            self._worker = ScopeWorker(shared, agents, plan.framework, scope=scope)
+            self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""

@@ -233,13 +233,16 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
                 num_envs=config.num_envs,
                 framework=framework,
                 states=config.states,
+                allow_nonfinite=config.allow_nonfinite,
                 **config.kwargs,
             )
             return env, _spaces(env)
         build = partial(_imported(config.factory, key), **config.kwargs)
         if config.states != "own":
             build = partial(_with_states, build, framework, config.states)
-        factory = EnvFactory(build, num_envs=config.num_envs, framework=framework)
+        factory = EnvFactory(
+            build, num_envs=config.num_envs, framework=framework, allow_nonfinite=config.allow_nonfinite
+        )
         # a factory has no spaces: take those of its first environment
         env = build_rows(factory, 1, 0, framework=framework, seed=None)
         try:

@@ -190,8 +190,7 @@ class Service:
                 # outputs are packed before the agent sees them
                 AgentGroup([runner], framework, copies=not env_slice.gives_arrays_away),
                 framework,
-                scope=spec.scope.index,
-                first_env=spec.scope.start,
+                scopes=[spec.scope],
                 pack=lambda outcome: to_wire(outcome, framework, self._into),
             )
         return runner.describe(() if env_slice is None else env_slice.notes)
