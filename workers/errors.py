@@ -17,8 +17,9 @@ All exceptions can be pickled: they carry only plain data.
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -32,7 +33,11 @@ __all__ = [
     "ScopeError",
     "WorkerError",
     "build_error",
+    "close_all",
+    "close_or_log",
 ]
+
+_logger = logging.getLogger("lockstep")
 
 
 class LockstepError(Exception):
@@ -152,3 +157,52 @@ def build_error(failures: Sequence[Failure]) -> LockstepError:
     if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
         return kind("; ".join(f"{failure.message} [on {failure.node}]" for failure in failures))
     return WorkerError(failures)
+
+
+def close_all(closers: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Close everything, even if some of it raises, and raise one error at the end.
+
+    Args:
+        closers: What is closed, for the error, and the function that closes it.
+
+    Raises:
+        Exception: The only error, with a note that says what was being closed.
+        WorkerError: All failures, if there are several errors and each is a `WorkerError`.
+        ExceptionGroup: Several errors, each with such a note. The message names all of them.
+        BaseException: The first exception that is not an `Exception`, such as KeyboardInterrupt.
+    """
+    errors: list[Exception] = []
+    told: list[str] = []
+    interrupts: list[BaseException] = []
+    for what, close in closers:
+        try:
+            close()
+        except Exception as error:
+            error.add_note(f"while closing {what}")
+            errors.append(error)
+            told.append(f"{what}: {type(error).__name__}: {_message(error)}")
+        except BaseException as interrupt:
+            interrupts.append(interrupt)
+    if interrupts:
+        raise interrupts[0]
+    if len(errors) == 1:
+        raise errors[0]
+    of_workers = [error for error in errors if isinstance(error, WorkerError)]
+    if errors and len(of_workers) == len(errors):
+        raise WorkerError([failure for error in of_workers for failure in error.failures])
+    if errors:
+        raise ExceptionGroup("; ".join(told), errors)
+
+
+def close_or_log(what: str, close: Callable[[], object]) -> None:
+    """Close something. An error is logged, because it must not hide an earlier one or end a program that is complete.
+
+    Args:
+        what: What is closed, for the log.
+        close: The function that closes it.
+    """
+    try:
+        close()
+    except Exception as error:
+        # the text of a WorkerError contains its tracebacks
+        _logger.error("%s could not be closed: %s", what, error, exc_info=not isinstance(error, WorkerError))

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 from workers.envs.base import MultiAgentEnvWrapper
 from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
 from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike
-from workers.errors import EnvError
+from workers.errors import EnvError, close_all
 from workers.frameworks import load_framework
 from workers.types import Array
 
@@ -195,9 +195,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         return tuple(copy.env.render() for copy in self._copies)
 
     def close(self) -> None:
-        """Close all copies."""
-        for copy in self._copies:
-            copy.env.close()
+        """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
+        close_all((f"copy {row} of {self._name}", copy.env.close) for row, copy in enumerate(self._copies))
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
         """Return the agent's action for each copy, in the format of its action space."""
