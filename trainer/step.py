@@ -17,7 +17,7 @@ from orchestrator.scopes import resolve_scopes
 from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
 from trainer.config import StepTrainerCfg, StepTrainerCfgDict, resolve_cfg
 from trainer.lifecycle import Lifecycle, State
-from workers.errors import AgentError, ConfigError, WorkerError, build_error
+from workers.errors import AgentError, ConfigError, WorkerError, build_error, close_or_log
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads
 from workers.types import Mode, Tick
@@ -109,7 +109,7 @@ class StepTrainer(Generic[A]):
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def train(self, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do one training iteration.
@@ -291,11 +291,14 @@ class StepTrainer(Generic[A]):
 
         The state of remote agents is copied into the instances that you passed. A second call does nothing. On normal
         program termination an open trainer is closed.
+
+        Raises:
+            WorkerError: Environments raised; everything else is released.
         """
         if self._lifecycle.state is State.CLOSED:
             return
         self._lifecycle.state = State.CLOSED
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         self._drop_progress()
         with self._threads:
             self._session.close(close_environment=self.cfg.close_environment_at_exit)
@@ -306,12 +309,14 @@ class StepTrainer(Generic[A]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        if error is None:
             self.close()
-        except Exception:
-            if error is None:
-                raise
-            _logger.exception("close() failed while another exception was propagating")
+        else:
+            self._close_at_exit()
+
+    def _close_at_exit(self) -> None:
+        """Close the trainer where nobody handles an error of its environments."""
+        close_or_log("the trainer", self.close)
 
     def __str__(self) -> str:
         kind, state = type(self), self._lifecycle.state.value

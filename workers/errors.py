@@ -178,8 +178,9 @@ def close_all(closers: Iterable[tuple[str, Callable[[], object]]]) -> None:
         try:
             close()
         except Exception as error:
-            error.add_note(f"while closing {what}")
             errors.append(error)
+            if not isinstance(error, WorkerError):  # which names the place itself
+                error.add_note(f"while closing {what}")
             told.append(f"{what}: {type(error).__name__}: {_message(error)}")
         except BaseException as interrupt:
             interrupts.append(interrupt)

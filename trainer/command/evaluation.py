@@ -75,7 +75,7 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
     run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options)))
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
-    with run.trainer(cfg=cfg, seed=wanted.seed) as trainer:
+    with run.opened(cfg=cfg, seed=wanted.seed) as trainer:
         names = getattr(trainer.env, "possible_agents", ())
         results = [Evaluation(agents={name: [] for name in names}) for _ in run.agents]
         for index, agent in enumerate(trainer.agents):

@@ -80,7 +80,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
     """
     directory.check_new()
     run = prepare(config)
-    with run.trainer() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
+    with run.opened() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
         log = _Log(run.config, trainer, directory, metrics)
         yield str(trainer)
         yield f"run directory: {directory.url}"

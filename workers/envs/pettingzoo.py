@@ -196,7 +196,9 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def close(self) -> None:
         """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
-        close_all((f"copy {row} of {self._name}", copy.env.close) for row, copy in enumerate(self._copies))
+        close_all(
+            (f"copy {row} of {self._name}", lambda env=copy.env: env.close()) for row, copy in enumerate(self._copies)
+        )
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
         """Return the agent's action for each copy, in the format of its action space."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
-from workers.errors import Failure, WorkerError
+from workers.errors import Failure, WorkerError, close_or_log
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.remote.wire import Packed, from_wire, to_wire
@@ -181,7 +181,7 @@ class Service:
             runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
         except Exception:
             if env_slice is not None:
-                env_slice.close()
+                close_or_log("the environments", env_slice.close)
             raise
         self._runner = runner
         if env_slice is not None:
