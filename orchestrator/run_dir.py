@@ -10,9 +10,10 @@ from typing import Any
 import fsspec.core
 
 from orchestrator.metrics import MetricsWriter
-from workers.errors import AgentError, ConfigError
+from workers.errors import AgentError, ConfigError, DivergedError
 from workers.frameworks import Framework
-from workers.storage.agent_file import FILE_NAMES, load_agent
+from workers.storage.agent_file import FILE_NAMES, STATE, load_agent
+from workers.storage.state_file import nonfinite_values
 
 __all__ = ["RunDirectory"]
 
@@ -120,11 +121,15 @@ class RunDirectory:
         return MetricsWriter(self.url)
 
     def write_agents(self, files: Sequence[tuple[str, bytes]]) -> None:
-        """Store the files that `StepTrainer.agent_files` returned.
+        """Store the files that `StepTrainer.agent_files` returned: those of all scopes, or none.
+
+        An ``agent.bin`` is in its agent's own format and cannot be checked.
 
         Raises:
+            DivergedError: An agent holds NaN, or infinity where it held none, and the stored one holds no NaN.
             OSError: A file cannot be written.
         """
+        self._check_finite(files)
         for scope, (name, data) in enumerate(files):
             self.write(f"agents/{scope}/{name}", data)
             for other in FILE_NAMES:  # an older file of another kind would be loaded instead
@@ -147,6 +152,24 @@ class RunDirectory:
             AgentError: Nothing is stored.
         """
         return hashlib.sha256(self._read(self._agent_file(scope))).hexdigest()
+
+    def _check_finite(self, files: Sequence[tuple[str, bytes]]) -> None:
+        told = []
+        for scope, (name, data) in enumerate(files):
+            path = f"agents/{scope}/{name}"
+            found = nonfinite_values(data) if name == STATE else {}
+            if not found or not self._filesystem.exists(f"{self._path}/{path}"):
+                continue
+            stored = nonfinite_values(self._read(path))
+            # an infinity may be a constant of the agent, such as a mask
+            new = [f"{kind} in {value}" for value, kind in found.items() if stored.get(value) != kind]
+            if new and "NaN" not in stored.values():
+                told.append(
+                    f"the agent of scope {scope} holds {', '.join(new)}; {self.url}/{path} is the last good file, "
+                    f"from timestep {self.status()['timestep']}"
+                )
+        if told:
+            raise DivergedError("\n".join(told))
 
     def _agent_file(self, scope: int) -> str:
         for name in FILE_NAMES:

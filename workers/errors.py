@@ -10,6 +10,7 @@ exception, so ``except ValueError`` keeps working::
     ├── AgentError             (ValueError)    an agent lacks a member, cannot be sent, or breaks the contract
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
+    ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
     └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` per scope
 
 All exceptions can be pickled: they carry only plain data.
@@ -26,6 +27,7 @@ __all__ = [
     "AgentError",
     "ClusterError",
     "ConfigError",
+    "DivergedError",
     "EnvError",
     "Failure",
     "LifecycleError",
@@ -66,6 +68,10 @@ class LifecycleError(LockstepError, RuntimeError):
 
 class ClusterError(LockstepError, RuntimeError):
     """Ray cannot be reached, or does not provide what was requested."""
+
+
+class DivergedError(LockstepError, ArithmeticError):
+    """An agent holds NaN or infinity and would replace a stored agent that does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ KINDS: dict[str, type[Exception]] = {
     "AgentError": ValueError,
     "LifecycleError": RuntimeError,
     "ClusterError": RuntimeError,
+    "DivergedError": ArithmeticError,
     "WorkerError": RuntimeError,
 }
 
