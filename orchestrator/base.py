@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, Failure, WorkerError
 from workers.frameworks import Framework
 from workers.node import node_name
@@ -82,6 +83,13 @@ class Session(Protocol):
 
         Raises:
             WorkerError: Agents cannot be stored; all of them are reported.
+        """
+
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers; see `workers.envs.statistics`.
+
+        Raises:
+            WorkerError: Scopes failed; all of them are reported.
         """
 
     def close(self, *, close_environment: bool) -> None:

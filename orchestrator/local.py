@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.base import Plan, check_num_threads, close_environments
 from orchestrator.merge import share_outcome
+from workers.envs.statistics import Statistics
 from workers.errors import Failure, WorkerError, build_error, close_all, close_or_log
 from workers.members import is_factory
 from workers.node import node_name
@@ -109,6 +110,10 @@ class LocalSession:
     def agent_files(self) -> list[tuple[str, bytes]]:
         """Return the name and content of each scope's agent file."""
         return self._agents.agent_files()
+
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers."""
+        return self._worker.statistics()
 
     def close(self, *, close_environment: bool) -> None:
         """Close environments that were built here; close one that the user passed only if asked to."""

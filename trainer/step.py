@@ -17,6 +17,7 @@ from orchestrator.scopes import resolve_scopes
 from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
 from trainer.config import StepTrainerCfg, StepTrainerCfgDict, resolve_cfg
 from trainer.lifecycle import Lifecycle, State
+from workers.envs.statistics import Statistics
 from workers.errors import AgentError, ConfigError, WorkerError, build_error, close_or_log
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads
@@ -257,6 +258,19 @@ class StepTrainer(Generic[A]):
                 return self._session.agent_files()
         except WorkerError as error:
             raise build_error(error.failures) from error
+
+    def env_statistics(self) -> list[Statistics]:
+        """Return the running statistics that the wrappers of each environment hold, such as NormalizeObservation's.
+
+        Each row has a dictionary: mean, var and count by the names of the wrapper and its attribute.
+
+        Raises:
+            WorkerError: A worker failed.
+            LifecycleError: The trainer is closed.
+        """
+        self._lifecycle.require_open("env_statistics()")
+        with self._asking():
+            return self._session.statistics()
 
     def reset(self) -> None:
         """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.

@@ -12,6 +12,7 @@ from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import Streams, payloads
 from workers.by_agent import map_arrays
+from workers.envs.statistics import Statistics
 from workers.errors import LifecycleError, WorkerError, close_all
 from workers.infos import take_rows
 from workers.members import is_factory
@@ -109,6 +110,12 @@ class RaySession:
         """Return the name and content of each scope's agent file."""
         files: list[tuple[str, bytes]] = self._request("store")
         return files
+
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers."""
+        if self._worker is not None:
+            return self._worker.statistics()
+        return [row for rows in self._request("statistics") for row in rows]
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""

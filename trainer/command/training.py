@@ -19,6 +19,7 @@ from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, dump_config
 from trainer.command.versions import versions
 from trainer.step import StepTrainer
+from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, DivergedError, WorkerError
 
 __all__ = ["report", "train"]
@@ -162,13 +163,15 @@ class _Log:
         self._collected, self._since = 0, perf_counter()
         self._diverged = False
         trainer.collect_metrics()  # starts the measurement
+        statistics = self._statistics()
+        self._has_statistics = any(any(rows) for rows in statistics)
         files = trainer.agent_files()  # an agent that cannot be stored fails now, not at the end
         # the directory belongs to this run only
         stored = dataclasses.replace(config, logging=dataclasses.replace(config.logging, directory=None))
         directory.create(dump_config(stored))
         try:
             directory.write("versions.json", json.dumps(versions(), indent=1))
-            directory.write_agents(files)
+            directory.write_agents(files, statistics if self._has_statistics else ())
             self.status("running")
         except OSError as error:
             raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
@@ -213,7 +216,8 @@ class _Log:
         """Write the agents first, because they matter most, then the metrics, which may tell how an agent diverged."""
         try:
             if self._done != self.timestep and not self._diverged:
-                self._directory.write_agents(self._trainer.agent_files())
+                statistics = self._statistics() if self._has_statistics else ()
+                self._directory.write_agents(self._trainer.agent_files(), statistics)
                 self.timestep = self._done
                 self.status("running")
         except DivergedError:
@@ -221,6 +225,11 @@ class _Log:
             self._write_metrics()
             raise
         self._write_metrics()
+
+    def _statistics(self) -> list[list[Statistics]]:
+        """Return the statistics of each scope's environments, by row."""
+        rows = self._trainer.env_statistics()
+        return [rows[start:stop] for start, stop in self._trainer.scopes]
 
     def _write_metrics(self) -> None:
         scalars = self._trainer.collect_metrics()

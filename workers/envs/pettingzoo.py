@@ -49,6 +49,9 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     Observations and actions are flat, as in `workers.envs.gymnasium.GymnasiumWrapper`. If an observation space is a
     Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool. States
     are flat, float32 and the same for all agents.
+
+    Attributes:
+        envs: The copies, as Parallel environments.
     """
 
     gives_arrays_away = True
@@ -68,7 +71,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """
         self.framework = framework
         self._framework = load_framework(framework)
-        copies = [as_parallel(env) for env in envs]
+        self.envs = copies = [as_parallel(env) for env in envs]
         first = copies[0]
         self._name = str(first)
         self._names = _checked_names(first, self._name)
@@ -196,9 +199,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def close(self) -> None:
         """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
-        close_all(
-            (f"copy {row} of {self._name}", lambda env=copy.env: env.close()) for row, copy in enumerate(self._copies)
-        )
+        close_all((f"copy {row} of {self._name}", lambda env=env: env.close()) for row, env in enumerate(self.envs))
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
         """Return the agent's action for each copy, in the format of its action space."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from workers.by_agent import concatenate_rows
+from workers.envs.statistics import Statistics, read_statistics
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework
 from workers.node import node_name
@@ -129,12 +130,24 @@ class ScopeWorker:
         shared = self.env_slice.scalars.drain()
         return [shared | scalars for scalars in self.agents.collect()]
 
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers; see `workers.envs.statistics`.
+
+        Raises:
+            WorkerError: Something failed; the error says where.
+        """
+        self.env_slice.phase = Phase.STORE
+        try:
+            return read_statistics(self.env_slice.env)
+        except Exception as error:  # the environments of an AsyncVectorEnv are asked
+            raise WorkerError([self._failure(error, None)]) from error
+
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
         self.env_slice.restart()
         self.agents.restart()
 
-    def _failure(self, error: Exception, timestep: int) -> Failure:
+    def _failure(self, error: Exception, timestep: int | None) -> Failure:
         return Failure.of(
             error,
             scope=self._scope,
