@@ -10,6 +10,7 @@ from workers.envs.statistics import Statistics, read_statistics
 from workers.errors import Failure, WorkerError
 from workers.frameworks import Framework
 from workers.node import node_name
+from workers.scalars import prefix_of
 from workers.scope.env_slice import EnvSlice
 from workers.types import Arrays, Outcome, Phase, Tick, Transition
 
@@ -96,6 +97,7 @@ class ScopeWorker:
             WorkerError: Something failed; the error says where.
         """
         mode, timestep, timesteps = tick
+        self.env_slice.scalars.prefix = prefix_of(mode)
         for _ in range(count - 1):
             self._iterate(tick, is_last=False)
             if not goes_on():
