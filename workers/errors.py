@@ -211,5 +211,5 @@ def close_or_log(what: str, close: Callable[[], object]) -> None:
     try:
         close()
     except Exception as error:
-        # the text of a WorkerError contains its tracebacks
-        _logger.error("%s could not be closed: %s", what, error, exc_info=not isinstance(error, WorkerError))
+        text = getattr(error, "report", None) or error  # with all tracebacks, as has the text of a WorkerError
+        _logger.error("%s could not be closed: %s", what, text, exc_info=not isinstance(error, WorkerError))

@@ -17,6 +17,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from orchestrator.run_dir import RunDirectory
 from tests.command.test_cli import Spared
 from tests.support.command import RAY, run
+from trainer.step import StepTrainer
 
 LEVEL, LENGTH, STEPS = 1000.0, 3, 20
 
@@ -122,10 +123,14 @@ def test_the_evaluation_sees_what_training_saw(
 def test_a_run_without_such_wrappers_stores_and_asks_nothing(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    from trainer.step import StepTrainer
+    asked: list[Any] = []
+    ask = StepTrainer.env_statistics
 
-    asked, ask = [], StepTrainer.env_statistics
-    monkeypatch.setattr(StepTrainer, "env_statistics", lambda trainer: asked.append(1) or ask(trainer))
+    def counted(trainer: StepTrainer[Any]) -> Any:
+        asked.append(trainer)
+        return ask(trainer)
+
+    monkeypatch.setattr(StepTrainer, "env_statistics", counted)
     folder = tmp_path / "run"
     agents = f"agents=[{{agent: {__name__}:Echo}}]"
     env = f"env={{factory: '{__name__}:build_bare', num_envs: 4}}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -89,7 +90,7 @@ def test_rows_of_a_vector_wrapper_may_have_different_statistics():
     np.testing.assert_allclose(steps(whole, 3)[-1][:, 4], steps(bare, 3)[-1][:, 4] / np.sqrt(variances), rtol=1e-5)
 
 
-class Normalized(BaseParallelWrapper):  # type: ignore[type-arg]
+class Normalized(BaseParallelWrapper):
     """Wrapper of a team with a statistic of the library's own, and with attributes that look like one."""
 
     def __init__(self, env: Any) -> None:
@@ -118,7 +119,8 @@ def test_wrappers_of_teams_and_several_of_one_kind_are_told_apart():
     env.close()
 
 
-class Frozen(NamedTuple):
+@dataclass(frozen=True)
+class Frozen:
     """Statistics that a wrapper replaces as a whole."""
 
     mean: float = 0.0
@@ -160,6 +162,6 @@ def test_what_cannot_be_carried_is_told_once_with_a_remedy():
     plain = wrap_env([CountingEnv(0)], framework="torch")
     assert read_statistics(plain) == [{}]
     assert load_statistics(plain, [{}]) == []
-    plain.held = plain  # type: ignore[attr-defined]
+    plain.held = plain
     plain._env.env = plain._env
     assert read_statistics(plain) == [{}]

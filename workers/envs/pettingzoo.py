@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -199,7 +200,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def close(self) -> None:
         """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
-        close_all((f"copy {row} of {self._name}", lambda env=env: env.close()) for row, env in enumerate(self.envs))
+        close_all((f"copy {row} of {self._name}", partial(_close, env)) for row, env in enumerate(self.envs))
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
         """Return the agent's action for each copy, in the format of its action space."""
@@ -310,6 +311,10 @@ class _Infos(VectorEnv[Any, Any, Any]):
     def add(self, infos: dict[str, Any], row_infos: dict[str, Any], row: int) -> dict[str, Any]:
         """Add the infos of one row to `infos`, in place, and return it."""
         return self._add_info(infos, row_infos, row)
+
+
+def _close(env: Any) -> None:
+    env.close()
 
 
 def _checked_names(env: Any, owner: str) -> list[str]:

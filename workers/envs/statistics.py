@@ -34,7 +34,7 @@ class _Found(NamedTuple):
 
     batch: dict[str, Any]
     copies: list[dict[str, Any]]
-    remote: AsyncVectorEnv[Any, Any, Any] | None = None
+    remote: AsyncVectorEnv[Any, Any] | None = None
 
 
 def read_statistics(env: Any) -> list[Statistics]:
