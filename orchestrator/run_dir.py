@@ -130,7 +130,7 @@ class RunDirectory:
 
         Args:
             files: Name and content of each scope's agent file.
-            statistics: The statistics of each scope's environments, by row; empty if there are none.
+            statistics: The statistics of each scope's environments, by row. They are stored if there are any.
 
         Raises:
             DivergedError: An agent holds NaN, or infinity where it held none, and the stored one holds no NaN.
@@ -142,9 +142,9 @@ class RunDirectory:
             for other in FILE_NAMES:  # an older file of another kind would be loaded instead
                 if other != name and self._filesystem.exists(f"{self._path}/agents/{scope}/{other}"):
                     self._filesystem.rm(f"{self._path}/agents/{scope}/{other}")
-
         for scope, rows in enumerate(statistics):
-            self.write(f"agents/{scope}/{_STATISTICS}", encode_state(rows, load_framework("numpy")))
+            if any(rows):
+                self.write(f"agents/{scope}/{_STATISTICS}", encode_state(rows, load_framework("numpy")))
 
     def statistics(self, scope: int) -> list[Statistics]:
         """Return the stored statistics of a scope's environments, by row; an empty list if there are none.

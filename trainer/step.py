@@ -141,7 +141,7 @@ class StepTrainer(Generic[A]):
         """Do one evaluation iteration.
 
         Like `train`, but the agents' training mode is off, so that nothing is learnt, and the environments get the mean
-        actions unless ``cfg.stochastic_evaluation`` is set.
+        actions unless ``cfg.stochastic_evaluation`` is set. It steps the training environments, from where they stand.
 
         Args:
             timestep: As for `train`.
@@ -260,9 +260,7 @@ class StepTrainer(Generic[A]):
             raise build_error(error.failures) from error
 
     def env_statistics(self) -> list[Statistics]:
-        """Return the running statistics that the wrappers of each environment hold, such as NormalizeObservation's.
-
-        Each row has a dictionary: mean, var and count by the names of the wrapper and its attribute.
+        """Return what wrappers such as NormalizeObservation hold for each environment: mean, var and count by name.
 
         Raises:
             WorkerError: A worker failed.
@@ -307,7 +305,7 @@ class StepTrainer(Generic[A]):
         program termination an open trainer is closed.
 
         Raises:
-            WorkerError: Environments raised; everything else is released.
+            WorkerError: Environments could not be closed; everything else is released.
         """
         if self._lifecycle.state is State.CLOSED:
             return

@@ -15,9 +15,8 @@ from gymnasium.wrappers import NormalizeObservation
 from gymnasium.wrappers.utils import RunningMeanStd
 
 from orchestrator.run_dir import RunDirectory
-from tests.command.test_cli import Spared
+from tests.command.test_cli import COUNTING, Spared
 from tests.support.command import RAY, run
-from trainer.step import StepTrainer
 
 LEVEL, LENGTH, STEPS = 1000.0, 3, 20
 
@@ -120,24 +119,7 @@ def test_the_evaluation_sees_what_training_saw(
     assert "no statistics that fit are stored for NormalizeObservation.obs_rms" in record.getMessage()
 
 
-def test_a_run_without_such_wrappers_stores_and_asks_nothing(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    asked: list[Any] = []
-    ask = StepTrainer.env_statistics
-
-    def counted(trainer: StepTrainer[Any]) -> Any:
-        asked.append(trainer)
-        return ask(trainer)
-
-    monkeypatch.setattr(StepTrainer, "env_statistics", counted)
+def test_a_run_without_such_wrappers_stores_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "run"
-    agents = f"agents=[{{agent: {__name__}:Echo}}]"
-    env = f"env={{factory: '{__name__}:build_bare', num_envs: 4}}"
-    assert run(capsys, "train", config, "--set", f"logging.directory={folder}", agents, env)[0] == 0
-    assert len(asked) == 1
+    assert run(capsys, "train", config, "--set", f"logging.directory={folder}", COUNTING)[0] == 0
     assert [path.name for path in (folder / "agents/0").iterdir()] == ["state.safetensors"]
-
-
-def build_bare(num_envs: int, first_env: int) -> list[Any]:
-    return [LevelEnv(first_env + i) for i in range(num_envs)]

@@ -159,6 +159,11 @@ def test_what_cannot_be_carried_is_told_once_with_a_remedy():
     ]
     other = {name: dict.fromkeys(one, np.zeros((2, 2))) for name, one in rows[0].items()}
     assert len(load_statistics(env, [other] * 3)) == 2
+    bare = wrap_env([CountingEnv(row) for row in range(3)], framework="torch")
+    notes = load_statistics(bare, rows)
+    assert [note.split(";")[0] for note in notes] == [
+        f"no wrapper takes the stored statistics of {name} before the first reset" for name in rows[0]
+    ]
     plain = wrap_env([CountingEnv(0)], framework="torch")
     assert read_statistics(plain) == [{}]
     assert load_statistics(plain, [{}]) == []

@@ -163,15 +163,13 @@ class _Log:
         self._collected, self._since = 0, perf_counter()
         self._diverged = False
         trainer.collect_metrics()  # starts the measurement
-        statistics = self._statistics()
-        self._has_statistics = any(any(rows) for rows in statistics)
         files = trainer.agent_files()  # an agent that cannot be stored fails now, not at the end
         # the directory belongs to this run only
         stored = dataclasses.replace(config, logging=dataclasses.replace(config.logging, directory=None))
         directory.create(dump_config(stored))
         try:
             directory.write("versions.json", json.dumps(versions(), indent=1))
-            directory.write_agents(files, statistics if self._has_statistics else ())
+            directory.write_agents(files, self._statistics())
             self.status("running")
         except OSError as error:
             raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
@@ -216,8 +214,7 @@ class _Log:
         """Write the agents first, because they matter most, then the metrics, which may tell how an agent diverged."""
         try:
             if self._done != self.timestep and not self._diverged:
-                statistics = self._statistics() if self._has_statistics else ()
-                self._directory.write_agents(self._trainer.agent_files(), statistics)
+                self._directory.write_agents(self._trainer.agent_files(), self._statistics())
                 self.timestep = self._done
                 self.status("running")
         except DivergedError:

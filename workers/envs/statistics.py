@@ -61,6 +61,11 @@ def load_statistics(env: Any, rows: Sequence[Statistics]) -> list[str]:
     notes = [_put(name, held, [row.get(name) for row in rows]) for name, held in batch.items()]
     for copy, row in zip(copies, rows, strict=True):
         notes += [_put(name, held, [row.get(name)]) for name, held in copy.items()]
+        notes += [
+            f"no wrapper takes the stored statistics of {name} before the first reset; {_REMEDY}"
+            for name in row
+            if name not in copy and name not in batch
+        ]
     if remote is not None:
         for name in copies[0]:
             remote.set_attr(name, [copy[name] for copy in copies])

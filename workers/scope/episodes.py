@@ -91,12 +91,12 @@ class Episodes:
 
     def _counted(self, ended: dict[str, EndedEpisodes], over: npt.NDArray[np.bool_]) -> dict[str, EndedEpisodes]:
         """Leave out the episodes that were in progress at the start."""
-        midway = self._midway
-        if not midway.any():
+        if not self._midway.any():
             return ended
-        self._midway = midway & ~over
+        whole = ~self._midway
+        self._midway[np.flatnonzero(over)] = False
         return {
-            name: EndedEpisodes(*(column[~midway[episodes.rows]] for column in episodes))
+            name: EndedEpisodes(*(column[whole[episodes.rows]] for column in episodes))
             for name, episodes in ended.items()
         }
 
@@ -132,10 +132,11 @@ class _Sums:
     def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_], acted: Any = True) -> EndedEpisodes:
         self._returns += rewards
         self._lengths += acted
-        rows = np.flatnonzero(ended & ~self._left_out)
-        result = EndedEpisodes(rows, self._returns[rows], self._lengths[rows])
-        if ended.any():
-            self._returns[ended] = 0.0
-            self._lengths[ended] = 0
-            self._left_out &= ~ended
+        rows = np.flatnonzero(ended)
+        whole = rows[~self._left_out[rows]]
+        result = EndedEpisodes(whole, self._returns[whole], self._lengths[whole])
+        if rows.size:
+            self._returns[rows] = 0.0
+            self._lengths[rows] = 0
+            self._left_out[rows] = False
         return result
