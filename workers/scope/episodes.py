@@ -39,7 +39,8 @@ class Episodes:
             midway: Whether their first episodes have begun before, so that their returns will never be known.
         """
         self._num_envs = num_envs
-        self._midway = np.full(num_envs, midway)  # rows whose environment has not ended since
+        # rows whose environment has not ended since; None if there are none
+        self._midway = np.ones(num_envs, np.bool_) if midway else None
         self._sums: dict[str, _Sums] = {}
         self._ended: dict[str, npt.NDArray[np.bool_]] = {}  # rows by agent, until their environment ends
 
@@ -91,10 +92,12 @@ class Episodes:
 
     def _counted(self, ended: dict[str, EndedEpisodes], over: npt.NDArray[np.bool_]) -> dict[str, EndedEpisodes]:
         """Leave out the episodes that were in progress at the start."""
-        if not self._midway.any():
+        if self._midway is None:
             return ended
         whole = ~self._midway
         self._midway[np.flatnonzero(over)] = False
+        if not self._midway.any():
+            self._midway = None
         return {
             name: EndedEpisodes(*(column[whole[episodes.rows]] for column in episodes))
             for name, episodes in ended.items()
@@ -102,7 +105,7 @@ class Episodes:
 
     def restart(self) -> None:
         """Discard the episodes in progress."""
-        self._midway[:] = False
+        self._midway = None
         self._sums.clear()
         self._ended.clear()
 
@@ -133,7 +136,7 @@ class _Sums:
         self._returns += rewards
         self._lengths += acted
         rows = np.flatnonzero(ended)
-        whole = rows[~self._left_out[rows]]
+        whole = rows[~self._left_out[rows]] if rows.size else rows
         result = EndedEpisodes(whole, self._returns[whole], self._lengths[whole])
         if rows.size:
             self._returns[rows] = 0.0
