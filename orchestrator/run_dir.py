@@ -20,6 +20,8 @@ __all__ = ["RunDirectory"]
 
 _CONFIG = "config.yaml"
 _STATISTICS = "statistics.safetensors"
+_MOST_TOLD = 5
+"""Number of values of a diverged agent that an error names."""
 
 
 class RunDirectory:
@@ -133,6 +135,7 @@ class RunDirectory:
             statistics: The statistics of each scope's environments, by row. They are stored if there are any.
 
         Raises:
+            AgentError: A state cannot be read.
             DivergedError: An agent holds NaN, or infinity where it held none, and the stored one holds no NaN.
             OSError: A file cannot be written.
         """
@@ -182,10 +185,14 @@ class RunDirectory:
             found = nonfinite_values(data) if name == STATE else {}
             if not found or not self._filesystem.exists(f"{self._path}/{path}"):
                 continue
-            stored = nonfinite_values(self._read(path))
+            try:
+                stored = nonfinite_values(self._read(path))
+            except AgentError:  # damaged: nothing good is lost
+                continue
             # an infinity may be a constant of the agent, such as a mask
             new = [f"{kind} in {value}" for value, kind in found.items() if stored.get(value) != kind]
             if new and "NaN" not in stored.values():
+                new[_MOST_TOLD:] = [f"{len(new) - _MOST_TOLD} more"] if len(new) > _MOST_TOLD else []
                 told.append(
                     f"the agent of scope {scope} holds {', '.join(new)}; {self.url}/{path} is the last good file, "
                     f"from timestep {self.status()['timestep']}"

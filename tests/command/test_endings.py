@@ -67,6 +67,8 @@ def test_nan_never_replaces_what_is_good_in_any_scope(url: str):
         f"the agent of scope 1 holds NaN in net; {url}/agents/1/state.safetensors is the last good file, from "
         "timestep 40"
     )
+    with pytest.raises(DivergedError, match="NaN in net/4, 3 more; "):
+        directory.write_agents([better, state(net=[float("nan")] * 8)])
     directory.write_agents([better, better])
     assert stored(url) != before
 
@@ -80,6 +82,9 @@ def test_where_nothing_good_is_lost_everything_is_written(url: str):
         written = stored(url)
     directory.write_agents([state(), ("agent.bin", b"nan")])
     assert stored(url) != written
+    directory.write("agents/0/state.safetensors", b"damaged")
+    directory.write_agents(files)
+    assert stored(url) == written
 
 
 class Diverging(Counting):

@@ -21,6 +21,10 @@ class EndedEpisodes(NamedTuple):
     returns: npt.NDArray[np.float64]
     lengths: npt.NDArray[np.int64]
 
+    def kept(self, mask: npt.NDArray[np.bool_]) -> EndedEpisodes:
+        """Return those that the mask selects."""
+        return EndedEpisodes(self.rows[mask], self.returns[mask], self.lengths[mask])
+
 
 class Episodes:
     """Returns and lengths of the episodes of some rows: of a single agent, or of each agent and of the team.
@@ -98,10 +102,7 @@ class Episodes:
         self._midway[np.flatnonzero(over)] = False
         if not self._midway.any():
             self._midway = None
-        return {
-            name: EndedEpisodes(*(column[whole[episodes.rows]] for column in episodes))
-            for name, episodes in ended.items()
-        }
+        return {name: episodes.kept(whole[episodes.rows]) for name, episodes in ended.items()}
 
     def restart(self) -> None:
         """Discard the episodes in progress."""
