@@ -10,6 +10,7 @@ exception, so ``except ValueError`` keeps working::
     ├── AgentError             (ValueError)    an agent lacks a member, cannot be sent, or breaks the contract
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
+    ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
     └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` per scope
 
 All exceptions can be pickled: they carry only plain data.
@@ -17,14 +18,16 @@ All exceptions can be pickled: they carry only plain data.
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
     "AgentError",
     "ClusterError",
     "ConfigError",
+    "DivergedError",
     "EnvError",
     "Failure",
     "LifecycleError",
@@ -32,9 +35,13 @@ __all__ = [
     "ScopeError",
     "WorkerError",
     "build_error",
+    "close_all",
+    "close_or_log",
     "mark_row",
     "marked_row",
 ]
+
+_logger = logging.getLogger("lockstep")
 
 
 class LockstepError(Exception):
@@ -63,6 +70,10 @@ class LifecycleError(LockstepError, RuntimeError):
 
 class ClusterError(LockstepError, RuntimeError):
     """Ray cannot be reached, or does not provide what was requested."""
+
+
+class DivergedError(LockstepError, ArithmeticError):
+    """An agent holds NaN or infinity and would replace a stored agent that does not."""
 
 
 def mark_row(error: BaseException, row: int, owner: object) -> None:
@@ -223,3 +234,53 @@ def build_error(failures: Sequence[Failure]) -> LockstepError:
             nodes.setdefault(failure.message, []).append(failure.node)
         return kind("; ".join(f"{message} [on {', '.join(dict.fromkeys(on))}]" for message, on in nodes.items()))
     return WorkerError(failures)
+
+
+def close_all(closers: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Close everything, even if some of it raises, and raise one error at the end.
+
+    Args:
+        closers: What is closed, for the error, and the function that closes it.
+
+    Raises:
+        Exception: The only error, with a note that says what was being closed.
+        WorkerError: All failures, if there are several errors and each is a `WorkerError`.
+        ExceptionGroup: Several errors, each with such a note. The message names all of them.
+        BaseException: The first exception that is not an `Exception`, such as KeyboardInterrupt.
+    """
+    errors: list[Exception] = []
+    told: list[str] = []
+    interrupts: list[BaseException] = []
+    for what, close in closers:
+        try:
+            close()
+        except Exception as error:
+            errors.append(error)
+            if not isinstance(error, WorkerError):  # which names the place itself
+                error.add_note(f"while closing {what}")
+            told.append(f"{what}: {type(error).__name__}: {_message(error)}")
+        except BaseException as interrupt:
+            interrupts.append(interrupt)
+    if interrupts:
+        raise interrupts[0]
+    if len(errors) == 1:
+        raise errors[0]
+    of_workers = [error for error in errors if isinstance(error, WorkerError)]
+    if errors and len(of_workers) == len(errors):
+        raise WorkerError([failure for error in of_workers for failure in error.failures])
+    if errors:
+        raise ExceptionGroup("; ".join(told), errors)
+
+
+def close_or_log(what: str, close: Callable[[], object]) -> None:
+    """Close something. An error is logged, because it must not hide an earlier one or end a program that is complete.
+
+    Args:
+        what: What is closed, for the log.
+        close: The function that closes it.
+    """
+    try:
+        close()
+    except Exception as error:
+        text = getattr(error, "report", None) or error  # with all tracebacks, as has the text of a WorkerError
+        _logger.error("%s could not be closed: %s", what, text, exc_info=not isinstance(error, WorkerError))

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from orchestrator.base import Plan
+from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import Streams, payloads
 from workers.by_agent import map_arrays
-from workers.errors import LifecycleError, WorkerError
+from workers.envs.statistics import Statistics
+from workers.errors import LifecycleError, WorkerError, close_all
 from workers.infos import take_rows
 from workers.members import is_factory
 from workers.remote.wire import FrameworkArray, from_wire, read_outcome, to_wire
@@ -109,19 +110,34 @@ class RaySession:
         files: list[tuple[str, bytes]] = self._request("store")
         return files
 
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers."""
+        if self._worker is not None:
+            return self._worker.statistics()
+        return [row for rows in self._request("statistics") for row in rows]
+
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
+        closers: list[tuple[str, Callable[[], object]]] = [("the workers", self._close_workers)]
+        # before disconnecting, which may end this process if Ray's head node is gone
+        if close_environment and hasattr(self.env, "close"):
+            closers.append(("the environments", partial(close_environments, self.env, self._plan)))
+        close_all([*closers, ("the connection to Ray", self._release)])
+
+    def _close_workers(self) -> None:
+        """Bring back the trained agents, and close the environments of every worker that still replies."""
         try:
             self._streams.abandon()
-            if self._streams.cluster.is_connected:
-                self._bring_back_instances()
-                self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
+            if not self._streams.cluster.is_connected:
+                return
+            self._bring_back_instances()
+            told = self._streams.lost
+            replies = self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
         finally:
             self._closed = True
-            # before disconnecting, which may end this process if Ray's head node is gone
-            if close_environment and hasattr(self.env, "close"):
-                self.env.close()
-            self._release()
+        for index in sorted(self._streams.lost - told):
+            _logger.error("the environments of a worker may not be closed: %s", replies[index].payload[0])
+        payloads([reply for index, reply in enumerate(replies) if index not in self._streams.lost])
 
     def _bring_back_instances(self) -> None:
         """Copy the state of every worker that still replies, and log which are missing."""

@@ -74,6 +74,11 @@ class Streams(ABC):
         self._lost: dict[int, UnreachableError] = {}
         self._under_way: list[int] = []
 
+    @property
+    def lost(self) -> frozenset[int]:
+        """Indices of the workers that get no more requests."""
+        return frozenset(self._lost)
+
     @abstractmethod
     def _send(self, index: int, request: Request, ack: int) -> None:
         """Send a request to one worker; errors surface when its reply is received."""

@@ -20,6 +20,7 @@ KINDS: dict[str, type[Exception]] = {
     "AgentError": ValueError,
     "LifecycleError": RuntimeError,
     "ClusterError": RuntimeError,
+    "DivergedError": ArithmeticError,
     "WorkerError": RuntimeError,
 }
 
@@ -160,3 +161,61 @@ def test_errors_of_building():
         error = build_error(mixed)
         assert isinstance(error, WorkerError)
         assert list(error.failures) == mixed
+
+
+def raises(error: BaseException) -> Any:
+    def close() -> None:
+        raise error
+
+    return close
+
+
+def test_everything_is_closed_and_one_error_tells_of_all():
+    closed: list[int] = []
+    broken = {1: RuntimeError("one"), 3: OSError("three")}
+
+    def close(row: int) -> None:
+        closed.append(row)
+        if row in broken:
+            raise broken[row]
+
+    def copies(*rows: int) -> Any:
+        return ((f"copy {row}", lambda row=row: close(row)) for row in rows)
+
+    errors.close_all(copies(0, 2))
+    with pytest.raises(RuntimeError, match="one") as single:
+        errors.close_all(copies(0, 1, 2))
+    assert single.value.__notes__ == ["while closing copy 1"]
+    with pytest.raises(ExceptionGroup, match="copy 1: RuntimeError: one; copy 3: OSError: three") as several:
+        errors.close_all(copies(0, 1, 2, 3, 4))
+    assert several.value.exceptions == (broken[1], broken[3])
+    assert closed == [0, 2, 0, 1, 2, 0, 1, 2, 3, 4]
+
+
+def test_an_interrupt_in_closing_closes_the_rest():
+    closed: list[str] = []
+    interrupt = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        errors.close_all([("a", raises(ValueError())), ("b", raises(interrupt)), ("c", lambda: closed.append("c"))])
+    assert caught.value is interrupt
+    assert closed == ["c"]
+
+
+def test_failures_of_several_workers_are_one_error():
+    with pytest.raises(WorkerError) as caught:
+        errors.close_all(
+            [("a", raises(WorkerError([failure(0)]))), ("b", raises(WorkerError([failure(1), failure(2)])))]
+        )
+    assert caught.value.failures == (failure(0), failure(1), failure(2))
+
+
+def test_an_error_in_closing_is_logged_where_it_would_hide_another(caplog: pytest.LogCaptureFixture):
+    errors.close_or_log("the trainer", lambda: None)
+    assert not caplog.records
+    errors.close_or_log("the trainer", raises(RuntimeError("boom")))
+    errors.close_or_log("the trainer", raises(WorkerError([failure(0)])))
+    first, second = caplog.records
+    assert first.getMessage() == "the trainer could not be closed: boom"
+    assert first.exc_info
+    assert not second.exc_info
+    assert "KeyError: 'policy'" in second.getMessage()

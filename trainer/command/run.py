@@ -8,7 +8,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from workers.agents.ppo import PPOCfg
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.envs.checking import is_multi_agent
 from workers.envs.making import build_rows
-from workers.errors import AgentError, ConfigError, LockstepError
+from workers.errors import AgentError, ConfigError, LockstepError, close_or_log
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
@@ -79,10 +80,23 @@ class Run:
             raise
         return trainer
 
+    @contextmanager
+    def opened(self, **changes: Any) -> Iterator[StepTrainer[Any]]:
+        """Build the trainer, and close it at the end; what it has done counts even if its environments raise then.
+
+        Args:
+            changes: See `trainer`.
+        """
+        trainer = self.trainer(**changes)
+        try:
+            yield trainer
+        finally:
+            close_or_log("the trainer", trainer.close)
+
     def close(self) -> None:
         """Close the environments, if no trainer was built to close them."""
         if not isinstance(self.env, EnvFactory):
-            self.env.close()
+            close_or_log("the environments", self.env.close)
 
 
 def prepare(config: RunConfig) -> Run:
@@ -248,7 +262,7 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
         try:
             return factory, _spaces(env)
         finally:
-            env.close()
+            close_or_log("the environment that was built to learn the spaces", env.close)
     except ConfigError:
         raise
     except LockstepError as error:

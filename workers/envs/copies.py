@@ -13,7 +13,7 @@ from gymnasium.vector.utils import iterate
 
 from workers.copying import copy_containers
 from workers.envs.samples import checked_flag, checked_number, checked_reset, checked_step, row_writer
-from workers.errors import mark_row
+from workers.errors import close_all, mark_row
 from workers.info_rows import check_infos, merge_rows
 
 __all__ = ["CheckedSyncVectorEnv", "check_copies", "vectorize"]
@@ -109,6 +109,10 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         self._autoreset_envs = terminations | truncations
         merged = merge_rows(infos) if any(infos) else {}
         return self._copy_of_observations(), rewards, terminations, truncations, merged
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close all copies, even if one of them fails."""
+        close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
 
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations

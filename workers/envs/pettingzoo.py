@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -17,7 +18,7 @@ from workers.envs.base import MultiAgentEnvWrapper
 from workers.envs.samples import checked_flag, checked_number
 from workers.envs.spaces import action_width, check_space, flatten_samples, mask_columns, native_actions
 from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike
-from workers.errors import EnvError, mark_row
+from workers.errors import EnvError, close_all, mark_row
 from workers.frameworks import load_framework
 from workers.info_rows import merge_rows
 from workers.types import Array
@@ -50,6 +51,9 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     Observations and actions are flat, as in `workers.envs.gymnasium.GymnasiumWrapper`. If an observation space is a
     Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool. States
     are flat, float32 and the same for all agents.
+
+    Attributes:
+        envs: The copies, as Parallel environments.
     """
 
     gives_arrays_away = True
@@ -70,7 +74,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """
         self.framework = framework
         self._framework = load_framework(framework)
-        copies = [as_parallel(env) for env in envs]
+        self.envs = copies = [as_parallel(env) for env in envs]
         first = copies[0]
         self._name = str(first)
         self._names = _checked_names(first, self._name)
@@ -201,9 +205,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         return tuple(copy.env.render() for copy in self._copies)
 
     def close(self) -> None:
-        """Close all copies."""
-        for copy in self._copies:
-            copy.env.close()
+        """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
+        close_all((f"copy {row} of {self._name}", partial(_close, env)) for row, env in enumerate(self.envs))
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
         """Return the agent's action for each copy, in the format of its action space."""
@@ -300,6 +303,10 @@ class _Observations:
         """
         what = f"the observation of {name!r}"
         return flatten_samples(self._spaces[name], self._samples[name], self._rows[name], num_envs, what, owner)
+
+
+def _close(env: Any) -> None:
+    env.close()
 
 
 def _checked_names(env: Any, owner: str) -> list[str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
-from workers.errors import Failure, WorkerError
+from workers.envs.statistics import Statistics
+from workers.errors import Failure, WorkerError, close_or_log
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.remote.wire import Packed, from_wire, to_wire
@@ -108,7 +109,8 @@ class Service:
 
         Args:
             seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
-            method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``restart``, ``export``, ``close``.
+            method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``statistics``, ``restart``,
+                ``export``, ``close``.
             args: Its arguments, as received.
             ack: Requests before this one will not be sent again; None means `seq`.
             into: Shared memory for the arrays of the reply, if they fit.
@@ -181,7 +183,7 @@ class Service:
             runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
         except Exception:
             if env_slice is not None:
-                env_slice.close()
+                close_or_log("the environments", env_slice.close)
             raise
         self._runner = runner
         if env_slice is not None:
@@ -223,6 +225,9 @@ class Service:
 
     def _store(self) -> tuple[str, bytes]:
         return self._built_runner.agent_file()
+
+    def _statistics(self) -> list[Statistics]:
+        return self._owned_worker.statistics()
 
     def _restart(self) -> None:
         if self._worker is None:

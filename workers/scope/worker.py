@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from workers.by_agent import concatenate_rows
+from workers.envs.statistics import Statistics, read_statistics
 from workers.errors import Failure, WorkerError, marked_row
 from workers.frameworks import Framework
 from workers.node import node_name
+from workers.scalars import prefix_of
 from workers.scope.env_slice import EnvSlice
 from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
 
@@ -92,6 +94,7 @@ class ScopeWorker:
             WorkerError: Something failed; the error says where.
         """
         mode, timestep, timesteps = tick
+        self.env_slice.scalars.prefix = prefix_of(mode)
         for _ in range(count - 1):
             self._iterate(tick, is_last=False)
             if not goes_on():
@@ -128,6 +131,18 @@ class ScopeWorker:
         except Exception as error:
             raise WorkerError([self._failure(error, None)]) from error
         return [shared | scalars for scalars in self.agents.collect()]
+
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers; see `workers.envs.statistics`.
+
+        Raises:
+            WorkerError: Something failed; the error says where.
+        """
+        self.env_slice.phase = Phase.STORE
+        try:
+            return read_statistics(self.env_slice.env)
+        except Exception as error:  # the environments of an AsyncVectorEnv are asked
+            raise WorkerError([self._failure(error, None)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
