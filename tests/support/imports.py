@@ -32,7 +32,7 @@ ROOMS = (
     ("workers.scope",),
     ("workers.agents", "workers.envs"),
     ("workers.storage",),
-    ("workers.by_agent", "workers.infos", "workers.seeding", "workers.threads"),
+    ("workers.by_agent", "workers.generators", "workers.infos", "workers.seeding", "workers.threads"),
     ("workers.frameworks",),
     ("workers",),
 )

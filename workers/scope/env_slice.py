@@ -10,6 +10,7 @@ from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
 from workers.envs.checking import check_env, is_multi_agent
 from workers.envs.making import build_rows
 from workers.frameworks import Framework
+from workers.generators import DrawWatch
 from workers.scalars import Scalars
 from workers.seeding import skrl_key
 from workers.types import Arrays, Outcome, Phase, Transition
@@ -69,6 +70,7 @@ class EnvSlice:
         self._no_grad = framework.no_grad()
         self._first_env = first_env
         self._seed = seed
+        self._watch = None if seed is None else DrawWatch(framework)
         self._render_interval = 0 if cfg.headless else cfg.render_interval
         self._ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
         self.notes = self._notes()
@@ -99,6 +101,11 @@ class EnvSlice:
         """Observation space of one environment; by agent name in a multi-agent environment."""
         return dict(self.env.observation_spaces) if self._is_multi_agent else self.env.observation_space
 
+    @property
+    def action_space(self) -> Any:
+        """Action space of one environment; by agent name in a multi-agent environment."""
+        return self.env.action_spaces if self._is_multi_agent else self.env.action_space
+
     def begin(self) -> tuple[Arrays, Arrays | None, dict[str, Any] | None]:
         """Return the observations and states to act on, and their infos if they are from a reset.
 
@@ -112,11 +119,16 @@ class EnvSlice:
     def step(self, actions: Arrays) -> tuple[Outcome, Transition]:
         """Step the environments; return the outcome of the iteration and the transition for the agents."""
         self.phase = Phase.STEP
+        watch = self._watch
         with self._no_grad:
+            if watch is not None:
+                watch.start()
             start = perf_counter()
             observations, rewards, terminated, truncated, infos = self.env.step(actions)
             states = self.env.state()
             step_time = (perf_counter() - start) * 1e3
+            if watch is not None:
+                self._watch = watch.stop()
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             self._next_states = states
             if self._ours and infos:
@@ -156,13 +168,17 @@ class EnvSlice:
 
     def _reset(self) -> None:
         self.phase = Phase.RESET
-        start = perf_counter()
+        start, watch = perf_counter(), self._watch
         with self._no_grad:
+            if watch is not None:
+                watch.start()
             if self._ours and self._seed is not None:
                 observations, infos = self.env.reset(seed=self._seed + self._first_env)
             else:
                 with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
                     observations, infos = self.env.reset()
+            if watch is not None:
+                self._watch = watch.stop()
             self._seed = None  # only the first reset seeds: later ones continue the random generators
             # a copy: an environment may always write its observations to the same array
             self._observations, self._states = map_arrays(self._framework.copy, observations), self.env.state()
