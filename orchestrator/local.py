@@ -78,6 +78,7 @@ class LocalSession:
                     plan.framework,
                     cfg=plan.cfg,
                     observation_space=space,
+                    action_space=self._env_slice.action_space,
                     keeps_files=not is_factory(agent),
                 )
                 self._runners.append(runner)

@@ -161,7 +161,7 @@ class RaySession:
 
         def make() -> Any:
             # a factory may draw random numbers; the user's generators must not advance
-            with RandomStream(scope.seed or 0, framework), skrl_key(framework.name, scope.seed):
+            with RandomStream(scope.seed or 0, framework, given), skrl_key(framework.name, scope.seed):
                 agent = given(scope)
                 agent.init(trainer_cfg=self._plan.cfg)
             return agent

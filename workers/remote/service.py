@@ -168,6 +168,7 @@ class Service:
     def _build_scope(self, spec: WorkerSpec, framework: Framework) -> Description:
         cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
         space = None if spec.observation_space is None else pickle.loads(spec.observation_space)
+        action_space = None
         env_slice = None
         if spec.env is not None:
             env_slice = EnvSlice(
@@ -178,9 +179,11 @@ class Service:
                 num_envs=spec.scope.num_envs,
                 first_env=spec.scope.start,
             )
-            space = env_slice.observation_space
+            space, action_space = env_slice.observation_space, env_slice.action_space
         try:
-            runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
+            runner = AgentRunner(
+                agent, spec.scope, framework, cfg=cfg, observation_space=space, action_space=action_space
+            )
         except Exception:
             if env_slice is not None:
                 close_or_log("the environments", env_slice.close)

@@ -44,6 +44,7 @@ class AgentRunner:
         *,
         cfg: Any,
         observation_space: Any,
+        action_space: Any = None,
         keeps_files: bool = False,
     ) -> None:
         """Take an agent, or build it, and initialise it.
@@ -55,6 +56,8 @@ class AgentRunner:
             cfg: The trainer's configuration, passed to ``agent.init``.
             observation_space: Observation space of one environment, to compare with the agent's; by agent name in a
                 multi-agent environment.
+            action_space: Action space of one environment, or the spaces by agent name; None if the environments are in
+                another process. The agent samples it with a generator of its own.
             keeps_files: Whether the agent may write its own files; see `AgentTracking`.
 
         Raises:
@@ -65,9 +68,8 @@ class AgentRunner:
         self._num_envs = scope.num_envs
         self._framework = framework
         self._no_grad = framework.no_grad()
-        self._stream: AbstractContextManager[Any] = nullcontext()
-        if scope.seed is not None:
-            self._stream = RandomStream(scope.seed, framework)
+        stream = None if scope.seed is None else RandomStream(scope.seed, framework, agent, action_space)
+        self._stream: AbstractContextManager[Any] = stream or nullcontext()
         self._stochastic_evaluation = cfg.stochastic_evaluation
         self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
         self._infos: dict[str, Any] = {}  # infos of the observations to act on
@@ -78,6 +80,8 @@ class AgentRunner:
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
             self._tracking.start()
+            if stream is not None:
+                stream.hold_spaces(self.agent)
         self.agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
         self._takes_infos = takes_infos(self.agent)
         self.notes = tuple(self._notes(handed_over=not is_factory(agent), keeps_files=keeps_files))

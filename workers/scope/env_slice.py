@@ -12,6 +12,7 @@ from workers.envs.making import build_rows
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
 from workers.frameworks import Framework
+from workers.generators import DrawWatch
 from workers.info_rows import check_infos
 from workers.scalars import Scalars
 from workers.seeding import skrl_key
@@ -73,6 +74,7 @@ class EnvSlice:
         self._first_env = first_env
         self._seed = seed
         self._timestep = 0
+        self._watch = None if seed is None else DrawWatch(framework)
         self._render_interval = 0 if cfg.headless else cfg.render_interval
         self._ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
         self.notes = self._notes()
@@ -115,6 +117,11 @@ class EnvSlice:
         """Observation space of one environment; by agent name in a multi-agent environment."""
         return dict(self.env.observation_spaces) if self._is_multi_agent else self.env.observation_space
 
+    @property
+    def action_space(self) -> Any:
+        """Action space of one environment; by agent name in a multi-agent environment."""
+        return self.env.action_spaces if self._is_multi_agent else self.env.action_space
+
     def begin(self) -> tuple[Arrays, Arrays | None, dict[str, Any] | None]:
         """Return the observations and states to act on, and their infos if they are from a reset.
 
@@ -133,7 +140,10 @@ class EnvSlice:
         """
         self.phase = Phase.STEP
         self._timestep = timestep
+        watch = self._watch
         with self._no_grad:
+            if watch is not None:
+                watch.start()
             start = perf_counter()
             given = self.env.step(actions)
             observations, rewards, terminated, truncated, infos = (
@@ -141,6 +151,8 @@ class EnvSlice:
             )
             states = self.env.state()
             step_time = (perf_counter() - start) * 1e3
+            if watch is not None:
+                self._watch = watch.stop()
             infos = check_infos(infos, self.env)
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             next_observations, next_states = observations, states
@@ -194,13 +206,17 @@ class EnvSlice:
 
     def _reset(self) -> None:
         self.phase = Phase.RESET
-        start = perf_counter()
+        start, watch = perf_counter(), self._watch
         with self._no_grad:
+            if watch is not None:
+                watch.start()
             if self._ours and self._seed is not None:
                 observations, infos = checked_reset(self.env.reset(seed=self._seed + self._first_env))
             else:
                 with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
                     observations, infos = checked_reset(self.env.reset())
+            if watch is not None:
+                self._watch = watch.stop()
             self._seed = None  # only the first reset seeds: later ones continue the random generators
             states = self.env.state()
             infos = check_infos(infos, self.env)
