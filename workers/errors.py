@@ -32,6 +32,8 @@ __all__ = [
     "ScopeError",
     "WorkerError",
     "build_error",
+    "ends_process",
+    "message_of",
 ]
 
 
@@ -107,8 +109,8 @@ class Failure:
             timestep=timestep,
             node=node,
             kind=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-            message=_message(error),
-            traceback="".join(traceback.format_exception(error)),
+            message=message_of(error),
+            traceback=_traceback_of(error),
         )
 
     def __str__(self) -> str:
@@ -119,11 +121,24 @@ class Failure:
         return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception, whatever its ``str()`` does."""
     try:
-        return str(error)
-    except Exception as another:  # str() of a user's exception may fail, too
+        return "".join([str(error)])  # of an instance of a subclass of str, its characters
+    except BaseException as another:
         return f"(str() of the exception failed: {type(another).__name__})"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # attributes of a user's exception may fail, too
+        return "Traceback (most recent call last):\n" + "".join(traceback.format_tb(error.__traceback__))
+
+
+def ends_process(error: BaseException) -> bool:
+    """Return whether Ray raised `error` to end this process, on SIGTERM."""
+    return isinstance(error, SystemExit) and hasattr(error, "ray_terminate_msg")
 
 
 class WorkerError(LockstepError, RuntimeError):
