@@ -32,15 +32,19 @@ _HELPER_TIMEOUT = 3.0
 
 
 class ActorCalls(Streams):
-    """Request streams of plain actor calls. Pings and halts go through a helper on each node."""
+    """Request streams of plain actor calls.
+
+    A worker cannot answer such a call during another one. Pings and halts go through a helper actor on its node, which
+    is started when it is needed first.
+    """
 
     def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
         super().__init__(cluster, actors, scopes)
         self._refs: list[dict[int, Any]] = [{} for _ in actors]
-        by_node: dict[str, dict[int, tuple[Address, bytes]]] = {}
+        self._by_node: dict[str, dict[int, tuple[Address, bytes]]] = {}
         for index, (address, key, node) in enumerate(doors):
-            by_node.setdefault(node, {})[index] = address, key
-        self._helpers = [(frozenset(each), _start_helper(node, each)) for node, each in by_node.items()]
+            self._by_node.setdefault(node, {})[index] = address, key
+        self._helpers: dict[str, Any] = {}
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         seq, method, common, each = request
@@ -67,10 +71,12 @@ class ActorCalls(Streams):
         return reply
 
     def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
+        if not self._helpers:
+            self._start_helpers()
+            return {}  # they need a moment
         calls = [helper.ping.remote(part, PING_TIMEOUT) for part, helper in self._parts(indices)]
+        ray.wait(calls, num_returns=len(calls), timeout=_HELPER_TIMEOUT)
         answers: dict[int, Busy | None] = {}
-        if calls:
-            ray.wait(calls, num_returns=len(calls), timeout=_HELPER_TIMEOUT)
         for call in calls:
             try:
                 answers |= ray.get(call, timeout=0)
@@ -79,23 +85,29 @@ class ActorCalls(Streams):
         return answers
 
     def _halt(self, indices: Sequence[int], seq: int) -> None:
+        if not self._helpers:
+            self._start_helpers()
         for part, helper in self._parts(indices):
             helper.halt.remote(part, seq)
 
+    def _start_helpers(self) -> None:
+        for node, doors in self._by_node.items():
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+            helper = ControlActor.options(scheduling_strategy=strategy)  # type: ignore[attr-defined]
+            self._helpers[node] = helper.remote(doors)
+
     def _parts(self, indices: Sequence[int]) -> list[tuple[list[int], Any]]:
-        """Return the helpers of workers, each with its part of them."""
-        parts = [([index for index in indices if index in all_of_it], helper) for all_of_it, helper in self._helpers]
+        """Return the workers on each node, and the helper there."""
+        parts = [
+            ([index for index in indices if index in doors], self._helpers[node])
+            for node, doors in self._by_node.items()
+        ]
         return [(part, helper) for part, helper in parts if part]
 
     def close(self) -> None:
         """Forget all requests, and end the helpers."""
         self._refs = [{} for _ in self._actors]
-        helpers, self._helpers = self._helpers, []
+        helpers, self._helpers = self._helpers, {}
         if self.cluster.is_connected:
-            for _, helper in helpers:
+            for helper in helpers.values():
                 ray.kill(helper)
-
-
-def _start_helper(node: str, doors: Mapping[int, tuple[Address, bytes]]) -> Any:
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ControlActor.options(scheduling_strategy=strategy).remote(doors)  # type: ignore[attr-defined]

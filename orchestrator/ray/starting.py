@@ -73,17 +73,20 @@ class StartPatience:
 
     def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
         """Extend the deadlines of all workers but those that have not answered for long."""
-        doing = [self._doing(index, busy.get(index)) for index in late[:_MOST_NAMED]]
+        doing = [self._doing(index, busy) for index in late[:_MOST_NAMED]]
         if len(late) > _MOST_NAMED:
             doing.append(f"{len(late) - _MOST_NAMED} more are not ready")
         self._time.say(", ".join(doing))
         return {index: self._extended(index, busy) for index in late}
 
-    def _doing(self, index: int, busy: Busy | None) -> str:
+    def _doing(self, index: int, busy: Mapping[int, Busy | None]) -> str:
         where = f"scope {self._scopes[index].index} on {self._doors[index].address.host}"
-        if busy is None:
+        if index not in busy:
+            return f"{where} is not ready"
+        answer = busy[index]
+        if answer is None:
             return f"{where} does not answer"
-        return f"{where} is still {busy.doing or 'starting'} ({busy.seconds:.0f} s)"
+        return f"{where} is still {answer.doing or 'starting'} ({answer.seconds:.0f} s)"
 
     def _extended(self, index: int, busy: Mapping[int, Busy | None]) -> float | UnreachableError:
         now = monotonic()
@@ -110,7 +113,7 @@ def open_doors(actors: Sequence[Any], scopes: Sequence[Scope], time: StartTime) 
     started = monotonic()
     waiting = calls
     while waiting:
-        ray.wait(waiting, timeout=min(_LOOK_INTERVAL, time.left))  # until one is there
+        ray.wait(waiting, timeout=min(_LOOK_INTERVAL, time.left))  # for the first
         done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         failures = [
             _failure(error, scope)

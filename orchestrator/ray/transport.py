@@ -37,6 +37,9 @@ _logger = logging.getLogger("lockstep")
 PING_TIMEOUT = 2.0
 """Seconds within which a worker answers a ping."""
 
+_ASKING_TIMEOUT = 30.0
+"""Seconds within which somebody can ask a worker what it is busy with."""
+
 _LOOK_INTERVAL = 0.5
 """Seconds to wait for one worker before checking the others."""
 
@@ -109,6 +112,7 @@ class StepPatience:
         """Wait up to `timeout` seconds; for a request of several iterations, up to that for each of them."""
         self._timeout = timeout
         self._idle: set[int] = set()
+        self._unasked: set[int] = set()
 
     def deadline(self) -> float:
         """Return the time of the first look."""
@@ -117,11 +121,16 @@ class StepPatience:
     def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
         """Extend the deadlines of workers whose current iteration is within the limit.
 
-        An idle worker gets one short extension, because its reply may be on the way or it may be about to start.
+        An idle worker gets one short extension, because its reply may be on the way or it may be about to start. A
+        worker that nobody can ask yet gets one, too.
         """
-        return {index: self._extended(index, busy.get(index)) for index in late}
+        return {index: self._extended(index, busy) for index in late}
 
-    def _extended(self, index: int, busy: Busy | None) -> float | UnreachableError:
+    def _extended(self, index: int, answers: Mapping[int, Busy | None]) -> float | UnreachableError:
+        busy = answers.get(index)
+        if index not in answers and index not in self._unasked:
+            self._unasked.add(index)
+            return monotonic() + _ASKING_TIMEOUT
         if busy is None:
             state = "it does not answer a ping either"
         elif busy.seq is not None and busy.seconds < self._timeout:
@@ -222,6 +231,7 @@ class Streams(ABC):
                     self._send(index, request, self._under_way[0])
         except BaseException:
             self._under_way.remove(request.seq)  # the caller cannot wait for it
+            self._halt_all()
             raise
         return request.seq
 
@@ -264,8 +274,9 @@ class Streams(ABC):
 
     def abandon(self) -> None:
         """Stop waiting for all requests in flight; workers stop after their current iteration."""
-        self._under_way.clear()
-        self._halt_all()
+        if self._under_way:
+            self._under_way.clear()
+            self._halt_all()
 
     def _reply(self, index: int, seq: int, deadline: float, phase: str, timestep: int | None) -> Reply | None:
         """Return the reply of one worker or the error that replaces it; None if it may still arrive."""

@@ -17,6 +17,7 @@ from orchestrator.ray.transport import NoReplyError, UnreachableError
 from tests.support.processes import PATIENCE
 from tests.support.service import LiveRecordingAgent, spec, tick
 from workers.frameworks import load_framework
+from workers.remote import server
 from workers.remote.channel import Address
 from workers.remote.server import Server
 from workers.remote.service import Service
@@ -96,7 +97,8 @@ class Worker:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(server, "_LOOK_INTERVAL", 0.02)
     LiveRecordingAgent.made.clear()
     one = Worker()
     yield one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 
@@ -31,6 +32,7 @@ class WorkerActor:
     def __init__(self, num_threads: int) -> None:
         # for libraries loaded and processes started later; Ray has set these variables to the CPUs
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
+        asyncio.set_event_loop(asyncio.new_event_loop())  # as on the main thread of any program; Ray has removed it
         log = LogCollector()
         log.install()
         self._service = Service(cloudpickle.dumps, log)

@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -92,12 +93,12 @@ class Server:
                     return
                 channel = Channel(sock, self._dumps, catches=BaseException)
                 self._answer(channel)
-            except (OSError, EOFError):
-                pass  # the driver reconnects, or is gone and this process ends with it
             except BaseException as error:
                 if ends_process(error):
                     raise
-                self._service.interrupt(error)
+                if not _is_lost(error):
+                    self._service.interrupt(error)
+                # the driver reconnects, or is gone and this process ends with it
             finally:
                 if channel is not None:
                     channel.close()
@@ -175,3 +176,9 @@ class Server:
             self._segment = attach(offer)
         into = None if self._segment is None or slot < 0 else self._segment.slot(slot)
         return self._service.handle(seq, method, args if packed is None else (*args, packed), ack=ack, into=into)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Return whether the connection was lost: a signal handler may raise the same exceptions."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, (OSError, EOFError)) and frames[-1].f_globals["__name__"].startswith("workers.remote.")
