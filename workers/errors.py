@@ -37,8 +37,10 @@ __all__ = [
     "build_error",
     "close_all",
     "close_or_log",
+    "ends_process",
     "mark_row",
     "marked_row",
+    "message_of",
 ]
 
 _logger = logging.getLogger("lockstep")
@@ -152,8 +154,8 @@ class Failure:
             timestep=timestep,
             node=node,
             kind=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-            message=_message(error),
-            traceback=_formatted(error),
+            message=message_of(error),
+            traceback=_traceback_of(error),
         )
 
     def __str__(self) -> str:
@@ -188,11 +190,24 @@ def _scope(failure: Failure) -> str:
     return f"{'all scopes' if failure.scope is None else f'scope {failure.scope}'} ({rows})"
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception, whatever its ``str()`` does."""
     try:
-        return str(error)
-    except Exception as another:  # str() of a user's exception may fail, too
+        return "".join([str(error)])  # of an instance of a subclass of str, its characters
+    except BaseException as another:
         return f"(str() of the exception failed: {type(another).__name__})"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # attributes of a user's exception may fail, too
+        return "Traceback (most recent call last):\n" + "".join(traceback.format_tb(error.__traceback__))
+
+
+def ends_process(error: BaseException) -> bool:
+    """Return whether Ray raised `error` to end this process, on SIGTERM."""
+    return isinstance(error, SystemExit) and hasattr(error, "ray_terminate_msg")
 
 
 class WorkerError(LockstepError, RuntimeError):
@@ -217,11 +232,7 @@ class WorkerError(LockstepError, RuntimeError):
 
     def __str__(self) -> str:
         cause = self.__cause__
-        return _text(self.failures, omit="" if cause is None else _formatted(cause))
-
-
-def _formatted(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))
+        return _text(self.failures, omit="" if cause is None else _traceback_of(cause))
 
 
 def build_error(failures: Sequence[Failure]) -> LockstepError:
@@ -258,7 +269,7 @@ def close_all(closers: Iterable[tuple[str, Callable[[], object]]]) -> None:
             errors.append(error)
             if not isinstance(error, WorkerError):  # which names the place itself
                 error.add_note(f"while closing {what}")
-            told.append(f"{what}: {type(error).__name__}: {_message(error)}")
+            told.append(f"{what}: {type(error).__name__}: {message_of(error)}")
         except BaseException as interrupt:
             interrupts.append(interrupt)
     if interrupts:

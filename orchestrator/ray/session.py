@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
-from orchestrator.ray.transport import Streams, payloads
+from orchestrator.ray.transport import StepPatience, Streams, payloads
 from workers.by_agent import map_arrays
 from workers.envs.statistics import Statistics
 from workers.errors import LifecycleError, WorkerError, close_all
@@ -71,7 +71,7 @@ class RaySession:
             return share_outcome(self._worker.run(tick, number), scopes, framework)
         # within an iteration, the phase of a worker that does not reply is unknown
         replies = self._streams.receive(
-            number, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep, halts=True
+            number, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
         )
         outcomes = [read_outcome(packed, framework) for packed in payloads(replies)]
         return merge_outcomes(outcomes, scopes, framework)
@@ -132,7 +132,7 @@ class RaySession:
                 return
             self._bring_back_instances()
             told = self._streams.lost
-            replies = self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
+            replies = self._streams.receive(self._streams.send("close"), StepPatience(_CLOSE_TIMEOUT), phase="close")
         finally:
             self._closed = True
         for index in sorted(self._streams.lost - told):
@@ -143,7 +143,8 @@ class RaySession:
         """Copy the state of every worker that still replies, and log which are missing."""
         if all(is_factory(agent) for agent in self._plan.agents):
             return
-        replies = self._streams.receive(self._streams.send("export"), timeout=self._step_timeout, phase="export")
+        patience = StepPatience(self._step_timeout)
+        replies = self._streams.receive(self._streams.send("export"), patience, phase="export")
         for given, scope, reply in zip(self._plan.agents, self._plan.scopes, replies, strict=True):
             try:
                 if reply.status == "error":
@@ -169,7 +170,7 @@ class RaySession:
         return import_agent(exported, make)
 
     def _request(self, method: str) -> list[Any]:
-        return self._streams.request(method, timeout=self._step_timeout, phase=method)
+        return self._streams.request(method, patience=StepPatience(self._step_timeout), phase=method)
 
 
 class _RemoteAgents:
@@ -197,18 +198,19 @@ class _RemoteAgents:
         )
 
     def collect(self) -> list[dict[str, float]]:
-        scalars: list[dict[str, float]] = self._streams.request("collect", timeout=self._timeout, phase="collect")
+        patience = StepPatience(self._timeout)
+        scalars: list[dict[str, float]] = self._streams.request("collect", patience=patience, phase="collect")
         return scalars
 
     def restart(self) -> None:
-        self._streams.request("restart", timeout=self._timeout, phase="restart")
+        self._streams.request("restart", patience=StepPatience(self._timeout), phase="restart")
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
         each = [to_wire(tree, self._framework) for tree in trees]
         timestep = tick.timestep
         replies: list[Any] = self._streams.request(
-            method, (tick,), each, timeout=self._timeout, phase=phase.value, timestep=timestep
+            method, (tick,), each, patience=StepPatience(self._timeout), phase=phase.value, timestep=timestep
         )
         return replies
 

@@ -52,6 +52,11 @@ class ScopeWorker:
 
     In local mode there is one worker, with all environments and all agents; in sharded mode one per scope, in a Ray
     actor; in shared mode one in the driver, whose agents are in Ray actors.
+
+    Attributes:
+        env_slice: The environments.
+        agents: The agents of all their rows.
+        timestep: Timestep of the last iteration.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class ScopeWorker:
         """
         self.env_slice = env_slice
         self.agents = agents
+        self.timestep = 0
         self._framework = framework
         self._scopes = scopes
         self._pack = pack
@@ -105,6 +111,7 @@ class ScopeWorker:
 
     def _iterate(self, tick: Tick, is_last: bool) -> Any:
         env_slice = self.env_slice
+        self.timestep = tick.timestep
         try:
             observations, states, infos = env_slice.begin()
             env_slice.phase = Phase.ACT
@@ -112,6 +119,7 @@ class ScopeWorker:
             outcome, transition = env_slice.step(actions, tick.timestep)
             packed = self._pack(outcome) if is_last else None
             env_slice.render(tick.timestep)
+            env_slice.phase = Phase.RECORD
             self.agents.learn(tick, transition)
             env_slice.advance(outcome)
         except WorkerError:
