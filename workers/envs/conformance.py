@@ -189,8 +189,8 @@ def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps:
     trace = [[as_numpy(observations)]]
     for step in range(1, steps + 1):
         *arrays, infos = checked_step(env.step(draw(infos)))
-        outcome = Outcome(*arrays, infos=check_infos(infos, env))
-        infos = outcome.infos
+        infos = check_infos(infos, env)
+        outcome = Outcome(*arrays, infos)
         states = env.state()
         final = infos["final_obs"] if is_ours and "final_obs" in infos else outcome.observations
         transition = Transition(outcome.rewards, final, states, outcome.terminated, outcome.truncated, infos, 0.0)
