@@ -87,7 +87,7 @@ def test_a_trained_policy_acts_as_the_page_says(tmp_path: Path):
         "-m", "trainer", "train", "examples/cartpole.yaml", "--set", f"logging.directory={run_dir}", *settings
     )
     assert done.returncode == 0, done.stderr
-    with_lockstep, without = blocks(ROOT / "docs" / "trained-policy.md", "python")
+    with_lockstep, without, _ = blocks(ROOT / "docs" / "trained-policy.md", "python")
     program = f"import torch\nobservations = torch.randn(64, 4)\n{with_lockstep}{without}{COMPARE}"
     for program_or_file in (["-c", program.replace("runs/mine", str(run_dir))], ["examples/use_policy.py", run_dir]):
         done = python(*program_or_file)
