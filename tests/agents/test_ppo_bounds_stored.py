@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
+from tests.support import parity
 from tests.support.parity import assert_same
 from tests.support.ppo import (
     BOUNDED,
+    BOX,
     ENVS,
     HALF_BOUNDED,
     STEPS,
@@ -26,6 +30,7 @@ from tests.support.ppo import (
     with_head,
 )
 from workers.agents.action_bounds import action_map
+from workers.agents.independent import IndependentAgents
 from workers.errors import AgentError
 from workers.storage.export import copy_state
 
@@ -108,6 +113,30 @@ def test_agents_with_other_actions_have_no_such_value(framework):
     assert agent.cfg.action_bounds == "clip"
     with pytest.raises(AgentError, match="the state does not fit this agent: state is"):
         agent.load_state_dict(state | {"action_bounds": "clip"})
+
+
+def test_every_agent_of_a_team_has_its_stored_value():
+    def team(keeper: Box, **cfg: Any) -> IndependentAgents:
+        spaces = {"left": BOUNDED, "keeper": keeper}
+        return IndependentAgents(
+            partial(parity.ppo("torch"), cfg=cfg),
+            possible_agents=list(spaces),
+            observation_spaces=dict.fromkeys(spaces, BOX),
+            action_spaces=spaces,
+            num_envs=ENVS,
+        )
+
+    def values(agents: IndependentAgents) -> list[str]:
+        return [member.cfg.action_bounds for member in agents.members.values()]
+
+    agents, old = team(HALF_BOUNDED, action_bounds="clip"), team(BOUNDED).state_dict()
+    with pytest.raises(AgentError, match=r"'keeper': the state does not fit this agent: .* has a single bound"):
+        agents.load_state_dict(old)
+    assert values(agents) == ["clip", "clip"]
+    for state in old.values():
+        del state["action_bounds"]
+    agents.load_state_dict(old)
+    assert values(agents) == ["none", "none"]
 
 
 def test_a_trained_agent_brings_its_bounds_back(framework):
