@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.run_dir import RunDirectory
-from trainer.command.run import prepare
-from trainer.command.run_config import OrchestratorConfig, RunConfig
+from trainer.command.run import OURS, prepare
+from trainer.command.run_config import AgentConfig, OrchestratorConfig, RunConfig
 from trainer.step import StepTrainer
 from workers.envs.statistics import Statistics, load_statistics
 from workers.frameworks import load_framework
@@ -78,7 +78,9 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
     """
     wanted, framework = config.evaluation, load_framework(config.framework)
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
-    run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options)))
+    run = prepare(
+        dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options), agents=_as_stored(config.agents))
+    )
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
     with run.opened(cfg=cfg, seed=wanted.seed) as trainer:
         names = getattr(trainer.env, "possible_agents", ())
@@ -113,6 +115,14 @@ def _carry_statistics(trainer: StepTrainer[Any], directory: RunDirectory) -> Non
         rows += [stored[row % len(stored)] for row in range(stop - start)]  # there may be more rows than in training
     for note in load_statistics(trainer.env, rows):
         _logger.warning(note)
+
+
+def _as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:
+    """Return the agents of a run directory; one without ``action_bounds`` is older than this option, so it had none."""
+    return [
+        dataclasses.replace(agent, cfg={"action_bounds": "none"} | agent.cfg) if agent.agent in OURS else agent
+        for agent in agents
+    ]
 
 
 def _shared_out(episodes: int, num_envs: int) -> Any:

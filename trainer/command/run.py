@@ -29,7 +29,7 @@ from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["Run", "build_orchestrator", "prepare"]
+__all__ = ["OURS", "Run", "build_orchestrator", "prepare"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -37,7 +37,8 @@ _GIVEN = ("scope", "num_envs", *_SPACES, *_TEAM)
 """Arguments that an agent's class or function gets if it has a parameter of that name."""
 
 _TEAMS = ("ippo", "mappo")
-_OURS = ("ppo", *_TEAMS)
+OURS = ("ppo", *_TEAMS)
+"""Names of Lockstep's own agents, whose `cfg` has the fields of `PPOCfg`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
         raise ConfigError(
             f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: only ippo and mappo have groups"
         )
-    if agent.agent in _OURS:
+    if agent.agent in OURS:
         cfg: PPOCfg = parse(PPOCfg, agent.cfg, f"{key}.cfg")
         with named(f"{key}.cfg"):
             cfg.validate()
@@ -201,10 +202,10 @@ def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> No
 
 
 def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
-    if name in _OURS:
+    if name in OURS:
         return load_ppo(framework)
     if ":" not in name:
-        known = ", ".join(map(repr, _OURS))
+        known = ", ".join(map(repr, OURS))
         raise ConfigError(
             f"{key} is {name!r}; expected one of {known}, or an import path such as 'package.module:name'"
         )
