@@ -60,7 +60,7 @@ def test_arrays_stay_where_they_are(framework, scopes, mode, no_host, monkeypatc
     agents: list[Any] = [lambda scope: DeviceAgent(framework, scope)] * len(scopes)
     with step_trainer(framework)(env=env, agents=agents, scopes=scopes, cfg=CFG, seed=1) as trainer:
         monkeypatch.setattr(load_framework(framework), "is_on_host", lambda array: False, raising=False)
-        trainer.train()  # compiles everything
+        trainer.run(32)  # compiles everything; in these steps the run looks for draws from global generators
         no_host()
         for _ in range(2 * STEPS):  # long enough for the first bad step to be read
             outputs = getattr(trainer, mode)()
