@@ -64,7 +64,7 @@ def trainer_of(
     return StepTrainer(env=env, agents=agents, scopes=SCOPES, cfg=CFG, orchestrator=orchestrator)
 
 
-@pytest.fixture(params=full_or_short(["local", "sharded", "sharded by ray", "shared"], ["local", "sharded"]))
+@pytest.fixture(params=full_or_short(["local", "sharded", "sharded by ray", "shared"], ["local"]))
 def mode(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name != "local":
