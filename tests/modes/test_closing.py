@@ -64,7 +64,7 @@ def trainer_of(
     return StepTrainer(env=env, agents=agents, scopes=SCOPES, cfg=CFG, orchestrator=orchestrator)
 
 
-@pytest.fixture(params=full_or_short(["local", "sharded", "sharded by ray", "shared"], ["local", "sharded"]))
+@pytest.fixture(params=full_or_short(["local", "sharded", "sharded by ray", "shared"], ["local"]))
 def mode(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name != "local":
@@ -143,7 +143,8 @@ def test_a_failed_build_closes_what_was_built(mode: str, tmp_path: Path):
     with pytest.raises(WorkerError, match="ValueError: an earlier error") as caught:
         trainer_of(mode, tmp_path, ClosingTeam, agents=[RefusedAgent] * 2)
     assert [failure.phase for failure in caught.value.failures] == ["build"]
-    assert closed(tmp_path)[-2:] == [2, 3]
+    # an environment that was handed over stays open; other workers are ended without a request
+    assert closed(tmp_path)[-2:] == ([] if mode == "shared" else [2, 3])
 
 
 def test_an_agent_that_cannot_be_given_back_does_not_keep_the_environments_open(tmp_path: Path):
