@@ -278,15 +278,8 @@ def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkey
     ):  # fmt: skip
         trainer_of(num_cpus=1)
     assert "waiting for room for 2 workers with 1 CPU each (0 s)" in texts(caplog)
-    trainer_of(num_cpus=2).close()
-
-
-def test_what_no_node_has_is_refused_at_once(ray_cluster):
-    """The cluster was started by this program, so that it does not grow."""
-    with pytest.raises(ClusterError, match=r"3 CPU each .* free; at most 1 such workers fit on its nodes"):
-        trainer_of(num_cpus=3)
-    with pytest.raises(ClusterError, match=r"1 CPU, 1 GPU each .* free; at most 0 such"):
-        trainer_of(num_cpus=1, num_gpus=1)
+    monkeypatch.setattr(placement, "_BUSY_TIMEOUT", PATIENCE)
+    trainer_of(num_cpus=2).close()  # nothing stays reserved
 
 
 class Cluster:
