@@ -116,6 +116,7 @@ class RayOrchestrator:
             doors = open_doors(actors, plan.scopes, time)
             streams = self._streams(cluster, actors, plan.scopes, doors)
             cleanup.callback(streams.close)
+            streams.nodes = [door.address.host for door in doors]  # until the workers tell
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
                 WorkerSpec(

@@ -148,7 +148,7 @@ def _failure(error: RayError, scope: Scope) -> Failure:
         timestep=None,
         node="an unknown node",
         kind="WorkerDied",
-        message=f"the worker's process died while it started: {error}",
+        message=f"the worker's process did not start: {error}",
     )
 
 

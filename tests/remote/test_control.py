@@ -108,7 +108,12 @@ def test_either_connection_is_made_again_without_the_other(worker: Worker):
     assert worker.ping() is not None
     assert worker.controls._controls[7]._channel is kept
     work = worker.link._channel
-    for lose in (worker.controls.close, lambda: cut(worker.controls._controls[7]._channel)) * 2:
+    losses = (
+        worker.controls.close,
+        lambda: cut(worker.controls._controls[7]._channel),
+        lambda: worker.server._current[CONTROL].shutdown(socket.SHUT_WR),  # noticed only after the next question
+    )
+    for lose in losses * 2:
         lose()
         busy = worker.ping()
         assert busy is not None
