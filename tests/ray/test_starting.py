@@ -239,7 +239,7 @@ def started(ray_cluster: None) -> Iterator[Callable[..., list[Any]]]:
     actors: list[Any] = []
 
     def start(*faults: str, **options: Any) -> list[Any]:
-        actors.extend(Process.options(**options).remote(fault) for fault in faults)
+        actors.extend(Process.options(**options).remote(fault) for fault in faults)  # type: ignore[attr-defined]
         return actors
 
     yield start
@@ -254,7 +254,9 @@ def test_processes_are_waited_for(started, tmp_path, impatient):
     assert doors[0].key != doors[1].key
 
 
-@pytest.mark.parametrize(("fault", "cause"), [("exit", "process died"), ("error", "No module named 'mine'")])
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("exit", "not start: The actor died"), ("error", "No module named 'mine'")]
+)
 def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fault, cause):
     """The other one is not waited for."""
     with pytest.raises(WorkerError, match=cause) as caught:
