@@ -266,9 +266,9 @@ def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fa
 
 
 def test_a_process_that_ray_does_not_start_is_waited_for_until_the_limit(started, impatient, caplog):
-    with pytest.raises(ClusterError, match=r"not started the processes of scope 0, 1 within 0\.5 s; if it may take"):
+    with pytest.raises(ClusterError, match=r"not started the processes of scopes 0, 1 within 0\.5 s; if it may take"):
         open_doors(started("", "", num_cpus=1000), SCOPES[:2], StartTime(0.5))
-    assert "Ray is still starting the processes of scope 0, 1" in caplog.text
+    assert "Ray is still starting the processes of scopes 0, 1" in caplog.text
 
 
 def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkeypatch, impatient, caplog):
