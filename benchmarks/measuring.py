@@ -82,4 +82,4 @@ def actors(**options: Any) -> Any:
     """Build our orchestrator, for many actors on few cores."""
     from orchestrator.ray import RayOrchestrator
 
-    return RayOrchestrator(num_cpus=0.01, start_timeout=240, step_timeout=120, **options)
+    return RayOrchestrator(num_cpus=0.01, step_timeout=120, **options)

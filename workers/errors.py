@@ -201,7 +201,7 @@ def message_of(error: BaseException) -> str:
 def _traceback_of(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
-    except Exception:  # attributes of a user's exception may fail, too
+    except BaseException:  # attributes of a user's exception may fail, too
         return "Traceback (most recent call last):\n" + "".join(traceback.format_tb(error.__traceback__))
 
 

@@ -110,12 +110,14 @@ class Link:
         sent = _Sent(seq, plain, packed, ack, place)
         self._unanswered.append(sent)
         try:
-            self._transmit(sent)
-        except OSError:
-            self.hang_up()
-        except Exception:
+            parts = self._encode(sent)
+        except BaseException:
             self._unanswered.pop()
             raise
+        try:
+            self._write(parts)
+        except OSError:
+            self.hang_up()
         except BaseException:
             self.hang_up()  # a partly sent message cannot be continued
             raise
@@ -193,11 +195,16 @@ class Link:
                 "ConnectionLost", f"the connection was lost and cannot be restored: {error}"
             ) from error
         for sent in self._unanswered:
-            self._transmit(sent)
+            self._write(self._encode(sent))
 
-    def _transmit(self, sent: _Sent) -> None:
+    def _encode(self, sent: _Sent) -> tuple[bytes, ...]:
+        if self._channel is None:
+            return ()
+        return self._channel.encode(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
+
+    def _write(self, parts: tuple[bytes, ...]) -> None:
         if self._channel is not None:
-            self._channel.send(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
+            self._channel.write(parts)
 
     def _read(self, message: Message, place: Place) -> Reply | NoReplyError:
         """Return the reply with its data."""

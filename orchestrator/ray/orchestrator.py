@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import ray
 from ray import cloudpickle
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan, check_num_threads
@@ -96,26 +97,15 @@ class RayOrchestrator:
             cluster = connect(self.address, timeout=time.left)
             cleanup.callback(cluster.disconnect)
             started = monotonic()
-            group = reserve(
-                cluster,
-                workers=len(plan.scopes),
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
-                time=time,
-            )
+            number = len(plan.scopes)
+            group = reserve(cluster, workers=number, num_cpus=self.num_cpus, num_gpus=self.num_gpus, time=time)
             cleanup.callback(release, cluster, group)
-            actors = [
-                WorkerActor.options(  # type: ignore[attr-defined]
-                    num_cpus=self.num_cpus,
-                    num_gpus=self.num_gpus,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-                ).remote(num_threads=self.num_threads)
-                for index in range(len(plan.scopes))
-            ]
+            actors = self._actors(group, number)
             cleanup.callback(_kill, cluster, actors)
             doors = open_doors(actors, plan.scopes, time)
             streams = self._streams(cluster, actors, plan.scopes, doors)
             cleanup.callback(streams.close)
+            streams.nodes = [door.address.host for door in doors]  # until the workers tell
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
                 WorkerSpec(
@@ -143,6 +133,17 @@ class RayOrchestrator:
                 plan, shared, streams, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
             )
         raise AssertionError("unreachable")
+
+    def _actors(self, group: PlacementGroup, number: int) -> list[Any]:
+        """Start an actor in each bundle of a placement group."""
+        return [
+            WorkerActor.options(  # type: ignore[attr-defined]
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+            ).remote(num_threads=self.num_threads)
+            for index in range(number)
+        ]
 
     def _streams(self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> Streams:
         """Return the request streams to the actors."""

@@ -124,7 +124,7 @@ def open_doors(actors: Sequence[Any], scopes: Sequence[Scope], time: StartTime) 
             raise WorkerError(failures)
         if waiting:
             late = [scope.index for call, scope in zip(calls, scopes, strict=True) if call in waiting]
-            which = f"the {'process' if len(late) == 1 else 'processes'} of scope {_listed(late)}"
+            which = f"the {'process of scope' if len(late) == 1 else 'processes of scopes'} {_listed(late)}"
             if not time.left:
                 raise ClusterError(f"Ray has not started {which} within {_limit(time)}")
             time.say(f"Ray is still starting {which} ({monotonic() - started:.0f} s)")
@@ -148,7 +148,7 @@ def _failure(error: RayError, scope: Scope) -> Failure:
         timestep=None,
         node="an unknown node",
         kind="WorkerDied",
-        message=f"the worker's process died while it started: {error}",
+        message=f"the worker's process did not start: {error}",
     )
 
 

@@ -112,7 +112,7 @@ class StepPatience:
         """Wait up to `timeout` seconds; for a request of several iterations, up to that for each of them."""
         self._timeout = timeout
         self._idle: set[int] = set()
-        self._unasked: set[int] = set()
+        self._unasked_since: dict[int, float] = {}
 
     def deadline(self) -> float:
         """Return the time of the first look."""
@@ -122,15 +122,16 @@ class StepPatience:
         """Extend the deadlines of workers whose current iteration is within the limit.
 
         An idle worker gets one short extension, because its reply may be on the way or it may be about to start. A
-        worker that nobody can ask yet gets one, too.
+        worker that nobody can ask gets a few, because its helper may be starting.
         """
         return {index: self._extended(index, busy) for index in late}
 
     def _extended(self, index: int, answers: Mapping[int, Busy | None]) -> float | UnreachableError:
         busy = answers.get(index)
-        if index not in answers and index not in self._unasked:
-            self._unasked.add(index)
-            return monotonic() + _ASKING_TIMEOUT
+        if index not in answers:
+            since = self._unasked_since.setdefault(index, monotonic())
+            if monotonic() - since < _ASKING_TIMEOUT:
+                return monotonic() + _LOOK_INTERVAL
         if busy is None:
             state = "it does not answer a ping either"
         elif busy.seq is not None and busy.seconds < self._timeout:

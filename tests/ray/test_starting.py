@@ -239,7 +239,7 @@ def started(ray_cluster: None) -> Iterator[Callable[..., list[Any]]]:
     actors: list[Any] = []
 
     def start(*faults: str, **options: Any) -> list[Any]:
-        actors.extend(Process.options(**options).remote(fault) for fault in faults)
+        actors.extend(Process.options(**options).remote(fault) for fault in faults)  # type: ignore[attr-defined]
         return actors
 
     yield start
@@ -254,7 +254,9 @@ def test_processes_are_waited_for(started, tmp_path, impatient):
     assert doors[0].key != doors[1].key
 
 
-@pytest.mark.parametrize(("fault", "cause"), [("exit", "process died"), ("error", "No module named 'mine'")])
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("exit", "not start: The actor died"), ("error", "No module named 'mine'")]
+)
 def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fault, cause):
     """The other one is not waited for."""
     with pytest.raises(WorkerError, match=cause) as caught:
@@ -264,9 +266,9 @@ def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fa
 
 
 def test_a_process_that_ray_does_not_start_is_waited_for_until_the_limit(started, impatient, caplog):
-    with pytest.raises(ClusterError, match=r"not started the processes of scope 0, 1 within 0\.5 s; if it may take"):
+    with pytest.raises(ClusterError, match=r"not started the processes of scopes 0, 1 within 0\.5 s; if it may take"):
         open_doors(started("", "", num_cpus=1000), SCOPES[:2], StartTime(0.5))
-    assert "Ray is still starting the processes of scope 0, 1" in caplog.text
+    assert "Ray is still starting the processes of scopes 0, 1" in caplog.text
 
 
 def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkeypatch, impatient, caplog):
@@ -278,15 +280,8 @@ def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkey
     ):  # fmt: skip
         trainer_of(num_cpus=1)
     assert "waiting for room for 2 workers with 1 CPU each (0 s)" in texts(caplog)
-    trainer_of(num_cpus=2).close()
-
-
-def test_what_no_node_has_is_refused_at_once(ray_cluster):
-    """The cluster was started by this program, so that it does not grow."""
-    with pytest.raises(ClusterError, match=r"3 CPU each .* free; at most 1 such workers fit on its nodes"):
-        trainer_of(num_cpus=3)
-    with pytest.raises(ClusterError, match=r"1 CPU, 1 GPU each .* free; at most 0 such"):
-        trainer_of(num_cpus=1, num_gpus=1)
+    monkeypatch.setattr(placement, "_BUSY_TIMEOUT", PATIENCE)
+    trainer_of(num_cpus=2).close()  # nothing stays reserved
 
 
 class Cluster:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from orchestrator.ray import cluster, transport
 from orchestrator.ray.transport import NoReplyError, Patience, Request, StepPatience, Streams, UnreachableError
 from workers.errors import ClusterError
+from workers.remote.log import LogEntry
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
@@ -35,6 +37,7 @@ class World(Streams):
 
     Attributes:
         replies: For each worker, the time of its reply, and the reply or the exception raised instead.
+        log: What every reply brings from the log of its worker.
         began: For each worker, the times at which its iterations start; None if it does not answer pings.
     """
 
@@ -42,6 +45,7 @@ class World(Streams):
         self.now = 0.0
         self.replies: list[tuple[float, Any]] = []
         self.began: list[list[float] | None] = [[0.0]] * 3
+        self.log: tuple[LogEntry, ...] = ()
         self.pings = 0
         self.is_initialized = True
         self.halted: list[list[int]] = [[], [], []]
@@ -58,7 +62,7 @@ class World(Streams):
         self.now = max(self.now, when)
         if isinstance(reply, BaseException):
             raise reply
-        return Reply("ok" if reply != "error" else "error", seq, reply if reply != "error" else ())
+        return Reply("ok" if reply != "error" else "error", seq, reply if reply != "error" else (), self.log)
 
     def close(self) -> None:
         pass
@@ -141,7 +145,10 @@ def test_an_error_lets_the_others_stop_only_where_it_may(world: World):
     world.ask(halts=True)
     assert world.halted == [[2], [2], [2]]
     world.abandon()
-    assert world.halted == [[2, 2]] * 3
+    assert world.halted == [[2], [2], [2]]  # nothing is under way
+    world.send("tick")
+    world.abandon()
+    assert world.halted == [[2, 3]] * 3
 
 
 def test_a_death_stops_the_others_and_an_interrupt_all(world: World):
@@ -165,3 +172,33 @@ def test_without_ray_nothing_is_sent(world: World):
     world.is_initialized = False
     with pytest.raises(ClusterError, match="Ray was shut down while a trainer used it"):
         world.send("tick")
+
+
+def test_a_request_that_is_not_sent_to_all_stops_those_who_got_it(world: World, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(index: int, request: Request, ack: int) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(world, "_send", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        world.send("tick")
+    assert world.halted == [[1]] * 3
+
+
+def test_a_worker_that_nobody_can_ask_yet_gets_a_moment(world: World, monkeypatch: pytest.MonkeyPatch):
+    world.replies = [(0.0, "a"), (35.0, "b"), (1e9, "c")]
+    monkeypatch.setattr(world, "_ping", lambda indices: {})
+    replies = world.ask()
+    assert [reply.payload for reply in replies[:2]] == ["a", "b"]
+    assert [one[:2] for one in failures(replies)] == [(2, "TimeoutError")]
+    assert 40 <= world.now < 50
+
+
+def test_what_workers_log_is_said_once(world: World, caplog: pytest.LogCaptureFixture):
+    log = (LogEntry(logging.WARNING, "a % note"), LogEntry(logging.ERROR, "an error"))
+    world.replies = [(0.0, "a"), (0.0, "b"), (0.0, "error")]
+    for _ in range(2):
+        world.log = log
+        world.ask()
+    said = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert said == [(logging.WARNING, "a % note"), (logging.ERROR, "an error")]

@@ -280,3 +280,12 @@ def test_data_in_shared_memory_are_not_sent(channels: tuple[Channel, Channel]):
     assert received.data is None
     assert_same(from_wire(received._replace(data=into), NUMPY), tree)
     assert to_wire(np.zeros(5000, np.int8), NUMPY, into).data is not None  # does not fit
+
+
+def test_a_message_that_is_not_written_describes_nothing(channels: tuple[Channel, Channel]):
+    one, other = channels
+    tree = Local(np.arange(6.0))
+    one.encode(1, PLAIN, to_wire(tree, NUMPY))
+    for seq in (2, 3):
+        one.send(seq, PLAIN, to_wire(tree, NUMPY))
+        assert_same(from_wire(receive(other).packed, NUMPY), tree)

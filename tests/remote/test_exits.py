@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray._raylet import raise_sys_exit_with_custom_error_message
+from ray._private.worker import raise_sys_exit_with_custom_error_message
 
 from orchestrator.ray.connection import Link
 from tests.support.agents import NullAgent

@@ -212,6 +212,7 @@ class Channel:
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._stop = 0
         self._sent: dict[Any, int] = {}
+        self._new: tuple[Any, int] | None = None  # a layout that the next message describes
         self._received: dict[int, Any] = {}
 
     def send(self, seq: int, plain: bytes, packed: Packed | None = None, *, ack: int = 0, slot: int = -1) -> None:
@@ -226,6 +227,7 @@ class Channel:
         Raises:
             Exception: A leaf cannot be pickled; nothing needs to be sent.
         """
+        self._new = None
         if packed is None:
             return (_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, True) + plain,)
         spec, others, data, size = packed
@@ -235,7 +237,8 @@ class Channel:
             pickled_spec = self._dumps(spec)
             if len(self._sent) == _MAX_LAYOUTS:
                 self._sent.clear()
-            number = self._sent[spec] = len(self._sent)
+            number = len(self._sent)
+            self._new = spec, number
         lengths = len(plain), len(pickled_spec), len(pickled_others), size
         head = _HEADER.pack(seq, ack, slot, number, *lengths, data is not None)
         if data is None:
@@ -252,6 +255,10 @@ class Channel:
         """
         for part in parts:
             self._sock.sendall(part)
+        if self._new is not None:
+            spec, number = self._new
+            self._sent[spec] = number
+            self._new = None
 
     def _pickle_others(self, others: tuple[Any, ...]) -> bytes:
         if _SCALARS.issuperset(map(type, others)):

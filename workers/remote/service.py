@@ -133,10 +133,13 @@ class Service:
             ack: Requests before this one will not be sent again; None means `seq`.
             into: Shared memory for the arrays of the reply, if they fit.
         """
+        if seq <= self._last and (kept := self._kept.get(seq)) is not None:
+            return kept
+        if self._interruption is not None:
+            error, self._interruption = self._interruption, None
+            self._has_failed = self._has_failed or method == "tick"
+            return self.refuse(seq, "between requests", error)
         if seq <= self._last:
-            kept = self._kept.get(seq)
-            if kept is not None:
-                return kept
             error = RuntimeError(f"request {seq} ({method}) arrived after {self._last}; requests must be in order")
             return Reply("error", seq, (self._failure(error, method),))
         for old in [number for number in self._kept if number < (seq if ack is None else ack)]:
@@ -145,7 +148,6 @@ class Service:
         self._since = monotonic()
         self._last = self._busy = seq
         try:
-            self._raise_interruption(method)
             with self._threads:
                 reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
         except WorkerError as error:
@@ -167,12 +169,6 @@ class Service:
     def interrupt(self, error: BaseException) -> None:
         """Let the next request fail with an exception that came between requests, such as from a signal handler."""
         self._interruption = error
-
-    def _raise_interruption(self, method: str) -> None:
-        error, self._interruption = self._interruption, None
-        if error is not None:
-            self._has_failed = method == "tick"
-            raise WorkerError([self._failure(error, "between requests")]) from error
 
     def _keep(self, reply: Reply) -> Reply:
         """Keep a reply, with what was logged, until it is acknowledged."""
