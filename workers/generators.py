@@ -222,8 +222,8 @@ class DrawWatch:
         drawn = [name for name, state in self._before.items() if state != after[name]]
         if drawn:
             _logger.warning(
-                "the environments draw from %s. The trainer's seed does not set it, so the numbers of this run cannot "
-                "be repeated; draw from a generator of the environment that reset(seed=...) seeds: self.np_random",
+                "the environments draw from %s, which the whole process shares: the numbers of this run cannot be "
+                "repeated from its seed; draw from self.np_random, which reset(seed=...) seeds",
                 " and ".join(drawn),
             )
         self._calls -= 1

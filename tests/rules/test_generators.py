@@ -405,7 +405,7 @@ def test_a_draw_from_a_global_generator_is_noticed(
     assert watch.stop() is None
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("lockstep", logging.WARNING)
-    assert f"the environments draw from {name}. " in record.message
+    assert f"the environments draw from {name}, which" in record.message
 
 
 def test_a_watch_ends_by_itself_and_notices_no_other_generator(caplog: pytest.LogCaptureFixture):
