@@ -52,7 +52,14 @@ def _has_known_layout() -> bool:
 
 
 _KNOWN_LAYOUT = _has_known_layout()
-_global_memory = lru_cache(maxsize=1)(_state_memory)
+
+
+def _known_memory(generator: Any) -> memoryview | None:
+    """Return the memory of a generator's state; None if it is not known where that is."""
+    return _state_memory(generator) if _KNOWN_LAYOUT and issubclass(type(generator), random.Random) else None
+
+
+_global_memory = lru_cache(maxsize=1)(_known_memory)
 
 
 class PythonStream:
@@ -64,18 +71,19 @@ class PythonStream:
     """
 
     def __init__(self, seed: int) -> None:
-        self._generator = random.Random(seed)
-        self._memory = _state_memory(self._generator) if _KNOWN_LAYOUT else None
+        self._generator: Any = random.Random(seed)  # the stubs lack gauss_next
+        self._memory = _known_memory(self._generator)
 
     def swap(self) -> None:
         """Swap the state of this stream with that of ``random``, including the Gaussian that ``gauss`` caches."""
-        mine, theirs, memory = self._generator, random._inst, self._memory
-        if memory is None:
+        mine, memory = self._generator, self._memory
+        theirs: Any = random._inst
+        global_memory = _global_memory(theirs)
+        if memory is None or global_memory is None:
             state = mine.getstate()
             mine.setstate(theirs.getstate())
             theirs.setstate(state)
             return
-        global_memory = _global_memory(theirs)
         before = memory.tobytes()
         memory[:] = global_memory
         global_memory[:] = before

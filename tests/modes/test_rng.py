@@ -219,7 +219,7 @@ class SamplingTeam(NullAgent):
             for name in env.possible_agents
         }
 
-    def act(self, observations: Any, states: Any, *, infos: Any, timestep: int, timesteps: int) -> Any:
+    def act(self, observations: Any, states: Any, *, infos: Any = None, timestep: int, timesteps: int) -> Any:
         actions = {
             name: np.array([[member.action_space.sample()] for _ in range(member.num_envs)])
             for name, member in self.members.items()
