@@ -171,13 +171,15 @@ def find_spaces(holders: Iterable[Any]) -> list[Space[Any]]:
     """Return the spaces that objects refer to, directly or through other objects, nearest first.
 
     References are followed as the garbage collector does, which runs no code of the objects: attributes, slots, class
-    attributes, items of containers, closures, arguments of partials, objects of bound methods. Modules, the globals of
-    functions, and environments are not entered, but a holder always is. The search ends after 50,000 objects, and
-    follows the first 1,000 references of each.
+    attributes, items of containers, closures, arguments of partials, objects of bound methods. Modules and the globals
+    of functions are not entered. Of an environment, only its own attributes count, and those of one that it wraps: it
+    may consist of thousands of copies. The search ends after 50,000 objects, and follows the first 1,000 references of
+    each.
     """
     found: list[Space[Any]] = []
     seen: set[int] = set()
     queue = deque(holders)
+    first = {id(holder) for holder in queue}
     while queue and len(seen) < _MOST_OBJECTS:
         value = queue.popleft()
         if id(value) in seen:
@@ -185,15 +187,27 @@ def find_spaces(holders: Iterable[Any]) -> list[Space[Any]]:
         seen.add(id(value))
         if issubclass(type(value), Space):
             found.append(value)
-        queue.extend(part for part in _referents(value)[:_MOST_REFERENTS] if _is_entered(part))
+        is_environment = _is_environment(value) and id(value) not in first
+        parts = _spaces_and_environments(value) if is_environment else _referents(value)[:_MOST_REFERENTS]
+        queue.extend(part for part in parts if gc.is_tracked(part) and not issubclass(type(part), _CLOSED))
     return found
 
 
-def _is_entered(value: Any) -> bool:
-    kind = type(value)
-    if not gc.is_tracked(value) or issubclass(kind, (ModuleType, FrameType)):
-        return False
-    return not all(any(name in vars(base) for base in kind.__mro__) for name in ("reset", "step", "render", "close"))
+_CLOSED = (ModuleType, FrameType)
+
+
+def _is_environment(value: Any) -> bool:
+    kinds = type(value).__mro__
+    return all(any(name in vars(kind) for kind in kinds) for name in ("reset", "step", "render", "close"))
+
+
+def _spaces_and_environments(env: Any) -> list[Any]:
+    """Return the spaces and environments among an environment's attributes."""
+    try:
+        attributes = object.__getattribute__(env, "__dict__").values()
+    except AttributeError:  # it has only slots
+        return []
+    return [part for part in attributes if issubclass(type(part), Space) or _is_environment(part)]
 
 
 def _referents(value: Any) -> list[Any]:

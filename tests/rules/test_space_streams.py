@@ -129,12 +129,25 @@ def test_members_of_spaces_are_found():
     assert not found & {id(one) for one in boxes[6:]}
 
 
-def test_environments_and_modules_are_not_entered():
-    env = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
-    agent = SimpleNamespace(env=env, single=gymnasium.make("CartPole-v1"), module=sys.modules[__name__])
-    assert find_spaces([agent]) == []
-    assert env.single_action_space in find_spaces([env])
-    env.close()
+def test_modules_and_the_copies_of_environments_are_not_entered():
+    vector = gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync")
+    single = gymnasium.make("Pendulum-v1")
+    assert isinstance(vector, gymnasium.vector.SyncVectorEnv)
+    wrapped = gymnasium.wrappers.vector.RecordEpisodeStatistics(vector)
+    found = {id(space) for space in find_spaces([SimpleNamespace(env=wrapped, single=single, module=sys)])}
+    own = [vector.single_action_space, vector.action_space, single.action_space, single.observation_space]
+    assert found >= {id(space) for space in own}
+    assert not found & {id(env.action_space) for env in vector.envs[1:]}
+    assert find_spaces([SimpleNamespace(module=sys.modules[__name__])]) == []
+    vector.close()
+
+
+def test_an_agent_that_looks_like_an_environment_is_entered():
+    methods = dict.fromkeys(("reset", "step", "render", "close"))
+    agent, slots = type("Agent", (), methods)(), type("Slots", (), {**methods, "__slots__": ()})()
+    agent.spaces, space = {"a": [Discrete(3)]}, Discrete(4)
+    assert find_spaces([agent, slots]) == agent.spaces["a"]
+    assert find_spaces([[agent, slots], space]) == [space]
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch):
