@@ -165,6 +165,7 @@ class SpaceStreams:
 
 _MOST_OBJECTS = 50_000
 _MOST_REFERENTS = 1_000
+_CLOSED = (ModuleType, FrameType)
 
 
 def find_spaces(holders: Iterable[Any]) -> list[Space[Any]]:
@@ -191,9 +192,6 @@ def find_spaces(holders: Iterable[Any]) -> list[Space[Any]]:
         parts = _spaces_and_environments(value) if is_environment else _referents(value)[:_MOST_REFERENTS]
         queue.extend(part for part in parts if gc.is_tracked(part) and not issubclass(type(part), _CLOSED))
     return found
-
-
-_CLOSED = (ModuleType, FrameType)
 
 
 def _is_environment(value: Any) -> bool:
