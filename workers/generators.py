@@ -52,7 +52,14 @@ def _has_known_layout() -> bool:
 
 
 _KNOWN_LAYOUT = _has_known_layout()
-_global_memory = lru_cache(maxsize=1)(_state_memory)
+
+
+def _known_memory(generator: Any) -> memoryview | None:
+    """Return the memory of a generator's state; None if it is not known where that is."""
+    return _state_memory(generator) if _KNOWN_LAYOUT and issubclass(type(generator), random.Random) else None
+
+
+_global_memory = lru_cache(maxsize=1)(_known_memory)
 
 
 class PythonStream:
@@ -64,18 +71,19 @@ class PythonStream:
     """
 
     def __init__(self, seed: int) -> None:
-        self._generator = random.Random(seed)
-        self._memory = _state_memory(self._generator) if _KNOWN_LAYOUT else None
+        self._generator: Any = random.Random(seed)  # the stubs lack gauss_next
+        self._memory = _known_memory(self._generator)
 
     def swap(self) -> None:
         """Swap the state of this stream with that of ``random``, including the Gaussian that ``gauss`` caches."""
-        mine, theirs, memory = self._generator, random._inst, self._memory
-        if memory is None:
+        mine, memory = self._generator, self._memory
+        theirs: Any = random._inst
+        global_memory = _global_memory(theirs)
+        if memory is None or global_memory is None:
             state = mine.getstate()
             mine.setstate(theirs.getstate())
             theirs.setstate(state)
             return
-        global_memory = _global_memory(theirs)
         before = memory.tobytes()
         memory[:] = global_memory
         global_memory[:] = before
@@ -157,19 +165,22 @@ class SpaceStreams:
 
 _MOST_OBJECTS = 50_000
 _MOST_REFERENTS = 1_000
+_CLOSED = (ModuleType, FrameType)
 
 
 def find_spaces(holders: Iterable[Any]) -> list[Space[Any]]:
     """Return the spaces that objects refer to, directly or through other objects, nearest first.
 
     References are followed as the garbage collector does, which runs no code of the objects: attributes, slots, class
-    attributes, items of containers, closures, arguments of partials, objects of bound methods. Modules, the globals of
-    functions, and environments are not entered, but a holder always is. The search ends after 50,000 objects, and
-    follows the first 1,000 references of each.
+    attributes, items of containers, closures, arguments of partials, objects of bound methods. Modules and the globals
+    of functions are not entered. Of an environment, only its own attributes count, and those of one that it wraps: it
+    may consist of thousands of copies. The search ends after 50,000 objects, and follows the first 1,000 references of
+    each.
     """
     found: list[Space[Any]] = []
     seen: set[int] = set()
     queue = deque(holders)
+    first = {id(holder) for holder in queue}
     while queue and len(seen) < _MOST_OBJECTS:
         value = queue.popleft()
         if id(value) in seen:
@@ -177,15 +188,24 @@ def find_spaces(holders: Iterable[Any]) -> list[Space[Any]]:
         seen.add(id(value))
         if issubclass(type(value), Space):
             found.append(value)
-        queue.extend(part for part in _referents(value)[:_MOST_REFERENTS] if _is_entered(part))
+        is_environment = _is_environment(value) and id(value) not in first
+        parts = _spaces_and_environments(value) if is_environment else _referents(value)[:_MOST_REFERENTS]
+        queue.extend(part for part in parts if gc.is_tracked(part) and not issubclass(type(part), _CLOSED))
     return found
 
 
-def _is_entered(value: Any) -> bool:
-    kind = type(value)
-    if not gc.is_tracked(value) or issubclass(kind, (ModuleType, FrameType)):
-        return False
-    return not all(any(name in vars(base) for base in kind.__mro__) for name in ("reset", "step", "render", "close"))
+def _is_environment(value: Any) -> bool:
+    kinds = type(value).__mro__
+    return all(any(name in vars(kind) for kind in kinds) for name in ("reset", "step", "render", "close"))
+
+
+def _spaces_and_environments(env: Any) -> list[Any]:
+    """Return the spaces and environments among an environment's attributes."""
+    try:
+        attributes = object.__getattribute__(env, "__dict__").values()
+    except AttributeError:  # it has only slots
+        return []
+    return [part for part in attributes if issubclass(type(part), Space) or _is_environment(part)]
 
 
 def _referents(value: Any) -> list[Any]:
@@ -222,8 +242,8 @@ class DrawWatch:
         drawn = [name for name, state in self._before.items() if state != after[name]]
         if drawn:
             _logger.warning(
-                "the environments draw from %s. The trainer's seed does not set it, so the numbers of this run cannot "
-                "be repeated; draw from a generator of the environment that reset(seed=...) seeds: self.np_random",
+                "the environments draw from %s, which the whole process shares: the numbers of this run cannot be "
+                "repeated from its seed; draw from self.np_random, which reset(seed=...) seeds",
                 " and ".join(drawn),
             )
         self._calls -= 1
