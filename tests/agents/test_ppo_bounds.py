@@ -66,15 +66,14 @@ ELEMENTS = {
 }
 LOW, HIGH = (np.array(column).reshape(2, 5) for column in zip(*ELEMENTS, strict=True))
 SPACES: dict[str, Box] = {"float64": Box(LOW, HIGH, dtype=np.float64)}
-within_float32 = np.where(np.abs(LOW) > MAX, -INF, LOW), np.where(np.abs(HIGH) > MAX, INF, HIGH)
-SPACES["float32"] = Box(*(bounds.astype(np.float32) for bounds in within_float32), dtype=np.float32)
+REACHABLE = [np.where(np.abs(bounds) > MAX, np.sign(bounds) * INF, bounds).astype(np.float32) for bounds in (LOW, HIGH)]
+SPACES["float32"] = Box(REACHABLE[0], REACHABLE[1], dtype=np.float32)
 
 
 def oracle(space: Box, mode: str, actions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return what the environment gets for actions of the policy, element by element."""
     expected = actions.astype(np.float64)
-    for column, (low, high) in enumerate(zip(space.low.flat, space.high.flat, strict=True)):
-        low, high = float(low), float(high)
+    for column, (low, high) in enumerate(zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)):
         if mode == "none" or (abs(low) >= MAX and abs(high) >= MAX):
             continue
         if mode == "clip":
@@ -145,8 +144,8 @@ def test_no_action_leaves_a_space(bounds, action, mode, dtype):
 
 def test_the_two_ways_are_equal_for_a_unit_box():
     for shape in ((), (3,), (2, 2)):
-        maps = [action_map(Box(-1.0, 1.0, shape), mode) for mode in ("clip", "rescale")]
-        assert_same(*maps)
+        clip, rescale = (action_map(Box(-1.0, 1.0, shape), mode) for mode in ("clip", "rescale"))
+        assert_same(clip, rescale)
     assert action_map(Box(-1.0, 1.0, (3,)), "none") is action_map(Discrete(3), "rescale") is None
 
 
@@ -171,7 +170,8 @@ def log_probs(agent: Any) -> npt.NDArray[Any]:
     """Return the log-probabilities that an update uses, ``(rollouts, num_envs)``."""
     if agent.framework == "jax":
         programs = importlib.import_module("workers.agents.jax.programs")
-        samples, _ = programs._prepare(agent._specification, agent._weights, agent._normalizers, agent._rollout)
+        prepare = importlib.import_module("jax").jit(programs._prepare, static_argnums=0)
+        samples, _ = prepare(agent._specification, agent._weights, agent._normalizers, agent._rollout)
     else:
         samples = agent._prepare_update() or agent._samples
     return copied(samples["log_prob"]).reshape(agent.cfg.rollouts, agent.num_envs)
@@ -338,7 +338,7 @@ def test_environments_see_only_actions_of_their_space(framework):
     space, envs = SPACES["float64"], []
 
     def agent(scope: Scope) -> Any:
-        cfg = {"rollouts": 8, "mini_batches": 1, "learning_epochs": 1}
+        cfg = {"rollouts": 16, "hidden_sizes": ()}
         return parity.ppo(framework)(observation_space=BOX, action_space=space, num_envs=scope.num_envs, cfg=cfg)
 
     envs = [Seen(space) for _ in range(ENVS)]

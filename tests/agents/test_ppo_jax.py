@@ -175,16 +175,17 @@ def run_in_process(code: str, **variables: str) -> None:
 def test_arrays_stay_on_the_device():
     code = """
 import copy, pickle, jax
-from tests.support.ppo import BOX, ACTIONS, ENVS, STEPS, run
+from tests.support.ppo import BOUNDED, BOX, ENVS, STEPS, act, run, transition
 from workers.agents.jax import PPO
 
-agent = PPO(observation_space=BOX, action_space=ACTIONS["gaussian"], num_envs=ENVS, cfg={"rollouts": STEPS},
-            device="cpu:1")
+agent = PPO(observation_space=BOX, action_space=BOUNDED, num_envs=ENVS, cfg={"rollouts": STEPS}, device="cpu:1")
 agent.enable_training_mode(True)
 agent.load_state_dict(agent.state_dict())
 for each in (agent, pickle.loads(pickle.dumps(agent)), copy.deepcopy(agent)):
     run(each, range(STEPS + 1))
+    act(each, transition(each, 0)["observations"])
     arrays = [each._weights, each._optimizer, each._normalizers, each._rollout, each._key, each.state_dict()["models"]]
+    arrays += [each._action_map, each._own]
     places = {place for array in jax.tree.leaves(arrays) for place in array.devices()}
     assert places == {jax.devices()[1]} == {each.device}, places
 """
@@ -195,7 +196,7 @@ def test_numbers_of_64_bits():
     code = """
 import numpy as np
 from gymnasium.spaces import Discrete
-from tests.support.ppo import WIDTH, act, assert_close, fix_orders, make, learn, state_of, rollout
+from tests.support.ppo import BOUNDED, WIDTH, act, assert_close, fix_orders, make, learn, state_of, rollout
 from tests.support.ppo_reference import Reference
 
 for actions, cfg in (("gaussian", {"value_clip": 0.2}), ("discrete", {"entropy_loss_scale": 0.1, "mini_batches": 5})):
@@ -210,6 +211,8 @@ for actions, cfg in (("gaussian", {"value_clip": 0.2}), ("discrete", {"entropy_l
     assert taken.dtype == means.dtype == (np.float32 if actions == "gaussian" else np.int64)
     assert agent._rollout["actions"].dtype == taken.dtype
     assert agent._rollout["observations"].dtype == agent._rollout["rewards"].dtype == np.float32
+taken, means = act(make("jax", BOUNDED), np.zeros((3, WIDTH)))
+assert taken.dtype == means.dtype == np.float32
 agent = make("jax", Discrete(3, start=2**40), num_envs=50)
 assert {*act(agent, np.zeros((50, WIDTH)))[0][:, 0].tolist()} == {2**40, 2**40 + 1, 2**40 + 2}
 """

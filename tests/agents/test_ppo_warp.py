@@ -10,6 +10,7 @@ import warp as wp
 from gymnasium.spaces import MultiDiscrete
 
 from tests.support.ppo import (
+    BOUNDED,
     CLOCK,
     ENVS,
     STEPS,
@@ -31,7 +32,7 @@ from workers.agents.warp.networks import Normalizer, Tanh
 LARGE = MultiDiscrete([3, 2, 4])  # a head wider than the hidden layers
 
 
-@pytest.mark.parametrize("actions", ["gaussian", LARGE], ids=["gaussian", "multi-discrete"])
+@pytest.mark.parametrize("actions", ["gaussian", BOUNDED, LARGE], ids=["gaussian", "bounded", "multi-discrete"])
 def test_graphs_do_what_their_launches_do(actions):
     captured, launched = (make("warp", actions, hidden_sizes=(8, 6), mini_batches=5) for _ in range(2))
     launched._run = lambda launches, rows: launches(rows)  # type: ignore[attr-defined]

@@ -19,8 +19,8 @@ STEPS, ENVS, WIDTH, STATE_WIDTH = 4, 3, 5, 2
 BOX = Box(-np.inf, np.inf, (WIDTH,))
 STATES = Box(-np.inf, np.inf, (STATE_WIDTH,))
 ACTIONS: dict[str, gymnasium.Space[Any]] = {"discrete": Discrete(3, start=2), "gaussian": Box(-np.inf, np.inf, (2,))}
-BOUNDED = Box(np.float32([10.0, -0.5]), np.float32([20.0, 0.25]))
-HALF_BOUNDED = Box(np.float32([-1.0, 0.0]), np.float32([1.0, np.inf]))
+BOUNDED = Box(np.array([10.0, -0.5], np.float32), np.array([20.0, 0.25], np.float32))
+HALF_BOUNDED = Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, np.inf], np.float32))
 CLOCK: dict[str, Any] = {"timestep": 0, "timesteps": 100}
 
 Arrays = dict[str, npt.NDArray[Any]]

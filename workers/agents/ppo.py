@@ -167,16 +167,17 @@ class PPO(Agent):
 
     def _heed(self, infos: Mapping[str, Any], rows: int) -> tuple[Any, Any]:
         """Return the rows that act and their legal actions; None for all rows or actions."""
-        acting, legal, alive = None, None, infos.get("alive")
+        acting: Any = None
+        alive: Any = infos.get("alive")
         # other values are a single-agent environment's own entry of this name
         if getattr(alive, "ndim", 0) == 2 and "bool" in str(alive.dtype):
             acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
             self._check_shape("infos['alive']", acting, 1, rows)
         mask = infos.get("action_mask")
-        if mask is not None and self._components:
-            mask = self._framework.to_numpy(mask) if self._framework.is_array(mask) else mask
-            legal = self._framework.from_numpy(legal_actions(mask, rows, list(map(len, self._components))))
-        return acting, legal
+        if mask is None or not self._components:
+            return acting, None
+        mask = self._framework.to_numpy(mask) if self._framework.is_array(mask) else mask
+        return acting, self._framework.from_numpy(legal_actions(mask, rows, list(map(len, self._components))))
 
     def record_transition(
         self,
