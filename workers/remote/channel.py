@@ -29,7 +29,6 @@ _JOINED = 16 * 1024
 """Largest data, in bytes, that are sent in one piece with the rest of the message."""
 
 _MAX_LAYOUTS = 64
-_SCALARS = {bool, int, float, str, bytes, type(None)}
 
 _GREETING = b"lockstep 1\n"
 _NONCE = 32
@@ -140,7 +139,7 @@ class Channel:
 
         Args:
             sock: The connection.
-            dumps: Pickles leaves that are not arrays, including instances of classes that the peer cannot import.
+            dumps: Pickles layouts, including keys of classes that the peer cannot import.
             stall_timeout: Seconds for which the peer may neither send nor receive anything in the middle of a message;
                 0 for no limit.
         """
@@ -160,13 +159,13 @@ class Channel:
 
         Raises:
             OSError: The connection is lost, or stalled.
-            Exception: A leaf cannot be pickled; nothing is sent.
+            Exception: The layout cannot be pickled; nothing is sent.
         """
         if packed is None:
             self._sock.sendall(_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, True) + plain)
             return
         spec, others, data, size = packed
-        pickled_others = self._pickle_others(others) if others else b""
+        pickled_others = pickle.dumps(others, pickle.HIGHEST_PROTOCOL) if others else b""
         number, pickled_spec = self._sent.get(spec, -1), b""
         if number < 0:
             pickled_spec = self._dumps(spec)
@@ -180,11 +179,6 @@ class Channel:
         if data is not None and not is_joined:
             self._sock.sendall(data)
         self._sent[spec] = number
-
-    def _pickle_others(self, others: tuple[Any, ...]) -> bytes:
-        if _SCALARS.issuperset(map(type, others)):
-            return pickle.dumps(others, pickle.HIGHEST_PROTOCOL)
-        return self._dumps(others)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or None if none starts to arrive within `timeout` seconds; None waits forever.
