@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
+from tests.support.odd_infos import Unreadable
 from tests.support.parity import assert_same
 from tests.support.processes import PATIENCE
 from workers.frameworks import load_framework
@@ -207,15 +208,6 @@ def test_values_of_classes_that_cannot_be_imported_arrive(channels: tuple[Channe
     received = from_wire(receive(other).packed, NUMPY)
     assert received["x"].value == 5
     assert received["y"] == 2
-
-
-def refuse() -> None:
-    raise LookupError("no licence")
-
-
-class Unreadable:
-    def __reduce__(self) -> Any:
-        return refuse, ()
 
 
 def test_layouts_that_cannot_be_pickled_are_not_sent_and_those_that_cannot_be_unpickled_are_used_up(

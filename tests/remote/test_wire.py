@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from tests.support.agents import to_numpy
+from tests.support.odd_infos import Unreadable
 from tests.support.schedule import FRAMEWORKS
 from workers.errors import EnvError
 from workers.frameworks import Framework, load_framework
@@ -131,17 +132,6 @@ def test_arrays_arrive_contiguous_and_without_gradients():
 
 class Colour(enum.Enum):
     RED = 1
-
-
-def refuse() -> None:
-    raise LookupError("no licence")
-
-
-class Unreadable:
-    """An object that can be pickled, but not unpickled."""
-
-    def __reduce__(self) -> Any:
-        return refuse, ()
 
 
 KEYS: list[Any] = [1, True, 2.5, None, b"b", ("a", (1, None)), Colour.RED, frozenset({"some", "strings"}), np.int64(3)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules.test_infos import INFO, gymnasium_infos
-from tests.support.parity import assert_same
+from tests.support.parity import assert_alike, assert_same
 from tests.support.schedule import examples
 from workers.errors import EnvError
 from workers.frameworks import load_framework
@@ -92,27 +92,6 @@ def test_parts_merge_into_the_whole(batch: tuple[list[Infos], list[int]]):
     stops = np.cumsum(sizes)
     parts = [merge_rows(rows[stop - size : stop]) for stop, size in zip(stops, sizes, strict=True)]
     assert_same(merge_infos(parts, sizes, NUMPY), whole)
-
-
-def assert_alike(given_value: Any, expected: Any, path: str = "") -> None:
-    """Assert that infos are equal but for the types of numbers."""
-    if isinstance(expected, dict):
-        assert isinstance(given_value, dict), f"{path}: {given_value!r}"
-        assert given_value.keys() == expected.keys(), path
-        for key, value in expected.items():
-            assert_alike(given_value[key], value, f"{path}[{key!r}]")
-    elif isinstance(expected, np.ndarray) and expected.dtype.kind in "biufc":
-        assert given_value.dtype.kind in "biufc", f"{path}: {given_value!r} is not {expected!r}"
-        np.testing.assert_array_equal(given_value, expected, path, strict=given_value.dtype == expected.dtype)
-    elif isinstance(expected, np.ndarray):
-        assert given_value.dtype.kind == expected.dtype.kind, f"{path}: {given_value!r} is not {expected!r}"
-        assert_alike(given_value.tolist(), expected.tolist(), path)
-    elif isinstance(expected, (list, tuple)):
-        assert len(given_value) == len(expected)
-        for index, (one, other) in enumerate(zip(given_value, expected, strict=True)):
-            assert_alike(one, other, f"{path}[{index}]")
-    else:
-        assert given_value == expected, f"{path}: {given_value!r} is not {expected!r}"
 
 
 @given(odd_batches())
