@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from orchestrator.ray import RayOrchestrator
@@ -33,7 +34,7 @@ from tests.support.odd_infos import (
 from tests.support.parity import CFG, assert_alike, assert_same, slices_run, step_trainer
 from tests.support.schedule import full_or_short, in_turn
 from workers.envs import EnvFactory, wrap_env
-from workers.errors import WorkerError
+from workers.errors import EnvError, WorkerError
 from workers.info_rows import merge_rows
 
 SCOPES = [2, 3, 1]
@@ -295,3 +296,11 @@ def test_infos_that_are_not_a_dictionary_are_named(name: str, infos: Any):
     assert re.search(f"{where} {re.escape(shown)}; expected a dictionary, such as {{}}", failure.message), (
         failure.message
     )
+
+
+def test_infos_that_a_teams_wrapper_adds_itself_are_refused():
+    env = wrap_env([GivenTeamEnv({"alive": {"tank": 1}}, of_tank=False)], framework="torch")
+    env.reset()
+    actions = {name: torch.ones(1, width) for name, width in {"scout": 1, "tank": 2, "medic": 2}.items()}
+    with pytest.raises(EnvError, match="the infos have 'alive', which the wrapper adds itself; rename it"):
+        env.step(actions)

@@ -154,6 +154,8 @@ def column(*values: Any) -> Any:
         ([1, 2.5, "x"], [1.0, 2.5, "x"]),  # as in an array of its own
         ([np.float32(0.5), "x"], [np.float32(0.5), "x"]),
         ([np.array(3), np.int64(4), "x"], [3, 4, "x"]),
+        ([np.array("x"), 0, 0.5], [np.array("x"), 0.0, 0.5]),
+        ([np.arange(2), np.zeros(2), np.arange(3)], [np.array([0.0, 1.0]), np.zeros(2), np.arange(3)]),
         ([{"n": 1}, 2], [{"n": 1}, 2]),
         ([{"n": np.array(1)}, {"n": 0.5}, 2], [{"n": 1.0}, {"n": 0.5}, 2]),
         ([[1, 2], (3,)], [[1, 2], (3,)]),
