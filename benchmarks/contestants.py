@@ -24,6 +24,7 @@ def make_ours(framework: str, observation_space: Any, action_space: Any, num_env
         "value_clip": 0.2,
         "normalize_observations": False,
         "normalize_values": False,
+        "action_bounds": "none",  # skrl does not clip actions by default
     }
     kind = importlib.import_module(f"workers.agents.{framework}").PPO
     return kind(observation_space=observation_space, action_space=action_space, num_envs=num_envs, cfg=cfg)

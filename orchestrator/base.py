@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workers.errors import ConfigError
+from workers.envs.statistics import Statistics
+from workers.errors import ConfigError, Failure, WorkerError
 from workers.frameworks import Framework
-from workers.types import Description, Outcome, Scope, Tick
+from workers.node import node_name
+from workers.types import Description, Outcome, Phase, Scope, Tick
 
-__all__ = ["Orchestrator", "Plan", "Session", "check_num_threads"]
+__all__ = ["Orchestrator", "Plan", "Session", "check_num_threads", "close_environments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,23 @@ class Session(Protocol):
             WorkerError: Agents cannot be stored; all of them are reported.
         """
 
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers; see `workers.envs.statistics`.
+
+        Raises:
+            WorkerError: Scopes failed; all of them are reported.
+        """
+
     def close(self, *, close_environment: bool) -> None:
         """Release everything that was built: workers, actors, environments, and Ray if it was started for them.
 
+        Whatever raises, everything else is still released.
+
         Args:
             close_environment: Whether to also close an environment that the user passed.
+
+        Raises:
+            WorkerError: Environments or agents could not be closed; all of them are reported.
         """
 
 
@@ -104,6 +118,20 @@ class Orchestrator(Protocol):
 
     def start(self, plan: Plan) -> Session:
         """Build all workers. If one cannot be built, release everything built before."""
+
+
+def close_environments(env: Any, plan: Plan) -> None:
+    """Close environments of all scopes in this process.
+
+    Raises:
+        WorkerError: They raised.
+    """
+    try:
+        env.close()
+    except Exception as error:
+        scope, rows = 0 if len(plan.scopes) == 1 else None, (0, plan.scopes[-1].stop)
+        failure = Failure.of(error, scope=scope, rows=rows, phase=Phase.CLOSE.value, timestep=None, node=node_name())
+        raise WorkerError([failure]) from error
 
 
 def check_num_threads(num_threads: object) -> None:

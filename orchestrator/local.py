@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from orchestrator.base import Plan, check_num_threads
+from orchestrator.base import Plan, check_num_threads, close_environments
 from orchestrator.merge import share_outcome
-from workers.errors import Failure, build_error
+from workers.envs.statistics import Statistics
+from workers.errors import Failure, WorkerError, build_error, close_all, close_or_log
 from workers.members import is_factory
 from workers.node import node_name
 from workers.scope.agent_group import AgentGroup
@@ -59,10 +61,10 @@ class LocalSession:
         try:
             self._build_runners()
         except BaseException:
-            self.close(close_environment=False)
+            close_or_log("what was built before", lambda: self.close(close_environment=False))
             raise
         self._agents = AgentGroup(self._runners, framework)
-        self._worker = ScopeWorker(self._env_slice, self._agents, framework, scope=only_scope)
+        self._worker = ScopeWorker(self._env_slice, self._agents, framework, scopes=plan.scopes)
         self.workers: Sequence[Description] = [runner.describe(self._env_slice.notes) for runner in self._runners]
 
     def _build_runners(self) -> None:
@@ -76,6 +78,7 @@ class LocalSession:
                     plan.framework,
                     cfg=plan.cfg,
                     observation_space=space,
+                    action_space=self._env_slice.action_space,
                     keeps_files=not is_factory(agent),
                 )
                 self._runners.append(runner)
@@ -109,13 +112,26 @@ class LocalSession:
         """Return the name and content of each scope's agent file."""
         return self._agents.agent_files()
 
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers."""
+        return self._worker.statistics()
+
     def close(self, *, close_environment: bool) -> None:
         """Close environments that were built here; close one that the user passed only if asked to."""
-        for runner in self._runners:
-            runner.release()
+        closers: list[tuple[str, Callable[[], object]]] = [
+            (f"the agent of scope {runner.scope.index}", partial(_release, runner)) for runner in self._runners
+        ]
         if self._env_slice.built or close_environment:
-            self._env_slice.close()
+            closers.append(("the environments", partial(close_environments, self.env, self._plan)))
+        close_all(closers)
 
 
-def _failure(error: Exception, scope: int | None, rows: tuple[int, int]) -> Failure:
-    return Failure.of(error, scope=scope, rows=rows, phase=Phase.BUILD.value, timestep=None, node=node_name())
+def _release(runner: AgentRunner) -> None:
+    try:
+        runner.release()
+    except Exception as error:
+        raise WorkerError([_failure(error, runner.scope.index, runner.scope.rows, Phase.CLOSE)]) from error
+
+
+def _failure(error: Exception, scope: int | None, rows: tuple[int, int], phase: Phase = Phase.BUILD) -> Failure:
+    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=None, node=node_name())

@@ -10,13 +10,18 @@ from typing import Any
 import fsspec.core
 
 from orchestrator.metrics import MetricsWriter
-from workers.errors import AgentError, ConfigError
-from workers.frameworks import Framework
-from workers.storage.agent_file import FILE_NAMES, load_agent
+from workers.envs.statistics import Statistics
+from workers.errors import AgentError, ConfigError, DivergedError
+from workers.frameworks import Framework, load_framework
+from workers.storage.agent_file import FILE_NAMES, STATE, load_agent
+from workers.storage.state_file import decode_state, encode_state, nonfinite_values
 
 __all__ = ["RunDirectory"]
 
 _CONFIG = "config.yaml"
+_STATISTICS = "statistics.safetensors"
+_MOST_TOLD = 5
+"""Number of values of a diverged agent that an error names."""
 
 
 class RunDirectory:
@@ -28,7 +33,8 @@ class RunDirectory:
         versions.json     the versions of everything that the numbers depend on
         metrics.csv       the scalars of all scopes; tensorboard/ has the same for TensorBoard
         status.json       whether the run is running, interrupted, failed or finished, and the timestep of agents/
-        agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`
+        agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`; and
+                          statistics.safetensors, if wrappers of its environments hold any
         evaluation.json   the returns that were printed at the end
 
     Files are replaced as a whole, so they can be read at any time.
@@ -119,17 +125,41 @@ class RunDirectory:
         """Return a writer for the scalars of the run."""
         return MetricsWriter(self.url)
 
-    def write_agents(self, files: Sequence[tuple[str, bytes]]) -> None:
-        """Store the files that `StepTrainer.agent_files` returned.
+    def write_agents(self, files: Sequence[tuple[str, bytes]], statistics: Sequence[Sequence[Statistics]] = ()) -> None:
+        """Store the files that `StepTrainer.agent_files` returned: those of all scopes, or none.
+
+        An ``agent.bin`` is in its agent's own format and cannot be checked.
+
+        Args:
+            files: Name and content of each scope's agent file.
+            statistics: The statistics of each scope's environments, by row. They are stored if there are any.
 
         Raises:
+            AgentError: A state cannot be read.
+            DivergedError: An agent holds NaN, or infinity where it held none, and the stored one holds no NaN.
             OSError: A file cannot be written.
         """
+        self._check_finite(files)
         for scope, (name, data) in enumerate(files):
             self.write(f"agents/{scope}/{name}", data)
             for other in FILE_NAMES:  # an older file of another kind would be loaded instead
                 if other != name and self._filesystem.exists(f"{self._path}/agents/{scope}/{other}"):
                     self._filesystem.rm(f"{self._path}/agents/{scope}/{other}")
+        for scope, rows in enumerate(statistics):
+            if any(rows):
+                self.write(f"agents/{scope}/{_STATISTICS}", encode_state(rows, load_framework("numpy")))
+
+    def statistics(self, scope: int) -> list[Statistics]:
+        """Return the stored statistics of a scope's environments, by row; an empty list if there are none.
+
+        Raises:
+            AgentError: The file is damaged.
+        """
+        name = f"agents/{scope}/{_STATISTICS}"
+        if not self._filesystem.exists(f"{self._path}/{name}"):
+            return []
+        rows: list[Statistics] = decode_state(self._read(name), load_framework("numpy"))
+        return rows
 
     def load_agent(self, agent: Any, scope: int, framework: Framework) -> None:
         """Load the stored state of a scope's agent into `agent`.
@@ -147,6 +177,28 @@ class RunDirectory:
             AgentError: Nothing is stored.
         """
         return hashlib.sha256(self._read(self._agent_file(scope))).hexdigest()
+
+    def _check_finite(self, files: Sequence[tuple[str, bytes]]) -> None:
+        told = []
+        for scope, (name, data) in enumerate(files):
+            path = f"agents/{scope}/{name}"
+            found = nonfinite_values(data) if name == STATE else {}
+            if not found or not self._filesystem.exists(f"{self._path}/{path}"):
+                continue
+            try:
+                stored = nonfinite_values(self._read(path))
+            except AgentError:  # damaged: nothing good is lost
+                continue
+            # an infinity may be a constant of the agent, such as a mask
+            new = [f"{kind} in {value}" for value, kind in found.items() if stored.get(value) != kind]
+            if new and "NaN" not in stored.values():
+                new[_MOST_TOLD:] = [f"{len(new) - _MOST_TOLD} more"] if len(new) > _MOST_TOLD else []
+                told.append(
+                    f"the agent of scope {scope} holds {', '.join(new)}; {self.url}/{path} is the last good file, "
+                    f"from timestep {self.status()['timestep']}"
+                )
+        if told:
+            raise DivergedError("\n".join(told))
 
     def _agent_file(self, scope: int) -> str:
         for name in FILE_NAMES:

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
 from workers.envs import EnvFactory
-from workers.envs.checking import check_env, check_num_envs
+from workers.envs.checking import check_num_envs, check_wrapped
 from workers.errors import AgentError, ConfigError, EnvError
 from workers.frameworks import Framework
 from workers.members import is_factory, missing_members
@@ -62,7 +62,7 @@ def checked_count(name: str, value: Any, *, least: int) -> int:
 def checked_num_envs(env: Any, framework: Framework) -> int:
     """Return the number of environments, after all checks that are possible before building."""
     if not isinstance(env, EnvFactory):
-        check_env(env, framework.name)
+        check_wrapped(env, framework.name)
         return int(env.num_envs)
     if env.framework not in (None, framework.name):
         raise EnvError(f"the environment factory is for {env.framework!r}, but the trainer is for {framework.name!r}")

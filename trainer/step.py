@@ -17,7 +17,8 @@ from orchestrator.scopes import resolve_scopes
 from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
 from trainer.config import StepTrainerCfg, StepTrainerCfgDict, resolve_cfg
 from trainer.lifecycle import Lifecycle, State
-from workers.errors import AgentError, ConfigError, WorkerError, build_error
+from workers.envs.statistics import Statistics
+from workers.errors import AgentError, ConfigError, WorkerError, build_error, close_or_log
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads
 from workers.types import Mode, Tick
@@ -109,7 +110,7 @@ class StepTrainer(Generic[A]):
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def train(self, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do one training iteration.
@@ -140,7 +141,7 @@ class StepTrainer(Generic[A]):
         """Do one evaluation iteration.
 
         Like `train`, but the agents' training mode is off, so that nothing is learnt, and the environments get the mean
-        actions unless ``cfg.stochastic_evaluation`` is set.
+        actions unless ``cfg.stochastic_evaluation`` is set. It steps the training environments, from where they stand.
 
         Args:
             timestep: As for `train`.
@@ -256,7 +257,18 @@ class StepTrainer(Generic[A]):
             with self._asking():
                 return self._session.agent_files()
         except WorkerError as error:
-            raise build_error(error.failures) from error
+            raise build_error(error.failures) from error.__cause__
+
+    def env_statistics(self) -> list[Statistics]:
+        """Return what wrappers such as NormalizeObservation hold for each environment: mean, var and count by name.
+
+        Raises:
+            WorkerError: A worker failed.
+            LifecycleError: The trainer is closed.
+        """
+        self._lifecycle.require_open("env_statistics()")
+        with self._asking():
+            return self._session.statistics()
 
     def reset(self) -> None:
         """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.
@@ -291,11 +303,14 @@ class StepTrainer(Generic[A]):
 
         The state of remote agents is copied into the instances that you passed. A second call does nothing. On normal
         program termination an open trainer is closed.
+
+        Raises:
+            WorkerError: Environments could not be closed; everything else is released.
         """
         if self._lifecycle.state is State.CLOSED:
             return
         self._lifecycle.state = State.CLOSED
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         self._drop_progress()
         with self._threads:
             self._session.close(close_environment=self.cfg.close_environment_at_exit)
@@ -306,12 +321,14 @@ class StepTrainer(Generic[A]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        if error is None:
             self.close()
-        except Exception:
-            if error is None:
-                raise
-            _logger.exception("close() failed while another exception was propagating")
+        else:
+            self._close_at_exit()
+
+    def _close_at_exit(self) -> None:
+        """Close the trainer where nobody handles an error of its environments."""
+        close_or_log("the trainer", self.close)
 
     def __str__(self) -> str:
         kind, state = type(self), self._lifecycle.state.value

@@ -10,6 +10,7 @@ exception, so ``except ValueError`` keeps working::
     ├── AgentError             (ValueError)    an agent lacks a member, cannot be sent, or breaks the contract
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
+    ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
     └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` per scope
 
 All exceptions can be pickled: they carry only plain data.
@@ -17,14 +18,16 @@ All exceptions can be pickled: they carry only plain data.
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
     "AgentError",
     "ClusterError",
     "ConfigError",
+    "DivergedError",
     "EnvError",
     "Failure",
     "LifecycleError",
@@ -32,7 +35,15 @@ __all__ = [
     "ScopeError",
     "WorkerError",
     "build_error",
+    "close_all",
+    "close_or_log",
+    "ends_process",
+    "mark_row",
+    "marked_row",
+    "message_of",
 ]
+
+_logger = logging.getLogger("lockstep")
 
 
 class LockstepError(Exception):
@@ -61,6 +72,31 @@ class LifecycleError(LockstepError, RuntimeError):
 
 class ClusterError(LockstepError, RuntimeError):
     """Ray cannot be reached, or does not provide what was requested."""
+
+
+class DivergedError(LockstepError, ArithmeticError):
+    """An agent holds NaN or infinity and would replace a stored agent that does not."""
+
+
+def mark_row(error: BaseException, row: int, owner: object) -> None:
+    """Record in which copy an exception was raised, in a note for people and for `Failure`; the last mark counts.
+
+    Args:
+        error: The exception.
+        row: Index of the copy among those of `owner`.
+        owner: The environment that steps the copies.
+    """
+    before, note = getattr(error, "_lockstep_mark", (None, ""))[1], f"in copy {row} of {owner}"
+    if before in getattr(error, "__notes__", ()):
+        error.__notes__.remove(before)
+    error.add_note(note)
+    error._lockstep_mark = row, note  # type: ignore[attr-defined]
+
+
+def marked_row(error: BaseException) -> int | None:
+    """Return the row that `mark_row` recorded last; None if there is none."""
+    row: int | None = getattr(error, "_lockstep_mark", (None, ""))[0]
+    return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +134,19 @@ class Failure:
         timestep: int | None,
         node: str,
     ) -> Failure:
-        """Build a failure from `error`, with its traceback as text."""
-        kind = type(error)
+        """Build a failure from `error`, with its traceback as text.
+
+        Args:
+            error: The exception. A row that `mark_row` recorded narrows `rows` to that environment.
+            scope: See `Failure`.
+            rows: See `Failure`.
+            phase: See `Failure`.
+            timestep: See `Failure`.
+            node: See `Failure`.
+        """
+        kind, row = type(error), marked_row(error)
+        if row is not None:
+            rows = (rows[0] + row, rows[0] + row + 1)
         return cls(
             scope=scope,
             rows=rows,
@@ -107,27 +154,68 @@ class Failure:
             timestep=timestep,
             node=node,
             kind=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-            message=_message(error),
-            traceback="".join(traceback.format_exception(error)),
+            message=message_of(error),
+            traceback=_traceback_of(error),
         )
 
     def __str__(self) -> str:
-        scope = "all scopes" if self.scope is None else f"scope {self.scope}"
-        when = "" if self.timestep is None else f", timestep {self.timestep}"
-        where = f"{scope} (environments {self.rows[0]}:{self.rows[1]}), phase {self.phase}{when}, on {self.node}"
-        text = f"{where}: {self.kind}: {self.message}"
-        return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
+        return _text([self])
 
 
-def _message(error: BaseException) -> str:
+def _text(failures: Sequence[Failure], omit: str = "") -> str:
+    """Return all tracebacks but `omit`, and last what happened where. An exception that scopes share is told once."""
+    shared: dict[tuple[object, ...], list[Failure]] = {}
+    for one in failures:
+        shared.setdefault((one.phase, one.timestep, one.kind, one.message, one.traceback), []).append(one)
+    groups = list(shared.values())
+    numbers = [""] if len(groups) == 1 else [f"[{number + 1}] " for number in range(len(groups))]
+    texts = [group[0].traceback for group in groups]
+    parts = [f"{number}{text.rstrip()}" for number, text in zip(numbers, texts, strict=True) if text not in ("", omit)]
+    headlines = [f"{number}{_headline(group)}" for number, group in zip(numbers, groups, strict=True)]
+    if len(groups) > 1:
+        headlines.insert(0, f"{len(groups)} different failures in the workers")
+    return "\n\n".join([*parts, "\n".join(headlines)])
+
+
+def _headline(group: Sequence[Failure]) -> str:
+    one = group[0]
+    when = "" if one.timestep is None else f", timestep {one.timestep}"
+    nodes = " and ".join(dict.fromkeys(failure.node for failure in group))
+    return f"{' and '.join(map(_scope, group))}, phase {one.phase}{when}, on {nodes}: {one.kind}: {one.message}"
+
+
+def _scope(failure: Failure) -> str:
+    start, stop = failure.rows
+    rows = f"environment {start}" if stop - start == 1 else f"environments {start}:{stop}"
+    return f"{'all scopes' if failure.scope is None else f'scope {failure.scope}'} ({rows})"
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception, whatever its ``str()`` does."""
     try:
-        return str(error)
-    except Exception as another:  # str() of a user's exception may fail, too
+        return "".join([str(error)])  # of an instance of a subclass of str, its characters
+    except BaseException as another:
         return f"(str() of the exception failed: {type(another).__name__})"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # attributes of a user's exception may fail, too
+        return "Traceback (most recent call last):\n" + "".join(traceback.format_tb(error.__traceback__))
+
+
+def ends_process(error: BaseException) -> bool:
+    """Return whether Ray raised `error` to end this process, on SIGTERM."""
+    return isinstance(error, SystemExit) and hasattr(error, "ray_terminate_msg")
 
 
 class WorkerError(LockstepError, RuntimeError):
     """One or more scopes failed; all of them are reported.
+
+    The text has the original tracebacks first and says last what happened where, once for all scopes that share an
+    exception. In local mode the original exception is the ``__cause__``: Python shows it, so its traceback is not
+    repeated in ``str(error)``; `report` has all of them.
 
     Attributes:
         failures: One `Failure` per failed scope.
@@ -137,12 +225,14 @@ class WorkerError(LockstepError, RuntimeError):
         self.failures = tuple(failures)
         super().__init__(self.failures)
 
+    @property
+    def report(self) -> str:
+        """The text with all tracebacks."""
+        return _text(self.failures)
+
     def __str__(self) -> str:
-        count = len(self.failures)
-        head = "1 failure" if count == 1 else f"{count} failures"
-        return "\n".join(
-            [f"{head} in the workers", *(f"[{i + 1}] {failure}" for i, failure in enumerate(self.failures))]
-        )
+        cause = self.__cause__
+        return _text(self.failures, omit="" if cause is None else _traceback_of(cause))
 
 
 def build_error(failures: Sequence[Failure]) -> LockstepError:
@@ -150,5 +240,58 @@ def build_error(failures: Sequence[Failure]) -> LockstepError:
     ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
     kinds = {failure.kind for failure in failures}
     if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
-        return kind("; ".join(f"{failure.message} [on {failure.node}]" for failure in failures))
+        nodes: dict[str, list[str]] = {}
+        for failure in failures:
+            nodes.setdefault(failure.message, []).append(failure.node)
+        return kind("; ".join(f"{message} [on {', '.join(dict.fromkeys(on))}]" for message, on in nodes.items()))
     return WorkerError(failures)
+
+
+def close_all(closers: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Close everything, even if some of it raises, and raise one error at the end.
+
+    Args:
+        closers: What is closed, for the error, and the function that closes it.
+
+    Raises:
+        Exception: The only error, with a note that says what was being closed.
+        WorkerError: All failures, if there are several errors and each is a `WorkerError`.
+        ExceptionGroup: Several errors, each with such a note. The message names all of them.
+        BaseException: The first exception that is not an `Exception`, such as KeyboardInterrupt.
+    """
+    errors: list[Exception] = []
+    told: list[str] = []
+    interrupts: list[BaseException] = []
+    for what, close in closers:
+        try:
+            close()
+        except Exception as error:
+            errors.append(error)
+            if not isinstance(error, WorkerError):  # which names the place itself
+                error.add_note(f"while closing {what}")
+            told.append(f"{what}: {type(error).__name__}: {message_of(error)}")
+        except BaseException as interrupt:
+            interrupts.append(interrupt)
+    if interrupts:
+        raise interrupts[0]
+    if len(errors) == 1:
+        raise errors[0]
+    of_workers = [error for error in errors if isinstance(error, WorkerError)]
+    if errors and len(of_workers) == len(errors):
+        raise WorkerError([failure for error in of_workers for failure in error.failures])
+    if errors:
+        raise ExceptionGroup("; ".join(told), errors)
+
+
+def close_or_log(what: str, close: Callable[[], object]) -> None:
+    """Close something. An error is logged, because it must not hide an earlier one or end a program that is complete.
+
+    Args:
+        what: What is closed, for the log.
+        close: The function that closes it.
+    """
+    try:
+        close()
+    except Exception as error:
+        text = getattr(error, "report", None) or error  # with all tracebacks, as has the text of a WorkerError
+        _logger.error("%s could not be closed: %s", what, text, exc_info=not isinstance(error, WorkerError))

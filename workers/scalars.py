@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-__all__ = ["Scalars"]
+from workers.types import Mode
+
+__all__ = ["Scalars", "prefix_of"]
+
+
+def prefix_of(mode: Mode) -> str:
+    """Return what the tags of iterations of this mode begin with."""
+    return "Evaluation / " if mode is Mode.EVAL else ""
 
 
 class Scalars:
-    """Values by tag in bounded memory: their mean, or the extreme for tags that end in (min) or (max)."""
+    """Values by tag in bounded memory: their mean, or the extreme for tags that end in (min) or (max).
+
+    Attributes:
+        prefix: What every tag begins with; see `prefix_of`.
+    """
 
     def __init__(self) -> None:
+        self.prefix = ""
         self._kept: dict[str, tuple[float, int]] = {}
 
     def add(self, tag: str, value: float) -> None:
         """Record a value."""
-        value = float(value)
+        value, tag = float(value), self.prefix + tag
         kept, count = self._kept.get(tag, (None, 0))
         if kept is None:
             self._kept[tag] = (value, 1)

@@ -1,8 +1,8 @@
 """Seeds of environments and agents, derived from the seed of a run.
 
 Environment ``i``, by its index in the full batch, is seeded with ``seed + i``. The agent of scope ``k`` has the seed
-``SeedSequence(seed, spawn_key=(1, k))`` and its own random stream, a `RandomStream`. The global generators of NumPy and
-of the framework hold this stream while the agent runs. Without a seed, none of this is used.
+``SeedSequence(seed, spawn_key=(1, k))`` and its own random stream, a `RandomStream`. The global generators and those of
+the spaces of the agent hold this stream while the agent runs. Without a seed, none of this is used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.random import MT19937, BitGenerator, SeedSequence
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
 from workers.frameworks import Framework
+from workers.generators import PythonStream, SpaceStreams
 
 __all__ = ["RandomStream", "agent_seed", "skrl_key"]
 
@@ -49,16 +50,31 @@ def skrl_key(framework: str, key: int | None) -> Iterator[None]:
 class RandomStream:
     """Random stream of one agent, held by the global generators inside ``with stream:``.
 
-    Inside, the global generators of NumPy's legacy interface and of the framework continue the agent's stream. On exit
-    their previous states are restored. Python's ``random`` and CUDA's generators are not affected. NumPy's legacy
-    generator caches the second Gaussian of a pair for its next call: the user's is preserved, the agent's is not.
+    Inside, the global generators of Python, of NumPy's legacy interface and of the framework continue the agent's
+    stream, and so do the generators of the spaces that it holds. On exit their previous states are restored. CUDA's
+    generators are not affected. NumPy's legacy generator caches the second Gaussian of a pair for its next call: the
+    user's is preserved, the agent's is not. Python's ``random.gauss`` does the same: both are preserved.
     """
 
-    def __init__(self, seed: int, framework: Framework) -> None:
+    def __init__(self, seed: int, framework: Framework, *holders: Any) -> None:
+        """Make the stream of a seed.
+
+        Args:
+            seed: Seed of the stream.
+            framework: The framework.
+            holders: Objects of the user that refer to spaces which the agent may sample: its factory, for example.
+        """
         self._framework = framework
+        self._python = PythonStream(seed)
         self._bits: BitGenerator = MT19937(seed)
         self._state = framework.seeded_rng_state(seed)
+        self._spaces = SpaceStreams(seed)
+        self._spaces.hold(*holders)
         self._lent: tuple[Any, Any, dict[str, Any] | None] | None = None
+
+    def hold_spaces(self, agent: Any) -> None:
+        """Hold the generators of the spaces of an agent that was built inside; call it before leaving."""
+        self._spaces.hold_built(agent)
 
     def __enter__(self) -> None:
         framework = self._framework
@@ -67,12 +83,16 @@ class RandomStream:
         outer_bits = get_bit_generator()
         outer_numpy = _state_if_gaussian_cached(outer_bits)
         set_bit_generator(self._bits)
+        self._python.swap()
+        self._spaces.swap()
         self._lent = (outer, outer_bits, outer_numpy)
 
     def __exit__(self, *_: object) -> None:
         assert self._lent is not None
         outer, outer_bits, outer_numpy = self._lent
         framework = self._framework
+        self._spaces.swap()
+        self._python.swap()
         self._state = framework.rng_state()
         framework.set_rng_state(outer)
         self._bits = get_bit_generator()

@@ -92,6 +92,7 @@ class Phase(Enum):
     RESET = "reset"
     COLLECT = "collect"
     STORE = "store"
+    CLOSE = "close"
 
 
 class Tick(NamedTuple):

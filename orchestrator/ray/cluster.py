@@ -22,6 +22,9 @@ __all__ = ["Cluster", "connect"]
 
 _logger = logging.getLogger("lockstep")
 
+_HEALTH_TIMEOUT = 30.0
+"""Seconds within which a cluster answers."""
+
 
 @dataclass
 class Cluster:
@@ -29,13 +32,11 @@ class Cluster:
 
     Attributes:
         connection: Identity of the connection.
-        started_here: Whether `connect` started Ray itself; such a cluster does not grow.
         users: Number of sessions that use a connection that `connect` made; the last one ends it. 0 for a connection
             that the program made.
     """
 
     connection: Any = None
-    started_here: bool = False
     users: int = 0
 
     @property
@@ -54,6 +55,17 @@ class Cluster:
         """The part of `resources` that is currently free."""
         available: dict[str, float] = ray.available_resources()
         return available
+
+    @property
+    def nodes(self) -> list[dict[str, float]]:
+        """The resources of each node that is alive."""
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether nodes may join the cluster; not if this process started Ray, as ``ray.init()`` does."""
+        node = ray._private.worker._global_node
+        return node is None or not node.head
 
     def disconnect(self) -> None:
         """End the connection if it was made here, no other session uses it, and the program has not ended it."""
@@ -84,10 +96,10 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
         address: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``; None uses the environment variable
             ``RAY_ADDRESS``, or starts Ray on this machine if it is not set. Ignored if this process is already
             connected to Ray.
-        timeout: Time to reach the cluster, in seconds.
+        timeout: Time to reach the cluster, in seconds, at most 30.
 
     Raises:
-        ClusterError: The cluster cannot be reached within `timeout`.
+        ClusterError: The cluster cannot be reached in time.
     """
     global _own
     if (current := _connection()) is not None:
@@ -102,7 +114,7 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     doing = "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
     _logger.info("%s ...", doing)
     if address != "local":
-        _check_health(address, timeout)
+        _check_health(address, min(timeout, _HEALTH_TIMEOUT))
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         with warnings.catch_warnings():
@@ -112,7 +124,7 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     except Exception as error:
         raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
     _logger.info("Ray is ready after %.1f s", monotonic() - started)
-    _own = Cluster(_connection(), started_here=address == "local", users=1)
+    _own = Cluster(_connection(), users=1)
     return _own
 
 

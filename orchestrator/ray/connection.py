@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -13,10 +12,20 @@ from ray import cloudpickle
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.shm import Place, ReplyMemory
-from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError, cause_of_death
-from workers.remote.channel import Address, Channel, Message, UnreadableError, authenticate, prepare
+from orchestrator.ray.transport import (
+    PING_TIMEOUT,
+    Door,
+    NoReplyError,
+    Request,
+    Streams,
+    UnreachableError,
+    cause_of_death,
+    unreadable,
+)
+from workers.remote.channel import WORK, Address, Channel, Message, UnreadableError, dial
+from workers.remote.control import Controls
 from workers.remote.messages import dump_request, load_reply
-from workers.remote.service import Reply
+from workers.remote.service import Busy, Reply
 from workers.remote.wire import Packed
 from workers.types import Scope
 
@@ -44,21 +53,24 @@ class _Sent(NamedTuple):
 
 
 class Link:
-    """The request stream to one worker, which reconnects after a lost connection."""
+    """The request stream to one worker, which reconnects after a lost connection.
 
-    def __init__(self, address: Address, key: bytes, serving: Any) -> None:
+    Attributes:
+        serving: Ray's reference to the worker's `serve` call.
+    """
+
+    def __init__(self, address: Address, key: bytes) -> None:
         """Connect to the worker.
 
         Args:
             address: Where the worker listens.
             key: Secret that only this worker knows.
-            serving: Ray's reference to the worker's `serve` call.
 
         Raises:
             OSError: The worker cannot be connected to, or does not know the key.
         """
         self._address, self._key = address, key
-        self._serving = serving
+        self.serving: Any = None
         self._attempts = 0
         self._unanswered: deque[_Sent] = deque()
         self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies not yet asked for
@@ -134,7 +146,7 @@ class Link:
             except UnreadableError as error:
                 place = self._answered(error.seq)
                 if place is not None:
-                    self._early[error.seq] = _unreadable(error), place
+                    self._early[error.seq] = unreadable(error), place
             except BaseException:
                 self.hang_up()
                 raise
@@ -162,28 +174,9 @@ class Link:
 
     def _connect(self) -> bool:
         """Make a connection and return whether the worker is on this machine."""
-        sock = self._socket()
-        try:
-            prepare(sock, timeout=_CONNECT_TIMEOUT)
-            authenticate(sock, self._key, as_worker=False)
-            self._channel = Channel(sock, cloudpickle.dumps, stall_timeout=_STALL_TIMEOUT)
-        except BaseException:
-            sock.close()
-            raise
+        sock = dial(self._address, self._key, WORK, timeout=_CONNECT_TIMEOUT)
+        self._channel = Channel(sock, cloudpickle.dumps, stall_timeout=_STALL_TIMEOUT)
         return sock.family == socket.AF_UNIX
-
-    def _socket(self) -> socket.socket:
-        """Return a connected socket: on the worker's machine a Unix socket, which takes half the time."""
-        host, port, name = self._address
-        if name:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.settimeout(_CONNECT_TIMEOUT)
-                sock.connect(name)
-                return sock
-            except OSError:  # the worker is on another machine
-                sock.close()
-        return socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT)
 
     def _reconnect(self) -> None:
         """Connect again and resend unanswered requests; the worker handles none of them twice."""
@@ -193,7 +186,7 @@ class Link:
                 raise ConnectionError(f"it was lost {_ATTEMPTS} times in a row")
             self._connect()
         except OSError as error:
-            death = cause_of_death(self._serving, _DEATH_TIMEOUT) if ray.is_initialized() else "Ray was shut down"
+            death = cause_of_death(self.serving, _DEATH_TIMEOUT) if ray.is_initialized() else "Ray was shut down"
             if death is not None:
                 raise UnreachableError("WorkerDied", death) from error
             raise UnreachableError(
@@ -214,7 +207,7 @@ class Link:
         try:
             return load_reply(message.seq, message.plain, packed)
         except Exception as error:
-            return _unreadable(error)
+            return unreadable(error)
 
     def _answered(self, seq: int) -> Place | None:
         """Remove a request from the unanswered ones and return its place; None if it is not among them."""
@@ -225,41 +218,33 @@ class Link:
         return None
 
 
-def _unreadable(error: Exception) -> NoReplyError:
-    return NoReplyError("UnreadableError", f"the reply cannot be unpickled: {type(error).__name__}: {error}")
-
-
 class Connections(Streams):
     """Request streams over an authenticated connection to each worker."""
 
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], *, timeout: float) -> None:
-        """Make the workers listen, and connect to them.
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
+        """Connect to the workers, then let them serve, which occupies them for good.
 
         Args:
             cluster: The cluster in which the actors live.
             actors: The actors.
             scopes: Their scopes.
-            timeout: Time for the actors to start, in seconds.
+            doors: How they can be connected to.
 
         Raises:
-            OSError: A worker cannot be connected to.
-            RayError: An actor did not start.
+            OSError: A worker cannot be connected to; no worker serves.
         """
         super().__init__(cluster, actors, scopes)
         self._plain: tuple[int, bytes] = (0, b"")
         self._links: list[Link] = []
-        keys = [secrets.token_bytes(32) for _ in actors]
-        opened = [actor.open.remote(key) for actor, key in zip(actors, keys, strict=True)]
+        self._controls = Controls({index: (address, key) for index, (address, key, _) in enumerate(doors)})
         try:
-            addresses = ray.get(opened, timeout=timeout)
-            serving = [actor.serve.remote() for actor in actors]
-            for address, key, ref in zip(addresses, keys, serving, strict=True):
-                self._links.append(Link(address, key, ref))
+            for address, key, _ in doors:
+                self._links.append(Link(address, key))
         except BaseException:
             self.close()
-            for actor in actors:
-                actor.shut.remote()
             raise
+        for link, actor in zip(self._links, actors, strict=True):
+            link.serving = actor.serve.remote()
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         seq, method, common, each = request
@@ -274,6 +259,12 @@ class Connections(Streams):
     def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
         return self._links[index].receive(seq, timeout)
 
+    def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
+        return self._controls.ping(indices, PING_TIMEOUT)
+
+    def _halt(self, indices: Sequence[int], seq: int) -> None:
+        self._controls.halt(indices, seq)
+
     def abandon(self) -> None:
         """Stop waiting for any reply."""
         super().abandon()
@@ -284,3 +275,4 @@ class Connections(Streams):
         """Close the connections and release the shared memory."""
         for link in self._links:
             link.close()
+        self._controls.close()

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan, check_num_threads
+from orchestrator.ray.actor_calls import ActorCalls
 from orchestrator.ray.cluster import Cluster, connect
 from orchestrator.ray.connection import Connections
 from orchestrator.ray.placement import release, reserve
 from orchestrator.ray.session import RaySession
-from orchestrator.ray.transport import ActorCalls, Streams
+from orchestrator.ray.starting import StartPatience, StartTime, open_doors
+from orchestrator.ray.transport import Door, Streams
 from workers.envs import EnvFactory
-from workers.errors import AgentError, ClusterError, ConfigError, EnvError, LockstepError, WorkerError, build_error
+from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError, build_error, message_of
 from workers.members import is_factory
 from workers.remote.actor import WorkerActor
 from workers.remote.service import WorkerSpec
@@ -50,7 +51,8 @@ class RayOrchestrator:
         transport: How requests reach the workers. ``"connection"`` uses an authenticated connection to each worker, and
             shared memory for large outputs on this machine. ``"ray"`` uses plain actor calls, which take a millisecond
             more. If workers cannot be connected to, Lockstep logs the reason and uses plain actor calls.
-        start_timeout: Time to connect and to build all workers, in seconds. Each worker adds 2 s.
+        start_timeout: Time to connect and to build all workers, in seconds. Workers that die, do not fit on the nodes,
+            or do not answer for a minute fail earlier.
         step_timeout: Time for one iteration, updates included, in seconds.
     """
 
@@ -59,7 +61,7 @@ class RayOrchestrator:
     num_threads: int = 1
     num_gpus: float = 0
     transport: Literal["connection", "ray"] = "connection"
-    start_timeout: float = 60
+    start_timeout: float = 600
     step_timeout: float = 300
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ class RayOrchestrator:
             EnvError: The environment factory cannot be pickled, or builds something other than requested.
             WorkerError: A worker could not be built.
         """
-        deadline = monotonic() + self.start_timeout + 2 * len(plan.scopes)
+        time = StartTime(self.start_timeout)
         recipe = _recipe(plan.env)
         agents = [_pickled_agent(agent, scope) for agent, scope in zip(plan.agents, plan.scopes, strict=True)]
         env = None if recipe is None else _pickled_env(recipe)
@@ -91,7 +93,7 @@ class RayOrchestrator:
             if recipe is None:
                 with thread_variables(self.num_threads):
                     shared = EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
-            cluster = connect(self.address, timeout=deadline - monotonic())
+            cluster = connect(self.address, timeout=time.left)
             cleanup.callback(cluster.disconnect)
             started = monotonic()
             group = reserve(
@@ -99,7 +101,7 @@ class RayOrchestrator:
                 workers=len(plan.scopes),
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
-                timeout=max(0.0, deadline - monotonic()),
+                time=time,
             )
             cleanup.callback(release, cluster, group)
             actors = [
@@ -111,7 +113,8 @@ class RayOrchestrator:
                 for index in range(len(plan.scopes))
             ]
             cleanup.callback(_kill, cluster, actors)
-            streams = self._streams(cluster, actors, plan.scopes, deadline)
+            doors = open_doors(actors, plan.scopes, time)
+            streams = self._streams(cluster, actors, plan.scopes, doors)
             cleanup.callback(streams.close)
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
@@ -129,7 +132,8 @@ class RayOrchestrator:
                 for scope, agent in zip(plan.scopes, agents, strict=True)
             ]
             try:
-                workers = streams.request("build", each=specs, timeout=max(0.1, deadline - monotonic()), phase="build")
+                patience = StartPatience(time, plan.scopes, doors)
+                workers = streams.request("build", each=specs, patience=patience, phase="build")
             except WorkerError as error:
                 raise build_error(error.failures) from None
             streams.nodes = [worker.node for worker in workers]
@@ -140,20 +144,18 @@ class RayOrchestrator:
             )
         raise AssertionError("unreachable")
 
-    def _streams(self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], deadline: float) -> Streams:
+    def _streams(self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> Streams:
         """Return the request streams to the actors."""
         if self.transport == "ray":
-            return ActorCalls(cluster, actors, scopes)
+            return ActorCalls(cluster, actors, scopes, doors)
         reason = "RAY_USE_TLS is set, but connections are not encrypted"
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false", ""):
             try:
-                return Connections(cluster, actors, scopes, timeout=max(0.1, deadline - monotonic()))
-            except GetTimeoutError:
-                raise ClusterError("the worker processes did not start in time; increase start_timeout") from None
-            except (OSError, RayError) as error:
+                return Connections(cluster, actors, scopes, doors)
+            except OSError as error:
                 reason = f"{type(error).__name__}: {error}"
         _logger.warning("steps go through plain actor calls instead of connections: %s", reason)
-        return ActorCalls(cluster, actors, scopes)
+        return ActorCalls(cluster, actors, scopes, doors)
 
 
 def _recipe(env: Any) -> EnvFactory | None:
@@ -188,7 +190,7 @@ def _pickled(value: Any, error_of: Callable[[str], LockstepError]) -> bytes:
     try:
         data: bytes = cloudpickle.dumps(value)
     except Exception as error:
-        raise error_of(f"{type(error).__name__}: {error}") from error
+        raise error_of(f"{type(error).__name__}: {message_of(error)}") from error
     return data
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from ray import cloudpickle
 
-from orchestrator.base import Plan
+from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
-from orchestrator.ray.transport import Streams, payloads
+from orchestrator.ray.transport import StepPatience, Streams, payloads
 from workers.by_agent import map_arrays
-from workers.errors import EnvError, Failure, LifecycleError, WorkerError
+from workers.envs.statistics import Statistics
+from workers.errors import EnvError, Failure, LifecycleError, WorkerError, close_all
 from workers.infos import take_rows
 from workers.members import is_factory
 from workers.node import node_name
@@ -58,8 +59,7 @@ class RaySession:
         self._worker: ScopeWorker | None = None
         if shared is not None:
             agents = _RemoteAgents(streams, plan, step_timeout)
-            scope = 0 if len(plan.scopes) == 1 else None
-            self._worker = ScopeWorker(shared, agents, plan.framework, scope=scope)
+            self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""
@@ -74,7 +74,7 @@ class RaySession:
             return share_outcome(self._worker.run(tick, count), scopes, framework)
         # within an iteration, the phase of a worker that does not reply is unknown
         replies = self._streams.receive(
-            seq, timeout=self._step_timeout, phase="unknown", timestep=tick.timestep, halts=True
+            seq, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
         )
         last = tick._replace(timestep=tick.timestep + count - 1)
         read = partial(read_outcome, framework=framework)
@@ -119,25 +119,41 @@ class RaySession:
         files: list[tuple[str, bytes]] = self._request("store")
         return files
 
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers."""
+        if self._worker is not None:
+            return self._worker.statistics()
+        return [row for rows in self._request("statistics") for row in rows]
+
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
+        closers: list[tuple[str, Callable[[], object]]] = [("the workers", self._close_workers)]
+        # before disconnecting, which may end this process if Ray's head node is gone
+        if close_environment and hasattr(self.env, "close"):
+            closers.append(("the environments", partial(close_environments, self.env, self._plan)))
+        close_all([*closers, ("the connection to Ray", self._release)])
+
+    def _close_workers(self) -> None:
+        """Bring back the trained agents, and close the environments of every worker that still replies."""
         try:
             self._streams.abandon()
-            if self._streams.cluster.is_connected:
-                self._bring_back_instances()
-                self._streams.receive(self._streams.send("close"), timeout=_CLOSE_TIMEOUT, phase="close")
+            if not self._streams.cluster.is_connected:
+                return
+            self._bring_back_instances()
+            told = self._streams.lost
+            replies = self._streams.receive(self._streams.send("close"), StepPatience(_CLOSE_TIMEOUT), phase="close")
         finally:
             self._closed = True
-            # before disconnecting, which may end this process if Ray's head node is gone
-            if close_environment and hasattr(self.env, "close"):
-                self.env.close()
-            self._release()
+        for index in sorted(self._streams.lost - told):
+            _logger.error("the environments of a worker may not be closed: %s", replies[index].payload[0])
+        payloads([reply for index, reply in enumerate(replies) if index not in self._streams.lost])
 
     def _bring_back_instances(self) -> None:
         """Copy the state of every worker that still replies, and log which are missing."""
         if all(is_factory(agent) for agent in self._plan.agents):
             return
-        replies = self._streams.receive(self._streams.send("export"), timeout=self._step_timeout, phase="export")
+        patience = StepPatience(self._step_timeout)
+        replies = self._streams.receive(self._streams.send("export"), patience, phase="export")
         for given, scope, reply in zip(self._plan.agents, self._plan.scopes, replies, strict=True):
             try:
                 if reply.status == "error":
@@ -155,7 +171,7 @@ class RaySession:
 
         def make() -> Any:
             # a factory may draw random numbers; the user's generators must not advance
-            with RandomStream(scope.seed or 0, framework), skrl_key(framework.name, scope.seed):
+            with RandomStream(scope.seed or 0, framework, given), skrl_key(framework.name, scope.seed):
                 agent = given(scope)
                 agent.init(trainer_cfg=self._plan.cfg)
             return agent
@@ -163,7 +179,7 @@ class RaySession:
         return import_agent(exported, make)
 
     def _request(self, method: str) -> list[Any]:
-        return self._streams.request(method, timeout=self._step_timeout, phase=method)
+        return self._streams.request(method, patience=StepPatience(self._step_timeout), phase=method)
 
 
 class _RemoteAgents:
@@ -191,11 +207,12 @@ class _RemoteAgents:
         )
 
     def collect(self) -> list[dict[str, float]]:
-        scalars: list[dict[str, float]] = self._streams.request("collect", timeout=self._timeout, phase="collect")
+        patience = StepPatience(self._timeout)
+        scalars: list[dict[str, float]] = self._streams.request("collect", patience=patience, phase="collect")
         return scalars
 
     def restart(self) -> None:
-        self._streams.request("restart", timeout=self._timeout, phase="restart")
+        self._streams.request("restart", patience=StepPatience(self._timeout), phase="restart")
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
@@ -203,7 +220,7 @@ class _RemoteAgents:
         each = _for_each(self._scopes, pack, trees, tick, phase)
         timestep = tick.timestep
         replies: list[Any] = self._streams.request(
-            method, (tick,), each, timeout=self._timeout, phase=phase.value, timestep=timestep
+            method, (tick,), each, patience=StepPatience(self._timeout), phase=phase.value, timestep=timestep
         )
         return replies
 

@@ -1,23 +1,45 @@
-"""Ordered request streams to all workers, and their implementation with plain actor calls."""
+"""Ordered request streams to all workers, whatever carries them."""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from orchestrator.ray.cluster import Cluster
-from workers.errors import ClusterError, Failure, WorkerError
+from workers.errors import ClusterError, Failure, WorkerError, message_of
+from workers.remote.channel import Address
+from workers.remote.log import LogEntry
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
-__all__ = ["ActorCalls", "NoReplyError", "Request", "Streams", "UnreachableError", "cause_of_death", "payloads"]
+__all__ = [
+    "PING_TIMEOUT",
+    "Door",
+    "NoReplyError",
+    "Patience",
+    "Request",
+    "StepPatience",
+    "Streams",
+    "UnreachableError",
+    "cause_of_death",
+    "payloads",
+    "unreadable",
+]
 
-_PING_TIMEOUT = 2.0
+_logger = logging.getLogger("lockstep")
+
+PING_TIMEOUT = 2.0
+"""Seconds within which a worker answers a ping."""
+
+_ASKING_TIMEOUT = 30.0
+"""Seconds within which somebody can ask a worker what it is busy with."""
+
 _LOOK_INTERVAL = 0.5
 """Seconds to wait for one worker before checking the others."""
 
@@ -54,6 +76,78 @@ class Request(NamedTuple):
     each: Sequence[Any] | None
 
 
+class Door(NamedTuple):
+    """How a worker can be connected to.
+
+    Attributes:
+        address: Where it listens.
+        key: Secret that only this worker knows.
+        node: Ray's id of its node.
+    """
+
+    address: Address
+    key: bytes
+    node: str
+
+
+class Patience(Protocol):
+    """How long replies to one request are waited for."""
+
+    def deadline(self) -> float:
+        """Return the time of the first look at workers that have not replied, as from `monotonic`."""
+
+    def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
+        """Return when to look again at late workers, or why they are not waited for any longer.
+
+        Args:
+            late: The late workers.
+            busy: What they are busy with; None for those that do not answer, nothing for those that nobody can ask.
+        """
+
+
+class StepPatience:
+    """Patience with iterations and other requests whose time is limited; see `Patience`."""
+
+    def __init__(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds; for a request of several iterations, up to that for each of them."""
+        self._timeout = timeout
+        self._idle: set[int] = set()
+        self._unasked: set[int] = set()
+
+    def deadline(self) -> float:
+        """Return the time of the first look."""
+        return monotonic() + self._timeout
+
+    def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
+        """Extend the deadlines of workers whose current iteration is within the limit.
+
+        An idle worker gets one short extension, because its reply may be on the way or it may be about to start. A
+        worker that nobody can ask yet gets one, too.
+        """
+        return {index: self._extended(index, busy) for index in late}
+
+    def _extended(self, index: int, answers: Mapping[int, Busy | None]) -> float | UnreachableError:
+        busy = answers.get(index)
+        if index not in answers and index not in self._unasked:
+            self._unasked.add(index)
+            return monotonic() + _ASKING_TIMEOUT
+        if busy is None:
+            state = "it does not answer a ping either"
+        elif busy.seq is not None and busy.seconds < self._timeout:
+            return monotonic() + self._timeout - busy.seconds
+        elif busy.seq is None and index not in self._idle:
+            self._idle.add(index)
+            return monotonic() + _LOOK_INTERVAL
+        else:
+            doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
+            state = f"it answers a ping and {doing}"
+        return UnreachableError(
+            "TimeoutError",
+            f"no reply within {self._timeout:g} s; {state}; if an iteration may take longer, increase "
+            "RayOrchestrator(step_timeout=…)",
+        )
+
+
 class Streams(ABC):
     """Numbered requests to all workers, which each worker handles in order. Every wait has a deadline.
 
@@ -73,6 +167,12 @@ class Streams(ABC):
         self._seq = 0
         self._lost: dict[int, UnreachableError] = {}
         self._under_way: list[int] = []
+        self._logged: set[str] = set()
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Indices of the workers that get no more requests."""
+        return frozenset(self._lost)
 
     @abstractmethod
     def _send(self, index: int, request: Request, ack: int) -> None:
@@ -87,6 +187,14 @@ class Streams(ABC):
         """
 
     @abstractmethod
+    def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
+        """Return what workers are busy with; None for those that do not answer, nothing for those not asked."""
+
+    @abstractmethod
+    def _halt(self, indices: Sequence[int], seq: int) -> None:
+        """Let workers stop requests up to `seq` after their current iteration."""
+
+    @abstractmethod
     def close(self) -> None:
         """Release all resources; no request may be in flight."""
 
@@ -96,7 +204,7 @@ class Streams(ABC):
         common: tuple[Any, ...] = (),
         each: Sequence[Any] | None = None,
         *,
-        timeout: float,
+        patience: Patience,
         phase: str,
         timestep: int | None = None,
     ) -> Any:
@@ -106,7 +214,8 @@ class Streams(ABC):
             WorkerError: Workers failed, died or did not reply in time; all of them are reported.
             ClusterError: Ray has been shut down.
         """
-        return payloads(self.receive(self.send(method, common, each), timeout=timeout, phase=phase, timestep=timestep))
+        seq = self.send(method, common, each)
+        return payloads(self.receive(seq, patience, phase=phase, timestep=timestep))
 
     def send(self, method: str, common: tuple[Any, ...] = (), each: Sequence[Any] | None = None) -> int:
         """Send a request to all workers and return its number; see `Request`.
@@ -127,24 +236,24 @@ class Streams(ABC):
                     self._send(index, request, self._under_way[0])
         except BaseException:
             self._under_way.remove(request.seq)  # the caller cannot wait for it
+            self._halt_all()
             raise
         return request.seq
 
     def receive(
-        self, seq: int, *, timeout: float, phase: str, timestep: int | None = None, halts: bool = False
+        self, seq: int, patience: Patience, *, phase: str, timestep: int | None = None, halts: bool = False
     ) -> list[Reply]:
         """Wait for the replies of all workers to a request, and return them in scope order.
 
         Args:
             seq: Number of the request.
-            timeout: Time for the request, in seconds; if it asks for several iterations, time for each of them.
+            patience: How long to wait.
             phase: Phase to report for a worker that does not reply.
             timestep: Timestep to report for a worker that does not reply.
             halts: Whether an error of one worker stops the others after their current iteration.
         """
         replies: dict[int, Reply] = {}
-        deadlines = [monotonic() + timeout] * len(self._actors)
-        idle: set[int] = set()
+        deadlines = [patience.deadline()] * len(self._actors)
         try:
             while len(replies) < len(self._actors):
                 missing = [index for index in range(len(self._actors)) if index not in replies]
@@ -152,13 +261,16 @@ class Streams(ABC):
                     reply = self._reply(index, seq, deadlines[index], phase, timestep)
                     if reply is not None:
                         replies[index] = reply
+                        if reply.log:
+                            self._say(reply.log)
                         if halts and reply.status == "error":
-                            self._halt()
+                            self._halt_all()
                 late = [index for index in missing if index not in replies and deadlines[index] <= monotonic()]
-                self._look_after(late, deadlines, idle, timeout)
+                if late:
+                    self._look_after(late, deadlines, patience)
         except BaseException:
             if halts:
-                self._halt()  # an interrupted request is not continued
+                self._halt_all()  # an interrupted request is not continued
             raise
         finally:
             if seq in self._under_way:
@@ -167,8 +279,9 @@ class Streams(ABC):
 
     def abandon(self) -> None:
         """Stop waiting for all requests in flight; workers stop after their current iteration."""
-        self._under_way.clear()
-        self._halt()
+        if self._under_way:
+            self._under_way.clear()
+            self._halt_all()
 
     def _reply(self, index: int, seq: int, deadline: float, phase: str, timestep: int | None) -> Reply | None:
         """Return the reply of one worker or the error that replaces it; None if it may still arrive."""
@@ -181,43 +294,25 @@ class Streams(ABC):
                 self._lost[index] = error
             return Reply("error", seq, (self._failure(index, error, phase, timestep),))
 
-    def _look_after(self, late: Sequence[int], deadlines: list[float], idle: set[int], timeout: float) -> None:
-        """Extend the deadlines of workers whose current iteration is within `timeout`; mark the others as lost.
-
-        An idle worker gets one short extension, because its reply may be on the way or it may be about to start.
-        """
-        for index, busy in self._ping(late).items():
-            if busy is not None and busy.seq is not None and busy.seconds < timeout:
-                deadlines[index] = monotonic() + timeout - busy.seconds
-            elif busy is not None and busy.seq is None and index not in idle:
-                idle.add(index)
-                deadlines[index] = monotonic() + _LOOK_INTERVAL
+    def _look_after(self, late: Sequence[int], deadlines: list[float], patience: Patience) -> None:
+        """Extend the deadlines of late workers, or mark them as lost."""
+        for index, verdict in patience.extend(late, self._ping(late)).items():
+            if isinstance(verdict, UnreachableError):
+                self._lost[index] = verdict
             else:
-                state = "it does not answer a ping either"
-                if busy is not None:
-                    doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
-                    state = f"it answers a ping and {doing}"
-                self._lost[index] = UnreachableError("TimeoutError", f"no reply within {timeout:g} s; {state}")
+                deadlines[index] = verdict
 
-    def _ping(self, indices: Sequence[int]) -> dict[int, Busy | None]:
-        """Ping workers concurrently and return what each is busy with; None for those that do not answer."""
-        pings = {index: self._actors[index].ping.remote() for index in indices}
-        if pings:
-            ray.wait(list(pings.values()), num_returns=len(pings), timeout=_PING_TIMEOUT)
-        answers: dict[int, Busy | None] = {}
-        for index, ping in pings.items():
-            try:
-                answers[index] = ray.get(ping, timeout=0)
-            except RayError:
-                answers[index] = None
-        return answers
+    def _say(self, log: Iterable[LogEntry]) -> None:
+        """Log what workers have logged, each message once."""
+        for level, message in log:
+            if message not in self._logged:
+                self._logged.add(message)
+                _logger.log(level, "%s", message)
 
-    def _halt(self) -> None:
+    def _halt_all(self) -> None:
         """Make workers with several iterations stop after the current one."""
         if self.cluster.is_connected:
-            for index, actor in enumerate(self._actors):
-                if index not in self._lost:
-                    actor.halt.remote(self._seq)
+            self._halt([index for index in range(len(self._actors)) if index not in self._lost], self._seq)
 
     def _failure(self, index: int, error: NoReplyError, phase: str, timestep: int | None) -> Failure:
         scope = self._scopes[index]
@@ -230,6 +325,13 @@ class Streams(ABC):
             kind=error.kind,
             message=str(error),
         )
+
+
+def unreadable(error: Exception) -> NoReplyError:
+    """Return the error for a reply that cannot be unpickled."""
+    return NoReplyError(
+        "UnreadableError", f"the reply cannot be unpickled: {type(error).__name__}: {message_of(error)}"
+    )
 
 
 def payloads(replies: Sequence[Reply]) -> list[Any]:
@@ -255,35 +357,3 @@ def cause_of_death(ref: Any, timeout: float) -> str | None:
     except RayError as error:
         return f"the worker no longer listens: {error}"
     return "the worker no longer listens"
-
-
-class ActorCalls(Streams):
-    """Request streams of plain actor calls."""
-
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
-        super().__init__(cluster, actors, scopes)
-        self._refs: list[dict[int, Any]] = [{} for _ in actors]
-
-    def _send(self, index: int, request: Request, ack: int) -> None:
-        seq, method, common, each = request
-        refs = self._refs[index]
-        for old in [number for number in refs if number < ack]:
-            del refs[old]
-        arguments = common if each is None else (*common, each[index])
-        refs[seq] = self._actors[index].handle.remote(seq, method, arguments, ack)
-
-    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
-        try:
-            reply: Reply = ray.get(self._refs[index][seq], timeout=timeout)
-        except GetTimeoutError:
-            return None
-        except RayActorError as error:
-            raise UnreachableError("WorkerDied", f"the worker's process died: {error}") from error
-        except RayError as error:  # the reply could not be sent, but the worker is alive
-            raise NoReplyError(type(error).__name__, str(error)) from error
-        del self._refs[index][seq]
-        return reply
-
-    def close(self) -> None:
-        """Forget all requests."""
-        self._refs = [{} for _ in self._actors]

@@ -11,7 +11,21 @@ import numpy.typing as npt
 import pytest
 from gymnasium.spaces import Discrete, MultiDiscrete
 
-from tests.support.ppo import BOX, CLOCK, ENVS, STEPS, WIDTH, act, make, run, same, state_of, transition
+from tests.support.ppo import (
+    BOUNDED,
+    BOX,
+    CLOCK,
+    ENVS,
+    HALF_BOUNDED,
+    STEPS,
+    WIDTH,
+    act,
+    make,
+    run,
+    same,
+    state_of,
+    transition,
+)
 from tests.support.processes import python
 from workers.agents.jax import PPO, programs
 from workers.agents.learning_rate import adapt_learning_rate
@@ -44,6 +58,16 @@ def test_agents_of_one_shape_share_what_is_compiled():
     assert compilations() == before
     interact(make("jax", discount_factor=0.5))
     assert compilations() != before
+
+
+def test_bounds_are_not_compiled_in():
+    interact(make("jax", BOUNDED, action_bounds="clip"))
+    before = compilations()
+    for space, action_bounds in ((BOUNDED, "rescale"), (HALF_BOUNDED, "clip")):
+        interact(make("jax", space, action_bounds=action_bounds))
+    assert compilations() == before
+    interact(make("jax", action_bounds="none"))
+    assert programs.update._cache_size() == before[-1]
 
 
 def test_the_rollout_is_not_copied():

@@ -31,6 +31,8 @@ DISCRETE = gymnasium.spaces.Discrete(3)
         ("grad_norm_clip", "1"),
         ("kl_threshold", -1.0),
         ("activation", "gelu"),
+        ("action_bounds", "bounce"),
+        ("action_bounds", None),
         ("hidden_sizes", (64, 0)),
         ("hidden_sizes", 64),
         ("initial_log_std", None),

@@ -57,7 +57,7 @@ def test_names_and_shapes_of_the_state(framework):
     }
     for updates in range(2):
         state = state_of(agent)
-        assert set(state) == {"models", "optimizer", "learning_rate"}
+        assert set(state) == {"models", "optimizer", "learning_rate", "action_bounds"}
         assert {name: array.shape for name, array in state["models"].items()} == shapes | statistics
         assert set(state["optimizer"]) == {"step", "exp_avg", "exp_avg_sq"}
         assert (type(state["optimizer"]["step"]), state["optimizer"]["step"]) == (int, 4 * updates)

@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.spaces.utils import flatten
@@ -31,6 +30,7 @@ from tests.support.ppo import (
     state_of,
     to_framework,
     transition,
+    with_head,
 )
 from workers.agents.base import discrete_components, space_width
 from workers.agents.ppo import PPO
@@ -65,17 +65,6 @@ def test_other_spaces_have_no_components():
         assert discrete_components(space) is None
 
 
-def with_head(framework: str, space: gymnasium.Space[Any], outputs: npt.NDArray[Any], **cfg: Any) -> PPO:
-    """Return an agent in evaluation whose network returns `outputs` for every observation."""
-    agent = make(framework, space, hidden_sizes=(), **cfg)
-    agent.enable_training_mode(False)
-    state = state_of(agent)
-    state["models"]["policy.network.0.weight"][...] = 0.0
-    state["models"]["policy.network.0.bias"][...] = outputs
-    agent.load_state_dict(state)
-    return agent
-
-
 @pytest.mark.parametrize(
     ("sizes", "starts"),
     [([3], [-1]), ([3, 2, 1, 5], [0, -2, 5, 10]), ([2, 2, 2], [0, 7, 0])],
@@ -104,7 +93,7 @@ def test_samples_follow_the_joint_distribution(framework, sizes, starts):
 
 
 def test_gaussian_samples_follow_the_distribution(framework):
-    agent = with_head(framework, Box(-1, 1, (2,)), np.array([1.0, -3.0]), initial_log_std=-0.5)
+    agent = with_head(framework, Box(-np.inf, np.inf, (2,)), np.array([1.0, -3.0]), initial_log_std=-0.5)
     actions, mean = act(agent, np.zeros((ROWS, WIDTH), np.float32))
     assert (mean == [1.0, -3.0]).all()
     scores = (actions - mean) / np.exp(-0.5)

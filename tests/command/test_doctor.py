@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.command import RAY, run
+from tests.support.envs import NoisyEnv
 from tests.support.processes import python
 from workers.threads import THREAD_VARIABLES
 
@@ -28,12 +31,38 @@ def test_doctor_on_a_healthy_machine(
 ):
     code, lines, _ = run(capsys, "doctor", config, "--set", *overrides, "seed=0")
     found = {match[1]: line for line in lines if (match := re.match(r"ok   ([a-z ]+): ", line))}
-    subjects = {"versions", "torch", "jax", "warp", "shared memory", "write access", "ray", "configuration"}
+    subjects = {
+        "versions",
+        "torch",
+        "jax",
+        "warp",
+        "shared memory",
+        "write access",
+        "ray",
+        "configuration",
+        "environments",
+    }
     assert set(found) == subjects
     assert "4 CPU" in found["ray"]
     assert "devices: cpu; compute threads: 1; CPUs: " in found["torch"]
     assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]
+    assert "keep the contract in 200 steps with random actions" in found["environments"]
     assert code == 0
+
+
+class LateFault(NoisyEnv):
+    """Gives NaN after 50 steps."""
+
+    count = 0
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        observation, *rest = super().step(action)
+        return observation * np.float32(np.nan if self.count > 50 else 1), *rest
+
+
+def build_late_fault(num_envs: int, first_env: int) -> Any:
+    return [LateFault(discrete=True) for _ in range(num_envs)]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +75,10 @@ def test_doctor_on_a_healthy_machine(
         ),
         (["env.id=Nothing-v0"], "FAIL configuration: ConfigError: env.id: gymnasium cannot make 'Nothing-v0'"),
         (["agents.0.agent=tests.support.agents:NullAgent", "agents.0.cfg={}"], "NullAgent cannot be stored"),
+        (
+            ["env.id=null", "env.factory=tests.command.test_doctor:build_late_fault"],
+            "FAIL environments: EnvError: row 0: environment GymnasiumWrapper: observations are nan in column 0",
+        ),
         (["env.num_envs=0"], "FAIL configuration: env.num_envs is 0; expected an integer of at least 1"),
         (["agents.0.agent=tests.support.agents:Nothing"], "FAIL configuration: ConfigError: agents.0.agent is"),
     ],

@@ -55,13 +55,14 @@ def no_host(framework: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("scopes", [[5], [2, 3]], ids=["one", "two"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_arrays_stay_where_they_are(framework, scopes, mode, no_host):
+def test_arrays_stay_where_they_are(framework, scopes, mode, no_host, monkeypatch):
     env = ENVS[framework](NUM_ENVS, 0)
     agents: list[Any] = [lambda scope: DeviceAgent(framework, scope)] * len(scopes)
     with step_trainer(framework)(env=env, agents=agents, scopes=scopes, cfg=CFG, seed=1) as trainer:
-        trainer.train()  # compiles everything
+        monkeypatch.setattr(load_framework(framework), "is_on_host", lambda array: False, raising=False)
+        trainer.run(32)  # compiles everything; in these steps the run looks for draws from global generators
         no_host()
-        for _ in range(STEPS):
+        for _ in range(2 * STEPS):  # long enough for the first bad step to be read
             outputs = getattr(trainer, mode)()
             assert all(output is given for output, given in zip(outputs[:4], env.given[:4], strict=True))
             assert all(outputs[4][key] is value for key, value in env.given[4].items())

@@ -126,10 +126,19 @@ def test_no_agent_after_a_reset_is_refused():
         wrapped(Changed(empty=True)).reset()
 
 
-@pytest.mark.parametrize("tank", [np.zeros(4, np.float32), np.zeros((5, 5)), "a tank", {"a": 1}])
-def test_an_observation_that_does_not_fit_is_refused(tank):
-    with pytest.raises(EnvError, match=r"counting_team_v0: an observation of 'tank' does not fit its space Box"):
-        wrapped(Changed(tank=tank), Changed()).reset()
+@pytest.mark.parametrize(
+    ("tank", "given"),
+    [
+        (np.zeros(4, np.float32), r"has shape \(4,\)"),
+        (np.zeros((5, 5)), r"has shape \(5, 5\)"),
+        ("a tank", "is of type str"),
+        ({"a": 1}, "is of type dict"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_refused(tank, given):
+    with pytest.raises(EnvError, match=rf"the observation of 'tank' {given}; expected .*, as in Box") as caught:
+        wrapped(Changed(), Changed(tank=tank)).reset()
+    assert caught.value.__notes__ == ["in copy 1 of counting_team_v0"]
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 2), (4,)])
@@ -186,7 +195,7 @@ class Odd(CountingTeamEnv):
     [
         ("no observation", "returns no observation of 'tank', which acts next or is truncated"),
         ("no final observation", "returns no observation of 'scout', which acts next or is truncated"),
-        ("no reward", "the reward or a flag of 'medic' in copy 1 is None"),
+        ("no reward", "the reward of 'medic' is None; expected a number"),
         ("stranger", r"has the agents \['stranger'\]; expected only agents in its possible_agents"),
         ("error", "the physics has blown up"),
     ],
@@ -198,8 +207,7 @@ def test_what_a_copy_may_not_do_is_told(fault, message):
     env.step(actions)
     with pytest.raises((EnvError, RuntimeError), match=message) as caught:
         env.step(actions)
-    if fault != "no reward":
-        assert caught.value.__notes__ == ["in copy 1 of counting_team_v0"]
+    assert caught.value.__notes__ == ["in copy 1 of counting_team_v0"]
 
 
 def test_copies_of_different_kinds_are_refused():

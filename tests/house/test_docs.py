@@ -7,14 +7,19 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from gymnasium.spaces import Box
 
 from orchestrator.ray import RayOrchestrator
 from tests.support.processes import ROOT, python
 from trainer.config import StepTrainerCfg
 from trainer.torch import StepTrainer
 from workers import errors
+from workers.agents.torch import PPO
 from workers.threads import THREAD_VARIABLES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,12 +92,32 @@ def test_a_trained_policy_acts_as_the_page_says(tmp_path: Path):
         "-m", "trainer", "train", "examples/cartpole.yaml", "--set", f"logging.directory={run_dir}", *settings
     )
     assert done.returncode == 0, done.stderr
-    with_lockstep, without = blocks(ROOT / "docs" / "trained-policy.md", "python")
+    with_lockstep, without, _ = blocks(ROOT / "docs" / "trained-policy.md", "python")
     program = f"import torch\nobservations = torch.randn(64, 4)\n{with_lockstep}{without}{COMPARE}"
     for program_or_file in (["-c", program.replace("runs/mine", str(run_dir))], ["examples/use_policy.py", run_dir]):
         done = python(*program_or_file)
         assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"return \d+\.0\n", done.stdout)
+
+
+@pytest.mark.parametrize("action_bounds", ["none", "clip", "rescale"])
+def test_a_trained_policy_keeps_to_its_bounds_as_the_page_says(action_bounds: str, tmp_path: Path):
+    spaces = {"observation_space": Box(-1, 1, (4,)), "action_space": Box(np.float32([2, -9]), np.float32([7, 3]))}
+    agent = PPO(**spaces, num_envs=64, cfg={"action_bounds": action_bounds, "normalize_observations": False})
+    state = agent.state_dict()
+    state["models"]["policy.log_std"].fill_(0.3)
+    state["models"]["policy.network.4.weight"].mul_(300.0)  # so that some means are beyond the bounds
+    agent.load_state_dict(state)
+    agent.save(tmp_path / "agent")
+    observations = torch.randn(64, 4)
+    _, outputs = agent.act(observations, None, timestep=0, timesteps=1)
+    _, *without = blocks(ROOT / "docs" / "trained-policy.md", "python")
+    page: dict[str, Any] = {}
+    exec("".join(without).replace("runs/mine/agents/0/state.safetensors", str(tmp_path / "agent")), page)
+    means = page["policy"](observations.numpy())
+    given = page["bounded"](means, agent.action_space.low, agent.action_space.high)
+    np.testing.assert_allclose(outputs["mean_actions"], given, rtol=1e-5, atol=1e-5)
+    assert (np.abs(given - means).max() > 1.0) == (action_bounds != "none")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

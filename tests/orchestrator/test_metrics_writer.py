@@ -268,7 +268,7 @@ def test_a_write_that_fails_leaves_what_was_there(url: str, monkeypatch: pytest.
         with pytest.raises(OSError, match="no space left"):
             run.write("config.yaml", "new: content, and longer")
         with pytest.raises(OSError, match="no space left"):
-            run.write_agents([("state.safetensors", b"new agent, half of which is there")])
+            run.write_agents([state_file(10)])
         with pytest.raises(ConfigError, match="cannot be written: no space left"):
             RunDirectory(f"{url}/another").create("x: 1")
     assert run.config() == "old: content"

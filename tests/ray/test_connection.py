@@ -17,6 +17,7 @@ from orchestrator.ray.transport import NoReplyError, UnreachableError
 from tests.support.processes import PATIENCE
 from tests.support.service import LiveRecordingAgent, spec, tick
 from workers.frameworks import load_framework
+from workers.remote import server
 from workers.remote.channel import Address
 from workers.remote.server import Server
 from workers.remote.service import Service
@@ -96,7 +97,8 @@ class Worker:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(server, "_LOOK_INTERVAL", 0.02)
     LiveRecordingAgent.made.clear()
     one = Worker()
     yield one
@@ -105,7 +107,7 @@ def worker() -> Iterator[Worker]:
 
 def connect(worker: Worker, key: bytes = KEY) -> Link:
     host, port = worker.relay.address
-    return Link(Address(host, port), key, None)
+    return Link(Address(host, port), key)
 
 
 @pytest.fixture
@@ -265,13 +267,13 @@ def test_strangers_do_not_keep_the_driver_out(worker: Worker):
 
 def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
     assert worker.address.name
-    one = Link(worker.address, KEY, None)
+    one = Link(worker.address, KEY)
     build(one)
     assert worker.relay.connections == 0
     one.hang_up()
     # an unknown name belongs to another machine
     host, port = worker.relay.address
-    two = Link(Address(host, port, b"\0nobody"), KEY, None)
+    two = Link(Address(host, port, b"\0nobody"), KEY)
     two.send(2, "tick", (tick(1), 1), ack=2)
     assert step_of(receive(two, 2)) == 1
     assert worker.relay.connections == 1

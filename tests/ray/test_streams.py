@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import GetTimeoutError
 
 from orchestrator.ray import cluster, transport
-from orchestrator.ray.transport import NoReplyError, Request, Streams, UnreachableError
+from orchestrator.ray.transport import NoReplyError, Patience, Request, StepPatience, Streams, UnreachableError
 from workers.errors import ClusterError
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
+REMEDY = "if an iteration may take longer, increase RayOrchestrator(step_timeout=…)"
+
 SCOPES = [Scope(0, 0, 2), Scope(1, 2, 5), Scope(2, 5, 6)]
-
-
-class Actor:
-    """Reports what it is busy with, and records the halts it receives."""
-
-    def __init__(self, world: World, index: int) -> None:
-        self.halted: list[int] = []
-        self.ping = SimpleNamespace(remote=lambda: (world, index))
-        self.halt = SimpleNamespace(remote=self.halted.append)
 
 
 class Cluster(cluster.Cluster):
@@ -51,8 +44,8 @@ class World(Streams):
         self.began: list[list[float] | None] = [[0.0]] * 3
         self.pings = 0
         self.is_initialized = True
-        self.actors = [Actor(self, index) for index in range(3)]
-        super().__init__(Cluster(self), self.actors, SCOPES)
+        self.halted: list[list[int]] = [[], [], []]
+        super().__init__(Cluster(self), [None] * 3, SCOPES)
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         self.asked = request
@@ -70,25 +63,30 @@ class World(Streams):
     def close(self) -> None:
         pass
 
-    def get(self, ping: Any, timeout: float) -> Any:
-        self.pings += 1
-        _, index = ping
+    def _ping(self, indices: Sequence[int]) -> dict[int, Busy | None]:
+        self.pings += len(indices)
+        return {index: self.busy(index) for index in indices}
+
+    def busy(self, index: int) -> Busy | None:
         began = self.began[index]
         if began is None:
-            raise GetTimeoutError
+            return None
         if self.replies[index][0] <= self.now:
             return Busy(None, 0.0)
         return Busy(1, self.now - max(time for time in began if time <= self.now))
 
-    def ask(self, timeout: float = 10, **options: Any) -> list[Reply]:
-        return self.receive(self.send("tick"), timeout=timeout, phase="unknown", timestep=7, **options)
+    def _halt(self, indices: Sequence[int], seq: int) -> None:
+        for index in indices:
+            self.halted[index].append(seq)
+
+    def ask(self, patience: Patience | None = None, **options: Any) -> list[Reply]:
+        return self.receive(self.send("tick"), patience or StepPatience(10), phase="unknown", timestep=7, **options)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     one = World()
-    fake = SimpleNamespace(get=one.get, wait=lambda *_, **__: None, is_initialized=lambda: one.is_initialized)
-    monkeypatch.setattr(transport, "ray", fake)
+    monkeypatch.setattr(transport, "ray", SimpleNamespace(is_initialized=lambda: one.is_initialized))
     monkeypatch.setattr(transport, "monotonic", lambda: one.now)
     return one
 
@@ -127,8 +125,8 @@ def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
     world.replies = [(1.0, "a"), (1e9, "b"), (1e9, "c")]
     world.began[1:] = [None, None]
     assert failures(world.ask()) == [
-        (1, "TimeoutError", "no reply within 10 s; it does not answer a ping either"),
-        (2, "TimeoutError", "no reply within 10 s; it does not answer a ping either"),
+        (1, "TimeoutError", f"no reply within 10 s; it does not answer a ping either; {REMEDY}"),
+        (2, "TimeoutError", f"no reply within 10 s; it does not answer a ping either; {REMEDY}"),
     ]
     before = world.now
     world.replies = [(before, "a"), (before, "b"), (before, "c")]
@@ -139,21 +137,21 @@ def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
 def test_an_error_lets_the_others_stop_only_where_it_may(world: World):
     world.replies = [(1.0, "a"), (0.5, "error"), (0.2, "c")]
     world.ask()
-    assert not any(actor.halted for actor in world.actors)
+    assert not any(world.halted)
     world.ask(halts=True)
-    assert [actor.halted for actor in world.actors] == [[2], [2], [2]]
+    assert world.halted == [[2], [2], [2]]
     world.abandon()
-    assert [actor.halted for actor in world.actors] == [[2, 2]] * 3
+    assert world.halted == [[2, 2]] * 3
 
 
 def test_a_death_stops_the_others_and_an_interrupt_all(world: World):
     world.replies = [(1.0, "a"), (1.0, UnreachableError("WorkerDied", "the worker's process died")), (1.0, "c")]
     assert failures(world.ask(halts=True)) == [(1, "WorkerDied", "the worker's process died")]
-    assert [actor.halted for actor in world.actors] == [[1], [], [1]]  # the dead one gets no call
+    assert world.halted == [[1], [], [1]]  # the dead one gets no call
     world.replies[2] = (1.0, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         world.ask(halts=True)
-    assert [actor.halted for actor in world.actors] == [[1, 2, 2], [], [1, 2, 2]]
+    assert world.halted == [[1, 2, 2], [], [1, 2, 2]]
 
 
 def test_a_reply_that_cannot_be_read_loses_no_worker(world: World):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from orchestrator.ray import RayOrchestrator
-from orchestrator.ray.connection import Connections, Link
-from orchestrator.ray.transport import ActorCalls
+from orchestrator.ray import RayOrchestrator, connection
+from orchestrator.ray.actor_calls import ActorCalls
+from orchestrator.ray.connection import Connections
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent, to_numpy
 from tests.support.envs import CountingEnv, counting_factory
 from tests.support.parity import CFG, step_trainer
@@ -64,10 +64,10 @@ def test_the_transport_is_chosen(ray_cluster):
 
 
 def test_workers_that_cannot_be_connected_to_are_asked_by_actor_calls(ray_cluster, monkeypatch, caplog):
-    def no_way(link: Any) -> Any:
-        raise TimeoutError(f"no way to {link._address.port}")
+    def no_way(address: Any, *_: Any, **__: Any) -> Any:
+        raise TimeoutError(f"no way to {address.port}")
 
-    monkeypatch.setattr(Link, "_socket", no_way)
+    monkeypatch.setattr(connection, "dial", no_way)
     with caplog.at_level(logging.WARNING, "lockstep"), trainer_of([RecordingAgent] * 2) as trainer:
         assert type(streams_of(trainer)) is ActorCalls
         outputs = trainer.train()
@@ -77,15 +77,15 @@ def test_workers_that_cannot_be_connected_to_are_asked_by_actor_calls(ray_cluste
 
 
 def test_one_of_two_that_cannot_be_connected_to_suffices(ray_cluster, monkeypatch, caplog):
-    connect, calls = Link._socket, []
+    dial, calls = connection.dial, []
 
-    def one_way(link: Any) -> Any:
-        calls.append(link)
+    def one_way(address: Any, *args: Any, **options: Any) -> Any:
+        calls.append(address)
         if len(calls) == 2:
             raise ConnectionRefusedError("closed")
-        return connect(link)
+        return dial(address, *args, **options)
 
-    monkeypatch.setattr(Link, "_socket", one_way)
+    monkeypatch.setattr(connection, "dial", one_way)
     with caplog.at_level(logging.WARNING, "lockstep"), trainer_of([NullAgent] * 2) as trainer:
         assert to_numpy(trainer.train()[0])[:, 0].tolist() == [0, 1, 2, 3]
     assert "ConnectionRefusedError: closed" in caplog.text

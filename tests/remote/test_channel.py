@@ -125,7 +125,7 @@ def test_nothing_of_a_stranger_is_unpickled(tmp_path: Path, first: str):
     bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
     victim, stranger = pair(timeout=0.5)
     refused = in_background(authenticate, victim, KEY, as_worker=True)
-    stranger.sendall({"pickle": bomb, "short greeting": b"lockstep 1\n", "endless greeting": b"x" * 100_000}[first])
+    stranger.sendall({"pickle": bomb, "short greeting": b"lockstep 2\n", "endless greeting": b"x" * 100_000}[first])
     with pytest.raises(OSError, match=r"protocol|timed out"):
         refused()
     stranger.close()

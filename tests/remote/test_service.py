@@ -139,7 +139,7 @@ def test_failures_of_an_iteration_say_where(framework: str):
     client = Client(spec(env=EnvFactory(build_failing, num_envs=9), framework=framework))
     client.ok("tick", tick(1))
     step = client.failure("tick", tick(2))
-    assert (step.scope, step.rows, step.phase, step.timestep) == (2, (5, 8), "step", 2)
+    assert (step.scope, step.rows, step.phase, step.timestep) == (2, (6, 7), "step", 2)
     assert (step.kind, step.message) == ("ValueError", "row 6 broke")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 from typing import Any
 
 import pytest
 from ray import cloudpickle
 
 from workers import errors
-from workers.errors import AgentError, EnvError, Failure, LockstepError, WorkerError, build_error
+from workers.errors import AgentError, EnvError, Failure, LockstepError, WorkerError, build_error, mark_row
 
 KINDS: dict[str, type[Exception]] = {
     "ConfigError": ValueError,
@@ -19,6 +20,7 @@ KINDS: dict[str, type[Exception]] = {
     "AgentError": ValueError,
     "LifecycleError": RuntimeError,
     "ClusterError": RuntimeError,
+    "DivergedError": ArithmeticError,
     "WorkerError": RuntimeError,
 }
 
@@ -66,8 +68,8 @@ def test_text_of_a_failure():
         "scope 1 (environments 4:8), phase act, timestep 17, on node-3 (pid 4711): KeyError: 'policy'"
     )
     assert str(failure()) == (
-        "scope 1 (environments 4:8), phase act, timestep 17, on node-3 (pid 4711): KeyError: 'policy'\n"
-        "Traceback (most recent call last):\n  line\nKeyError: 'policy'"
+        "Traceback (most recent call last):\n  line\nKeyError: 'policy'\n\n"
+        "scope 1 (environments 4:8), phase act, timestep 17, on node-3 (pid 4711): KeyError: 'policy'"
     )
     assert str(failure(None, timestep=None, phase="build", traceback="")).startswith(
         "all scopes (environments 4:8), phase build, on node-3"
@@ -77,11 +79,38 @@ def test_text_of_a_failure():
 
 
 def test_text_of_a_worker_error():
-    one, other = failure(0), failure(2, phase="step", message="other")
-    text = str(WorkerError([one, other]))
-    assert text.splitlines()[0] == "2 failures in the workers"
-    assert f"\n[1] {one}\n[2] {other}" in text
-    assert str(WorkerError([one])).startswith("1 failure in the workers\n[1] scope 0 ")
+    """The tracebacks come first and the headlines last; an exception that scopes share is told once."""
+    one, other = failure(0), failure(2, phase="step", message="other", traceback="Traceback of the other")
+    assert str(WorkerError([one])) == str(one)
+    where = "phase act, timestep 17, on node-3 (pid 4711): KeyError: 'policy'"
+    assert str(WorkerError([one, other, failure(1, rows=(8, 9))])) == (
+        "[1] Traceback (most recent call last):\n  line\nKeyError: 'policy'\n\n"
+        "[2] Traceback of the other\n\n"
+        "2 different failures in the workers\n"
+        f"[1] scope 0 (environments 4:8) and scope 1 (environment 8), {where}\n"
+        "[2] scope 2 (environments 4:8), phase step, timestep 17, on node-3 (pid 4711): KeyError: other"
+    )
+
+
+def test_a_traceback_that_python_shows_is_not_repeated():
+    cause = raised(ValueError("the reason"))
+    failures = [Failure.of(cause, scope=0, rows=(0, 4), phase="act", timestep=3, node="here"), failure(1)]
+    error = WorkerError(failures)
+    error.__cause__ = cause
+    assert "the reason" in failures[0].traceback
+    for text in ("".join(traceback.format_exception(error)), error.report):
+        assert text.count("ValueError: the reason") == 2  # at the end of its traceback, and in the headline
+        assert text.count("in raised\n    raise error from cause") == 1
+
+
+def test_a_marked_row_narrows_a_failure():
+    error = raised(ValueError("the reason"))
+    mark_row(error, 1, "the samples")
+    mark_row(error, 3, "SyncVectorEnv")
+    described = Failure.of(error, scope=2, rows=(8, 16), phase="step", timestep=3, node="here")
+    assert described.rows == (11, 12)
+    assert "scope 2 (environment 11), phase step" in str(described)
+    assert error.__notes__ == ["in copy 3 of SyncVectorEnv"]
 
 
 class UnpicklableError(Exception):
@@ -125,8 +154,68 @@ def test_errors_of_building():
     error = build_error(ours)
     assert type(error) is EnvError
     assert str(error) == "row 0 [on node 0]; row 1 [on node 1]"
+    shared = [failure(i, kind="workers.errors.EnvError", message="no sensor", node=f"node {i}") for i in range(2)]
+    assert str(build_error(shared)) == "no sensor [on node 0, node 1]"
     assert type(build_error([failure(kind="workers.errors.AgentError")])) is AgentError
     for mixed in ([ours[0], failure(1)], [failure(1)], [failure(1, kind="elsewhere.EnvError")]):
         error = build_error(mixed)
         assert isinstance(error, WorkerError)
         assert list(error.failures) == mixed
+
+
+def raises(error: BaseException) -> Any:
+    def close() -> None:
+        raise error
+
+    return close
+
+
+def test_everything_is_closed_and_one_error_tells_of_all():
+    closed: list[int] = []
+    broken = {1: RuntimeError("one"), 3: OSError("three")}
+
+    def close(row: int) -> None:
+        closed.append(row)
+        if row in broken:
+            raise broken[row]
+
+    def copies(*rows: int) -> Any:
+        return ((f"copy {row}", lambda row=row: close(row)) for row in rows)
+
+    errors.close_all(copies(0, 2))
+    with pytest.raises(RuntimeError, match="one") as single:
+        errors.close_all(copies(0, 1, 2))
+    assert single.value.__notes__ == ["while closing copy 1"]
+    with pytest.raises(ExceptionGroup, match="copy 1: RuntimeError: one; copy 3: OSError: three") as several:
+        errors.close_all(copies(0, 1, 2, 3, 4))
+    assert several.value.exceptions == (broken[1], broken[3])
+    assert closed == [0, 2, 0, 1, 2, 0, 1, 2, 3, 4]
+
+
+def test_an_interrupt_in_closing_closes_the_rest():
+    closed: list[str] = []
+    interrupt = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        errors.close_all([("a", raises(ValueError())), ("b", raises(interrupt)), ("c", lambda: closed.append("c"))])
+    assert caught.value is interrupt
+    assert closed == ["c"]
+
+
+def test_failures_of_several_workers_are_one_error():
+    with pytest.raises(WorkerError) as caught:
+        errors.close_all(
+            [("a", raises(WorkerError([failure(0)]))), ("b", raises(WorkerError([failure(1), failure(2)])))]
+        )
+    assert caught.value.failures == (failure(0), failure(1), failure(2))
+
+
+def test_an_error_in_closing_is_logged_where_it_would_hide_another(caplog: pytest.LogCaptureFixture):
+    errors.close_or_log("the trainer", lambda: None)
+    assert not caplog.records
+    errors.close_or_log("the trainer", raises(RuntimeError("boom")))
+    errors.close_or_log("the trainer", raises(WorkerError([failure(0)])))
+    first, second = caplog.records
+    assert first.getMessage() == "the trainer could not be closed: boom"
+    assert first.exc_info
+    assert not second.exc_info
+    assert "KeyError: 'policy'" in second.getMessage()

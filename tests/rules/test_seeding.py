@@ -24,17 +24,22 @@ TORCH, NUMPY = load_framework("torch"), load_framework("numpy")
 
 @pytest.fixture(autouse=True)
 def _global_generators() -> Iterator[None]:
-    """Restore torch's and NumPy's generators for the other tests."""
-    tensor, bits, state = torch.get_rng_state(), get_bit_generator(), np.random.get_state()
+    """Restore the global generators for the other tests."""
+    tensor, bits, state, python = torch.get_rng_state(), get_bit_generator(), np.random.get_state(), random.getstate()
     yield
+    random.setstate(python)
     torch.set_rng_state(tensor)
     set_bit_generator(bits)
     np.random.set_state(state)
 
 
 def draw(count: int = 1) -> list[float]:
-    """Draw from torch and NumPy one by one: the numbers show the state of both, including odd Gaussians."""
-    return [number for _ in range(count) for number in (float(torch.randn(())), float(np.random.random_sample()))]
+    """Draw from torch, NumPy and Python in turn: the numbers show the state of all, including odd Gaussians."""
+    return [
+        number
+        for _ in range(count)
+        for number in (float(torch.randn(())), float(np.random.random_sample()), random.gauss())
+    ]
 
 
 def draws_many() -> None:
@@ -114,11 +119,15 @@ def test_a_stream_is_that_of_its_seed_and_goes_on_where_it_stopped():
         with stream:
             drawn += draw(3)
         draw(2)  # the user's
-    torch_alone, numpy_alone = torch.Generator().manual_seed(5), RandomState(MT19937(5))
+    torch_alone, numpy_alone, python_alone = torch.Generator().manual_seed(5), RandomState(MT19937(5)), random.Random(5)
     expected = [
         number
         for _ in range(12)
-        for number in (float(torch.randn((), generator=torch_alone)), numpy_alone.random_sample())
+        for number in (
+            float(torch.randn((), generator=torch_alone)),
+            numpy_alone.random_sample(),
+            python_alone.gauss(),
+        )
     ]
     assert drawn == expected
 
@@ -163,17 +172,7 @@ def test_neighbours_do_not_change_each_others_numbers():
 
     alone = {seed: numbers([seed] * 3)[seed] for seed in (1, 2, 3)}
     assert numbers([1, 2, 3] * 3) == numbers([3, 3, 1, 2, 2, 1, 3, 1, 2]) == alone
-    assert len({number for numbers in alone.values() for number in numbers}) == 18  # no two streams share a number
-
-
-def test_python_random_is_left_alone():
-    random.seed(1)
-    expected = [random.random() for _ in range(2)]
-    random.seed(1)
-    given_numbers = [random.random()]
-    with RandomStream(5, TORCH):
-        given_numbers.append(random.random())
-    assert given_numbers == expected
+    assert len({number for numbers in alone.values() for number in numbers}) == 27  # no two streams share a number
 
 
 def test_agent_seed():

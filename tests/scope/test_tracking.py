@@ -55,6 +55,26 @@ def test_episodes_by_hand(framework: str):
     assert (returns.tolist(), lengths.tolist()) == ([5.0, 6.0], [1, 1])
 
 
+def test_episodes_with_steps_of_two_kinds_are_left_out():
+    arrays, episodes = load_framework("numpy"), Episodes(3)
+
+    def step(*ended: int, episodes: Episodes = episodes) -> list[tuple[int, float, int]]:
+        flags = np.array([[int(row in ended)] for row in range(3)])  # another library's flags may be numbers
+        found = episodes.add(np.ones((3, 1)), flags, flags, arrays)[""]
+        return list(zip(*(column.tolist() for column in found), strict=True))
+
+    assert step(1) == [(1, 1.0, 1)]
+    episodes.leave_out()  # row 1 has just been reset
+    assert step(0, 1) == [(1, 1.0, 1)]
+    assert step(0, 2) == [(0, 1.0, 1)]
+    assert step(2) == [(2, 1.0, 1)]
+    midway = Episodes(3, midway=True)
+    assert step(0, 1, episodes=midway) == []
+    assert step(0, 2, episodes=midway) == [(0, 1.0, 1)]
+    midway.restart()
+    assert step(1, 2, episodes=midway) == [(1, 1.0, 1), (2, 1.0, 1)]
+
+
 def test_a_team_of_another_library_ends_with_its_last_agent():
     """Without `alive`, its agents may end in different steps."""
     arrays, episodes = load_framework("numpy"), Episodes(1)

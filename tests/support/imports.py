@@ -32,7 +32,14 @@ ROOMS = (
     ("workers.scope",),
     ("workers.agents", "workers.envs"),
     ("workers.storage",),
-    ("workers.by_agent", "workers.info_rows", "workers.infos", "workers.seeding", "workers.threads"),
+    (
+        "workers.by_agent",
+        "workers.generators",
+        "workers.info_rows",
+        "workers.infos",
+        "workers.seeding",
+        "workers.threads",
+    ),
     ("workers.frameworks",),
     ("workers",),
 )

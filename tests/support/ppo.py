@@ -18,7 +18,9 @@ from workers.frameworks import load_framework
 STEPS, ENVS, WIDTH, STATE_WIDTH = 4, 3, 5, 2
 BOX = Box(-np.inf, np.inf, (WIDTH,))
 STATES = Box(-np.inf, np.inf, (STATE_WIDTH,))
-ACTIONS: dict[str, gymnasium.Space[Any]] = {"discrete": Discrete(3, start=2), "gaussian": Box(-1, 1, (2,))}
+ACTIONS: dict[str, gymnasium.Space[Any]] = {"discrete": Discrete(3, start=2), "gaussian": Box(-np.inf, np.inf, (2,))}
+BOUNDED = Box(np.float32([10.0, -0.5]), np.float32([20.0, 0.25]))
+HALF_BOUNDED = Box(np.float32([-1.0, 0.0]), np.float32([1.0, np.inf]))
 CLOCK: dict[str, Any] = {"timestep": 0, "timesteps": 100}
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -61,6 +63,17 @@ def make(
     return agent
 
 
+def with_head(framework: str, space: gymnasium.Space[Any], outputs: npt.NDArray[Any], **cfg: Any) -> PPO:
+    """Return an agent in evaluation whose network returns `outputs` for every observation."""
+    agent = make(framework, space, hidden_sizes=(), **cfg)
+    agent.enable_training_mode(False)
+    state = state_of(agent)
+    state["models"]["policy.network.0.weight"][...] = 0.0
+    state["models"]["policy.network.0.bias"][...] = outputs
+    agent.load_state_dict(state)
+    return agent
+
+
 # Arrays.
 
 
@@ -93,11 +106,17 @@ sums and in fused operations, so bounds are for the worst case: all roundings of
 
 
 def assert_close(given: Any, expected: Any, tolerance: float, path: str = "") -> None:
-    """Assert that arrays and numbers differ by no more than `tolerance` of the largest value of each array."""
+    """Assert that arrays and numbers differ by no more than `tolerance` of the largest value of each array.
+
+    Strings must be equal.
+    """
     if isinstance(expected, dict):
         assert given.keys() == expected.keys(), f"{path}: {sorted(given)} are not {sorted(expected)}"
         for key in expected:
             assert_close(given[key], expected[key], tolerance, f"{path}.{key}")
+        return
+    if isinstance(expected, str):
+        assert given == expected, f"{path}: {given!r} is not {expected!r}"
         return
     assert np.shape(given) == np.shape(expected), f"{path}: {np.shape(given)} is not {np.shape(expected)}"
     limit = tolerance * float(np.abs(expected).max())

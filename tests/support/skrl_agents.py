@@ -10,9 +10,10 @@ import skrl
 import torch
 from gymnasium.spaces import Box
 from skrl.agents.torch.ppo import PPO, PPO_CFG
+from skrl.agents.torch.sac import SAC, SAC_CFG
 from skrl.envs.wrappers.torch import wrap_env as skrl_wrap_env
 from skrl.memories.torch import RandomMemory
-from skrl.models.torch import CategoricalMixin, DeterministicMixin, Model
+from skrl.models.torch import CategoricalMixin, DeterministicMixin, GaussianMixin, Model
 from torch import nn
 
 from workers.types import Scope
@@ -74,6 +75,45 @@ def skrl_ppo(num_envs: int, policy: type[Policy] = Policy) -> PPO:
 
 def skrl_ppo_factory(scope: Scope) -> PPO:
     return skrl_ppo(scope.num_envs)
+
+
+class GaussianPolicy(GaussianMixin, Model):
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
+        GaussianMixin.__init__(self, clip_actions=True)
+        self.net = network(self.num_observations, self.num_actions)
+        self.log_std = nn.Parameter(torch.zeros(self.num_actions))
+
+    def compute(self, inputs: Any, role: str) -> Any:
+        return 2 * torch.tanh(self.net(inputs["observations"])), {"log_std": self.log_std}
+
+
+class Critic(DeterministicMixin, Model):
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
+        DeterministicMixin.__init__(self)
+        self.net = network(self.num_observations + self.num_actions, 1)
+
+    def compute(self, inputs: Any, role: str) -> Any:
+        return self.net(torch.cat([inputs["observations"], inputs["taken_actions"]], dim=1)), {}
+
+
+def skrl_sac(num_envs: int, observation_space: Any, action_space: Any, *, random_timesteps: int) -> SAC:
+    """Build a small skrl SAC that writes nothing, whose first actions are samples of the action space."""
+    models: dict[str, Any] = {"policy": GaussianPolicy(observation_space, action_space)}
+    for name in ("critic_1", "critic_2", "target_critic_1", "target_critic_2"):
+        models[name] = Critic(observation_space, action_space)
+    cfg = SAC_CFG(batch_size=16, random_timesteps=random_timesteps, learning_starts=random_timesteps)
+    cfg.experiment.write_interval = 0
+    cfg.experiment.checkpoint_interval = 0
+    return SAC(
+        models=models,
+        memory=RandomMemory(memory_size=64, num_envs=num_envs, device="cpu"),
+        observation_space=observation_space,
+        action_space=action_space,
+        device="cpu",
+        cfg=cfg,
+    )
 
 
 def skrl_cartpole(num_envs: int) -> Any:

@@ -54,7 +54,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _failed(error: object, code: int) -> int:
-    for line in str(error).splitlines():
+    text = getattr(error, "report", None) or str(error)
+    for line in text.splitlines():
         print(f"lockstep: {line}", file=sys.stderr, flush=True)
     return code
 

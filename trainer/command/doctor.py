@@ -17,6 +17,7 @@ from trainer.command.run import build_orchestrator, prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.command.versions import versions
 from workers.agents import load_ppo
+from workers.envs import check_env
 from workers.errors import ConfigError, LockstepError
 from workers.frameworks import available_frameworks, load_framework
 from workers.threads import HeldThreads
@@ -71,7 +72,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     yield _write_access(config.logging.directory if config else None)
     yield _ray(config.orchestrator if config else OrchestratorConfig())
     if config is not None:
-        yield _run(config)
+        finding = _run(config)
+        yield finding
+        if finding.healthy:
+            yield _environments(config)
 
 
 def _framework(name: str, num_threads: int, *, needed: bool) -> Finding:
@@ -157,6 +161,20 @@ def _run(config: RunConfig) -> Finding:
             return f"builds, steps and can be stored ({', '.join(name for name, _ in files)})\n{trainer}"
 
     return _tried("configuration", build, "correct the configuration as the message says")
+
+
+def _environments(config: RunConfig) -> Finding:
+    """Check some of the environments in this process."""
+
+    def check() -> str:
+        run = prepare(config)
+        try:
+            check_env(run.env, framework=config.framework)
+        finally:
+            run.close()
+        return "keep the contract in 200 steps with random actions (workers.envs.check_env)"
+
+    return _tried("environments", check, "correct the environment as the message says")
 
 
 def _tried(subject: str, look: Callable[[], str], remedy: str) -> Finding:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from orchestrator.run_dir import RunDirectory
-from trainer.command.run import prepare
-from trainer.command.run_config import OrchestratorConfig, RunConfig
+from trainer.command.run import OURS, prepare
+from trainer.command.run_config import AgentConfig, OrchestratorConfig, RunConfig
+from trainer.step import StepTrainer
+from workers.envs.statistics import Statistics, load_statistics
 from workers.frameworks import load_framework
 from workers.scope.episodes import Episodes
 
 __all__ = ["Evaluation", "evaluate"]
+
+_logger = logging.getLogger("lockstep")
 
 
 @dataclass
@@ -73,13 +78,16 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
     """
     wanted, framework = config.evaluation, load_framework(config.framework)
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
-    run = prepare(dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options)))
+    run = prepare(
+        dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options), agents=_as_stored(config.agents))
+    )
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
-    with run.trainer(cfg=cfg, seed=wanted.seed) as trainer:
+    with run.opened(cfg=cfg, seed=wanted.seed) as trainer:
         names = getattr(trainer.env, "possible_agents", ())
         results = [Evaluation(agents={name: [] for name in names}) for _ in run.agents]
         for index, agent in enumerate(trainer.agents):
             directory.load_agent(agent, index, framework)
+        _carry_statistics(trainer, directory)
         remaining = np.concatenate([_shared_out(wanted.episodes, stop - start) for start, stop in trainer.scopes])
         scope_of = np.repeat(range(len(results)), [stop - start for start, stop in trainer.scopes])
         episodes = Episodes(len(remaining))
@@ -97,6 +105,24 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
                         result.note(name, float(episode_return), int(length))
                         remaining[row] -= not name
     return results
+
+
+def _carry_statistics(trainer: StepTrainer[Any], directory: RunDirectory) -> None:
+    """Give each environment the stored statistics of its row, so that agents see what they were trained on."""
+    rows: list[Statistics] = []
+    for scope, (start, stop) in enumerate(trainer.scopes):
+        stored = directory.statistics(scope) or [{}]
+        rows += [stored[row % len(stored)] for row in range(stop - start)]  # there may be more rows than in training
+    for note in load_statistics(trainer.env, rows):
+        _logger.warning(note)
+
+
+def _as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:
+    """Return the agents of a run directory; one without ``action_bounds`` is older than this option, so it had none."""
+    return [
+        dataclasses.replace(agent, cfg={"action_bounds": "none"} | agent.cfg) if agent.agent in OURS else agent
+        for agent in agents
+    ]
 
 
 def _shared_out(episodes: int, num_envs: int) -> Any:

@@ -8,7 +8,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,12 +24,12 @@ from workers.agents.ppo import PPOCfg
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.envs.checking import is_multi_agent
 from workers.envs.making import build_rows
-from workers.errors import AgentError, ConfigError, LockstepError
+from workers.errors import AgentError, ConfigError, LockstepError, close_or_log
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["Run", "build_orchestrator", "prepare"]
+__all__ = ["OURS", "Run", "build_orchestrator", "prepare"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -36,7 +37,8 @@ _GIVEN = ("scope", "num_envs", *_SPACES, *_TEAM)
 """Arguments that an agent's class or function gets if it has a parameter of that name."""
 
 _TEAMS = ("ippo", "mappo")
-_OURS = ("ppo", *_TEAMS)
+OURS = ("ppo", *_TEAMS)
+"""Names of Lockstep's own agents, whose `cfg` has the fields of `PPOCfg`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +81,23 @@ class Run:
             raise
         return trainer
 
+    @contextmanager
+    def opened(self, **changes: Any) -> Iterator[StepTrainer[Any]]:
+        """Build the trainer, and close it at the end; what it has done counts even if its environments raise then.
+
+        Args:
+            changes: See `trainer`.
+        """
+        trainer = self.trainer(**changes)
+        try:
+            yield trainer
+        finally:
+            close_or_log("the trainer", trainer.close)
+
     def close(self) -> None:
         """Close the environments, if no trainer was built to close them."""
         if not isinstance(self.env, EnvFactory):
-            self.env.close()
+            close_or_log("the environments", self.env.close)
 
 
 def prepare(config: RunConfig) -> Run:
@@ -149,7 +164,7 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
         raise ConfigError(
             f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: only ippo and mappo have groups"
         )
-    if agent.agent in _OURS:
+    if agent.agent in OURS:
         cfg: PPOCfg = parse(PPOCfg, agent.cfg, f"{key}.cfg")
         with named(f"{key}.cfg"):
             cfg.validate()
@@ -187,10 +202,10 @@ def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> No
 
 
 def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
-    if name in _OURS:
+    if name in OURS:
         return load_ppo(framework)
     if ":" not in name:
-        known = ", ".join(map(repr, _OURS))
+        known = ", ".join(map(repr, OURS))
         raise ConfigError(
             f"{key} is {name!r}; expected one of {known}, or an import path such as 'package.module:name'"
         )
@@ -233,19 +248,22 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
                 num_envs=config.num_envs,
                 framework=framework,
                 states=config.states,
+                allow_nonfinite=config.allow_nonfinite,
                 **config.kwargs,
             )
             return env, _spaces(env)
         build = partial(_imported(config.factory, key), **config.kwargs)
         if config.states != "own":
             build = partial(_with_states, build, framework, config.states)
-        factory = EnvFactory(build, num_envs=config.num_envs, framework=framework)
+        factory = EnvFactory(
+            build, num_envs=config.num_envs, framework=framework, allow_nonfinite=config.allow_nonfinite
+        )
         # a factory has no spaces: take those of its first environment
         env = build_rows(factory, 1, 0, framework=framework, seed=None)
         try:
             return factory, _spaces(env)
         finally:
-            env.close()
+            close_or_log("the environment that was built to learn the spaces", env.close)
     except ConfigError:
         raise
     except LockstepError as error:

@@ -54,6 +54,9 @@ class EnvConfig:
     """States of a multi-agent environment. own: the environment's, if it has any; joint: the observations of all its
     agents; none: no states."""
 
+    allow_nonfinite: bool = False
+    """Whether observations, states and rewards may be NaN or infinite, which ends the run otherwise."""
+
 
 @dataclass(kw_only=True)
 class AgentConfig:

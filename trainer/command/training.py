@@ -19,7 +19,8 @@ from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, dump_config
 from trainer.command.versions import versions
 from trainer.step import StepTrainer
-from workers.errors import ConfigError, WorkerError
+from workers.envs.statistics import Statistics
+from workers.errors import ConfigError, DivergedError, WorkerError
 
 __all__ = ["report", "train"]
 
@@ -74,13 +75,14 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
     Raises:
         ConfigError: The configuration is invalid.
         AgentError: An agent cannot be stored.
+        DivergedError: An agent holds NaN or infinity; those stored before are kept, and the metrics are written.
         WorkerError: Environments or agents failed; the training up to then is stored as far as possible.
         SystemExit: A signal stopped the run; the training up to then is stored.
         KeyboardInterrupt: A second signal stopped the run at once; what was stored last is kept.
     """
     directory.check_new()
     run = prepare(config)
-    with run.trainer() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
+    with run.opened() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
         log = _Log(run.config, trainer, directory, metrics)
         yield str(trainer)
         yield f"run directory: {directory.url}"
@@ -159,6 +161,7 @@ class _Log:
         self._interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
         self._done = 0
         self._collected, self._since = 0, perf_counter()
+        self._diverged = False
         trainer.collect_metrics()  # starts the measurement
         files = trainer.agent_files()  # an agent that cannot be stored fails now, not at the end
         # the directory belongs to this run only
@@ -166,7 +169,7 @@ class _Log:
         directory.create(dump_config(stored))
         try:
             directory.write("versions.json", json.dumps(versions(), indent=1))
-            directory.write_agents(files)
+            directory.write_agents(files, self._statistics())
             self.status("running")
         except OSError as error:
             raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
@@ -208,11 +211,24 @@ class _Log:
         self._directory.write("status.json", json.dumps({"state": state, "timestep": self.timestep}))
 
     def _write(self) -> None:
-        """Write the agents first, because they matter most, then the metrics."""
-        if self._done != self.timestep:
-            self._directory.write_agents(self._trainer.agent_files())
-            self.timestep = self._done
-            self.status("running")
+        """Write the agents first, because they matter most, then the metrics, which may tell how an agent diverged."""
+        try:
+            if self._done != self.timestep and not self._diverged:
+                self._directory.write_agents(self._trainer.agent_files(), self._statistics())
+                self.timestep = self._done
+                self.status("running")
+        except DivergedError:
+            self._diverged = True  # told once
+            self._write_metrics()
+            raise
+        self._write_metrics()
+
+    def _statistics(self) -> list[list[Statistics]]:
+        """Return the statistics of each scope's environments, by row."""
+        rows = self._trainer.env_statistics()
+        return [rows[start:stop] for start, stop in self._trainer.scopes]
+
+    def _write_metrics(self) -> None:
         scalars = self._trainer.collect_metrics()
         count, self._collected = self._done - self._collected, self._done
         seconds, self._since = perf_counter() - self._since, perf_counter()

@@ -197,3 +197,12 @@ class Agent(Learner):
         self.observation_space = observation_space
         self.action_space = action_space
         self.state_space = state_space
+
+    def _check_shape(self, name: str, array: Any, width: int, rows: int | None) -> None:
+        """Check that `array` is one of the agent's framework of shape ``(rows, width)``; None: any number of rows."""
+        is_array = self._framework.is_array(array)
+        shape: tuple[int, ...] = tuple(array.shape) if is_array else ()
+        if len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
+            given = f"has shape {shape}" if is_array else f"is of type {type(array).__qualname__}"
+            expected = f"({'rows' if rows is None else rows}, {width})"
+            raise AgentError(f"{name} {given}; expected a {self.framework} array of shape {expected}")

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 
+from workers.agents.action_bounds import action_map
 from workers.agents.base import Agent, discrete_components, space_width
 from workers.agents.initial_layers import initial_layers
 from workers.agents.masks import legal_actions
@@ -30,12 +33,12 @@ INPUT_LIMIT = 10.0
 class PPO(Agent):
     """The framework-independent part of Proximal Policy Optimization (https://arxiv.org/abs/1707.06347).
 
-    Actions of a Box space are Gaussian, with a log standard deviation that does not depend on the observation; they
-    are not clipped to the space's bounds. Actions of a Discrete space are categorical. MultiDiscrete and MultiBinary
-    actions have an independent categorical component for each element, in C order. The policy sees observations; the
-    critic sees states if there is a state space, else observations. Both may be of any space that Gymnasium can
-    flatten and are passed as flat arrays. Truncated episodes are bootstrapped from the value of their true final
-    observation.
+    Actions of a Box space are Gaussian, with a log standard deviation that does not depend on the observation; how
+    they respect the bounds is up to `PPOCfg.action_bounds`. Actions of a Discrete space are categorical. MultiDiscrete
+    and MultiBinary actions have an independent categorical component for each element, in C order. The policy sees
+    observations; the critic sees states if there is a state space, else observations. Both may be of any space that
+    Gymnasium can flatten and are passed as flat arrays. Truncated episodes are bootstrapped from the value of their
+    true final observation.
 
     `act` respects two entries of the infos. ``infos["action_mask"]``: only legal actions are sampled.
     ``infos["alive"]``: the agent does not learn from rows that do not act, and no mean includes them. The rewards and
@@ -87,10 +90,15 @@ class PPO(Agent):
         self.device = device
         self.learning_rate = float(self.cfg.learning_rate)
         self._recorded = 0  # transitions in the rollout in progress
-        self._acting: Any = None  # rows that acted in the last `act`
+        # of the last `act` in training, until its transition is recorded
+        self._acting: Any = None  # rows that acted
         self._legal: Any = None  # their legal actions
+        self._own: Any = None  # the policy's own actions, if the environment gets others
+        self._action_map: Any = None  # on the device
         self._set_widths()
+        mapping = action_map(self.action_space, self.cfg.action_bounds)  # first: it may refuse the space
         self._build()
+        self._use_action_map(mapping)
 
     def _set_widths(self) -> None:
         self._input_widths = {"observations": space_width(self.observation_space, "observation_space")}
@@ -107,11 +115,7 @@ class PPO(Agent):
         self._head_width = sum(map(len, self._components)) if self._components else self._action_width
 
     def init(self, *, trainer_cfg: Any = None) -> None:
-        """Prepare for a trainer; keep the weights and the transitions recorded so far.
-
-        Args:
-            trainer_cfg: The trainer's configuration.
-        """
+        """Prepare for a trainer; keep the weights and the transitions recorded so far. See `Agent`."""
         self._interrupt_rollout()
 
     def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
@@ -129,7 +133,7 @@ class PPO(Agent):
         timestep: int,
         timesteps: int,
     ) -> tuple[Any, dict[str, Any]]:
-        """Sample actions from the policy.
+        """Sample actions from the policy, and map them to the environment's by ``cfg.action_bounds``.
 
         Args:
             observations: ``(num_envs, size)``, any dtype; in evaluation, any number of rows.
@@ -143,30 +147,36 @@ class PPO(Agent):
 
         Returns:
             Actions, ``(num_envs, size)`` float32 or ``(num_envs, components)`` int64 (int32 in JAX unless 64-bit
-            numbers are enabled), and outputs with ``mean_actions`` of the same shape and dtype: the Gaussian mean, or
-            the most probable category of each component. Both are new arrays.
+            numbers are enabled), and outputs with ``mean_actions`` of the same shape and dtype: the Gaussian mean,
+            mapped in the same way, or the most probable category of each component. Both are new arrays.
 
         Raises:
             AgentError: `observations` or an entry of `infos` has the wrong shape.
         """
         rows = self.num_envs if self.training else None
         self._check_shape("observations", observations, self._input_widths["observations"], rows)
-        self._acting = self._legal = None
-        if infos:
-            self._heed(infos, observations.shape[0])
-        return self._sample_actions(observations, self._legal)
+        self._forget_act()
+        acting, legal = self._heed(infos, observations.shape[0]) if infos else (None, None)
+        own, actions, mean_actions = self._sample_actions(observations, legal)
+        if self.training:
+            self._acting, self._legal, self._own = acting, legal, own
+        return actions, {"mean_actions": mean_actions}
 
-    def _heed(self, infos: Mapping[str, Any], rows: int) -> None:
-        """Store the rows that act and their legal actions."""
-        alive: Any = infos.get("alive")
+    def _forget_act(self) -> None:
+        self._acting = self._legal = self._own = None
+
+    def _heed(self, infos: Mapping[str, Any], rows: int) -> tuple[Any, Any]:
+        """Return the rows that act and their legal actions; None for all rows or actions."""
+        acting, legal, alive = None, None, infos.get("alive")
         # other values are a single-agent environment's own entry of this name
         if getattr(alive, "ndim", 0) == 2 and "bool" in str(alive.dtype):
-            self._acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
-            self._check_shape("infos['alive']", self._acting, 1, rows)
+            acting = alive if self._framework.is_array(alive) else self._framework.from_numpy(alive)
+            self._check_shape("infos['alive']", acting, 1, rows)
         mask = infos.get("action_mask")
         if mask is not None and self._components:
             mask = self._framework.to_numpy(mask) if self._framework.is_array(mask) else mask
-            self._legal = self._framework.from_numpy(legal_actions(mask, rows, list(map(len, self._components))))
+            legal = self._framework.from_numpy(legal_actions(mask, rows, list(map(len, self._components))))
+        return acting, legal
 
     def record_transition(
         self,
@@ -191,7 +201,8 @@ class PPO(Agent):
         Args:
             observations: ``(num_envs, size)``.
             states: ``(num_envs, size)``; None if there is no state space.
-            actions: ``(num_envs, size)``.
+            actions: ``(num_envs, size)``. Where ``cfg.action_bounds`` changes actions, the policy's own actions of the
+                last `act` are recorded in place of these.
             rewards: ``(num_envs, 1)``, float32.
             next_observations: ``(num_envs, size)``, the observations after the actions; the true final ones where an
                 episode ended.
@@ -203,10 +214,9 @@ class PPO(Agent):
             timesteps: Total number of timesteps.
 
         Raises:
-            AgentError: An array has the wrong shape, or the rollout is full because `post_interaction` was not called.
+            AgentError: An array has the wrong shape, the rollout is full because `post_interaction` was not called, or
+                the policy's own actions are needed and `act` was not called in training since the last transition.
         """
-        acting, legal = self._acting, self._legal
-        self._acting = self._legal = None
         if not self.training:
             return
         if self._recorded >= self.cfg.rollouts:
@@ -221,39 +231,36 @@ class PPO(Agent):
         self._check_shape("actions", actions, self._action_width, self.num_envs)
         for name, array in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
             self._check_shape(name, array, 1, self.num_envs)
+        if self._action_map is not None and self._own is None:
+            raise AgentError(
+                "record_transition() needs an act() in training before it: with action_bounds "
+                f"{self.cfg.action_bounds!r}, it records the policy's own actions of that act()"
+            )
         self._store_transition(
             self._recorded,
             inputs={name: arrays[name] for name in self._input_widths},
             next_critic_input=next_arrays[self._critic_input],
-            actions=actions,
+            actions=actions if self._own is None else self._own,
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
-            acted=acting,
-            action_mask=legal,
+            acted=self._acting,
+            action_mask=self._legal,
         )
+        self._forget_act()
         self._recorded += 1
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Learn once ``cfg.rollouts`` transitions are recorded; in evaluation, do nothing.
-
-        Args:
-            timestep: Current timestep.
-            timesteps: Total number of timesteps.
-        """
-        if self.training and self._recorded == self.cfg.rollouts:
-            try:
-                self._learn()
-            finally:  # even after an error: another trainer may continue with this agent
-                self._recorded = 0
-
-    def _learn(self) -> None:
-        """Update from a full rollout, unless no row in it acted."""
-        if not len(self._acted()):
+        """Learn once ``cfg.rollouts`` transitions are recorded; in evaluation, do nothing. See `Agent`."""
+        if not self.training or self._recorded < self.cfg.rollouts:
             return
-        for tag, value in self._update(self._draw_orders()).items():
-            self.track_data(tag, value)
-        self.track_data("Learning / Learning rate", self.learning_rate)
+        try:
+            if len(self._acted()):  # else there is nothing to learn from
+                scalars = self._update(self._draw_orders())
+                for tag, value in (scalars | {"Learning / Learning rate": self.learning_rate}).items():
+                    self.track_data(tag, value)
+        finally:  # even after an error: another trainer may continue with this agent
+            self._recorded = 0
 
     def _interrupt_rollout(self) -> None:
         """Truncate the episodes in progress, because the next transition will not follow the last recorded one."""
@@ -269,34 +276,36 @@ class PPO(Agent):
             ``"models"``: arrays by name, such as ``policy.network.0.weight`` ``(outputs, inputs)``, ``value.0.bias``,
             ``policy.log_std``, ``normalizers.observations.mean``. ``"optimizer"``: ``"step"``, the number of Adam
             steps, and the moments ``"exp_avg"`` and ``"exp_avg_sq"``, by parameter name. ``"learning_rate"``: the
-            current learning rate.
+            current learning rate. ``"action_bounds"``: that of the configuration, if the actions are of a Box.
         """
-        return self._state() | {"learning_rate": self.learning_rate}
+        state = self._state() | {"learning_rate": self.learning_rate}
+        return state if self._components else state | {"action_bounds": self.cfg.action_bounds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state and drop the rollout in progress, which other weights collected.
 
         Args:
             state: State returned by `state_dict` of an agent of the same shape, with arrays of this framework or NumPy.
+                Its ``"action_bounds"`` replaces that of ``cfg``; without it, it is ``"none"``.
 
         Raises:
             AgentError: `state` does not fit this agent. The agent remains unchanged.
         """
+        cfg, expected = self.cfg, self.state_dict()
         try:
-            numbers = conform_state(state, self.state_dict(), self._framework)
+            if expected.pop("action_bounds", None) and isinstance(state, Mapping):
+                state = dict(state)
+                cfg = replace(cfg, action_bounds=state.pop("action_bounds", "none"))
+                cfg.validate()
+            numbers = conform_state(state, expected, self._framework)
+            mapping = action_map(self.action_space, cfg.action_bounds)
         except (TypeError, ValueError) as error:
             raise AgentError(f"the state does not fit this agent: {error}") from error
         self._restore(numbers)
         self.learning_rate = float(numbers["learning_rate"])
-        self._recorded = 0
-
-    def _check_shape(self, name: str, array: Any, width: int, rows: int | None) -> None:
-        is_array = self._framework.is_array(array)
-        shape: tuple[int, ...] = tuple(array.shape) if is_array else ()
-        if len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
-            given = f"has shape {shape}" if is_array else f"is of type {type(array).__qualname__}"
-            expected = f"({'rows' if rows is None else rows}, {width})"
-            raise AgentError(f"{name} {given}; expected a {self.framework} array of shape {expected}")
+        self.cfg, self._recorded = cfg, 0
+        self._use_action_map(mapping)
+        self._forget_act()
 
     def _initial_networks(self, generator: np.random.Generator) -> tuple[Any, Any]:
         """Return the initial layers of the policy network and the critic; see `initial_layers`."""
@@ -314,8 +323,15 @@ class PPO(Agent):
         """
 
     @abstractmethod
-    def _sample_actions(self, observations: Any, action_mask: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the results of `act`; `action_mask` is ``(rows, categories)`` bool, or None if all are legal."""
+    def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
+        """Set `_action_map` to a result of `action_map`, on `device`."""
+
+    @abstractmethod
+    def _sample_actions(self, observations: Any, action_mask: Any) -> tuple[Any, Any, Any]:
+        """Return the policy's own actions, None without an `_action_map`, and new arrays of actions and mean actions.
+
+        `action_mask` is ``(rows, categories)`` bool; None if all actions are legal.
+        """
 
     @abstractmethod
     def _store_transition(
@@ -337,7 +353,7 @@ class PPO(Agent):
             row: Timestep in the rollout.
             inputs: Observations, and states if there are any.
             next_critic_input: The critic's input after the actions; kept until the next transition.
-            actions: ``(num_envs, size)``.
+            actions: The policy's own actions, ``(num_envs, size)``.
             rewards: ``(num_envs, 1)``.
             terminated: ``(num_envs, 1)``.
             truncated: ``(num_envs, 1)``.

@@ -12,6 +12,7 @@ from workers.errors import ConfigError
 __all__ = ["PPOCfg", "resolve_cfg"]
 
 ACTIVATIONS = ("tanh", "relu", "elu")
+ACTION_BOUNDS = ("none", "clip", "rescale")
 
 
 @dataclass(kw_only=True)
@@ -70,6 +71,15 @@ class PPOCfg:
     initial_log_std: float = 0.0
     """Initial logarithm of the standard deviation of a Gaussian policy."""
 
+    action_bounds: str = "rescale"
+    """What the environment gets if the action space is a Box. ``"none"``: the policy's actions. ``"clip"``: these,
+    clipped to the bounds. ``"rescale"``: these, clipped to [-1, 1] and mapped affinely onto the bounds. Elements
+    without bounds pass unchanged; ``"rescale"`` refuses a single bound. Mean actions are treated in the same way. The
+    policy learns from its own actions in each case. A loaded state replaces this value. The default is ``"rescale"``
+    because an initial standard deviation of 1 then suits bounds such as [10, 20] and [-0.01, 0.01], no action leaves
+    the space, and for [-1, 1] it equals ``"clip"``.
+    """
+
     normalize_observations: bool = True
     """Whether to normalise observations and states by their running mean and variance."""
 
@@ -96,7 +106,8 @@ class PPOCfg:
         threshold = self.kl_threshold
         _check(threshold is None or (_is_number(threshold) and threshold >= 0), self, "kl_threshold", "None or >= 0")
         _check(_is_number(self.initial_log_std), self, "initial_log_std", "a finite number")
-        _check(self.activation in ACTIVATIONS, self, "activation", f"one of {', '.join(map(repr, ACTIVATIONS))}")
+        for name, values in (("activation", ACTIVATIONS), ("action_bounds", ACTION_BOUNDS)):
+            _check(getattr(self, name) in values, self, name, f"one of {', '.join(map(repr, values))}")
         sizes = self.hidden_sizes
         valid = isinstance(sizes, tuple | list) and all(_is_int(size) and size >= 1 for size in sizes)
         _check(valid, self, "hidden_sizes", "a tuple of integers >= 1")

@@ -24,12 +24,14 @@ class EnvFactory:
             it builds must reset ended environments in ``step``, for every batch size.
         num_envs: Total number of environments.
         framework: Name of the framework whose arrays the environments take and return; the trainer's if None.
+        allow_nonfinite: Whether observations, states and rewards may be NaN or infinite, which is an error otherwise.
     """
 
     build: Callable[[int, int], Any]
     _: KW_ONLY
     num_envs: int
     framework: str | None = None
+    allow_nonfinite: bool = False
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -46,11 +48,13 @@ class _EnvWrapper(ABC):
         recipe: Factory that rebuilds the same environments for any range of rows; None if they cannot be rebuilt.
         gives_arrays_away: Whether the returned arrays are not shared: the environment neither writes to nor reads them
             again. If nothing else uses them either, the agent receives them without a copy.
+        allow_nonfinite: Whether observations, states and rewards may be NaN or infinite, which is an error otherwise.
     """
 
     framework: str
     recipe: EnvFactory | None = None
     gives_arrays_away = False
+    allow_nonfinite = False
 
     @property
     @abstractmethod
@@ -134,7 +138,13 @@ class MultiAgentEnvWrapper(_EnvWrapper):
     - An environment is reset in the step in which no agent is left. ``infos["_final_obs"]``, ``(num_envs,)`` bool,
       marks these environments; ``infos["final_obs"][agent]`` and ``infos["final_state"][agent]`` hold the values
       before the reset.
+
+    Attributes:
+        dead_rows_are_zero: Whether the rows of dead agents are certain to be zero. If not, they may hold anything where
+            ``infos["alive"]`` is False, and are not checked.
     """
+
+    dead_rows_are_zero = False
 
     @property
     @abstractmethod

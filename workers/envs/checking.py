@@ -13,7 +13,7 @@ from workers.errors import EnvError
 from workers.members import missing_members
 from workers.types import Env, MultiAgentEnv
 
-__all__ = ["check_env", "check_num_envs", "is_multi_agent", "is_wrapped"]
+__all__ = ["check_num_envs", "check_wrapped", "is_multi_agent", "is_wrapped"]
 
 
 def is_multi_agent(env: Any) -> bool:
@@ -35,7 +35,7 @@ def _missing_members(env: Any) -> list[str]:
     return missing_members(env, role)
 
 
-def check_env(env: Any, framework: str) -> None:
+def check_wrapped(env: Any, framework: str) -> None:
     """Check that a trainer of this framework can drive `env`.
 
     Raises:

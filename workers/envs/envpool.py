@@ -80,6 +80,8 @@ def _make(envpool: Any, id: str, seeds: Sequence[int], kwargs: dict[str, Any]) -
 class _EnvPool(VectorEnv[Any, Any, Any]):
     """An envpool that resets by mask like Gymnasium's vector environments and returns all rows."""
 
+    resets_by_mask = True
+
     def __init__(self, make: Callable[[int], Any], name: str, first_seed: int | None) -> None:
         self._make = make
         self._name = name

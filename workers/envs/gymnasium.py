@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from functools import partial
 from typing import Any
 
@@ -11,24 +11,32 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from workers.copying import copy_containers
 from workers.envs.base import Wrapper
-from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
+from workers.envs.copies import CheckedSyncVectorEnv, check_copies
+from workers.envs.reset_mask import check_class, prove_reset_mask, reset_rows
+from workers.envs.samples import checked_reset, checked_step
+from workers.envs.spaces import (
+    action_width,
+    check_space,
+    column,
+    flatten_rows,
+    flatten_samples,
+    mask_columns,
+    native_actions,
+    stack_rows,
+)
 from workers.errors import EnvError
 from workers.frameworks import load_framework
 from workers.info_rows import add_row, check_infos
 from workers.infos import mask_rows, overlay
 from workers.types import Array
 
-__all__ = ["GymnasiumWrapper", "vectorize"]
+__all__ = ["GymnasiumWrapper"]
+
+_logger = logging.getLogger("lockstep")
 
 NumpyArray = npt.NDArray[Any]
-
-
-def vectorize(envs: Sequence[gymnasium.Env[Any, Any]]) -> VectorEnv[Any, Any, Any]:
-    """Combine single environments into a vector environment that steps them in turn, each with its own generator."""
-    # the states of ended environments must be read before the reset, which requires an explicit reset
-    mode = AutoresetMode.DISABLED if hasattr(envs[0].unwrapped, "state_space") else AutoresetMode.SAME_STEP
-    return SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=mode)  # type: ignore[misc]
 
 
 class GymnasiumWrapper(Wrapper):
@@ -67,8 +75,14 @@ class GymnasiumWrapper(Wrapper):
                 f"expected a gymnasium.vector.AutoresetMode"
             ) from error
         base = env.unwrapped
-        if type(base)._add_info is VectorEnv._add_info:  # which takes the layout of a key from its first row
+        if type(base) is SyncVectorEnv:
+            check_copies(base)
+        elif type(base)._add_info is VectorEnv._add_info:  # which takes the layout of a key from its first row
             base._add_info = partial(add_row, base.num_envs)  # type: ignore[method-assign]
+        if self._mode is not AutoresetMode.SAME_STEP:
+            check_class(env)
+        # in another process, or a class of the user, a copy may overwrite its final observation by a reset
+        self._doubts_final = not isinstance(base, CheckedSyncVectorEnv)
         first = base.envs[0].unwrapped if isinstance(base, SyncVectorEnv) else env
         self._state_space = getattr(first, "state_space", None) if callable(getattr(first, "state", None)) else None
         if self._state_space is not None:
@@ -103,9 +117,14 @@ class GymnasiumWrapper(Wrapper):
         """State space of one environment; None if there are no states."""
         return self._state_space
 
+    def prove_reset_mask(self, *, seed: int, first_env: int) -> None:
+        """Check that the environment resets by mask, if that is needed and unknown; see `prove_reset_mask`."""
+        if self._mode is not AutoresetMode.SAME_STEP:
+            prove_reset_mask(self._env, self._flatten, seed=seed, first_env=first_env)
+
     def reset(self, *, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
         """Start all environments; see `Wrapper.reset`."""
-        native, infos = self._env.reset(seed=seed)
+        native, infos = checked_reset(self._env.reset(seed=seed))
         infos = check_infos(infos, self._env)
         observations = self._flatten(native)
         return self._framework.from_numpy(observations), self._with_mask(infos, observations)
@@ -116,31 +135,44 @@ class GymnasiumWrapper(Wrapper):
         Raises:
             EnvError: The actions have the wrong shape, or the environment does not respect ``reset_mask``.
         """
-        native, rewards, terminated, truncated, infos = self._env.step(self._native_actions(actions))
+        native, *columns, infos = checked_step(self._env.step(self._native_actions(actions)))
         infos = check_infos(infos, self._env)
         observations = self._flatten(native)
-        ended = terminated | truncated
+        # before a reset: environments may overwrite arrays that they returned
+        rewards = column(columns[0], np.float32, self.num_envs, f"{self._name}: rewards")
+        terminated, truncated = (
+            column(flags, np.bool_, self.num_envs, f"{self._name}: {name}")
+            for flags, name in zip(columns[1:], ("terminated", "truncated"), strict=True)
+        )
+        convert = self._framework.from_numpy
+        outputs = convert(rewards), convert(terminated), convert(truncated)
+        ended = (terminated | truncated)[:, 0]
         if ended.any():
             if self._mode is AutoresetMode.SAME_STEP:
                 infos = dict(infos)
-                final = self._flatten_final(infos["final_obs"], ended)
+                final = self._flatten_final(infos.get("final_obs"), ended)
+                self._doubt(final, observations, ended)
             else:
                 final = mask(ended, observations)
                 states = self._native_state()
                 observations, infos = self._reset_ended(observations, infos, ended)
                 if states is not None:
-                    infos["final_state"] = self._framework.from_numpy(mask(ended, states))
+                    infos["final_state"] = convert(mask(ended, states))
                     infos["_final_state"] = ended
-            infos["final_obs"] = self._framework.from_numpy(final)
+            infos["final_obs"] = convert(final)
             infos["_final_obs"] = ended
-        convert = self._framework.from_numpy
-        return (
-            convert(observations),
-            convert(np.asarray(rewards, dtype=np.float32).reshape(-1, 1)),
-            convert(np.asarray(terminated, dtype=np.bool_).reshape(-1, 1)),
-            convert(np.asarray(truncated, dtype=np.bool_).reshape(-1, 1)),
-            self._with_mask(infos, observations),
-        )
+        return convert(observations), *outputs, self._with_mask(infos, observations)
+
+    def _doubt(self, final: NumpyArray, observations: NumpyArray, ended: npt.NDArray[np.bool_]) -> None:
+        """Say once if the final observations look like those after the reset; the first end decides."""
+        if self._doubts_final and np.array_equal(final[ended], observations[ended]):
+            _logger.warning(
+                "%s: final_obs equals the observation after the reset. If its environments write every observation to "
+                "the same array, their final observations are lost in autoreset mode SAME_STEP: build it with "
+                "autoreset_mode=AutoresetMode.NEXT_STEP, or return copies",
+                self._name,
+            )
+        self._doubts_final = False
 
     def state(self) -> Array | None:
         """Return the privileged global states ``(num_envs, size)``, or None."""
@@ -161,27 +193,12 @@ class GymnasiumWrapper(Wrapper):
         """Reset the ended environments and return the observations and infos that SAME_STEP mode would return."""
         before = observations[~ended]  # a copy: environments may overwrite arrays they returned
         # before the reset: wrappers may reset their info entries in place
-        final_infos, running_infos = mask_rows(infos, ended), mask_rows(infos, ~ended)
-        try:
-            native, reset_infos = self._env.reset(options=_Options(reset_mask=ended.copy()))
-            observations = self._flatten(native)
-        except (TypeError, ValueError, KeyError) as error:
-            raise EnvError(self._refusal()) from error
-        # an environment may return only the rows it reset
-        after = observations[~ended] if len(observations) == len(ended) else None
-        if after is None or not np.array_equal(after, before, equal_nan=before.dtype.kind == "f"):
-            raise EnvError(self._refusal())
+        final_infos, running_infos = copy_containers(mask_rows(infos, ended)), mask_rows(infos, ~ended)
+        observations, reset_infos = reset_rows(self._env, self._flatten, ended, before)
         merged = overlay(running_infos, mask_rows(reset_infos, ended), ended)
         if final_infos:
             merged["final_info"], merged["_final_info"] = final_infos, ended
         return observations, merged
-
-    def _refusal(self) -> str:
-        return (
-            f"{self._name} has autoreset mode {self._mode.name}, but reset(options={{'reset_mask': …}}) does not reset "
-            "exactly the masked environments and leave the others unchanged; build it with "
-            "autoreset_mode=AutoresetMode.SAME_STEP, and normalise observations in the agent, not in a wrapper"
-        )
 
     def _with_mask(self, infos: dict[str, Any], observations: NumpyArray) -> dict[str, Any]:
         if self._mask_columns is None:
@@ -192,11 +209,12 @@ class GymnasiumWrapper(Wrapper):
     def _flatten(self, native: Any) -> NumpyArray:
         return flatten_rows(self._env.single_observation_space, native)
 
-    def _flatten_final(self, final: npt.NDArray[np.object_], ended: npt.NDArray[np.bool_]) -> NumpyArray:
-        rows = self._flatten(stack_rows(self._env.single_observation_space, list(final[ended])))
-        flat = np.zeros((len(ended), rows.shape[1]), dtype=rows.dtype)
-        flat[ended] = rows
-        return flat
+    def _flatten_final(self, final: Any, ended: npt.NDArray[np.bool_]) -> NumpyArray:
+        if final is None:
+            raise EnvError(f"{self._name} is in autoreset mode SAME_STEP, but gives no infos['final_obs'] at an end")
+        space, rows = self._env.single_observation_space, np.flatnonzero(ended).tolist()
+        samples = [final[row] for row in rows]
+        return flatten_samples(space, samples, rows, self.num_envs, "a final observation", self._name)
 
     def _native_actions(self, actions: Array) -> Any:
         space, flat = self._env.single_action_space, self._framework.to_numpy(actions)
@@ -206,21 +224,10 @@ class GymnasiumWrapper(Wrapper):
         if self._state_space is None:
             return None
         if isinstance(base := self._env.unwrapped, SyncVectorEnv):
-            states = stack_rows(self._state_space, base.call("state"))
+            states = stack_rows(self._state_space, base.call("state"), "a state")
         else:
             states = self._env.state()  # type: ignore[attr-defined]
         return flatten_rows(self._state_space, states).astype(np.float32, copy=False)
-
-
-class _Options(dict[str, Any]):
-    """Reset options that keep their entries when they are popped.
-
-    Gymnasium's vector environments pop the mask. A wrapper that looks for it afterwards, such as
-    RecordEpisodeStatistics, would then assume that all environments were reset.
-    """
-
-    def pop(self, key: str, default: Any = None) -> Any:
-        return self.get(key, default)
 
 
 def mask(rows: npt.NDArray[np.bool_], array: NumpyArray) -> NumpyArray:

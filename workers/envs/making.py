@@ -13,8 +13,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from workers.envs.base import EnvFactory
-from workers.envs.checking import check_env, check_num_envs, is_wrapped
-from workers.envs.gymnasium import GymnasiumWrapper, vectorize
+from workers.envs.checking import check_num_envs, check_wrapped, is_wrapped
+from workers.envs.copies import vectorize
+from workers.envs.gymnasium import GymnasiumWrapper
 from workers.errors import EnvError
 from workers.seeding import skrl_key
 
@@ -36,8 +37,8 @@ def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework:
     """
     with skrl_key(framework, None if seed is None else seed + first_env):
         built = factory.build(num_envs, first_env)
-    env = wrap_env(built, framework=framework)
-    check_env(env, framework)
+    env = wrap_env(built, framework=framework, allow_nonfinite=factory.allow_nonfinite)
+    check_wrapped(env, framework)
     if env.num_envs != num_envs:
         raise EnvError(
             f"the environment factory built {env.num_envs} environments, starting at row {first_env}; expected "
@@ -46,7 +47,9 @@ def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework:
     return env
 
 
-def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **kwargs: Any) -> Any:
+def make_env(
+    id: str, *, num_envs: int, framework: str, states: str = "own", allow_nonfinite: bool = False, **kwargs: Any
+) -> Any:
     """Make wrapped copies of a registered environment that can be rebuilt for any range of rows.
 
     Args:
@@ -57,6 +60,7 @@ def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **k
         framework: Name of the framework whose arrays the environment takes and returns.
         states: States of a multi-agent environment: ``"own"``, those of the environment, if it has any; ``"joint"``,
             the concatenated observations of all agents; ``"none"``, no states.
+        allow_nonfinite: Whether observations, states and rewards may be NaN or infinite, which is an error otherwise.
         kwargs: Passed to ``gymnasium.make``, ``pettingzoo.make`` or the module's function.
 
     Raises:
@@ -65,7 +69,7 @@ def make_env(id: str, *, num_envs: int, framework: str, states: str = "own", **k
     check_num_envs(num_envs, f"make_env({id!r})")
     registered = gymnasium.registry.get(id, id)  # workers know only what their imports register
     build = partial(_make_registered, registered, kwargs, framework, states)
-    recipe = EnvFactory(build, num_envs=num_envs, framework=framework)
+    recipe = EnvFactory(build, num_envs=num_envs, framework=framework, allow_nonfinite=allow_nonfinite)
     env = build_rows(recipe, num_envs, 0, framework=framework, seed=None)
     env.recipe = recipe
     return env
@@ -119,19 +123,27 @@ def _make_single(id: str, registered: str | EnvSpec, kwargs: dict[str, Any]) -> 
         raise EnvError(f"gymnasium cannot make {id!r}: {error}") from error
 
 
-def wrap_env(env: Any, *, framework: str, states: str = "own") -> Any:
+def wrap_env(env: Any, *, framework: str, states: str = "own", allow_nonfinite: bool = False) -> Any:
     """Wrap a Gymnasium or PettingZoo environment, a Gymnasium vector environment, or a list of single environments.
 
-    A wrapped environment is returned unchanged.
+    A wrapped environment is returned as it is.
 
     Args:
         env: The environment or environments.
         framework: Name of the framework whose arrays the wrapper takes and returns.
         states: See `make_env`.
+        allow_nonfinite: See `make_env`; True sets the attribute of an environment that is already wrapped, too.
 
     Raises:
         EnvError: `env` cannot be wrapped, or `states` does not suit it.
     """
+    wrapped = _wrapped(env, framework, states)
+    if allow_nonfinite:
+        wrapped.allow_nonfinite = True
+    return wrapped
+
+
+def _wrapped(env: Any, framework: str, states: str) -> Any:
     wrapped = is_wrapped(env)
     singles = list(env) if isinstance(env, Sequence) else [env]
     if len({id(single) for single in singles}) < len(singles):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
-from gymnasium.vector.utils import batch_space, create_empty_array, iterate
+from gymnasium.vector.utils import batch_space, iterate
 
 from workers.copying import copy_containers
 from workers.envs.base import MultiAgentEnvWrapper
-from workers.envs.spaces import action_width, check_space, flatten_rows, mask_columns, native_actions, stack_rows
+from workers.envs.samples import checked_flag, checked_number
+from workers.envs.spaces import action_width, check_space, flatten_samples, mask_columns, native_actions
 from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike
-from workers.errors import EnvError
+from workers.errors import EnvError, close_all, mark_row
 from workers.frameworks import load_framework
 from workers.info_rows import merge_rows
 from workers.types import Array
@@ -49,9 +51,13 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     Observations and actions are flat, as in `workers.envs.gymnasium.GymnasiumWrapper`. If an observation space is a
     Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool. States
     are flat, float32 and the same for all agents.
+
+    Attributes:
+        envs: The copies, as Parallel environments.
     """
 
     gives_arrays_away = True
+    dead_rows_are_zero = True
 
     def __init__(self, envs: Sequence[Any], *, framework: str, states: States = "own") -> None:
         """Wrap the copies.
@@ -68,7 +74,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """
         self.framework = framework
         self._framework = load_framework(framework)
-        copies = [as_parallel(env) for env in envs]
+        self.envs = copies = [as_parallel(env) for env in envs]
         first = copies[0]
         self._name = str(first)
         self._names = _checked_names(first, self._name)
@@ -129,7 +135,11 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Start all copies; see `MultiAgentEnvWrapper.reset`."""
         shown, told = _Observations(self._spaces), []
         for row, copy in enumerate(self._copies):
-            observations, row_infos = copy.reset(None if seed is None else seed + row)
+            try:
+                observations, row_infos = copy.reset(None if seed is None else seed + row)
+            except BaseException as error:
+                mark_row(error, row, self._name)
+                raise
             shown.add(row, observations)
             told.append(row_infos)
         observations, infos = self._flat(shown), self._merged(told)
@@ -155,20 +165,20 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         for row, copy in enumerate(self._copies):
             try:
                 given = copy.step({name: taken[name][row] for name in copy.acting()})
-            except Exception as error:
-                error.add_note(f"in copy {row} of {self._name}")
+                self._put(rewards, row, given.rewards, checked_number, "the reward")
+                self._put(terminated, row, given.terminated, checked_flag, "terminated")
+                self._put(truncated, row, given.truncated, checked_flag, "truncated")
+                observations, row_infos = given.observations, given.infos
+                if copy.is_over:
+                    # environments may overwrite arrays they returned
+                    observations, final_told[row] = copy_containers((observations, row_infos))
+                    final.add(row, observations)
+                    if self._native_state_space is not None:
+                        final_states[row] = copy_containers(copy.env.state())
+                    observations, row_infos = copy.reset()
+            except BaseException as error:
+                mark_row(error, row, self._name)
                 raise
-            self._put(rewards, row, given.rewards)
-            self._put(terminated, row, given.terminated)
-            self._put(truncated, row, given.truncated)
-            observations, row_infos = given.observations, given.infos
-            if copy.is_over:
-                # environments may overwrite arrays they returned
-                observations, final_told[row] = copy_containers((observations, row_infos))
-                final.add(row, observations)
-                if self._native_state_space is not None:
-                    final_states[row] = copy_containers(copy.env.state())
-                observations, row_infos = copy.reset()
             shown.add(row, observations)
             told.append(row_infos)
         flat_observations, infos = self._flat(shown), self._merged(told)
@@ -185,7 +195,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Return the global states ``(num_envs, size)``, the same array for all agents; None if there are no states."""
         states = self._joint_states
         if self._native_state_space is not None:
-            states = self._flat_states([copy.env.state() for copy in self._copies])
+            states = self._flat_states({row: copy.env.state() for row, copy in enumerate(self._copies)})
         return dict.fromkeys(self._names, None if states is None else self._framework.from_numpy(states))
 
     def render(self) -> Any:
@@ -195,9 +205,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         return tuple(copy.env.render() for copy in self._copies)
 
     def close(self) -> None:
-        """Close all copies."""
-        for copy in self._copies:
-            copy.env.close()
+        """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
+        close_all((f"copy {row} of {self._name}", partial(_close, env)) for row, env in enumerate(self.envs))
 
     def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
         """Return the agent's action for each copy, in the format of its action space."""
@@ -207,11 +216,11 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         native = native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
         return list(iterate(self._batch_spaces[name], native))
 
-    def _put(self, flat: dict[str, Any], row: int, values: ByAgent) -> None:
+    def _put(
+        self, flat: dict[str, Any], row: int, values: ByAgent, checked: Callable[[Any, str], Any], what: str
+    ) -> None:
         for name, value in values.items():
-            if value is None:  # NumPy would store it as NaN
-                raise EnvError(f"{self._name}: the reward or a flag of {name!r} in copy {row} is None")
-            flat[name][row] = value
+            flat[name][row] = checked(value, f"{what} of {name!r}")
 
     def _to_framework(self, arrays: dict[str, NumpyArray]) -> dict[str, Array]:
         return {name: self._framework.from_numpy(array) for name, array in arrays.items()}
@@ -219,9 +228,11 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     def _flat(self, observations: _Observations) -> dict[str, NumpyArray]:
         return {name: observations.flat(name, self.num_envs, self._name) for name in self._names}
 
-    def _flat_states(self, states: list[Any]) -> NumpyArray:
-        space = self._native_state_space
-        return flatten_rows(space, stack_rows(space, states)).astype(np.float32, copy=False)
+    def _flat_states(self, states: Mapping[int, Any]) -> NumpyArray:
+        """Return the states of some rows, ``(num_envs, size)``, with zeros in the others."""
+        space, samples = self._native_state_space, list(states.values())
+        flat = flatten_samples(space, samples, list(states), self.num_envs, "a state", self._name)
+        return flat.astype(np.float32, copy=False)
 
     def _merged(self, told: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
         """Merge the infos of all copies; see `workers.info_rows.merge_rows`."""
@@ -255,9 +266,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         infos["final_obs"], infos["_final_obs"] = self._to_framework(observations), mask
         joined = self._joined(observations) if self._has_joint_states else None
         if states:
-            rows = self._flat_states(list(states.values()))
-            joined = np.zeros((self.num_envs, rows.shape[1]), rows.dtype)
-            joined[list(states)] = rows
+            joined = self._flat_states(states)
         if joined is not None:
             infos["final_state"] = dict.fromkeys(self._names, self._framework.from_numpy(joined))
             infos["_final_state"] = mask.copy()
@@ -293,20 +302,12 @@ class _Observations:
         Raises:
             EnvError: An observation does not fit its space.
         """
-        space, rows, samples = self._spaces[name], self._rows[name], self._samples[name]
-        try:
-            batch = stack_rows(space, samples) if samples else create_empty_array(space, n=0, fn=np.zeros)
-            flat = flatten_rows(space, batch)
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise EnvError(
-                f"{owner}: an observation of {name!r} does not fit its space {space}: {error}; the first one is "
-                f"{str(samples[:1])[:200]}"
-            ) from error
-        if len(rows) == num_envs:
-            return flat
-        full = np.zeros((num_envs, flat.shape[1]), flat.dtype)
-        full[rows] = flat
-        return full
+        what = f"the observation of {name!r}"
+        return flatten_samples(self._spaces[name], self._samples[name], self._rows[name], num_envs, what, owner)
+
+
+def _close(env: Any) -> None:
+    env.close()
 
 
 def _checked_names(env: Any, owner: str) -> list[str]:

@@ -16,14 +16,18 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.spaces.utils import flatdim
-from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.vector.utils import create_empty_array
 
-from workers.errors import EnvError
+from workers.envs.samples import check_members, converted, row_writer
+from workers.errors import EnvError, mark_row, marked_row
 
 __all__ = [
     "action_width",
     "check_space",
+    "column",
+    "flat_actions",
     "flatten_rows",
+    "flatten_samples",
     "mask_columns",
     "native_actions",
     "stack_rows",
@@ -63,15 +67,65 @@ def flatten_rows(space: Space[Any], batch: Any) -> NumpyArray:
     Returns:
         ``(num_envs, flatdim(space))``. Row i equals ``gymnasium.spaces.utils.flatten`` of sample i, with the same
         dtype, except that every floating-point dtype becomes float32. The array may share memory with `batch`.
+
+    Raises:
+        EnvError: The batch has another shape or kind of dtype than `space`, or a category is outside of it.
     """
     flat = _flatten(space, batch)
     return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat
 
 
-def stack_rows(space: Space[Any], samples: Sequence[Any]) -> Any:
-    """Stack samples of single environments into a batch in a vector environment's format."""
+def stack_rows(space: Space[Any], samples: Sequence[Any], what: str = "a sample") -> Any:
+    """Stack samples of single environments into a batch in a vector environment's format.
+
+    Args:
+        space: Space of a single environment.
+        samples: The samples.
+        what: What the samples are, for errors, such as ``"a state"``.
+
+    Raises:
+        EnvError: A sample does not fit the space; the error is marked with its index.
+    """
     batch: Any = create_empty_array(space, n=len(samples), fn=np.zeros)
-    return concatenate(space, samples, batch)
+    put = row_writer(space, batch, what)
+    for index, sample in enumerate(samples):
+        try:
+            put(index, sample)
+        except EnvError as error:
+            mark_row(error, index, "the samples")
+            raise
+    return batch
+
+
+def flatten_samples(
+    space: Space[Any], samples: Sequence[Any], rows: Sequence[int], num_envs: int, what: str, owner: object
+) -> NumpyArray:
+    """Flatten the samples of some rows.
+
+    Args:
+        space: Space of a single environment.
+        samples: The samples.
+        rows: The row of each sample, in increasing order.
+        num_envs: Number of rows of the result.
+        what: As for `stack_rows`.
+        owner: The environment that steps the copies, for errors.
+
+    Returns:
+        ``(num_envs, flatdim(space))``, with zeros in the other rows; see `flatten_rows`.
+
+    Raises:
+        EnvError: A sample does not fit the space; the error is marked with its row.
+    """
+    try:
+        flat = flatten_rows(space, stack_rows(space, samples, what))
+    except EnvError as error:
+        mark_row(error, rows[marked_row(error) or 0], owner)
+        raise
+    if len(rows) == num_envs:
+        return flat
+    full = np.zeros((num_envs, flat.shape[1]), flat.dtype)
+    full[rows] = flat
+    return full
 
 
 def action_width(space: Space[Any]) -> int:
@@ -107,6 +161,17 @@ def native_actions(space: Space[Any], actions: NumpyArray, num_envs: int, width:
     if actions.shape[:1] != shape[:1] or actions.size != shape[0] * shape[1]:
         raise EnvError(f"{owner}: actions have shape {actions.shape}; expected {shape}")
     return unflatten_actions(space, actions.reshape(shape))
+
+
+def flat_actions(space: Space[Any], batch: Any) -> NumpyArray:
+    """Convert a batch of actions in a vector environment's format to flat actions: the inverse of `unflatten_actions`.
+
+    Returns:
+        ``(num_envs, action_width(space))``.
+    """
+    if members := _members(space):
+        return np.concatenate([flat_actions(member, batch[key]) for key, member in members.items()], axis=1)
+    return np.reshape(batch, (len(batch), math.prod(space.shape)))  # type: ignore[arg-type]
 
 
 def mask_columns(space: Space[Any]) -> slice | None:
@@ -160,21 +225,73 @@ def _action_width(space: Space[Any]) -> int:
 
 def _flatten(space: Space[Any], batch: Any) -> NumpyArray:
     if members := _members(space):
+        check_members(batch, space, list(members), "a batch of observations")
         return np.concatenate([_flatten(member, batch[key]) for key, member in members.items()], axis=1)
+    array = _array(space, batch)
+    rows = array.reshape(len(array), math.prod(space.shape))  # type: ignore[arg-type]
     if isinstance(space, Discrete):
-        return _one_hot(batch, int(space.start), int(space.n), space.dtype)
+        return _one_hot(space, rows, int(space.start), [int(space.n)])
     if isinstance(space, MultiDiscrete):
-        stops = np.cumsum(space.nvec, dtype=np.int64)
-        first_columns = (stops - space.nvec.ravel()).reshape(space.shape)
-        return _one_hot(batch, space.start.astype(np.int64) - first_columns, int(stops[-1]), space.dtype)
-    array = np.asarray(batch, dtype=space.dtype)
-    return array.reshape(len(array), math.prod(space.shape))  # type: ignore[arg-type]
+        return _one_hot(space, rows, space.start.ravel(), space.nvec.ravel())
+    if isinstance(space, MultiBinary):
+        _check_categories(space, rows, (rows < 0) | (rows > 1))
+    return rows
 
 
-def _one_hot(values: Any, offsets: int | NumpyArray, width: int, dtype: npt.DTypeLike) -> NumpyArray:
-    """Return rows of `width` zeros with ones in the columns ``values - offsets``."""
-    columns = np.asarray(values, dtype=np.int64) - offsets  # unsigned or narrow values would wrap around
-    rows = len(columns)
-    flat = np.zeros((rows, width), dtype=dtype)
-    flat[np.arange(rows)[:, None], columns.reshape(rows, math.prod(columns.shape[1:]))] = 1
+def _array(space: Space[Any], batch: Any) -> NumpyArray:
+    """Return the samples of a space without members as an array of its dtype."""
+    if type(batch) is not np.ndarray:
+        if not isinstance(batch, (np.ndarray, list, tuple)):
+            kind = type(batch)
+            raise EnvError(
+                f"observations are of type {kind.__module__}.{kind.__qualname__}; expected NumPy arrays of {space}"
+            )
+        batch = np.asarray(batch)
+    if batch.shape[1:] != space.shape or not batch.ndim:
+        raise EnvError(f"observations have shape {batch.shape}; expected (num_envs, *{space.shape}), as in {space}")
+    return batch if batch.dtype == space.dtype else converted(batch, space.dtype, f"an observation of {space}")
+
+
+def _one_hot(space: Space[Any], rows: NumpyArray, start: Any, sizes: Any) -> NumpyArray:
+    """Return the categories of each row, one column for each category of each component."""
+    categories = rows.astype(np.int64) - start  # unsigned or narrow values would wrap around
+    _check_categories(space, rows, (categories < 0) | (categories >= sizes))
+    stops = np.cumsum(sizes, dtype=np.int64)
+    flat = np.zeros((len(rows), int(stops[-1])), dtype=space.dtype)
+    flat[np.arange(len(rows))[:, None], categories + (stops - sizes)] = 1
     return flat
+
+
+def _check_categories(space: Space[Any], rows: NumpyArray, wrong: npt.NDArray[np.bool_]) -> None:
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.any(axis=1))[0])
+        value = rows[row].item() if rows.shape[1] == 1 else rows[row].tolist()
+        error = EnvError(f"an observation is {value}; expected one in {space}")
+        mark_row(error, row, "the environments")
+        raise error
+
+
+def column(values: Any, dtype: npt.DTypeLike, num_envs: int, what: str) -> NumpyArray:
+    """Return rewards or flags of a vector environment as ``(num_envs, 1)``.
+
+    Args:
+        values: ``(num_envs,)`` or ``(num_envs, 1)``.
+        dtype: float32 or bool.
+        num_envs: Number of environments.
+        what: What the values are, for errors.
+
+    Raises:
+        EnvError: They have another shape, or are no numbers, or flags other than 0 and 1.
+    """
+    if not isinstance(values, (np.ndarray, list, tuple)):
+        kind = type(values)
+        raise EnvError(f"{what} are of type {kind.__module__}.{kind.__qualname__}; expected a NumPy array")
+    array = np.asarray(values)
+    if array.shape not in ((num_envs,), (num_envs, 1)):
+        raise EnvError(f"{what} have shape {array.shape}; expected ({num_envs},)")
+    if array.dtype.kind not in "fiub" or (dtype is np.bool_ and array.dtype.kind == "f"):
+        raise EnvError(f"{what} have dtype {array.dtype}, such as {array.ravel()[0]!r}; expected {np.dtype(dtype)}")
+    if dtype is np.bool_:
+        return converted(array, dtype, what).reshape(-1, 1)
+    with np.errstate(over="ignore"):  # infinity is reported as such
+        return array.astype(dtype, copy=False).reshape(-1, 1)

@@ -12,6 +12,7 @@ from pettingzoo.utils.conversions import (
     turn_based_aec_to_parallel_wrapper,
 )
 
+from workers.envs.samples import checked_reset, checked_step
 from workers.errors import EnvError
 from workers.info_rows import check_infos
 
@@ -87,7 +88,7 @@ class TeamCopy:
         Raises:
             EnvError: There is no agent, an unknown agent, or no observation of an agent that acts next.
         """
-        observations, infos = self.env.reset() if seed is None else self.env.reset(seed=seed)
+        observations, infos = checked_reset(self.env.reset() if seed is None else self.env.reset(seed=seed))
         self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
         if not self.members:
             raise EnvError(f"{self.env} has no agent after reset(); expected at least one")
@@ -100,7 +101,7 @@ class TeamCopy:
         Raises:
             EnvError: There is an unknown agent, or no observation of an agent that acts next or is truncated.
         """
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        observations, rewards, terminated, truncated, infos = checked_step(self.env.step(actions))
         flagged = {name for name, flag in terminated.items() if flag}
         flagged.update(name for name, flag in truncated.items() if flag)
         living = set(self.env.agents) - flagged

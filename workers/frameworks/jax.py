@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from workers.errors import EnvError
 from workers.frameworks.base import Framework
 
 __all__ = ["FRAMEWORK"]
@@ -40,6 +41,8 @@ class JaxFramework(Framework):
         return isinstance(value, jax.Array)
 
     def from_numpy(self, array: npt.NDArray[Any]) -> jax.Array:
+        if array.dtype.itemsize == 8 and array.dtype.kind in "iu" and array.size:
+            _check_range(array)
         return jnp.array(array)  # not jax.device_put, which keeps NumPy's memory
 
     def to_numpy(self, array: jax.Array) -> npt.NDArray[Any]:
@@ -56,6 +59,16 @@ class JaxFramework(Framework):
 
     def select(self, mask: npt.NDArray[np.bool_] | jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:
         return _select(mask, chosen, other)
+
+    def is_on_host(self, array: jax.Array) -> bool:
+        return _platform(array) == "cpu"
+
+    def first_bad(self, first: jax.Array | None, timestep: int, arrays: Sequence[jax.Array]) -> jax.Array:
+        return _first_bad(jnp.int32(-1) if first is None else first, np.int32(timestep), arrays)
+
+    def read_later(self, number: jax.Array) -> Callable[[], int]:
+        number.copy_to_host_async()
+        return lambda: int(number)
 
     def devices(self) -> list[str]:
         others = (device for device in jax.devices() if device.platform != "cpu")
@@ -108,6 +121,31 @@ def _has_started() -> bool:
         return True
     jax.config.update("jax_num_cpu_devices", number)
     return False
+
+
+def _check_range(array: npt.NDArray[Any]) -> None:
+    """Check that JAX can hold the values of a 64-bit array.
+
+    Raises:
+        EnvError: It cannot: without ``jax_enable_x64`` the values would wrap around.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    limits, low, high = np.iinfo(dtype), array.min(), array.max()
+    if low < limits.min or high > limits.max:
+        raise EnvError(
+            f"values from {low} to {high} of dtype {array.dtype} do not fit JAX's {dtype}; use smaller numbers or a "
+            "Box of floats, or set jax.config.update('jax_enable_x64', True) at the start of the program"
+        )
+
+
+def _platform(array: jax.Array) -> str:
+    return next(iter(array.devices())).platform
+
+
+@jax.jit
+def _first_bad(first: jax.Array, timestep: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
+    bad = ~jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
+    return jnp.where(bad & (first < 0), timestep, first)
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.frameworks.base import Framework, ThreadControl
+from workers.frameworks.base import Framework, ThreadControl, all_finite
 
 __all__ = ["FRAMEWORK"]
 
@@ -51,6 +51,32 @@ class TorchFramework(Framework):
         rows = mask if isinstance(mask, torch.Tensor) else torch.tensor(mask, device=other.device)
         return torch.where(rows.reshape(-1, *[1] * (other.dim() - 1)), chosen, other)
 
+    def is_on_host(self, array: torch.Tensor) -> bool:
+        return array.is_cpu
+
+    def is_finite(self, array: torch.Tensor) -> bool:
+        if array.dtype in _NUMPY_FLOATS:  # NumPy takes a third of torch's time
+            return all_finite(self.to_numpy(array))
+        return not array.dtype.is_floating_point or bool(torch.isfinite(array).all())
+
+    def first_bad(self, first: torch.Tensor | None, timestep: int, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        if first is None:
+            first = torch.full((), -1, dtype=torch.int64, device=arrays[0].device)
+        bad = ~torch.stack([torch.isfinite(array).all() for array in arrays]).all()
+        return torch.where(bad & (first < 0), timestep, first)
+
+    def read_later(self, number: torch.Tensor) -> Callable[[], int]:
+        if number.is_cpu:
+            return lambda: int(number)
+        copy, event = number.to("cpu", non_blocking=True), torch.Event(number.device)
+        event.record()
+
+        def read() -> int:
+            event.synchronize()
+            return int(copy)
+
+        return read
+
     def no_grad(self) -> AbstractContextManager[Any]:
         return _NoGrad()
 
@@ -74,6 +100,7 @@ class TorchFramework(Framework):
         return torch.get_num_threads()
 
 
+_NUMPY_FLOATS = (torch.float32, torch.float64, torch.float16)
 _is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
 _number_of_modes = torch._C._len_torch_function_stack
 

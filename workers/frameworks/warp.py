@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,31 @@ class WarpFramework(Framework):
         flat = [array.contiguous().reshape((array.shape[0], -1)) for array in (rows, chosen, other)]
         return wp.map(wp.where, *flat).reshape(other.shape)
 
+    def is_on_host(self, array: wp.array) -> bool:
+        return bool(array.device.is_cpu)
+
+    def first_bad(self, first: wp.array | None, timestep: int, arrays: Sequence[wp.array]) -> wp.array:
+        if first is None:
+            first = wp.full(1, -1, dtype=wp.int32, device=arrays[0].device)
+        for array in arrays:
+            if array.dtype in (wp.float16, wp.float32, wp.float64):
+                values = array.contiguous().flatten()
+                wp.launch(_mark_bad, values.shape, [values, timestep, first], device=first.device)
+        return first
+
+    def read_later(self, number: wp.array) -> Callable[[], int]:
+        if number.device.is_cpu:
+            return lambda: int(number.numpy()[0])
+        copy = wp.empty(1, dtype=wp.int32, device="cpu", pinned=True)
+        wp.copy(copy, number)
+        event = number.device.stream.record_event()
+
+        def read() -> int:
+            wp.synchronize_event(event)
+            return int(copy.numpy()[0])
+
+        return read
+
     def flags_for_skrl(self, flags: wp.array) -> wp.array:
         return flags.view(wp.int8) if flags.dtype is wp.bool else flags
 
@@ -58,6 +83,13 @@ class WarpFramework(Framework):
 
     def devices(self) -> list[str]:
         return ["cpu", *(f"{device.alias} ({device.name})" for device in wp.get_cuda_devices())]
+
+
+@wp.kernel(enable_backward=False)
+def _mark_bad(values: wp.array1d[Any], timestep: int, first: wp.array1d[int]) -> None:
+    """Store the timestep of the first step with a value that is not finite."""
+    if not wp.isfinite(values[wp.tid()]):
+        wp.atomic_cas(first, 0, wp.int32(-1), timestep)
 
 
 FRAMEWORK = WarpFramework()

@@ -1,59 +1,84 @@
-"""The Ray shell around `Service`: the only module in ``workers`` that imports Ray."""
+"""The Ray actors: the shell around `Service`, and its helper. The only module in ``workers`` that imports Ray."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import ray
 from ray import cloudpickle
 
+from workers.errors import ends_process
 from workers.remote.channel import Address
+from workers.remote.control import Controls
+from workers.remote.log import LogCollector
 from workers.remote.server import Server
-from workers.remote.service import Busy, Reply, Service
+from workers.remote.service import Busy, Service
 from workers.threads import THREAD_VARIABLES
 
-__all__ = ["WorkerActor"]
+__all__ = ["ControlActor", "WorkerActor"]
 
 
-@ray.remote(concurrency_groups={"control": 1})
+@ray.remote
 class WorkerActor:
     """The Ray actor around one worker.
 
-    Its default group handles one ordered stream of requests, from plain calls or over a connection. Methods that must
-    answer during a request are in the group ``control``.
+    Ray runs its methods one at a time on the main thread of its process, because it has no concurrency groups. Signal
+    handlers, event loops and graphics contexts need that thread. What must be answered during a request arrives over a
+    control connection; see `Server`.
     """
 
     def __init__(self, num_threads: int) -> None:
         # for libraries loaded and processes started later; Ray has set these variables to the CPUs
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
-        self._service = Service(cloudpickle.dumps)
+        asyncio.set_event_loop(asyncio.new_event_loop())  # as on the main thread of any program; Ray has removed it
+        log = LogCollector()
+        log.install()
+        self._service = Service(cloudpickle.dumps, log)
         self._server = Server(self._service, cloudpickle.dumps)
 
-    def handle(self, seq: int, method: str, args: tuple[Any, ...], ack: int) -> Reply:
-        """Handle one request; see `Service.handle`."""
-        return self._service.handle(seq, method, args, ack=ack)
+    def open(self, key: bytes) -> tuple[Address, str]:
+        """Listen for the driver that knows the key. Return an address that the cluster can reach, and the node's id."""
+        return self._server.open(ray.util.get_node_ip_address(), key), ray.get_runtime_context().get_node_id()
 
     def serve(self) -> None:
-        """Handle requests that arrive over connections, until `shut`; see `Server`."""
+        """Handle requests that arrive over connections, until the process ends; see `Server`."""
         self._server.serve()
 
-    @ray.method(concurrency_group="control")
-    def open(self, key: bytes) -> Address:
-        """Listen for the driver that knows the key, on an address of this node that the cluster can reach."""
-        return self._server.open(ray.util.get_node_ip_address(), key)
+    def handle(self, seq: int, method: str, args: bytes, ack: int) -> bytes:
+        """Handle one request with pickled arguments and return the pickled reply; see `Service.handle`."""
+        try:
+            arguments = cloudpickle.loads(args)
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            reply = self._service.refuse(seq, "request", error)
+        else:
+            reply = self._service.handle(seq, method, arguments, ack=ack)
+        try:
+            data: bytes = cloudpickle.dumps(reply)
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            data = cloudpickle.dumps(self._service.refuse(seq, "reply", error))
+        return data
 
-    @ray.method(concurrency_group="control")
-    def shut(self) -> None:
-        """Stop listening; `serve` returns."""
-        self._server.shut()
 
-    @ray.method(concurrency_group="control")
-    def ping(self) -> Busy:
-        """Return what the worker is busy with, also during a request: this tells a slow worker from a dead one."""
-        return self._service.busy()
+@ray.remote(num_cpus=0)
+class ControlActor:
+    """Helper on the node of some workers, for a driver that reaches them only through Ray; see `Controls`.
 
-    @ray.method(concurrency_group="control")
-    def halt(self, seq: int) -> None:
-        """Stop requests up to `seq` early; see `Service.halt`."""
-        self._service.halt(seq)
+    A worker's own methods wait for the request that it is handling.
+    """
+
+    def __init__(self, doors: Mapping[int, tuple[Address, bytes]]) -> None:
+        self._controls = Controls(doors)
+
+    def ping(self, indices: Sequence[int], timeout: float) -> dict[int, Busy | None]:
+        """Return what workers are busy with; see `Controls.ping`."""
+        return self._controls.ping(indices, timeout)
+
+    def halt(self, indices: Sequence[int], seq: int) -> None:
+        """Let workers stop requests up to `seq` early; see `Controls.halt`."""
+        self._controls.halt(indices, seq)

@@ -43,14 +43,15 @@ def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
 
 def dump_reply(reply: Reply) -> tuple[bytes, Packed | None]:
     """Encode a reply; its packed arrays are returned separately."""
-    if isinstance(reply.payload, Packed):
-        return b"", reply.payload
-    return pickle.dumps((reply.status, reply.payload), pickle.HIGHEST_PROTOCOL), None
+    status, _, payload, log = reply
+    if isinstance(payload, Packed):
+        return pickle.dumps(log, pickle.HIGHEST_PROTOCOL) if log else b"", payload
+    return pickle.dumps((status, payload, log), pickle.HIGHEST_PROTOCOL), None
 
 
 def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
     """Decode what `dump_reply` encoded, from an authenticated peer."""
     if packed is not None:
-        return Reply("ok", seq, packed)
-    status, payload = pickle.loads(data)
-    return Reply(status, seq, payload)
+        return Reply("ok", seq, packed, pickle.loads(data) if data else ())
+    status, payload, log = pickle.loads(data)
+    return Reply(status, seq, payload, log)

@@ -1,9 +1,10 @@
 """Service: handles the requests to a remote worker, whatever transport carries them.
 
 Requests form one ordered stream: a request is ``(seq, method, args)``, its reply ``("ok" | "error", seq, payload)``.
-Everything that touches the state of a worker goes through it, on one thread. Replies are kept until the driver
-acknowledges them. A request with the number of a kept reply gets that reply, so a request can be sent again without
-being handled twice.
+Everything that touches the state of a worker goes through it, on one thread. Any exception of user code becomes an
+error reply, also one that would end a program, such as `SystemExit`; only Ray ends the process. Replies are kept until
+the driver acknowledges them. A request with the number of a kept reply gets that reply, so a request can be sent again
+without being handled twice.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
-from workers.errors import Failure, WorkerError
+from workers.envs.statistics import Statistics
+from workers.errors import Failure, WorkerError, close_or_log, ends_process
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
+from workers.remote.log import LogCollector, LogEntry
 from workers.remote.wire import Packed, from_wire, to_wire
 from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
@@ -60,39 +63,55 @@ class WorkerSpec:
 
 
 class Reply(NamedTuple):
-    """The reply to request `seq`. The payload of an error is a tuple of `Failure`."""
+    """The reply to request `seq`.
+
+    Attributes:
+        status: Whether the request was handled.
+        seq: Number of the request.
+        payload: Its result, or a tuple of `Failure`.
+        log: What the worker logged since its last reply.
+    """
 
     status: Literal["ok", "error"]
     seq: int
     payload: Any
+    log: tuple[LogEntry, ...] = ()
 
 
 class Busy(NamedTuple):
-    """The request that a worker is handling, None if it is idle, and for how long, in seconds.
+    """What a worker is busy with.
 
-    For a request of several iterations, the time is that of the current one.
+    Attributes:
+        seq: The request that it is handling; None if it is idle.
+        seconds: For how long; of several iterations, the current one.
+        doing: What it does while it is built, such as ``"building its agent"``; else empty.
     """
 
     seq: int | None
     seconds: float
+    doing: str = ""
 
 
 class Service:
     """The handler of one remote worker's requests, in order."""
 
-    def __init__(self, dumps: Callable[[Any], bytes]) -> None:
+    def __init__(self, dumps: Callable[[Any], bytes], log: LogCollector | None = None) -> None:
         """Prepare for the first request.
 
         Args:
             dumps: Pickles objects, including those whose class was sent here by value.
+            log: What this process logs, to be sent with the replies.
         """
         self._dumps = dumps
+        self._log = LogCollector() if log is None else log
         self._kept: dict[int, Reply] = {}
         self._last = 0
         self._halted = 0
         self._into: memoryview | None = None
         self._busy: int | None = None
         self._since = monotonic()
+        self._doing = ""
+        self._interruption: BaseException | None = None
         self._scope: Scope | None = None
         self._timestep: int | None = None
         self._framework: Framework | None = None
@@ -108,7 +127,8 @@ class Service:
 
         Args:
             seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
-            method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``restart``, ``export``, ``close``.
+            method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``statistics``, ``restart``,
+                ``export``, ``close``.
             args: Its arguments, as received.
             ack: Requests before this one will not be sent again; None means `seq`.
             into: Shared memory for the arrays of the reply, if they fit.
@@ -125,21 +145,41 @@ class Service:
         self._since = monotonic()
         self._last = self._busy = seq
         try:
+            self._raise_interruption(method)
             with self._threads:
                 reply = Reply("ok", seq, getattr(self, f"_{method}")(*args))
         except WorkerError as error:
             reply = Reply("error", seq, error.failures)
-        except Exception as error:
+        except BaseException as error:
+            if ends_process(error):
+                raise
             reply = Reply("error", seq, (self._failure(error, method),))
         finally:
-            self._busy, self._since = None, monotonic()
-        self._kept[seq] = reply
-        return reply
+            self._busy, self._since, self._doing = None, monotonic(), ""
+        return self._keep(reply)
 
-    def refuse(self, seq: int, what: str, error: Exception) -> Reply:
+    def refuse(self, seq: int, what: str, error: BaseException) -> Reply:
         """Return an error reply to a request that cannot be read, or whose own reply cannot be sent."""
         self._last = max(self._last, seq)
-        reply = self._kept[seq] = Reply("error", seq, (self._failure(error, what),))
+        log = self._kept[seq].log if seq in self._kept else ()
+        return self._keep(Reply("error", seq, (self._failure(error, what),), log))
+
+    def interrupt(self, error: BaseException) -> None:
+        """Let the next request fail with an exception that came between requests, such as from a signal handler."""
+        self._interruption = error
+
+    def _raise_interruption(self, method: str) -> None:
+        error, self._interruption = self._interruption, None
+        if error is not None:
+            self._has_failed = method == "tick"
+            raise WorkerError([self._failure(error, "between requests")]) from error
+
+    def _keep(self, reply: Reply) -> Reply:
+        """Keep a reply, with what was logged, until it is acknowledged."""
+        log = self._log.drain()
+        if log:
+            reply = reply._replace(log=reply.log + log)
+        self._kept[reply.seq] = reply
         return reply
 
     def halt(self, seq: int) -> None:
@@ -151,10 +191,11 @@ class Service:
 
     def busy(self) -> Busy:
         """Return what the worker is busy with. May be called from another thread than `handle`."""
-        return Busy(self._busy, monotonic() - self._since)
+        return Busy(self._busy, monotonic() - self._since, self._doing)
 
     def _build(self, spec: WorkerSpec) -> Description:
         self._scope = spec.scope
+        self._doing = "importing what it needs"
         for name in spec.modules:
             importlib.import_module(name)
         framework = self._framework = load_framework(spec.framework)
@@ -166,8 +207,10 @@ class Service:
     def _build_scope(self, spec: WorkerSpec, framework: Framework) -> Description:
         cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
         space = None if spec.observation_space is None else pickle.loads(spec.observation_space)
+        action_space = None
         env_slice = None
         if spec.env is not None:
+            self._doing = "building its environments"
             env_slice = EnvSlice(
                 pickle.loads(spec.env),
                 framework,
@@ -176,12 +219,15 @@ class Service:
                 num_envs=spec.scope.num_envs,
                 first_env=spec.scope.start,
             )
-            space = env_slice.observation_space
+            space, action_space = env_slice.observation_space, env_slice.action_space
+        self._doing = "building its agent"
         try:
-            runner = AgentRunner(agent, spec.scope, framework, cfg=cfg, observation_space=space)
-        except Exception:
+            runner = AgentRunner(
+                agent, spec.scope, framework, cfg=cfg, observation_space=space, action_space=action_space
+            )
+        except BaseException:
             if env_slice is not None:
-                env_slice.close()
+                close_or_log("the environments", env_slice.close)
             raise
         self._runner = runner
         if env_slice is not None:
@@ -190,8 +236,7 @@ class Service:
                 # outputs are packed before the agent sees them
                 AgentGroup([runner], framework, copies=not env_slice.gives_arrays_away),
                 framework,
-                scope=spec.scope.index,
-                first_env=spec.scope.start,
+                scopes=[spec.scope],
                 pack=lambda outcome: to_wire(outcome, framework, self._into, dumps=self._dumps),
             )
         return runner.describe(() if env_slice is None else env_slice.notes)
@@ -202,7 +247,7 @@ class Service:
         self._timestep = tick.timestep
         try:
             return self._owned_worker.run(tick, count, goes_on=self._goes_on)
-        except Exception:
+        except BaseException:
             self._has_failed = True
             raise
 
@@ -227,6 +272,9 @@ class Service:
 
     def _store(self) -> tuple[str, bytes]:
         return self._built_runner.agent_file()
+
+    def _statistics(self) -> list[Statistics]:
+        return self._owned_worker.statistics()
 
     def _restart(self) -> None:
         if self._worker is None:
@@ -257,14 +305,26 @@ class Service:
         assert self._framework is not None, "this worker was not built"
         return self._framework
 
-    def _failure(self, error: Exception, method: str) -> Failure:
-        runner = self._runner if method in ("act", "learn", "collect", "store") else None
+    def _failure(self, error: BaseException, method: str) -> Failure:
         scope = self._scope
+        phase, timestep = self._place(method)
         return Failure.of(
             error,
             scope=scope.index if scope else None,
             rows=scope.rows if scope else (0, 0),
-            phase=Phase.BUILD.value if method == "build" else method if runner is None else runner.phase.value,
-            timestep=None if runner is None else self._timestep,
+            phase=phase,
+            timestep=timestep,
             node=node_name(),
         )
+
+    def _place(self, method: str) -> tuple[str, int | None]:
+        """Return phase and timestep of an exception in a request."""
+        runner, worker = self._runner, self._worker
+        if method == "build":
+            return Phase.BUILD.value, None
+        if method == "tick" and runner is not None and worker is not None:
+            phase = worker.env_slice.phase
+            return (runner.phase if phase in (Phase.ACT, Phase.RECORD) else phase).value, worker.timestep
+        if method in ("act", "learn", "collect", "store") and runner is not None:
+            return runner.phase.value, self._timestep
+        return method, None

@@ -7,9 +7,9 @@ from typing import Any
 
 from workers.frameworks import Framework
 from workers.infos import scalars
-from workers.scalars import Scalars
+from workers.scalars import Scalars, prefix_of
 from workers.scope.episodes import Episodes
-from workers.types import Arrays
+from workers.types import Arrays, Mode
 
 __all__ = ["AgentLog"]
 
@@ -41,6 +41,7 @@ class AgentLog:
         self._environment_info = environment_info
         self._scalars = Scalars()
         self._episodes = Episodes(num_envs)
+        self._episodes_group = "Episode / "
 
     def drain(self) -> dict[str, float]:
         """Return the scalars since the last call, by tag."""
@@ -49,6 +50,17 @@ class AgentLog:
     def restart(self) -> None:
         """Discard the episodes in progress."""
         self._episodes.restart()
+
+    def start(self, *, midway: bool) -> None:
+        """Start to collect; `midway` says whether episodes are in progress, which do not count."""
+        self.collecting = True
+        self._episodes = Episodes(self._num_envs, midway=midway)
+
+    def change_mode(self, mode: Mode) -> None:
+        """Record the next iterations as those of this mode. Episodes in progress count under neither."""
+        self._scalars.prefix = prefix_of(mode)
+        self._episodes_group = "" if mode is Mode.EVAL else "Episode / "
+        self._episodes.leave_out()
 
     def note_time(self, phase: str, milliseconds: float) -> None:
         """Record the duration of a phase."""
@@ -66,11 +78,11 @@ class AgentLog:
         """Record the episodes that a step ended; see `Episodes.add` for the arguments."""
         ended = self._episodes.add(rewards, terminated, truncated, self._framework, before=before, infos=infos)
         for name, (_, returns, lengths) in ended.items():
-            group = f"Episode / {name}" if name else "Episode"
+            group = f"{self._episodes_group}{name} / " if name else self._episodes_group
             for episode_return, length in zip(returns, lengths, strict=True):
                 for kind in ("mean", "min", "max"):
-                    self._scalars.add(f"{group} / Return ({kind})", episode_return)
-                self._scalars.add(f"{group} / Length (mean)", length)
+                    self._scalars.add(f"{group}Return ({kind})", episode_return)
+                self._scalars.add(f"{group}Length (mean)", length)
 
     def track_infos(self, infos: dict[str, Any]) -> None:
         """Track the scalars under the configured key, including those of ended environments in ``final_info``."""

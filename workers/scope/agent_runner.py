@@ -44,6 +44,7 @@ class AgentRunner:
         *,
         cfg: Any,
         observation_space: Any,
+        action_space: Any = None,
         keeps_files: bool = False,
     ) -> None:
         """Take an agent, or build it, and initialise it.
@@ -55,6 +56,8 @@ class AgentRunner:
             cfg: The trainer's configuration, passed to ``agent.init``.
             observation_space: Observation space of one environment, to compare with the agent's; by agent name in a
                 multi-agent environment.
+            action_space: Action space of one environment, or the spaces by agent name; None if the environments are in
+                another process. The agent samples it with a generator of its own.
             keeps_files: Whether the agent may write its own files; see `AgentTracking`.
 
         Raises:
@@ -65,9 +68,8 @@ class AgentRunner:
         self._num_envs = scope.num_envs
         self._framework = framework
         self._no_grad = framework.no_grad()
-        self._stream: AbstractContextManager[Any] = nullcontext()
-        if scope.seed is not None:
-            self._stream = RandomStream(scope.seed, framework)
+        stream = None if scope.seed is None else RandomStream(scope.seed, framework, agent, action_space)
+        self._stream: AbstractContextManager[Any] = stream or nullcontext()
         self._stochastic_evaluation = cfg.stochastic_evaluation
         self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
         self._infos: dict[str, Any] = {}  # infos of the observations to act on
@@ -78,6 +80,8 @@ class AgentRunner:
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
             self._tracking.start()
+            if stream is not None:
+                stream.hold_spaces(self.agent)
         self.agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
         self._takes_infos = takes_infos(self.agent)
         self.notes = tuple(self._notes(handed_over=not is_factory(agent), keeps_files=keeps_files))
@@ -90,7 +94,7 @@ class AgentRunner:
             environment_info=cfg.environment_info,
         )
         self._unflushed = 0
-        self._last_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
+        self._last_tick = self._reset_tick = Tick(Mode.TRAIN, 0, cfg.timesteps)
 
     def _notes(self, *, handed_over: bool, keeps_files: bool) -> Iterator[str]:
         kind, unused = type(self.agent).__qualname__, self._tracking.unused
@@ -124,13 +128,15 @@ class AgentRunner:
         """
         agent, training = self.agent, tick.mode is Mode.TRAIN
         timestep, timesteps = tick.timestep, tick.timesteps
-        self._last_tick = tick
+        last, self._last_tick = self._last_tick, tick
         if infos is not None:
             self._infos = infos
         if self._shapes is not None:
             observations = map_arrays(_reshape, observations, self._shapes)
         self.phase = Phase.PRE_INTERACTION
         with self._stream:
+            if tick.mode is not last.mode:
+                self._change_mode(last, tick.mode)
             agent.enable_training_mode(training)
             agent.pre_interaction(timestep=timestep, timesteps=timesteps)
             self.phase = Phase.ACT
@@ -153,6 +159,12 @@ class AgentRunner:
             self._check_rows(actions)
         self._acted = observations, states, actions
         return actions
+
+    def _change_mode(self, last: Tick, mode: Mode) -> None:
+        """Keep what was tracked up to the last iteration apart from what the next ones track."""
+        with self._no_grad:
+            self._tracking.change_mode(last, mode)
+        self._log.change_mode(mode)
 
     def _check_names(self, actions: Any) -> None:
         """Check the actions of a team."""
@@ -233,13 +245,15 @@ class AgentRunner:
     def collect(self) -> dict[str, float]:
         """Return the scalars since the last call, by tag; the first call starts measuring episodes and phases."""
         self.phase = Phase.COLLECT
-        self._log.collecting = True
+        if not self._log.collecting:
+            self._log.start(midway=self._last_tick is not self._reset_tick)
         self._flush()
         return self._log.drain() | self._tracking.writer.scalars.drain()
 
     def restart(self) -> None:
         """Prepare for reset environments: discard the episodes in progress and end the rollout."""
         self._log.restart()
+        self._reset_tick = self._last_tick
         with self._stream:
             self.agent.enable_training_mode(False)  # until the next iteration that trains
 

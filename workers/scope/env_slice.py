@@ -7,9 +7,12 @@ from typing import Any
 
 from workers.by_agent import map_arrays
 from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
-from workers.envs.checking import check_env, is_multi_agent
+from workers.envs.checking import check_wrapped, is_multi_agent
 from workers.envs.making import build_rows
+from workers.envs.outputs import EnvChecks
+from workers.envs.samples import checked_reset, checked_step
 from workers.frameworks import Framework
+from workers.generators import DrawWatch
 from workers.info_rows import check_infos
 from workers.scalars import Scalars
 from workers.seeding import skrl_key
@@ -62,7 +65,7 @@ class EnvSlice:
         if built:
             rows = env.num_envs if num_envs is None else num_envs
             env = build_rows(env, rows, first_env, framework=framework.name, seed=seed)
-        check_env(env, framework.name)
+        check_wrapped(env, framework.name)
         self.env = env
         self.built = built
         self.num_envs = int(env.num_envs)
@@ -70,16 +73,30 @@ class EnvSlice:
         self._no_grad = framework.no_grad()
         self._first_env = first_env
         self._seed = seed
+        self._timestep = 0
+        self._watch = None if seed is None else DrawWatch(framework)
         self._render_interval = 0 if cfg.headless else cfg.render_interval
         self._ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
         self.notes = self._notes()
         # a foreign object with one environment needs explicit resets: everything else resets itself in step
         self._resets_explicitly = self.num_envs == 1 and not self._ours and not built
         self._is_multi_agent = is_multi_agent(env)
+        self._checks = EnvChecks(env, framework)
+        self._prove_reset_mask()
         self._observations: Arrays | None = None
         self._states: Arrays | None = None
         self._next_states: Arrays | None = None
         self._reset_infos: dict[str, Any] | None = None
+
+    def _prove_reset_mask(self) -> None:
+        prove = getattr(self.env, "prove_reset_mask", None)
+        if prove is not None and self._seed is not None:
+            try:
+                prove(seed=self._seed + self._first_env, first_env=self._first_env)
+            except BaseException:
+                if self.built:
+                    self.env.close()
+                raise
 
     def _notes(self) -> tuple[str, ...]:
         kind = type(self.env)
@@ -100,6 +117,11 @@ class EnvSlice:
         """Observation space of one environment; by agent name in a multi-agent environment."""
         return dict(self.env.observation_spaces) if self._is_multi_agent else self.env.observation_space
 
+    @property
+    def action_space(self) -> Any:
+        """Action space of one environment; by agent name in a multi-agent environment."""
+        return self.env.action_spaces if self._is_multi_agent else self.env.action_space
+
     def begin(self) -> tuple[Arrays, Arrays | None, dict[str, Any] | None]:
         """Return the observations and states to act on, and their infos if they are from a reset.
 
@@ -110,21 +132,37 @@ class EnvSlice:
         infos, self._reset_infos = self._reset_infos, None
         return self._observations, self._states, infos
 
-    def step(self, actions: Arrays) -> tuple[Outcome, Transition]:
-        """Step the environments; return the outcome of the iteration and the transition for the agents."""
+    def step(self, actions: Arrays, timestep: int) -> tuple[Outcome, Transition]:
+        """Step the environments; return the outcome of the iteration and the transition for the agents.
+
+        Raises:
+            EnvError: The environments returned something odd; see `EnvChecks`.
+        """
         self.phase = Phase.STEP
+        self._timestep = timestep
+        watch = self._watch
         with self._no_grad:
+            if watch is not None:
+                watch.start()
             start = perf_counter()
-            observations, rewards, terminated, truncated, infos = self.env.step(actions)
+            given = self.env.step(actions)
+            observations, rewards, terminated, truncated, infos = (
+                given if type(given) is tuple and len(given) == 5 else checked_step(given)
+            )
             states = self.env.state()
             step_time = (perf_counter() - start) * 1e3
+            if watch is not None:
+                self._watch = watch.stop()
             infos = check_infos(infos, self.env)
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
-            self._next_states = states
+            next_observations, next_states = observations, states
             if self._ours and infos:
-                observations = self._final(infos, "final_obs", observations)
-                states = self._final(infos, "final_state", states)
-        return outcome, Transition(rewards, observations, states, terminated, truncated, infos, step_time)
+                next_observations = self._final(infos, "final_obs", observations)
+                next_states = self._final(infos, "final_state", states)
+            transition = Transition(rewards, next_observations, next_states, terminated, truncated, infos, step_time)
+            self._checks.check_step(outcome, states, transition, timestep)
+            self._next_states = states
+        return outcome, transition
 
     def render(self, timestep: int) -> None:
         """Render, if the configuration requests it at this timestep."""
@@ -142,6 +180,16 @@ class EnvSlice:
         else:
             self._observations, self._states = outcome.observations, self._next_states
 
+    def collect(self) -> dict[str, float]:
+        """Return the durations since the last call, by tag.
+
+        Raises:
+            EnvError: On a device, an earlier step was not finite.
+        """
+        self.phase = Phase.COLLECT
+        self._checks.read()
+        return self.scalars.drain()
+
     def _has_ended(self, outcome: Outcome) -> bool:
         if self._is_multi_agent:
             return not self.env.agents
@@ -158,17 +206,24 @@ class EnvSlice:
 
     def _reset(self) -> None:
         self.phase = Phase.RESET
-        start = perf_counter()
+        start, watch = perf_counter(), self._watch
         with self._no_grad:
+            if watch is not None:
+                watch.start()
             if self._ours and self._seed is not None:
-                observations, infos = self.env.reset(seed=self._seed + self._first_env)
+                observations, infos = checked_reset(self.env.reset(seed=self._seed + self._first_env))
             else:
                 with skrl_key(self._framework.name, None if self._seed is None else self._seed + self._first_env):
-                    observations, infos = self.env.reset()
+                    observations, infos = checked_reset(self.env.reset())
+            if watch is not None:
+                self._watch = watch.stop()
             self._seed = None  # only the first reset seeds: later ones continue the random generators
+            states = self.env.state()
+            infos = check_infos(infos, self.env)
+            self._checks.check_reset(observations, states, infos, self._timestep)
             # a copy: an environment may always write its observations to the same array
-            self._observations, self._states = map_arrays(self._framework.copy, observations), self.env.state()
-            self._reset_infos = check_infos(infos, self.env)
+            self._observations, self._states = map_arrays(self._framework.copy, observations), states
+            self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
     def _final(self, infos: dict[str, Any], key: str, arrays: Arrays | None) -> Arrays | None:

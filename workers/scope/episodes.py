@@ -21,16 +21,30 @@ class EndedEpisodes(NamedTuple):
     returns: npt.NDArray[np.float64]
     lengths: npt.NDArray[np.int64]
 
+    def kept(self, mask: npt.NDArray[np.bool_]) -> EndedEpisodes:
+        """Return those that the mask selects."""
+        return EndedEpisodes(self.rows[mask], self.returns[mask], self.lengths[mask])
+
 
 class Episodes:
     """Returns and lengths of the episodes of some rows: of a single agent, or of each agent and of the team.
 
     An agent's episode ends with its flags; its length is the number of timesteps in which the agent acted. A team's
     episode is that of the environment: its return is the sum over the agents, and its length counts all timesteps.
+
+    An episode with steps of both modes, training and evaluation, is not one of either: it is left out.
     """
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self, num_envs: int, *, midway: bool = False) -> None:
+        """Start to count.
+
+        Args:
+            num_envs: Number of rows.
+            midway: Whether their first episodes have begun before, so that their returns will never be known.
+        """
         self._num_envs = num_envs
+        # rows whose environment has not ended since; None if there are none
+        self._midway = np.ones(num_envs, np.bool_) if midway else None
         self._sums: dict[str, _Sums] = {}
         self._ended: dict[str, npt.NDArray[np.bool_]] = {}  # rows by agent, until their environment ends
 
@@ -63,7 +77,7 @@ class Episodes:
 
         if not isinstance(rewards, dict):
             ended = numbers(terminated) | numbers(truncated)
-            return {"": self._of("").add(numbers(rewards), ended)}
+            return self._counted({"": self._of("").add(numbers(rewards), ended)}, ended)
         result, alive = {}, before.get("alive", {})
         total, over = np.zeros(self._num_envs), np.ones(self._num_envs, np.bool_)
         nobody = np.zeros(self._num_envs, np.bool_)
@@ -78,12 +92,28 @@ class Episodes:
         if "alive" in infos:  # else another library's wrapper, which ends with the last agent
             over = numbers(infos.get("_final_obs", nobody))
         self._ended = {name: ended & ~over for name, ended in self._ended.items()}
-        return result | {"": self._of("").add(total, over)}
+        return self._counted(result | {"": self._of("").add(total, over)}, over)
+
+    def _counted(self, ended: dict[str, EndedEpisodes], over: npt.NDArray[np.bool_]) -> dict[str, EndedEpisodes]:
+        """Leave out the episodes that were in progress at the start."""
+        if self._midway is None:
+            return ended
+        whole = ~self._midway
+        self._midway[np.flatnonzero(over)] = False
+        if not self._midway.any():
+            self._midway = None
+        return {name: episodes.kept(whole[episodes.rows]) for name, episodes in ended.items()}
 
     def restart(self) -> None:
         """Discard the episodes in progress."""
+        self._midway = None
         self._sums.clear()
         self._ended.clear()
+
+    def leave_out(self) -> None:
+        """Leave out the episodes in progress: their next steps are of the other mode."""
+        for sums in self._sums.values():
+            sums.leave_out()
 
     def _of(self, name: str) -> _Sums:
         if name not in self._sums:
@@ -97,13 +127,20 @@ class _Sums:
     def __init__(self, num_envs: int) -> None:
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, dtype=np.int64)
+        self._left_out = np.zeros(num_envs, dtype=np.bool_)
+
+    def leave_out(self) -> None:
+        """Leave out the episodes in progress."""
+        self._left_out |= (self._lengths > 0) | (self._returns != 0)
 
     def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_], acted: Any = True) -> EndedEpisodes:
         self._returns += rewards
         self._lengths += acted
         rows = np.flatnonzero(ended)
-        result = EndedEpisodes(rows, self._returns[rows], self._lengths[rows])
+        whole = rows[~self._left_out[rows]] if rows.size else rows
+        result = EndedEpisodes(whole, self._returns[whole], self._lengths[whole])
         if rows.size:
             self._returns[rows] = 0.0
             self._lengths[rows] = 0
+            self._left_out[rows] = False
         return result

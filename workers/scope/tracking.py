@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.scalars import Scalars
-from workers.types import Tick
+from workers.scalars import Scalars, prefix_of
+from workers.types import Mode, Tick
 
 __all__ = ["AgentTracking", "ScalarWriter"]
 
@@ -29,12 +29,31 @@ class ScalarWriter:
     def __init__(self) -> None:
         self.scalars = Scalars()
         self.own: Any = None
+        self._counted: dict[str, tuple[list[float], int]] = {}  # lists of values whose first ones are in the scalars
+
+    def count(self, tracked: Any) -> None:
+        """Record values that the agent has tracked and will write later: lists by tag, as in skrl."""
+        for tag, values in tracked.items() if isinstance(tracked, dict) else ():
+            if not isinstance(values, list):
+                continue
+            before, counted = self._counted.get(tag, ((), 0))
+            self._record(tag, values[counted if before is values else 0 :])
+            self._counted[tag] = values, len(values)
 
     def add_scalar(self, *, tag: str, value: float, timestep: int) -> None:
         """Record a scalar."""
-        self.scalars.add(tag, value)
+        values, counted = self._counted.pop(tag, ([value], 0))
+        self._record(tag, values[counted:])
         if self.own is not None:
             self.own.add_scalar(tag=tag, value=value, timestep=timestep)
+
+    def _record(self, tag: str, values: list[float]) -> None:
+        """Record values as the one value to which an agent reduces them."""
+        reduced = Scalars()
+        for value in values:
+            reduced.add(tag, value)
+        for value in reduced.drain().values():
+            self.scalars.add(tag, value)
 
     def flush(self) -> None:
         """Flush the agent's own writer."""
@@ -96,6 +115,14 @@ class AgentTracking:
         """
         if "writer" in self._before and self.writer.own is None:
             self._agent.write_tracking_data(timestep=tick.timestep, timesteps=tick.timesteps)
+
+    def change_mode(self, tick: Tick, mode: Mode) -> None:
+        """Read what the agent has tracked up to `tick`, and the rest under the tags of `mode`."""
+        if "writer" in self._before and self.writer.own is not None:
+            self.writer.count(getattr(self._agent, "tracking_data", None))  # the agent writes at its own times
+        else:
+            self.flush(tick)
+        self.writer.scalars.prefix = prefix_of(mode)
 
     def stop(self) -> None:
         """Restore the agent's own attributes before it returns to the user."""

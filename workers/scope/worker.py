@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from workers.by_agent import concatenate_rows
-from workers.errors import Failure, WorkerError
+from workers.envs.statistics import Statistics, read_statistics
+from workers.errors import Failure, WorkerError, marked_row
 from workers.frameworks import Framework
 from workers.node import node_name
+from workers.scalars import prefix_of
 from workers.scope.env_slice import EnvSlice
-from workers.types import Arrays, Outcome, Phase, Tick, Transition
+from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
 
 __all__ = ["Agents", "ScopeWorker"]
 
@@ -50,6 +52,11 @@ class ScopeWorker:
 
     In local mode there is one worker, with all environments and all agents; in sharded mode one per scope, in a Ray
     actor; in shared mode one in the driver, whose agents are in Ray actors.
+
+    Attributes:
+        env_slice: The environments.
+        agents: The agents of all their rows.
+        timestep: Timestep of the last iteration.
     """
 
     def __init__(
@@ -58,8 +65,7 @@ class ScopeWorker:
         agents: Agents,
         framework: Framework,
         *,
-        scope: int | None,
-        first_env: int = 0,
+        scopes: Sequence[Scope],
         pack: Callable[[Outcome], Any] = lambda outcome: outcome,
     ) -> None:
         """Build the worker.
@@ -68,16 +74,15 @@ class ScopeWorker:
             env_slice: The environments.
             agents: The agents of all their rows.
             framework: The trainer's framework.
-            scope: Index of the scope; None if there are several.
-            first_env: First row in the full batch.
+            scopes: The scopes of the agents, whose rows are those of the environments.
             pack: Converts an outcome to the result of `run`, before the agents record the transition: their changes to
                 arrays do not affect it.
         """
         self.env_slice = env_slice
         self.agents = agents
+        self.timestep = 0
         self._framework = framework
-        self._scope = scope
-        self._rows = (first_env, first_env + env_slice.num_envs)
+        self._scopes = scopes
         self._pack = pack
 
     def run(self, tick: Tick, count: int, *, goes_on: Callable[[], bool] = lambda: True) -> Any:
@@ -95,6 +100,7 @@ class ScopeWorker:
             WorkerError: Something failed; the error says where.
         """
         mode, timestep, timesteps = tick
+        self.env_slice.scalars.prefix = prefix_of(mode)
         for _ in range(count - 1):
             self._iterate(tick, is_last=False)
             if not goes_on():
@@ -105,13 +111,15 @@ class ScopeWorker:
 
     def _iterate(self, tick: Tick, is_last: bool) -> Any:
         env_slice = self.env_slice
+        self.timestep = tick.timestep
         try:
             observations, states, infos = env_slice.begin()
             env_slice.phase = Phase.ACT
             actions = concatenate_rows(self.agents.act(tick, observations, states, infos), self._framework)
-            outcome, transition = env_slice.step(actions)
+            outcome, transition = env_slice.step(actions, tick.timestep)
             packed = self._pack(outcome) if is_last else None
             env_slice.render(tick.timestep)
+            env_slice.phase = Phase.RECORD
             self.agents.learn(tick, transition)
             env_slice.advance(outcome)
         except WorkerError:
@@ -126,19 +134,37 @@ class ScopeWorker:
         Raises:
             WorkerError: Something failed; the error says where.
         """
-        shared = self.env_slice.scalars.drain()
+        try:
+            shared = self.env_slice.collect()
+        except Exception as error:
+            raise WorkerError([self._failure(error, None)]) from error
         return [shared | scalars for scalars in self.agents.collect()]
+
+    def statistics(self) -> list[Statistics]:
+        """Return the running statistics of each row's wrappers; see `workers.envs.statistics`.
+
+        Raises:
+            WorkerError: Something failed; the error says where.
+        """
+        self.env_slice.phase = Phase.STORE
+        try:
+            return read_statistics(self.env_slice.env)
+        except Exception as error:  # the environments of an AsyncVectorEnv are asked
+            raise WorkerError([self._failure(error, None)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
         self.env_slice.restart()
         self.agents.restart()
 
-    def _failure(self, error: Exception, timestep: int) -> Failure:
+    def _failure(self, error: Exception, timestep: int | None) -> Failure:
+        scopes, row, first = self._scopes, marked_row(error), self._scopes[0].start
+        if row is not None:
+            scopes = [scope for scope in scopes if scope.start <= first + row < scope.stop]
         return Failure.of(
             error,
-            scope=self._scope,
-            rows=self._rows,
+            scope=scopes[0].index if len(scopes) == 1 else None,
+            rows=(first, self._scopes[-1].stop),
             phase=self.env_slice.phase.value,
             timestep=timestep,
             node=node_name(),

@@ -9,7 +9,7 @@ from workers.frameworks import Framework
 from workers.storage.export import dump_file, load_file, load_modules, module_states
 from workers.storage.state_file import decode_state, encode_state
 
-__all__ = ["FILE_NAMES", "dump_agent", "load_agent"]
+__all__ = ["FILE_NAMES", "STATE", "dump_agent", "load_agent"]
 
 STATE, OWN = "state.safetensors", "agent.bin"
 FILE_NAMES = (STATE, OWN)

@@ -8,7 +8,7 @@ strings between them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from workers.errors import AgentError
-from workers.frameworks import Framework
+from workers.frameworks import Framework, load_framework
 
-__all__ = ["conform_state", "decode_state", "encode_state"]
+__all__ = ["conform_state", "decode_state", "encode_state", "nonfinite_values"]
 
 _DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
@@ -60,6 +60,18 @@ def decode_state(data: bytes, framework: Framework) -> Any:
         return _decode(tree, arrays, framework)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AgentError(f"the file is not an agent's state, or is damaged: {type(error).__name__}: {error}") from error
+
+
+def nonfinite_values(data: bytes) -> dict[str, str]:
+    """Return what is not finite in a state: ``"NaN"`` or ``"infinity"`` by the path of the array or number.
+
+    Args:
+        data: Result of `encode_state`.
+
+    Raises:
+        AgentError: The bytes are damaged.
+    """
+    return dict(_nonfinite(decode_state(data, load_framework("numpy")), ""))
 
 
 def conform_state(state: Any, like: Any, framework: Framework, path: str = "state") -> Any:
@@ -120,6 +132,14 @@ def _to_numpy(value: Any, path: str, framework: Framework) -> npt.NDArray[Any]:
             f"{', '.join(sorted(_DTYPES))}"
         )
     return array
+
+
+def _nonfinite(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, (Mapping, list, tuple)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _nonfinite(item, f"{path}/{key}")
+    elif isinstance(value, (float, np.ndarray, np.generic)) and not np.isfinite(value).all():
+        yield path.lstrip("/") or "state", "NaN" if np.isnan(value).any() else "infinity"
 
 
 def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]], framework: Framework) -> Any:

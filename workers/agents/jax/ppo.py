@@ -19,7 +19,7 @@ from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
-ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal")
+ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal", "_own", "_action_map")
 """Attributes of the agent that are trees of arrays on its device."""
 
 
@@ -66,11 +66,20 @@ class PPO(ppo.PPO):
         )
         self._rollout: Any = None
 
-    def _sample_actions(self, observations: Array, action_mask: Array | None) -> tuple[Array, dict[str, Any]]:
-        actions, mean_actions, self._key = programs.act(
-            self._specification, self._weights["policy"], self._normalizers, self._key, observations, action_mask
+    def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
+        self._action_map = jax.device_put(mapping, self.device, may_alias=False)
+
+    def _sample_actions(self, observations: Array, action_mask: Array | None) -> tuple[Array | None, Array, Array]:
+        own, actions, mean_actions, self._key = programs.act(
+            self._specification,
+            self._weights["policy"],
+            self._normalizers,
+            self._action_map,
+            self._key,
+            observations,
+            action_mask,
         )
-        return actions, {"mean_actions": mean_actions}
+        return own, actions, mean_actions
 
     def _store_transition(
         self,

@@ -58,9 +58,10 @@ ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 @dataclass(kw_only=True, unsafe_hash=True)
 class StaticCfg(ppo.PPOCfg):
-    """A hashable configuration that never changes; the learning rate, which does, is excluded."""
+    """A hashable configuration that never changes; the learning rate and action bounds, which do, are excluded."""
 
     learning_rate: float = field(default=0.0, compare=False)
+    action_bounds: str = field(default="none", compare=False)
 
 
 class Specification(NamedTuple):
@@ -153,15 +154,22 @@ def act(
     specification: Specification,
     weights: Any,
     normalizers: dict[str, Any],
+    action_map: Array | None,
     key: Array,
     observations: Array,
     action_mask: Array | None,
-) -> tuple[Array, Array, Array]:
-    """Return actions, mean actions and the next key; `weights` are the policy's."""
+) -> tuple[Array | None, Array, Array, Array]:
+    """Return what `PPO._sample_actions` returns, and the next key; `weights` are the policy's."""
     following, now = jax.random.split(jax.random.wrap_key_data(key))
     batch = {"observations": _network_input(normalizers, "observations", observations)}
     head = _head(specification, weights, batch if action_mask is None else batch | {"action_mask": action_mask})
-    return *specification.policy().sample(head, now), jax.random.key_data(following)
+    actions, mean_actions = specification.policy().sample(head, now)
+    own = None
+    if action_map is not None:
+        own = actions
+        scale, shift, low, high = action_map
+        actions, mean_actions = (jnp.clip(each * scale + shift, low, high) for each in (actions, mean_actions))
+    return own, actions, mean_actions, jax.random.key_data(following)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

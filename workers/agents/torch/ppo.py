@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -89,11 +91,20 @@ class PPO(ppo.PPO):
         return head
 
     @torch.no_grad()
-    def _sample_actions(self, observations: Tensor, action_mask: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+    def _sample_actions(self, observations: Tensor, action_mask: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
         legal = None if action_mask is None else action_mask.to(self.device)
         head = self._head(self._network_input("observations", observations), legal)
         actions, mean_actions = self._policy.sample(head)
-        return actions, {"mean_actions": mean_actions}
+        if self._action_map is None:
+            return None, actions, mean_actions
+        return actions, self._mapped(actions), self._mapped(mean_actions)
+
+    def _mapped(self, actions: Tensor) -> Tensor:
+        scale, shift, low, high = self._action_map
+        return torch.addcmul(shift, actions, scale).clamp_(low, high)
+
+    def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
+        self._action_map = None if mapping is None else torch.tensor(mapping, device=self.device).unbind()
 
     @torch.no_grad()
     def _store_transition(

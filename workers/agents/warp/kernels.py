@@ -46,6 +46,23 @@ def sample_gaussian(mean: Matrix, log_std: Vector, noise: Indices, actions: Matr
     actions[row, column] = mean[row, column] + wp.exp(log_std[column]) * wp.randn(state)
 
 
+@wp.func
+def map_action(action: float, action_map: Matrix, column: int) -> float:
+    """Map an action of the policy to the environment's; the rows of the map are scale, shift, low and high."""
+    mapped = action * action_map[0, column] + action_map[1, column]
+    # not `wp.clamp`, which replaces NaN by a number
+    mapped = wp.where(mapped < action_map[2, column], action_map[2, column], mapped)
+    return wp.where(mapped > action_map[3, column], action_map[3, column], mapped)
+
+
+@wp.kernel(enable_backward=False)
+def map_actions(own: Matrix, own_mean: Matrix, action_map: Matrix, actions: Matrix, mean_actions: Matrix) -> None:
+    """Map sampled and mean actions of the policy to the environment's."""
+    row, column = wp.tid()
+    actions[row, column] = map_action(own[row, column], action_map, column)
+    mean_actions[row, column] = map_action(own_mean[row, column], action_map, column)
+
+
 @wp.kernel
 def log_prob_gaussian(
     mean: Matrix, log_std: Vector, actions: Matrix, rows: Indices, log_prob: Vector, entropy: Vector

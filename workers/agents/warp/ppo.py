@@ -29,8 +29,8 @@ from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
-HEEDED = ("_acting", "_legal")
-"""Attributes that `act` sets to an array or None, until its transition is recorded."""
+KEPT = ("_acting", "_legal", "_own", "_action_map")
+"""Attributes that are an array on the device or None, and that `_allocate` does not create."""
 
 
 class PPO(ppo.PPO):
@@ -170,20 +170,30 @@ class PPO(ppo.PPO):
     def _legal_actions(self, rows: int) -> wp.array:
         return self._scratch("legal actions", rows, self._head_width, dtype=wp.bool)
 
-    def _sample_actions(self, observations: wp.array, action_mask: wp.array | None) -> tuple[wp.array, dict[str, Any]]:
+    def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
+        self._action_map = None if mapping is None else wp.array(mapping, device=self.device)
+        self._graphs.clear()  # captured with the map before
+
+    def _sample_actions(self, observations: wp.array, action_mask: wp.array | None) -> tuple[Any, wp.array, wp.array]:
         rows = observations.shape[0]
         cast(observations, self._raw_observations(rows))
         if action_mask is not None:
             cast(action_mask, self._legal_actions(rows))
-        results = self._run(self._act if action_mask is None else self._act_legally, rows)
+        own, *results = self._run(self._act if action_mask is None else self._act_legally, rows)
         actions, mean_actions = (wp.clone(array, requires_grad=False) for array in results)
-        return actions, {"mean_actions": mean_actions}
+        return own, actions, mean_actions
 
-    def _act(self, rows: int, *legal: wp.array) -> tuple[wp.array, wp.array]:
+    def _act(self, rows: int, *legal: wp.array) -> tuple[Any, wp.array, wp.array]:
+        """Return the results of `_sample_actions`, which the next call on as many rows overwrites."""
         head = self._policy.network(self._network_input("observations", self._raw_observations(rows)))
-        return self._policy.sample(head, self._noise, *legal)
+        actions, mean_actions = self._policy.sample(head, self._noise, *legal)
+        if self._action_map is None:
+            return None, actions, mean_actions
+        mapped = [self._scratch(name, *actions.shape) for name in ("mapped actions", "mapped mean actions")]
+        launch(kernels.map_actions, actions.shape, [actions, mean_actions, self._action_map], mapped)
+        return actions, *mapped
 
-    def _act_legally(self, rows: int) -> tuple[wp.array, wp.array]:
+    def _act_legally(self, rows: int) -> tuple[Any, wp.array, wp.array]:
         return self._act(rows, self._legal_actions(rows))
 
     def _store_transition(
@@ -358,16 +368,16 @@ class PPO(ppo.PPO):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = {name: value for name, value in vars(self).items() if name not in self._allocated}
-        heeded = {name: value for name in HEEDED if (value := attributes[name]) is not None}
-        return attributes | _map(lambda array: array.numpy().copy(), heeded | {"_contents": self._contents()})
+        kept = {name: value for name in KEPT if (value := attributes[name]) is not None}
+        return attributes | _map(lambda array: array.numpy().copy(), kept | {"_contents": self._contents()})
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).clear()
         vars(self).update(state)
         contents = vars(self).pop("_contents")
-        for name in HEEDED:
-            if (mask := getattr(self, name)) is not None:
-                setattr(self, name, wp.array(mask, device=self.device))
+        for name in KEPT:
+            if (array := getattr(self, name)) is not None:
+                setattr(self, name, wp.array(array, device=self.device))
         self._allocate()
         _fill(self._contents(), contents)
 

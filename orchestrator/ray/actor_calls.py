@@ -1,0 +1,113 @@
+"""Plain actor calls that carry the requests to the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.ray.cluster import Cluster
+from orchestrator.ray.transport import (
+    PING_TIMEOUT,
+    Door,
+    NoReplyError,
+    Request,
+    Streams,
+    UnreachableError,
+    unreadable,
+)
+from workers.remote.actor import ControlActor
+from workers.remote.channel import Address
+from workers.remote.service import Busy, Reply
+from workers.types import Scope
+
+__all__ = ["ActorCalls"]
+
+_HELPER_TIMEOUT = 3.0
+"""Seconds for a ping through a helper, which takes `PING_TIMEOUT` itself."""
+
+
+class ActorCalls(Streams):
+    """Request streams of plain actor calls.
+
+    A worker cannot answer such a call during another one. Pings and halts go through a helper actor on its node, which
+    is started when it is needed first.
+    """
+
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
+        super().__init__(cluster, actors, scopes)
+        self._refs: list[dict[int, Any]] = [{} for _ in actors]
+        self._by_node: dict[str, dict[int, tuple[Address, bytes]]] = {}
+        for index, (address, key, node) in enumerate(doors):
+            self._by_node.setdefault(node, {})[index] = address, key
+        self._helpers: dict[str, Any] = {}
+
+    def _send(self, index: int, request: Request, ack: int) -> None:
+        seq, method, common, each = request
+        refs = self._refs[index]
+        for old in [number for number in refs if number < ack]:
+            del refs[old]
+        arguments = cloudpickle.dumps(common if each is None else (*common, each[index]))
+        refs[seq] = self._actors[index].handle.remote(seq, method, arguments, ack)
+
+    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+        try:
+            data = ray.get(self._refs[index][seq], timeout=timeout)
+        except GetTimeoutError:
+            return None
+        except RayActorError as error:
+            raise UnreachableError("WorkerDied", f"the worker's process died: {error}") from error
+        except RayError as error:
+            raise NoReplyError(type(error).__name__, str(error)) from error
+        del self._refs[index][seq]
+        try:
+            reply: Reply = cloudpickle.loads(data)
+        except Exception as error:
+            raise unreadable(error) from error
+        return reply
+
+    def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
+        if not self._helpers:
+            self._start_helpers()
+            return {}  # they need a moment
+        calls = [helper.ping.remote(part, PING_TIMEOUT) for part, helper in self._parts(indices)]
+        ray.wait(calls, num_returns=len(calls), timeout=_HELPER_TIMEOUT)
+        answers: dict[int, Busy | None] = {}
+        for call in calls:
+            try:
+                answers |= ray.get(call, timeout=0)
+            except RayError:  # the helper does not answer, or is gone
+                continue
+        return answers
+
+    def _halt(self, indices: Sequence[int], seq: int) -> None:
+        if not self._helpers:
+            self._start_helpers()
+        for part, helper in self._parts(indices):
+            helper.halt.remote(part, seq)
+
+    def _start_helpers(self) -> None:
+        for node, doors in self._by_node.items():
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+            helper = ControlActor.options(scheduling_strategy=strategy)  # type: ignore[attr-defined]
+            self._helpers[node] = helper.remote(doors)
+
+    def _parts(self, indices: Sequence[int]) -> list[tuple[list[int], Any]]:
+        """Return the workers on each node, and the helper there."""
+        parts = [
+            ([index for index in indices if index in doors], self._helpers[node])
+            for node, doors in self._by_node.items()
+        ]
+        return [(part, helper) for part, helper in parts if part]
+
+    def close(self) -> None:
+        """Forget all requests, and end the helpers."""
+        self._refs = [{} for _ in self._actors]
+        helpers, self._helpers = self._helpers, {}
+        if self.cluster.is_connected:
+            for helper in helpers.values():
+                ray.kill(helper)

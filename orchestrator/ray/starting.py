@@ -1,0 +1,161 @@
+"""How long a start may take: workers that make progress are waited for, and the log says what they are doing."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from orchestrator.ray.transport import Door, UnreachableError
+from workers.errors import ClusterError, Failure, WorkerError
+from workers.remote.service import Busy
+from workers.types import Phase, Scope
+
+__all__ = ["StartPatience", "StartTime", "open_doors"]
+
+_logger = logging.getLogger("lockstep")
+
+_FIRST_LINE = 5.0
+"""Seconds of waiting after which the log says what is waited for; then again after twice the time."""
+
+_LOOK_INTERVAL = 2.0
+"""Seconds between looks at workers that are starting."""
+
+_SILENCE = 60.0
+"""Seconds without an answer to a ping after which a worker that is being built counts as frozen."""
+
+_MOST_NAMED = 4
+
+
+class StartTime:
+    """The time that one start may take.
+
+    Attributes:
+        limit: Its length in seconds.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._started = monotonic()
+        self._next_line = self._started + _FIRST_LINE
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; 0 if there are none."""
+        return max(0.0, self._started + self.limit - monotonic())
+
+    def say(self, doing: str) -> None:
+        """Log what is waited for, at growing intervals."""
+        now = monotonic()
+        if now >= self._next_line:
+            self._next_line = now + (now - self._started)
+            _logger.info("%s", doing)
+
+
+class StartPatience:
+    """Patience with workers that are being built: those that live are waited for until the start takes too long."""
+
+    def __init__(self, time: StartTime, scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
+        """Wait for the workers of `scopes`, which live behind `doors`."""
+        self._time = time
+        self._scopes = scopes
+        self._doors = doors
+        self._silent_since: dict[int, float] = {}
+
+    def deadline(self) -> float:
+        """Return the time of the first look."""
+        return monotonic() + min(_LOOK_INTERVAL, self._time.left)
+
+    def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
+        """Extend the deadlines of all workers but those that have not answered for long."""
+        doing = [self._doing(index, busy) for index in late[:_MOST_NAMED]]
+        if len(late) > _MOST_NAMED:
+            doing.append(f"{len(late) - _MOST_NAMED} more are not ready")
+        self._time.say(", ".join(doing))
+        return {index: self._extended(index, busy) for index in late}
+
+    def _doing(self, index: int, busy: Mapping[int, Busy | None]) -> str:
+        where = f"scope {self._scopes[index].index} on {self._doors[index].address.host}"
+        if index not in busy:
+            return f"{where} is not ready"
+        answer = busy[index]
+        if answer is None:
+            return f"{where} does not answer"
+        return f"{where} is still {answer.doing or 'starting'} ({answer.seconds:.0f} s)"
+
+    def _extended(self, index: int, busy: Mapping[int, Busy | None]) -> float | UnreachableError:
+        now = monotonic()
+        if busy.get(index) is None and index in busy:
+            silence = now - self._silent_since.setdefault(index, now)
+            if silence >= _SILENCE:
+                return UnreachableError("TimeoutError", f"it has not answered a ping for {silence:.0f} s")
+        else:
+            self._silent_since.pop(index, None)
+        if not self._time.left:
+            return UnreachableError("TimeoutError", f"it was not built within {_limit(self._time)}")
+        return now + min(_LOOK_INTERVAL, self._time.left)
+
+
+def open_doors(actors: Sequence[Any], scopes: Sequence[Scope], time: StartTime) -> list[Door]:
+    """Make all workers listen, which waits for their processes to start.
+
+    Raises:
+        WorkerError: Processes died, or cannot start.
+        ClusterError: Ray has not started all processes in time.
+    """
+    keys = [secrets.token_bytes(32) for _ in actors]
+    calls = [actor.open.remote(key) for actor, key in zip(actors, keys, strict=True)]
+    started = monotonic()
+    waiting = calls
+    while waiting:
+        ray.wait(waiting, timeout=min(_LOOK_INTERVAL, time.left))  # for the first
+        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        failures = [
+            _failure(error, scope)
+            for call, scope in zip(calls, scopes, strict=True)
+            if call in done and (error := _error_of(call)) is not None
+        ]
+        if failures:
+            raise WorkerError(failures)
+        if waiting:
+            late = [scope.index for call, scope in zip(calls, scopes, strict=True) if call in waiting]
+            which = f"the {'process' if len(late) == 1 else 'processes'} of scope {_listed(late)}"
+            if not time.left:
+                raise ClusterError(f"Ray has not started {which} within {_limit(time)}")
+            time.say(f"Ray is still starting {which} ({monotonic() - started:.0f} s)")
+    return [Door(address, key, node) for (address, node), key in zip(ray.get(calls), keys, strict=True)]
+
+
+def _error_of(call: Any) -> RayError | None:
+    """Return the error of a call that has ended."""
+    try:
+        ray.get(call)
+    except RayError as error:
+        return error
+    return None
+
+
+def _failure(error: RayError, scope: Scope) -> Failure:
+    return Failure(
+        scope=scope.index,
+        rows=scope.rows,
+        phase=Phase.BUILD.value,
+        timestep=None,
+        node="an unknown node",
+        kind="WorkerDied",
+        message=f"the worker's process died while it started: {error}",
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    named = ", ".join(map(str, numbers[:_MOST_NAMED]))
+    return named if len(numbers) <= _MOST_NAMED else f"{named} and {len(numbers) - _MOST_NAMED} more"
+
+
+def _limit(time: StartTime) -> str:
+    return f"{time.limit:g} s; if it may take longer, increase RayOrchestrator(start_timeout=…)"

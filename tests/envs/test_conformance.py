@@ -1,0 +1,163 @@
+"""`check_env` accepts environments that keep the contract, and rejects each that breaks a rule of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+
+from tests.envs.test_reset_mask import Counting
+from tests.support.device_envs import ENVS, TorchEnv
+from tests.support.envs import NoisyEnv
+from tests.support.foreign import ForeignEnv
+from tests.support.multi_agent_envs import game_factory, noisy_team_factory, team_factory
+from workers.envs import EnvFactory, check_env, make_env, wrap_env
+from workers.errors import EnvError
+
+
+def test_good_environments_pass(framework):
+    for env in (
+        NoisyEnv,
+        lambda: NoisyEnv(3, discrete=True),
+        gymnasium.make("CartPole-v1"),
+        [NoisyEnv(), NoisyEnv()],
+        EnvFactory(lambda n, first: [NoisyEnv() for _ in range(n)], num_envs=1),
+        make_env("CartPole-v1", num_envs=8, framework=framework),
+        wrap_env([NoisyEnv(), NoisyEnv()], framework=framework),
+        EnvFactory(ENVS[framework], num_envs=5),
+        ForeignEnv(framework=framework),
+    ):
+        check_env(env, framework=framework, steps=40)
+
+
+@pytest.mark.parametrize("build", [team_factory, game_factory, noisy_team_factory])
+def test_good_teams_pass(build, framework):
+    check_env(build(5), framework=framework, steps=30)
+
+
+def test_action_masks_are_respected():
+    """An illegal move ends a game of tic-tac-toe, with a warning of PettingZoo."""
+    check_env(make_env("classic/tictactoe_v3", num_envs=3, framework="numpy"))
+
+
+class Broken(NoisyEnv):
+    """Breaks one rule."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(3)
+        self.fault = fault
+        if fault == "no space":
+            del self.observation_space
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        if self.fault == "no seed":
+            self._position = np.random.default_rng().normal(size=3).astype(np.float32)
+            return self._position.copy(), {}
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        given = list(super().step(action))
+        if self.fault == "noise" and given[4]:
+            given[0] += np.random.default_rng().normal(size=3).astype(np.float32)
+        if self.fault == "reward" and given[2]:
+            given[1] = None
+        if self.fault == "NaN" and given[3]:
+            given[0][2] = np.nan
+        return tuple(given)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no space", "observation_space|does not pass gymnasium"),
+        ("no seed", "does not pass gymnasium.utils.env_checker.check_env"),
+        ("noise", "observations differ between two runs with the same seed, first in step"),
+        ("reward", "row [012]: the reward is None; expected a number"),
+        ("NaN", "row [012]: .*final observations are nan in column 2"),
+    ],
+)
+def test_broken_environments_are_rejected(fault, message):
+    with pytest.raises((EnvError, AttributeError), match=message):
+        check_env(lambda: Broken(fault))
+
+
+def test_shared_state_between_copies_is_rejected():
+    count = [0]
+
+    class Sharing(NoisyEnv):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            count[0] += seed is None
+            return super().reset(seed=seed)
+
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            return observation + np.float32(count[0]), *rest
+
+    def build(num_envs: int, first_env: int) -> Any:
+        count[0] = 0
+        return [Sharing(3) for _ in range(num_envs)]
+
+    with pytest.raises(
+        EnvError, match=r"observations of rows 1 and 2 differ .* must build the same rows for any range"
+    ):
+        check_env(EnvFactory(build, num_envs=3))
+
+
+def test_rows_that_depend_on_the_slice_are_rejected():
+    def build(num_envs: int, first_env: int) -> Any:
+        return [NoisyEnv(3) if first_env else Shifted(3) for _ in range(num_envs)]
+
+    class Shifted(NoisyEnv):
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            return observation + 1, *rest
+
+    with pytest.raises(
+        EnvError, match="observations of rows 1 and 2 differ between a batch of 3 rows and one that star"
+    ):
+        check_env(EnvFactory(build, num_envs=3))
+
+
+class Endless(TorchEnv):
+    """A wrapper that does not say where its episodes ended."""
+
+    def step(self, actions: Any) -> Any:
+        *outputs, infos = super().step(actions)
+        return *outputs, {key: value for key, value in infos.items() if "final" not in key}
+
+
+def test_a_wrapper_that_keeps_final_observations_to_itself_is_rejected():
+    with pytest.raises(EnvError, match=r"has ended, but infos\['final_obs'\] and infos\['_final_obs'\]"):
+        check_env(EnvFactory(Endless, num_envs=3), framework="torch")
+
+
+def test_environments_that_cannot_be_wrapped_are_rejected():
+    with pytest.raises(EnvError, match=r"builtins\.int cannot be wrapped"):
+        check_env(3)
+    with pytest.raises(EnvError, match="reset_mask"):
+        check_env(Counting(3, 0, AutoresetMode.DISABLED, "ignores"))
+
+
+class Squares(gymnasium.Env[Any, Any]):
+    """Leaves its space after some steps."""
+
+    observation_space = Discrete(50)
+    action_space = Box(-1, 1, (1,))
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.count = 0
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        return self.count**2, 0.0, False, False, {}
+
+
+def test_a_category_outside_of_the_space_is_rejected():
+    with pytest.raises(EnvError, match=r"row 0: an observation is 64; expected one in Discrete\(50\)"):
+        check_env(Squares)

@@ -1,0 +1,333 @@
+"""Starting is judged by progress: who lives is waited for, who died or cannot fit fails at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.ray import RayOrchestrator, actor_calls, connection, placement, starting
+from orchestrator.ray.placement import reserve
+from orchestrator.ray.starting import StartPatience, StartTime, open_doors
+from orchestrator.ray.transport import Door, UnreachableError
+from tests.support.agents import NullAgent
+from tests.support.envs import build_counting, counting_factory
+from tests.support.parity import CFG, step_trainer
+from tests.support.processes import PATIENCE, python
+from tests.support.schedule import IS_LONG, full_or_short
+from workers.envs import EnvFactory
+from workers.errors import ClusterError, WorkerError
+from workers.remote.channel import Address
+from workers.remote.service import Busy
+from workers.types import Scope
+
+REMEDY = "if it may take longer, increase RayOrchestrator(start_timeout=…)"
+
+SCOPES = [Scope(index, 2 * index, 2 * index + 2) for index in range(6)]
+DOORS = [Door(Address(f"10.0.0.{index}", 1), b"", "node") for index in range(6)]
+
+
+@pytest.fixture(params=["connection", "ray"])
+def transport(request: pytest.FixtureRequest, ray_cluster: None) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the code under test sees, in a list."""
+    now = [100.0]
+    monkeypatch.setattr(starting, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the workers all the time, and say at once what they are doing."""
+    monkeypatch.setattr(starting, "_LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(starting, "_FIRST_LINE", 0.05)
+
+
+def texts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture(autouse=True)
+def _show_progress(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lockstep")
+
+
+def test_workers_that_answer_are_waited_for_until_the_limit(clock, caplog):
+    patience = StartPatience(StartTime(600), SCOPES, DOORS)
+    assert patience.deadline() == 102.0
+    for second in range(2, 600, 2):
+        clock[0] = 100.0 + second
+        busy = {1: Busy(1, second, "building its agent"), 3: Busy(1, second, "importing what it needs")}
+        verdicts = patience.extend([1, 3], busy)
+        assert verdicts == {1: min(clock[0] + 2, 700.0), 3: min(clock[0] + 2, 700.0)}
+    said = texts(caplog)
+    assert said[0] == (
+        "scope 1 on 10.0.0.1 is still building its agent (6 s), scope 3 on 10.0.0.3 is still importing what it needs "
+        "(6 s)"
+    )
+    seconds = [int(text.partition("agent (")[2].partition(" s)")[0]) for text in said]
+    assert seconds == [6, 12, 24, 48, 96, 192, 384]
+    clock[0] = 700.0
+    late = patience.extend([1], {1: Busy(1, 600.0, "building its agent")})[1]
+    assert isinstance(late, UnreachableError)
+    assert (
+        str(late) == "it was not built within 600 s; if it may take longer, increase RayOrchestrator(start_timeout=…)"
+    )
+
+
+def test_a_worker_that_stays_silent_is_frozen_and_one_that_nobody_can_ask_is_not(clock, caplog):
+    patience = StartPatience(StartTime(600), SCOPES, DOORS)
+    busy: dict[int, Busy | None] = {0: None, 1: None, 2: Busy(1, 9.0)}
+    assert all(isinstance(one, float) for one in patience.extend([0, 1, 2, 3], busy).values())
+    clock[0] += 50
+    busy[1] = Busy(1, 50.0)
+    patience.extend([0, 1, 2, 3], busy)
+    clock[0] += 10
+    busy[1] = None
+    verdicts = patience.extend([0, 1, 2, 3], busy)
+    assert [index for index, one in verdicts.items() if isinstance(one, UnreachableError)] == [0]
+    assert str(verdicts[0]) == "it has not answered a ping for 60 s"
+    assert "scope 0 on 10.0.0.0 does not answer" in caplog.text
+    assert "scope 3 on 10.0.0.3 is not ready" in caplog.text
+
+
+def test_a_line_does_not_name_all_of_many_scopes(clock, caplog):
+    patience = StartPatience(StartTime(600), SCOPES, DOORS)
+    clock[0] += 10
+    patience.extend(range(6), {index: Busy(1, 9.0) for index in range(6)})
+    (text,) = texts(caplog)
+    assert text.count("scope") == 4
+    assert text.endswith(", 2 more are not ready")
+
+
+class OnLine(logging.Handler):
+    """Calls a function when a line with certain words has been logged a number of times."""
+
+    def __init__(self, words: str, times: int, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self.words, self.left, self.call = words, times, call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.words in record.getMessage():
+            self.left -= 1
+            if self.left == 0:
+                self.call()
+
+    def __enter__(self) -> None:
+        logging.getLogger("lockstep").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("lockstep").removeHandler(self)
+
+
+BUILDING = " on "
+"""A part of every line about workers that are being built."""
+
+
+def blocking_factory(folder: Path) -> EnvFactory:
+    """Environments that are built when the file "go on" exists; the file "pid" has the process that waits."""
+
+    def build(num_envs: int, first_env: int) -> Any:
+        if first_env == 2:
+            (folder / "pid.part").write_text(str(os.getpid()))
+            (folder / "pid.part").rename(folder / "pid")
+            wait_for(folder / "go on")
+        return build_counting(num_envs, first_env)
+
+    return EnvFactory(build, num_envs=4)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(int(PATIENCE / 0.05)):
+        if path.exists():
+            return
+        threading.Event().wait(0.05)
+    raise TimeoutError(f"no {path}")
+
+
+def trainer_of(env: Any = None, **options: Any) -> Any:
+    return step_trainer("warp")(
+        env=env or counting_factory(4),
+        agents=[NullAgent] * 2,
+        cfg={**CFG, "timesteps": 10},
+        orchestrator=RayOrchestrator(**{"num_cpus": 0.5, **options}),
+    )
+
+
+def test_a_long_build_is_waited_for_and_told(transport, tmp_path, impatient):
+    env = blocking_factory(tmp_path)
+    line = OnLine("is still building its environments (", 2, (tmp_path / "go on").touch)
+    with line, trainer_of(env, transport=transport) as trainer:
+        assert trainer.train()[0].numpy()[:, 0].tolist() == [0, 1, 2, 3]
+    assert line.left <= 0
+
+
+KILLS = list(product(["connection", "ray"], [signal.SIGKILL, signal.SIGTERM]))
+
+
+@pytest.mark.parametrize(("transport", "number"), full_or_short(KILLS, [KILLS[0], KILLS[3]]), indirect=["transport"])
+def test_a_worker_that_is_killed_while_it_is_built_fails_at_once(transport, tmp_path, impatient, number):
+    def kill() -> None:
+        wait_for(tmp_path / "pid")
+        os.kill(int((tmp_path / "pid").read_text()), number)
+
+    with OnLine(BUILDING, 1, kill), pytest.raises(WorkerError) as caught:
+        trainer_of(blocking_factory(tmp_path), transport=transport)
+    (failure,) = caught.value.failures
+    assert (failure.scope, failure.rows, failure.phase, failure.kind) == (1, (2, 4), "build", "WorkerDied")
+    assert "process died" in failure.message
+
+
+def test_a_worker_that_freezes_while_it_is_built_is_given_up(transport, tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(starting, "_SILENCE", 0.3)
+    monkeypatch.setattr(connection, "PING_TIMEOUT", 0.2)
+    monkeypatch.setattr(actor_calls, "PING_TIMEOUT", 0.2)
+
+    def freeze() -> None:
+        wait_for(tmp_path / "pid")
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGSTOP)
+
+    with OnLine(BUILDING, 1, freeze), pytest.raises(WorkerError, match="has not answered a ping for") as caught:
+        trainer_of(blocking_factory(tmp_path), transport=transport)
+    assert [failure.scope for failure in caught.value.failures] == [1]
+
+
+def test_the_limit_holds_for_a_build_that_goes_on(ray_cluster, tmp_path, impatient, monkeypatch):
+    def run_out() -> None:
+        monkeypatch.setattr(StartTime, "left", 0.0)
+
+    error = r"not built within 1000 s; .* increase RayOrchestrator\(start_timeout="
+    with OnLine(BUILDING, 1, run_out), pytest.raises(WorkerError, match=error):
+        trainer_of(blocking_factory(tmp_path), start_timeout=1000)
+
+
+@ray.remote(num_cpus=0)
+class Process:
+    """A worker's process that fails while it starts, or waits until it is told to go on."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        if failing == "error":
+            raise ModuleNotFoundError("No module named 'mine'")
+
+    def open(self, key: bytes) -> Any:
+        if self.failing == "exit":
+            os._exit(3)
+        if self.failing:
+            wait_for(Path(self.failing))
+        return (Address("host", 1), "node")
+
+
+@pytest.fixture
+def started(ray_cluster: None) -> Iterator[Callable[..., list[Any]]]:
+    """Start actors with the given faults, and end them after the test."""
+    actors: list[Any] = []
+
+    def start(*faults: str, **options: Any) -> list[Any]:
+        actors.extend(Process.options(**options).remote(fault) for fault in faults)
+        return actors
+
+    yield start
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_processes_are_waited_for(started, tmp_path, impatient):
+    with OnLine("Ray is still starting the process of scope 1 (", 2, (tmp_path / "go on").touch):
+        doors = open_doors(started("", str(tmp_path / "go on")), SCOPES[:2], StartTime(PATIENCE))
+    assert [(address.host, len(key), node) for address, key, node in doors] == [("host", 32, "node")] * 2
+    assert doors[0].key != doors[1].key
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("exit", "process died"), ("error", "No module named 'mine'")])
+def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fault, cause):
+    """The other one is not waited for."""
+    with pytest.raises(WorkerError, match=cause) as caught:
+        open_doors(started(str(tmp_path / "never"), fault), SCOPES[:2], StartTime(PATIENCE))
+    (failure,) = caught.value.failures
+    assert (failure.scope, failure.rows, failure.phase, failure.kind) == (1, (2, 4), "build", "WorkerDied")
+
+
+def test_a_process_that_ray_does_not_start_is_waited_for_until_the_limit(started, impatient, caplog):
+    with pytest.raises(ClusterError, match=r"not started the processes of scope 0, 1 within 0\.5 s; if it may take"):
+        open_doors(started("", "", num_cpus=1000), SCOPES[:2], StartTime(0.5))
+    assert "Ray is still starting the processes of scope 0, 1" in caplog.text
+
+
+def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkeypatch, impatient, caplog):
+    monkeypatch.setattr(placement, "_BUSY_TIMEOUT", 0.3)
+    with (
+        trainer_of(num_cpus=1.5),
+        pytest.raises(ClusterError, match=r"2 workers with 1 CPU each were requested, but Ray has 4 CPU, of which 1 CPU"
+                      r" are free \(waited 0 s\); at most 4 such workers fit"),
+    ):  # fmt: skip
+        trainer_of(num_cpus=1)
+    assert "waiting for room for 2 workers with 1 CPU each (0 s)" in texts(caplog)
+    trainer_of(num_cpus=2).close()
+
+
+def test_what_no_node_has_is_refused_at_once(ray_cluster):
+    """The cluster was started by this program, so that it does not grow."""
+    with pytest.raises(ClusterError, match=r"3 CPU each .* free; at most 1 such workers fit on its nodes"):
+        trainer_of(num_cpus=3)
+    with pytest.raises(ClusterError, match=r"1 CPU, 1 GPU each .* free; at most 0 such"):
+        trainer_of(num_cpus=1, num_gpus=1)
+
+
+class Cluster:
+    """Two nodes with two CPUs each."""
+
+    resources = available = {"CPU": 4.0}  # noqa: RUF012
+    may_grow = False
+
+    def __init__(self, *cpus: float) -> None:
+        self.nodes = [{"CPU": amount, "memory": 1e9} for amount in cpus]
+
+
+@pytest.mark.parametrize(("cpus", "num_cpus", "fitting"), [((2, 2), 3, 0), ((2, 2, 3.5), 3, 1), ((0.3, 0.2), 0.3, 1)])
+def test_a_worker_must_fit_on_a_node(cpus, num_cpus, fitting):
+    with pytest.raises(ClusterError, match=rf"2 workers .*; at most {fitting} such workers fit on its nodes"):
+        reserve(Cluster(*cpus), workers=2, num_cpus=num_cpus, num_gpus=0, time=StartTime(60))  # type: ignore[arg-type]
+
+
+def test_parts_of_cpus_are_counted_as_ray_counts_them(ray_cluster):
+    group = reserve(Cluster(0.3), workers=3, num_cpus=0.1, num_gpus=0, time=StartTime(PATIENCE))  # type: ignore[arg-type]
+    ray.util.remove_placement_group(group)
+    group = reserve(Cluster(0.0), workers=3, num_cpus=0, num_gpus=0, time=StartTime(PATIENCE))  # type: ignore[arg-type]
+    ray.util.remove_placement_group(group)
+
+
+BUSY_MACHINE = """
+from tests.ray.test_starting import *
+logging.basicConfig(level=logging.INFO)
+env, cfg = EnvFactory(build_counting, num_envs=4), {**CFG, "timesteps": 10}
+with step_trainer("torch")(env=env, agents=[NullAgent] * 2, cfg=cfg, orchestrator="ray") as trainer:
+    print(trainer.train()[0][:, 0].tolist())
+"""
+
+
+@pytest.mark.skipif(not IS_LONG, reason="takes minutes: make test-long")
+def test_two_actors_start_with_the_defaults_on_a_busy_machine():
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        done = python("-c", BUSY_MACHINE)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    assert done.stdout.splitlines()[-1:] == ["[0.0, 1.0, 2.0, 3.0]"], done.stderr

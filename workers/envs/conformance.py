@@ -1,0 +1,249 @@
+"""`check_env`: whether an environment keeps the contract, for users' tests and `lockstep doctor`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.utils.env_checker import check_env as check_single
+from gymnasium.vector.utils import batch_space
+
+from workers.by_agent import map_arrays
+from workers.envs.base import EnvFactory, MultiAgentEnvWrapper, Wrapper
+from workers.envs.checking import check_wrapped, is_multi_agent
+from workers.envs.making import build_rows, wrap_env
+from workers.envs.outputs import EnvChecks
+from workers.envs.samples import checked_reset, checked_step
+from workers.envs.spaces import flat_actions
+from workers.errors import EnvError, marked_row
+from workers.frameworks import Framework, load_framework
+from workers.info_rows import check_infos
+from workers.infos import take_rows
+from workers.types import Outcome, Transition
+
+__all__ = ["check_env"]
+
+_ADVICE = (
+    ".*is different from the unwrapped version",  # wrappers are part of what is trained on
+    ".*Not able to test alternative render modes",
+    ".*A Box (observation|action) space m(in|ax)imum value is",
+)
+"""Warnings of Gymnasium's check that do not apply."""
+
+_ROWS = 3
+_SEED = 20
+
+
+def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
+    """Check that an environment keeps the contract: for the tests of those who write environments.
+
+    Checks Gymnasium's own rules for one copy (`gymnasium.utils.env_checker.check_env`); then, with random actions, the
+    shapes, kinds and spaces of everything that reset and step return, finite numbers, resets at the end of episodes,
+    infos, and whether a seed repeats the numbers. If the environment can be built, it also checks that rows that are
+    built on their own have the numbers that they have in a batch, as in Ray.
+
+    Usage::
+
+        def test_my_env():
+            check_env(MyEnv)
+
+    Args:
+        env: A class or function that makes one environment (Gymnasium or PettingZoo), an `EnvFactory`, or any
+            environment that a trainer takes. One that is handed over is reset and stepped, but not closed.
+        framework: Name of the framework for an environment that is not wrapped.
+        steps: Number of steps; episodes should end in it.
+
+    Raises:
+        EnvError: The environment breaks a rule; the message says which.
+    """
+    factory = _factory(env)
+    if factory is None:
+        given = [env] if isinstance(env, gymnasium.Env) else env if isinstance(env, (list, tuple)) else []
+        for single in given:
+            _check_single(single)
+        wrapped = wrap_env(env, framework=framework)
+        framework = getattr(wrapped, "framework", framework)
+        check_wrapped(wrapped, framework)
+        _check_repeats(lambda: wrapped, framework, wrapped.num_envs, steps)
+        return
+    framework = factory.framework or framework
+    for single in _singles(factory):
+        try:
+            _check_single(single)
+        finally:
+            single.close()
+    rows = min(factory.num_envs, _ROWS)
+
+    def build(start: int, count: int) -> Any:
+        return build_rows(factory, count, start, framework=framework, seed=_SEED)
+
+    whole = _check_repeats(lambda: build(0, rows), framework, rows, steps)
+    if rows > 1 and whole is not None:
+        _check_rows(whole, _trace(build(1, rows - 1), framework, 1, rows, steps, close=True))
+
+
+def _factory(env: Any) -> EnvFactory | None:
+    """Return what builds the environment for any range of rows; None if that is unknown."""
+    recipe = getattr(env, "recipe", None)
+    if isinstance(env, EnvFactory) or isinstance(recipe, EnvFactory):
+        return env if isinstance(env, EnvFactory) else recipe
+    if isinstance(env, type) or (callable(env) and not hasattr(env, "step")):
+        return EnvFactory(lambda num_envs, first_env: [env() for _ in range(num_envs)], num_envs=_ROWS)
+    return None
+
+
+def _singles(factory: EnvFactory) -> list[Any]:
+    """Return a single Gymnasium environment that the factory builds; none if it builds something else."""
+    built = factory.build(1, 0)
+    singles = list(built) if isinstance(built, (list, tuple)) else []
+    if singles and all(isinstance(single, gymnasium.Env) for single in singles):
+        return singles
+    for one in singles or [built]:
+        one.close()
+    return []
+
+
+def _check_single(env: Any) -> None:
+    if not isinstance(env, gymnasium.Env):
+        return
+    try:
+        with warnings.catch_warnings():
+            for advice in _ADVICE:
+                warnings.filterwarnings("ignore", message=advice)
+            check_single(env, skip_render_check=True, skip_close_check=True)
+    except Exception as error:
+        raise EnvError(
+            f"{env} does not pass gymnasium.utils.env_checker.check_env: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_repeats(build: Callable[[], Any], framework: str, rows: int, steps: int) -> list[Any] | None:
+    """Check two runs with the same seed; return the first one's numbers, or None if the environment takes no seed."""
+    first = build()
+    traces = [_trace(first, framework, 0, rows, steps, close=False)]
+    second = build()
+    traces.append(_trace(second, framework, 0, rows, steps, close=second is not first))
+    if second is not first:
+        first.close()
+    if not isinstance(first, (Wrapper, MultiAgentEnvWrapper)):
+        return None
+    for step, (one, other) in enumerate(zip(*traces, strict=True)):
+        if different := _difference(one, other):
+            raise EnvError(
+                f"{_name(first)}: {different} differ between two runs with the same seed, first in step {step}; draw "
+                "all random numbers from self.np_random, which reset(seed=seed) seeds through super().reset(seed=seed)"
+            )
+    return traces[0]
+
+
+def _check_rows(whole: list[Any], part: list[Any]) -> None:
+    for step, (one, other) in enumerate(zip(whole, part, strict=True)):
+        later = [map_arrays(lambda array: array[1:], arrays) for arrays in one]
+        if different := _difference(later, other):
+            raise EnvError(
+                f"{different} of rows 1 and 2 differ between a batch of 3 rows and one that starts at row 1, first in "
+                f"step {step}; build(num_envs, first_env) must build the same rows for any range, and copies must not "
+                "share anything"
+            )
+
+
+def _difference(one: list[Any], other: list[Any]) -> str | None:
+    """Return which outputs differ, or None."""
+    names = ("observations", "rewards", "terminated", "truncated")
+    for name, arrays, others in zip(names, one, other, strict=False):
+        pairs = [(arrays[key], others[key]) for key in arrays] if isinstance(arrays, dict) else [(arrays, others)]
+        if any(a.shape != b.shape or a.tobytes() != b.tobytes() for a, b in pairs):
+            return name
+    return None
+
+
+def _trace(env: Any, framework: str, first: int, stop: int, steps: int, *, close: bool) -> list[Any]:
+    """Return the outputs of the reset and of every step as NumPy arrays; rows from `first` get the same actions."""
+    try:
+        return _checked_trace(env, load_framework(framework), first, stop, steps)
+    except EnvError as error:
+        if (row := marked_row(error)) is None:
+            raise
+        raise EnvError(f"row {first + row}: {error}") from error
+    finally:
+        if close:
+            env.close()
+
+
+def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps: int) -> list[Any]:
+    is_ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
+    checks, draw = EnvChecks(env, framework), _Actions(env, first, stop, framework)
+    prove = getattr(env, "prove_reset_mask", None)
+    if prove is not None:
+        prove(seed=_SEED + first, first_env=first)
+    observations, infos = checked_reset(env.reset(seed=_SEED + first) if is_ours else env.reset())
+    infos = check_infos(infos, env)
+    checks.check_reset(observations, env.state(), infos, 0)
+
+    def as_numpy(arrays: Any) -> Any:
+        return map_arrays(lambda array: np.array(framework.to_numpy(array)), arrays)
+
+    trace = [[as_numpy(observations)]]
+    for step in range(1, steps + 1):
+        *arrays, infos = checked_step(env.step(draw(infos)))
+        infos = check_infos(infos, env)
+        outcome = Outcome(*arrays, infos)
+        states = env.state()
+        final = infos["final_obs"] if is_ours and "final_obs" in infos else outcome.observations
+        transition = Transition(outcome.rewards, final, states, outcome.terminated, outcome.truncated, infos, 0.0)
+        checks.check_step(outcome, states, transition, step)
+        trace.append([as_numpy(arrays) for arrays in outcome[:4]])
+        if is_ours and not is_multi_agent(env):
+            _check_ends(trace[-1], infos)
+        take_rows(infos, 0, 1, env.num_envs, framework)
+    checks.read()
+    return trace
+
+
+def _check_ends(outputs: list[Any], infos: dict[str, Any]) -> None:
+    ended = (outputs[2] | outputs[3])[:, 0]
+    told = np.asarray(infos.get("_final_obs", np.zeros_like(ended)))
+    if missing := np.flatnonzero(ended & ~told).tolist():
+        raise EnvError(
+            f"row {missing[0]} has ended, but infos['final_obs'] and infos['_final_obs'] do not have its final "
+            "observation; step() must reset ended rows and return them there"
+        )
+
+
+class _Actions:
+    """Random actions: legal ones if the infos have a mask."""
+
+    def __init__(self, env: Any, first: int, stop: int, framework: Framework) -> None:
+        self._first, self._rows, self._framework = first, stop, framework
+        self._spaces = env.action_spaces if is_multi_agent(env) else env.action_space
+        spaces = self._spaces.values() if is_multi_agent(env) else [self._spaces]
+        self._batches = [batch_space(space, stop) for space in spaces]
+        for index, batch in enumerate(self._batches):
+            batch.seed(_SEED + index)
+        self._generator = np.random.default_rng(_SEED)
+
+    def __call__(self, infos: dict[str, Any]) -> Any:
+        """Return flat actions; row i is the same whichever row is the first."""
+        if not isinstance(self._spaces, dict):
+            return self._draw(self._spaces, self._batches[0], infos.get("action_mask"))
+        masks = {name: infos[name] if isinstance(infos.get(name), dict) else {} for name in self._spaces}
+        return {
+            name: self._draw(space, batch, masks[name].get("action_mask"))
+            for (name, space), batch in zip(self._spaces.items(), self._batches, strict=True)
+        }
+
+    def _draw(self, space: Any, batch: Any, mask: Any) -> Any:
+        flat = flat_actions(space, batch.sample())
+        chances = self._generator.random((self._rows, int(getattr(space, "n", 1))))
+        if mask is not None and isinstance(space, gymnasium.spaces.Discrete):
+            legal = np.asarray(mask, np.bool_)
+            best = np.where(legal, chances[self._first :], -1.0).argmax(axis=1)
+            flat[self._first :] = int(space.start) + best[:, None]
+        return self._framework.from_numpy(flat[self._first :])
+
+
+def _name(env: Any) -> str:
+    return f"environment {getattr(env, '_name', type(env).__qualname__)}"

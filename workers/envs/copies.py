@@ -1,0 +1,118 @@
+"""Single Gymnasium environments, stepped in turn as one vector environment that checks what each of them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import iterate
+
+from workers.copying import copy_containers
+from workers.envs.samples import checked_flag, checked_number, checked_reset, checked_step, row_writer
+from workers.errors import close_all, mark_row
+from workers.info_rows import check_infos, merge_rows
+
+__all__ = ["CheckedSyncVectorEnv", "check_copies", "vectorize"]
+
+_NUMBERS = {float, int, np.float64, np.float32}
+"""Types of rewards that need no check, which would take as long as the rest."""
+
+
+def vectorize(envs: Sequence[gymnasium.Env[Any, Any]]) -> CheckedSyncVectorEnv:
+    """Combine single environments into a vector environment that steps them in turn, each with its own generator."""
+    # the states of ended environments must be read before the reset, which requires an explicit reset
+    mode = AutoresetMode.DISABLED if hasattr(envs[0].unwrapped, "state_space") else AutoresetMode.SAME_STEP
+    env = SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=mode)  # type: ignore[misc]
+    return check_copies(env)
+
+
+def check_copies(env: SyncVectorEnv[Any, Any]) -> CheckedSyncVectorEnv:
+    """Make a `SyncVectorEnv`, which may already be inside of wrappers, check its copies from now on; return it."""
+    env.__class__ = CheckedSyncVectorEnv
+    assert isinstance(env, CheckedSyncVectorEnv)
+    env.put = row_writer(env.single_observation_space, env._observations)
+    return env
+
+
+class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
+    """A `SyncVectorEnv` that checks each copy's outputs; errors are marked with the row (see `mark_row`).
+
+    It behaves as its base class in every autoreset mode, with these differences. Observations are copied as soon as a
+    copy returns them, so a copy may write all of them to one array. In SAME_STEP mode, final observations and infos are
+    copied before the reset. Infos follow `workers.info_rows.merge_rows`. Rewards and flags may be arrays of shape
+    ``(1,)``. All copies are closed, even if one of them fails.
+    """
+
+    resets_by_mask = True
+    put: Callable[[int, Any], None]
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the copies, or those of ``options["reset_mask"]``; return all observations, and infos."""
+        seeds = [None] * self.num_envs if seed is None else seed
+        if isinstance(seed, (int, np.integer)):
+            seeds = [int(seed) + row for row in range(self.num_envs)]
+        mask = np.ones(self.num_envs, np.bool_)
+        if options is not None and "reset_mask" in options:
+            mask = options["reset_mask"]
+            options = {key: value for key, value in options.items() if key != "reset_mask"} or None
+        infos: list[Any] = [{}] * self.num_envs
+        for row in np.flatnonzero(mask).tolist():
+            try:
+                observation, info = checked_reset(self.envs[row].reset(seed=seeds[row], options=options))
+                self.put(row, observation)
+                infos[row] = check_infos(info, self)
+            except BaseException as error:
+                mark_row(error, row, self)
+                raise
+        self._autoreset_envs[mask] = False
+        return self._copy_of_observations(), merge_rows(infos)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the copies one after the other."""
+        put, mode = self.put, self.autoreset_mode
+        is_same_step, is_next_step = mode is AutoresetMode.SAME_STEP, mode is AutoresetMode.NEXT_STEP
+        rewards = np.zeros(self.num_envs)
+        terminations, truncations = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
+        infos: list[Any] = []
+        for row, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
+            try:
+                if is_next_step and self._autoreset_envs[row]:
+                    observation, info = checked_reset(env.reset())
+                    put(row, observation)
+                    infos.append(check_infos(info, self))
+                    continue
+                given: Any = env.step(action)
+                if type(given) is not tuple or len(given) != 5:
+                    given = checked_step(given)
+                observation, reward, terminated, truncated, info = given
+                if type(info) is not dict:
+                    info = check_infos(info, self)
+                put(row, observation)
+                rewards[row] = reward if type(reward) in _NUMBERS else checked_number(reward, "the reward")
+                if terminated is not False and terminated is not np.False_:
+                    terminations[row] = checked_flag(terminated, "terminated")
+                if truncated is not False and truncated is not np.False_:
+                    truncations[row] = checked_flag(truncated, "truncated")
+                if is_same_step and (terminations[row] or truncations[row]):
+                    final = {"final_obs": copy_containers(observation), "final_info": copy_containers(info)}
+                    observation, info = checked_reset(env.reset())
+                    put(row, observation)
+                    info = final | check_infos(info, self)
+                infos.append(info)
+            except BaseException as error:
+                mark_row(error, row, self)
+                raise
+        self._autoreset_envs = terminations | truncations
+        merged = merge_rows(infos) if any(infos) else {}
+        return self._copy_of_observations(), rewards, terminations, truncations, merged
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close all copies, even if one of them fails."""
+        close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
+
+    def _copy_of_observations(self) -> Any:
+        return deepcopy(self._observations) if self.copy else self._observations

@@ -1,0 +1,113 @@
+"""Control connections: what workers answer beside the request that they are handling."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Mapping, Sequence
+from time import monotonic
+
+from workers.remote.channel import CONTROL, Address, Channel, dial
+from workers.remote.service import Busy, Service
+
+__all__ = ["Controls", "answer_control"]
+
+_HALT = struct.Struct("<q")
+_BUSY = struct.Struct("<qd")
+_CONNECT_TIMEOUT = 2.0
+
+
+def answer_control(channel: Channel, service: Service) -> None:
+    """Answer a driver's questions until it disconnects. Runs on a thread of its own in the worker.
+
+    A question is the number of the last request to halt, 0 for none. The answer says what the worker is busy with.
+
+    Raises:
+        OSError: The connection is lost.
+        EOFError: The driver disconnected.
+    """
+    while True:
+        message = channel.receive()
+        assert message is not None, "receive() without a timeout returns a message"
+        (halted,) = _HALT.unpack(message.plain)
+        if halted:
+            service.halt(halted)
+        seq, seconds, doing = service.busy()
+        channel.send(message.seq, _BUSY.pack(0 if seq is None else seq, seconds) + doing.encode())
+
+
+class Controls:
+    """The driver's ends of the control connections to some workers. A lost connection is made again when needed."""
+
+    def __init__(self, doors: Mapping[int, tuple[Address, bytes]]) -> None:
+        """Take the address and key of each worker, by any number; connect when needed."""
+        self._controls = {index: _Control(address, key) for index, (address, key) in doors.items()}
+
+    def ping(self, indices: Sequence[int], timeout: float) -> dict[int, Busy | None]:
+        """Return what workers are busy with; None for those that do not answer within `timeout` seconds."""
+        for index in indices:
+            self._controls[index].ask()
+        deadline = monotonic() + timeout
+        return {index: self._controls[index].answer(deadline) for index in indices}
+
+    def halt(self, indices: Sequence[int], seq: int) -> None:
+        """Let workers stop requests up to `seq` early; see `Service.halt`. Those that cannot be reached are skipped."""
+        for index in indices:
+            self._controls[index].ask(halted=seq)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for control in self._controls.values():
+            control.hang_up()
+
+
+class _Control:
+    """The driver's end of the control connection to one worker."""
+
+    def __init__(self, address: Address, key: bytes) -> None:
+        self._address, self._key = address, key
+        self._channel: Channel | None = None
+        self._number = 0
+
+    def ask(self, halted: int = 0) -> None:
+        """Send a question, if the worker can be connected to."""
+        self._number += 1
+        is_new = self._channel is None
+        try:
+            if self._channel is None:
+                sock = dial(self._address, self._key, CONTROL, timeout=_CONNECT_TIMEOUT)
+                self._channel = Channel(sock, pickle.dumps, stall_timeout=_CONNECT_TIMEOUT)
+            self._channel.send(self._number, _HALT.pack(halted))
+        except OSError:
+            self.hang_up()
+            if not is_new:  # it may have been lost since the last question
+                self.ask(halted)
+        except BaseException:
+            self.hang_up()  # a partly sent message cannot be continued
+            raise
+
+    def answer(self, deadline: float) -> Busy | None:
+        """Return the answer to the last question; None if it does not arrive in time."""
+        for _ in range(2):  # the question may have been sent over a lost connection
+            try:
+                while self._channel is not None:
+                    message = self._channel.receive(max(0.0, deadline - monotonic()))
+                    if message is None:
+                        return None
+                    if message.seq == self._number:  # else it answers an older question
+                        seq, seconds = _BUSY.unpack_from(message.plain)
+                        return Busy(seq or None, seconds, message.plain[_BUSY.size :].decode())
+            except (OSError, EOFError):
+                self.hang_up()
+                if deadline > monotonic():
+                    self.ask()
+            except BaseException:
+                self.hang_up()
+                raise
+        return None
+
+    def hang_up(self) -> None:
+        """Close the connection; a new one is made when needed."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
