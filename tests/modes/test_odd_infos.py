@@ -270,7 +270,7 @@ class GivenTeamEnv(CountingTeamEnv):
 
 
 GIVEN: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "copies": (lambda infos: [GivenEnv(row, infos) for row in range(2)], "row 1: the infos are"),
+    "copies": (lambda infos: [GivenEnv(row, infos) for row in range(2)], "the infos are"),
     "vector": (GivenVector, "GivenVector.*: the infos are"),
     "team": (lambda infos: [GivenTeamEnv(infos, of_tank=False)], "counting_team_v0.*: the infos are"),
     "agent": (lambda infos: [GivenTeamEnv(infos, of_tank=True)], "counting_team_v0.*, 'tank': the infos are"),
