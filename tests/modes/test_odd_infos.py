@@ -107,15 +107,19 @@ def with_names_of_here(infos: Any) -> Any:
     return {names[key]: with_names_of_here(value) for key, value in infos.items()}
 
 
+def assert_equal(name: str, given: Any, expected: Any) -> None:
+    """Assert that runs are equal; rows that are taken from a batch have numbers of the types in the whole batch."""
+    (outputs, agents), (expected_outputs, expected_agents) = given, expected
+    (assert_alike if "by mask" in name else assert_same)(outputs, expected_outputs)
+    assert_alike(agents, expected_agents)
+
+
 @pytest.mark.parametrize(("name", "framework"), in_turn(list(BUILDS)))
 def test_local_is_scope_by_scope(name: str, framework: str):
-    outputs, agents = run(name, framework)
+    local = run(name, framework)
     env = EnvFactory(BUILDS[name], num_envs=NUM_ENVS)
     other_outputs, other_agents = slices_run(STEPS, framework, env, agents_of(name), SCOPES)
-    # where some rows are taken from a batch, numbers have the type that the other rows gave them
-    compare = assert_alike if "mask" in name else assert_same
-    compare([output[4] for output in other_outputs], outputs)
-    assert_alike([agent["infos"] for agent in other_agents], agents)
+    assert_equal(name, ([output[4] for output in other_outputs], [agent["infos"] for agent in other_agents]), local)
 
 
 REMOTE = [(name, shared) for name in BUILDS for shared in (False, True)]
@@ -123,10 +127,7 @@ REMOTE = [(name, shared) for name in BUILDS for shared in (False, True)]
 
 @pytest.mark.parametrize(("name", "shared"), full_or_short(REMOTE, [("copies", False), ("team", True)]))
 def test_ray_is_local(name: str, shared: bool, ray_cluster: None):
-    outputs, agents = run(name, "torch")
-    other_outputs, other_agents = run(name, "torch", RayOrchestrator(num_cpus=0.5), shared=shared)
-    assert_same(other_outputs, outputs)
-    assert_alike(other_agents, agents)
+    assert_equal(name, run(name, "torch", RayOrchestrator(num_cpus=0.5), shared=shared), run(name, "torch"))
 
 
 @pytest.mark.parametrize("name", ["copies", "sync", "async"])
