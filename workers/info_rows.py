@@ -42,6 +42,7 @@ _FORMS: dict[type, Form] = {
     **dict.fromkeys((str, bytes, list, tuple, type(None))),
     dict: dict,
 }
+_TEXTS = {str, bytes, type(None)}
 _PYTHONS = {np.dtype(kind) for kind in (bool, int, float)}
 _SMALLEST, _LARGEST = np.iinfo(int).min, np.iinfo(int).max
 _EXACT = 2**53
@@ -108,24 +109,28 @@ def merge_rows(rows: Sequence[Mapping[Any, Any] | None], *, where: tuple[Any, ..
     """
     if not any(rows):
         return {}
+    return _merge([(row, infos) for row, infos in enumerate(rows) if infos], len(rows), where)
+
+
+def _merge(given: Sequence[tuple[int, Mapping[Any, Any]]], rows: int, where: tuple[Any, ...]) -> Infos:
+    """Merge the infos given for some rows; see `merge_rows`."""
     columns: dict[Any, tuple[list[int], list[Any]]] = {}
-    for row, infos in enumerate(rows):
-        if infos:
-            for key, value in infos.items():
-                column = columns.get(key)
-                if column is None:
-                    column = columns[key] = ([], [])
-                column[0].append(row)
-                column[1].append(value)
+    for row, infos in given:
+        for key, value in infos.items():
+            column = columns.get(key)
+            if column is None:
+                column = columns[key] = ([], [])
+            column[0].append(row)
+            column[1].append(value)
     if not all(type(key) is str for key in columns):
-        _check_equal_keys([infos or () for infos in rows], where)
+        _check_equal_keys([infos for _, infos in given], where)
     merged: Infos = {}
     for key, (indices, values) in columns.items():
         name = mask_name(key)
         if name in columns or name in merged:
             raise _clash(key, columns, where)
-        merged[key] = _column(key, indices, values, len(rows), where)
-        merged[name] = mask = np.zeros(len(rows), np.bool_)
+        merged[key] = _column(key, indices, values, rows, where)
+        merged[name] = mask = np.zeros(rows, np.bool_)
         mask[indices] = True
     return merged
 
@@ -173,38 +178,45 @@ def _put(key: Any, value: Any, column: NumpyArray, mask: Mask, row: int) -> bool
 
 def _column(key: Any, indices: Sequence[int], values: Sequence[Any], rows: int, where: tuple[Any, ...]) -> Any:
     """Return what the values of a key become: an array by row, or a dictionary of such arrays."""
+    if _TEXTS.issuperset(map(type, values)):
+        return _objects(indices, values, rows)
     forms = [None] * len(values) if _is_final_obs(key) else list(map(_form, values))
     form = _common_form(set(forms), values)
+    if form is None:
+        return _objects(indices, map(copy_containers, _alike(key, values, forms, where)), rows)
     if form is dict:
-        nested: list[Any] = [None] * rows
-        for row, value in zip(indices, values, strict=True):
-            nested[row] = value
         try:
-            return merge_rows(nested, where=(*where, key))
+            return _merge(list(zip(indices, values, strict=True)), rows, (*where, key))
         except RecursionError:
             raise EnvError(f"{_path(*where, key)} is nested too deeply: a dictionary in it contains itself") from None
-    dtype, shape = form or (np.dtype(object), ())
+    dtype, shape = form
     column = empty(dtype, (rows, *shape))
     if dtype.kind != "O":
         column[indices] = values
     else:
-        if form is None:
-            values = _alike(key, values, forms, where)
-        for row, value in zip(indices, values, strict=True):  # one by one: a value may be a sequence
+        for row, value in zip(indices, values, strict=True):
             column[row] = copy_containers(value)
     return column
 
 
-def _alike(key: Any, values: Sequence[Any], forms: Sequence[Form], where: tuple[Any, ...]) -> list[Any]:
-    """Return the values of an object array: dictionaries, and numbers of one shape, as they are in their own column.
+def _objects(indices: Sequence[int], values: Iterable[Any], rows: int) -> NumpyArray:
+    """Return the object array with the values; they are stored one by one, because they may be sequences."""
+    column = empty(np.dtype(object), (rows,))
+    for row, value in zip(indices, values, strict=True):
+        column[row] = value
+    return column
 
-    So it does not matter whether they have been in one, with only some of the rows.
+
+def _alike(key: Any, values: Sequence[Any], forms: Sequence[Form], where: tuple[Any, ...]) -> list[Any]:
+    """Return the values of an object array, with dictionaries, and numbers of one shape, as in a column of their own.
+
+    So it does not matter whether some of the rows have been in such a column before.
     """
     alike = list(values)
     groups: dict[Any, dict[Form, list[int]]] = {}
     for place, form in enumerate(forms):
         if form is not None:
-            groups.setdefault(form if form is dict else form[1], {}).setdefault(form, []).append(place)
+            groups.setdefault(_family(form), {}).setdefault(form, []).append(place)
     for by_form in groups.values():
         batches = [*by_form.values()]
         places = [place for batch in batches for place in batch]
@@ -243,17 +255,21 @@ def _form(value: Any) -> Form:
     return None
 
 
+def _family(form: Form) -> Any:
+    """Return what forms have in common that may have a common form."""
+    if form is None or form is dict:
+        return form
+    dtype, shape = form
+    return shape, "numbers" if dtype.kind in "biufc" else dtype.kind if dtype.kind in "US" else dtype
+
+
 def _common_form(forms: set[Form], values: Sequence[Any]) -> Form:
     """Return the form that holds all values without changing any of them; None if there is none."""
     if len(forms) == 1:
         return next(iter(forms))
-    if dict in forms or None in forms or len({shape for _, shape in forms}) > 1:
+    if len(set(map(_family, forms))) > 1:
         return None
-    dtypes = [dtype for dtype, _ in forms]
-    kinds = {dtype.kind for dtype in dtypes}
-    if not (kinds.issubset("biufc") or kinds in ({"U"}, {"S"})):
-        return None
-    dtype = np.result_type(*dtypes)
+    dtype = np.result_type(*(dtype for dtype, _ in forms))
     if dtype.kind in "fc" and not all(map(_is_exact, values)):
         return None
     return dtype, next(iter(forms))[1]

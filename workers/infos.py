@@ -94,6 +94,8 @@ def _without_empty(infos: Infos) -> Infos:
 
 def _copy(value: Any, framework: Framework) -> Any:
     """Copy an array or a container, so that an agent can modify its own; return anything else unchanged."""
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.copy()
     return framework.copy(value) if framework.is_array(value) else copy_containers(value)
 
 

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from ray import cloudpickle
+
 from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import StepPatience, Streams, payloads
 from workers.by_agent import map_arrays
 from workers.envs.statistics import Statistics
-from workers.errors import LifecycleError, WorkerError, close_all
+from workers.errors import EnvError, Failure, LifecycleError, WorkerError, close_all
 from workers.infos import take_rows
 from workers.members import is_factory
+from workers.node import node_name
 from workers.remote.wire import FrameworkArray, from_wire, read_outcome, to_wire
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
@@ -50,7 +53,7 @@ class RaySession:
         self._plan = plan
         self._streams = streams
         self._step_timeout = step_timeout
-        self._submitted: deque[tuple[Tick, int]] = deque()
+        self._submitted: deque[tuple[Tick, int, int]] = deque()
         self._release = release
         self._closed = False
         self._worker: ScopeWorker | None = None
@@ -60,21 +63,27 @@ class RaySession:
 
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""
-        number = count if self._worker is not None else self._streams.send("tick", (tick, count))
-        self._submitted.append((tick, number))
+        seq = 0 if self._worker is not None else self._streams.send("tick", (tick, count))
+        self._submitted.append((tick, count, seq))
 
     def result(self) -> Outcome:
         """Return the outcome of the last iteration of the oldest submission."""
         framework, scopes = self._plan.framework, self._plan.scopes
-        tick, number = self._submitted.popleft()
+        tick, count, seq = self._submitted.popleft()
         if self._worker is not None:
-            return share_outcome(self._worker.run(tick, number), scopes, framework)
+            return share_outcome(self._worker.run(tick, count), scopes, framework)
         # within an iteration, the phase of a worker that does not reply is unknown
         replies = self._streams.receive(
-            number, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
+            seq, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
         )
-        outcomes = [read_outcome(packed, framework) for packed in payloads(replies)]
-        return merge_outcomes(outcomes, scopes, framework)
+        last = tick._replace(timestep=tick.timestep + count - 1)
+        read = partial(read_outcome, framework=framework)
+        outcomes = _for_each(scopes, read, payloads(replies), last, Phase.STEP)
+        try:
+            return merge_outcomes(outcomes, scopes, framework)
+        except EnvError as error:
+            rows = (0, scopes[-1].stop)
+            raise WorkerError([_failure(error, None, rows, last, Phase.STEP)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
@@ -207,7 +216,8 @@ class _RemoteAgents:
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
-        each = [to_wire(tree, self._framework) for tree in trees]
+        pack = partial(to_wire, framework=self._framework, dumps=cloudpickle.dumps)
+        each = _for_each(self._scopes, pack, trees, tick, phase)
         timestep = tick.timestep
         replies: list[Any] = self._streams.request(
             method, (tick,), each, patience=StepPatience(self._timeout), phase=phase.value, timestep=timestep
@@ -222,6 +232,26 @@ class _RemoteAgents:
     def _split_infos(self, infos: dict[str, Any]) -> list[Any]:
         """Return the infos of each scope."""
         return [take_rows(infos, *scope.rows, self._num_envs, self._framework) for scope in self._scopes]
+
+
+def _for_each(
+    scopes: Sequence[Scope], function: Callable[[Any], Any], trees: Iterable[Any], tick: Tick, phase: Phase
+) -> list[Any]:
+    """Send or read the tree of each scope, and report all scopes whose infos cannot be sent or read."""
+    results, failures, cause = [], [], None
+    for scope, tree in zip(scopes, trees, strict=True):
+        try:
+            results.append(function(tree))
+        except EnvError as error:
+            cause = error
+            failures.append(_failure(error, scope.index, scope.rows, tick, phase))
+    if failures:
+        raise WorkerError(failures) from cause
+    return results
+
+
+def _failure(error: EnvError, scope: int | None, rows: tuple[int, int], tick: Tick, phase: Phase) -> Failure:
+    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=tick.timestep, node=node_name())
 
 
 def _rows(scope: Scope, array: Any) -> Any:

@@ -216,6 +216,15 @@ def test_masks_of_the_wrong_shape_are_refused(framework):
         agent.act(observations, None, infos={"alive": np.ones((2, 1), np.bool_)}, **CLOCK)
 
 
+@pytest.mark.parametrize("rows", [[np.ones(3), np.ones(2), None], [None, 1, None]])
+def test_rows_that_are_no_masks_are_refused(rows: list[Any]):
+    mask = np.full(3, None, object)
+    for row, value in enumerate(rows):
+        mask[row] = value
+    with pytest.raises(AgentError, match=r"infos\['action_mask'\] .* expected \(3, 3\), or for each row a mask"):
+        legal_actions(mask, 3, [3])
+
+
 def test_an_entry_of_a_single_agent_environment_is_none_of_ours(framework):
     learnt = []
     for infos in ({}, {"alive": np.zeros(ENVS, np.bool_)}, {"alive": {"agent_0": 1}}):

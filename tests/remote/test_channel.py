@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
+from tests.support.odd_infos import Unreadable
 from tests.support.parity import assert_same
 from tests.support.processes import PATIENCE
 from workers.frameworks import load_framework
@@ -203,26 +204,20 @@ def test_values_of_classes_that_cannot_be_imported_arrive(channels: tuple[Channe
             self.value = value
 
     one, other = channels
-    one.send(1, PLAIN, to_wire({"x": Here(5), "y": 2}, NUMPY))
+    one.send(1, PLAIN, to_wire({"x": Here(5), "y": 2}, NUMPY, dumps=cloudpickle.dumps))
     received = from_wire(receive(other).packed, NUMPY)
     assert received["x"].value == 5
     assert received["y"] == 2
 
 
-def refuse() -> None:
-    raise LookupError("no licence")
-
-
-class Unreadable:
-    def __reduce__(self) -> Any:
-        return refuse, ()
-
-
-def test_what_cannot_be_pickled_is_not_sent_and_what_cannot_be_unpickled_is_used_up(channels: tuple[Channel, Channel]):
+def test_layouts_that_cannot_be_pickled_are_not_sent_and_those_that_cannot_be_unpickled_are_used_up(
+    channels: tuple[Channel, Channel],
+):
     one, other = channels
+    data = bytes(10_000)
     with pytest.raises(TypeError, match="lock"):
-        one.send(1, PLAIN, to_wire({"x": threading.Lock(), "large": np.zeros(10_000)}, NUMPY))
-    one.send(2, PLAIN, to_wire({"x": Unreadable(), "large": np.zeros(10_000)}, NUMPY))
+        one.send(1, PLAIN, Packed((threading.Lock(),), (), data, len(data)))
+    one.send(2, PLAIN, Packed((Unreadable(),), (), data, len(data)))
     one.send(3, PLAIN, to_wire({"x": 1, "large": np.zeros(10_000)}, NUMPY))
     with pytest.raises(UnreadableError, match="LookupError: no licence") as caught:
         receive(other)

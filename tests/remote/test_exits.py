@@ -26,7 +26,7 @@ from workers.frameworks import load_framework
 from workers.remote import server
 from workers.remote.server import Server
 from workers.remote.service import Service
-from workers.remote.wire import to_wire
+from workers.remote.wire import Packed, to_wire
 from workers.types import Transition
 
 KEY = b"k" * 32
@@ -280,15 +280,14 @@ def test_what_raises_on_its_way_is_a_failure(error: BaseException, monkeypatch: 
 
     def drive() -> None:
         assert serving.ask("build", spec()).status == "ok"
-        infos = {"x": Harmful("loads", error)}
-        framework = load_framework("torch")
         serving.seq += 1
-        serving.link.send(serving.seq, "learn", (tick(1),), to_wire(infos, framework), ack=serving.seq)
+        harmful = Packed((Harmful("loads", error),), (), b"", 0)
+        serving.link.send(serving.seq, "learn", (tick(1),), harmful, ack=serving.seq)
         reply = serving.link.receive(serving.seq, PATIENCE)
         assert reply is not None
         assert (reply.status, reply.payload[0].phase) == ("error", "request")
         assert f"{type(error).__name__}: oh no" in reply.payload[0].message
-        monkeypatch.setattr(Service, "_collect", lambda _: to_wire({"x": Harmful("dumps", error)}, framework))
+        monkeypatch.setattr(Service, "_collect", lambda _: Packed((Harmful("dumps", error),), (), b"", 0))
         reply = serving.ask("collect")
         assert (reply.status, reply.payload[0].phase) == ("error", "reply")
         assert reply.payload[0].kind == type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.agents import copied
 from tests.support.envs import CountingEnv, build_counting
+from tests.support.odd_infos import HoldingEnv, Unreadable, build_holding
 from tests.support.parity import assert_same, copied_outputs
 from tests.support.processes import PATIENCE
 from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgent, build_failing, spec, tick
@@ -151,6 +153,30 @@ def test_failures_of_a_shared_workers_agent_say_where(framework: str):
     transition = to_wire(Transition(rows, rows, None, rows, rows, {}, 0.0), adapter)
     learn = client.failure("learn", tick(2), transition)
     assert (learn.scope, learn.phase, learn.timestep, learn.message) == (2, "post-interaction", 2, "update")
+
+
+def test_infos_that_cannot_be_sent_or_read_say_where():
+    env, adapter = EnvFactory(partial(build_holding, HoldingEnv, threading.Lock), num_envs=9), load_framework("torch")
+    client = Client(spec(env=env))
+    for timestep in (1, 2):
+        client.ok("tick", tick(timestep))
+    sent = client.failure("tick", tick(3))
+    assert (sent.scope, sent.rows, sent.phase, sent.timestep) == (2, (5, 8), "step", 3)
+    assert sent.kind == "workers.errors.EnvError"
+    assert sent.message.startswith("infos['nested']['held'][1][0] is of type _thread.lock, which cannot be sent")
+    assert "cannot pickle '_thread.lock' object" in sent.traceback
+
+    client = Client(spec(env=None))
+    array = adapter.from_numpy(np.zeros((3, 4), np.float32))
+    infos = {"bad": Unreadable()}
+    act = client.failure("act", tick(3), to_wire((array, None, infos), adapter))
+    assert (act.scope, act.rows, act.phase, act.timestep) == (2, (5, 8), "act", 3)
+    assert act.message.startswith("infos['bad'] has arrived from another process, but cannot be unpickled: LookupError")
+    client.ok("act", tick(3), to_wire((array, None, None), adapter))
+    transition = Transition(array, array, None, array, array, infos, 0.0)
+    learn = client.failure("learn", tick(3), to_wire(transition, adapter))
+    assert (learn.scope, learn.phase, learn.timestep) == (2, "record", 3)
+    assert learn.message.startswith("infos['bad'] has arrived")
 
 
 @pytest.mark.parametrize(

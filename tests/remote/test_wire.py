@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from tests.support.agents import to_numpy
+from tests.support.odd_infos import Unreadable
 from tests.support.schedule import FRAMEWORKS
+from workers.errors import EnvError
 from workers.frameworks import Framework, load_framework
 from workers.remote.wire import from_wire, to_wire
 from workers.types import Mode, Outcome, Tick, Transition
@@ -74,7 +78,7 @@ def test_round_trip(name: str, data: st.DataObject):
     framework = load_framework(name)
     tree = data.draw(trees_of(framework))
     wired = to_wire(tree, framework)
-    assert not any(map(framework.is_array, wired.others))
+    assert len(wired.others) == sum(not hasattr(leaf, "shape") for leaf in leaves(tree))  # arrays are not among them
     assert_same_tree(from_wire(pickle.loads(pickle.dumps(wired)), framework), tree)
     assert_same_tree(from_wire(wired, framework), tree)  # also without pickling
 
@@ -124,3 +128,78 @@ def test_arrays_arrive_contiguous_and_without_gradients():
     assert received.numpy().tolist() == [[0, 6], [2, 8], [4, 10]]
     assert received.is_contiguous
     assert not received.requires_grad
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+KEYS: list[Any] = [1, True, 2.5, None, b"b", ("a", (1, None)), Colour.RED, frozenset({"some", "strings"}), np.int64(3)]
+
+
+def test_keys_of_any_type_arrive_and_name_their_masks(framework: str):
+    """The names of the masks of sets depend on the process."""
+    adapter, mask = load_framework(framework), np.array([True])
+    for key in KEYS:
+        tree = {"first": 1, key: np.array([2]), "_of another process": mask}
+        packed = to_wire({**tree, f"_{key}": mask}, adapter)
+        received = from_wire(packed, adapter)
+        assert list(received) == ["first", key, "_of another process", f"_{key}"]
+        assert type(list(received)[1]) is type(key)
+        kind, keys, *rest = packed.spec
+        elsewhere = packed._replace(spec=(kind, (*keys[:3], "_frozenset({'strings', 'some'})"), *rest))
+        assert list(from_wire(elsewhere, adapter)) == ["first", key, "_of another process", f"_{key}"]
+
+
+def test_layouts_of_equal_keys_differ():
+    adapter = load_framework("numpy")
+    assert len({to_wire({key: 5, "_x": 6}, adapter).spec for key in (1, True, 1.0, np.int64(1))}) == 4
+
+
+LOCK = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("tree", "place"),
+    [
+        ({"a": LOCK}, "infos['a'] is"),
+        ({"a": {"lock": LOCK}}, "infos['a']['lock'] is"),
+        ((1, {"x": 5, 3: {"l": [0, {"deep": (LOCK, 1)}]}}), "infos[3]['l'][1]['deep'][0] is"),
+        ({"o": np.array([None, LOCK, 1])}, "infos['o'][1] is"),
+    ],
+)
+def test_what_cannot_be_pickled_is_named(tree: Any, place: str):
+    with pytest.raises(EnvError) as caught:
+        to_wire(tree, load_framework("numpy"))
+    assert str(caught.value) == (
+        f"{place} of type _thread.lock, which cannot be sent to another process: TypeError: cannot pickle "
+        "'_thread.lock' object; remove it, for example in a wrapper of the environment, or train with "
+        "orchestrator='local'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        (object(), "what arrives is not equal to it"),
+        (float("nan"), "what arrives is not equal to it"),
+        (("t", float("nan")), "what arrives is not equal to it"),
+        (Unreadable(), "LookupError: no licence"),
+        (LOCK, "TypeError: cannot pickle '_thread.lock' object"),
+    ],
+)
+def test_keys_that_would_not_arrive_are_named(key: Any, reason: str):
+    with pytest.raises(
+        EnvError, match=r"^the key .* of infos\['a'\], of type .*, cannot be sent.*; use a string"
+    ) as caught:
+        to_wire({"a": {key: 1}}, load_framework("numpy"))
+    assert reason in str(caught.value)
+
+
+def test_what_cannot_be_unpickled_is_named():
+    adapter = load_framework("numpy")
+    packed = to_wire((1, {"a": {2: [Unreadable()]}, "b": 1}), adapter)
+    with pytest.raises(
+        EnvError, match=r"^infos\['a'\]\[2\] has arrived .* cannot be unpickled: LookupError: no licence"
+    ):
+        from_wire(packed, adapter)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules.test_infos import INFO, gymnasium_infos
-from tests.support.parity import assert_same
+from tests.support.parity import assert_alike, assert_same
 from tests.support.schedule import examples
 from workers.errors import EnvError
 from workers.frameworks import load_framework
@@ -94,27 +94,6 @@ def test_parts_merge_into_the_whole(batch: tuple[list[Infos], list[int]]):
     assert_same(merge_infos(parts, sizes, NUMPY), whole)
 
 
-def assert_alike(given_value: Any, expected: Any, path: str = "") -> None:
-    """Assert that infos are equal but for the types of numbers."""
-    if isinstance(expected, dict):
-        assert isinstance(given_value, dict), f"{path}: {given_value!r}"
-        assert given_value.keys() == expected.keys(), path
-        for key, value in expected.items():
-            assert_alike(given_value[key], value, f"{path}[{key!r}]")
-    elif isinstance(expected, np.ndarray) and expected.dtype.kind in "biufc":
-        assert given_value.dtype.kind in "biufc", f"{path}: {given_value!r} is not {expected!r}"
-        np.testing.assert_array_equal(given_value, expected, path, strict=given_value.dtype == expected.dtype)
-    elif isinstance(expected, np.ndarray):
-        assert given_value.dtype.kind == expected.dtype.kind, f"{path}: {given_value!r} is not {expected!r}"
-        assert_alike(given_value.tolist(), expected.tolist(), path)
-    elif isinstance(expected, (list, tuple)):
-        assert len(given_value) == len(expected)
-        for index, (one, other) in enumerate(zip(given_value, expected, strict=True)):
-            assert_alike(one, other, f"{path}[{index}]")
-    else:
-        assert given_value == expected, f"{path}: {given_value!r} is not {expected!r}"
-
-
 @given(odd_batches())
 @settings(deadline=None, max_examples=examples(300, long=5000))
 def test_rows_taken_from_a_batch_are_what_they_are_alone(batch: tuple[list[Infos], list[int]]):
@@ -175,6 +154,8 @@ def column(*values: Any) -> Any:
         ([1, 2.5, "x"], [1.0, 2.5, "x"]),  # as in an array of its own
         ([np.float32(0.5), "x"], [np.float32(0.5), "x"]),
         ([np.array(3), np.int64(4), "x"], [3, 4, "x"]),
+        ([np.array("x"), 0, 0.5], [np.array("x"), 0.0, 0.5]),
+        ([np.arange(2), np.zeros(2), np.arange(3)], [np.array([0.0, 1.0]), np.zeros(2), np.arange(3)]),
         ([{"n": 1}, 2], [{"n": 1}, 2]),
         ([{"n": np.array(1)}, {"n": 0.5}, 2], [{"n": 1.0}, {"n": 0.5}, 2]),
         ([[1, 2], (3,)], [[1, 2], (3,)]),

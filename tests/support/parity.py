@@ -116,3 +116,24 @@ def assert_same(given: Any, expected: Any, path: str = "") -> None:
             assert given.tobytes() == expected.tobytes(), f"{path}: {given} is not {expected}"
     else:
         assert given == expected or (given != given and expected != expected), f"{path}: {given!r} is not {expected!r}"
+
+
+def assert_alike(given_value: Any, expected: Any, path: str = "") -> None:
+    """Assert that infos are equal but for the types of numbers."""
+    if isinstance(expected, dict):
+        assert isinstance(given_value, dict), f"{path}: {given_value!r}"
+        assert given_value.keys() == expected.keys(), path
+        for key, value in expected.items():
+            assert_alike(given_value[key], value, f"{path}[{key!r}]")
+    elif isinstance(expected, np.ndarray) and expected.dtype.kind in "biufc":
+        assert given_value.dtype.kind in "biufc", f"{path}: {given_value!r} is not {expected!r}"
+        np.testing.assert_array_equal(given_value, expected, path, strict=given_value.dtype == expected.dtype)
+    elif isinstance(expected, np.ndarray):
+        assert given_value.dtype.kind == expected.dtype.kind, f"{path}: {given_value!r} is not {expected!r}"
+        assert_alike(given_value.tolist(), expected.tolist(), path)
+    elif isinstance(expected, (list, tuple)):
+        assert len(given_value) == len(expected)
+        for index, (one, other) in enumerate(zip(given_value, expected, strict=True)):
+            assert_alike(one, other, f"{path}[{index}]")
+    else:
+        assert given_value == expected, f"{path}: {given_value!r} is not {expected!r}"

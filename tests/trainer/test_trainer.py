@@ -247,7 +247,9 @@ def test_exports(framework):
     assert module.StepTrainer.framework == framework
     assert module.StepTrainerCfg is StepTrainerCfg
     assert module.generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
-    assert set(workers.envs.__all__) == {"EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "make_env", "wrap_env"}
+    assert set(workers.envs.__all__) == {
+        "EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "check_env", "make_env", "wrap_env",
+    }  # fmt: skip
 
 
 def test_error_while_closing_does_not_hide_the_one_under_way(caplog):

@@ -27,12 +27,18 @@ def legal_actions(mask: Any, rows: int, sizes: Sequence[int]) -> npt.NDArray[np.
         its categories are allowed.
 
     Raises:
-        AgentError: The mask has another shape.
+        AgentError: The mask has another shape, or is no mask.
     """
-    mask = np.asarray(mask)
-    if mask.dtype == object:
-        mask = np.array([_flat(row, sum(sizes)) for row in mask])
-    mask = mask.astype(np.bool_)
+    try:
+        mask = np.asarray(mask)
+        if mask.dtype == object:
+            mask = np.array([_flat(row, sum(sizes)) for row in mask])
+        mask = mask.astype(np.bool_)
+    except (TypeError, ValueError) as error:
+        raise AgentError(
+            f"infos['action_mask'] has rows that do not fit together: {error}; expected {(rows, sum(sizes))}, or for "
+            f"each row a mask of {sum(sizes)} actions or None"
+        ) from error
     if mask.shape != (rows, sum(sizes)):
         raise AgentError(f"infos['action_mask'] has shape {mask.shape}; expected {(rows, sum(sizes))}")
     parts = np.split(mask, np.cumsum(sizes)[:-1], axis=1)

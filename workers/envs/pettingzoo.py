@@ -239,7 +239,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         infos = merge_rows(told)
         if taken := [key for key in infos if key in _RESERVED]:
             raise EnvError(
-                f"{self._name} has {taken[0]!r} in its infos; expected another name, as this is the wrapper's"
+                f"{self._name}: the infos have {taken[0]!r}, which the wrapper adds itself; rename it, for example in "
+                "a wrapper of the environment"
             )
         return infos
 

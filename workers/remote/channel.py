@@ -44,7 +44,6 @@ _JOINED = 16 * 1024
 """Largest data, in bytes, that are sent in one piece with the rest of the message."""
 
 _MAX_LAYOUTS = 64
-_SCALARS = {bool, int, float, str, bytes, type(None)}
 
 _GREETING = b"lockstep 2\n"
 _NONCE = 32
@@ -197,7 +196,7 @@ class Channel:
 
         Args:
             sock: The connection.
-            dumps: Pickles leaves that are not arrays, including instances of classes that the peer cannot import.
+            dumps: Pickles layouts, including keys of classes that the peer cannot import.
             stall_timeout: Seconds for which the peer may neither send nor receive anything in the middle of a message;
                 0 for no limit.
             catches: What a class that cannot be unpickled may raise. `Exception`: an interrupt belongs to this program.
@@ -225,13 +224,13 @@ class Channel:
         """Return a message in the parts that `write` sends next; see `Message`.
 
         Raises:
-            Exception: A leaf cannot be pickled; nothing needs to be sent.
+            Exception: The layout cannot be pickled; nothing needs to be sent.
         """
         self._new = None
         if packed is None:
             return (_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, True) + plain,)
         spec, others, data, size = packed
-        pickled_others = self._pickle_others(others) if others else b""
+        pickled_others = pickle.dumps(others, pickle.HIGHEST_PROTOCOL) if others else b""
         number, pickled_spec = self._sent.get(spec, -1), b""
         if number < 0:
             pickled_spec = self._dumps(spec)
@@ -259,11 +258,6 @@ class Channel:
             spec, number = self._new
             self._sent[spec] = number
             self._new = None
-
-    def _pickle_others(self, others: tuple[Any, ...]) -> bytes:
-        if _SCALARS.issuperset(map(type, others)):
-            return pickle.dumps(others, pickle.HIGHEST_PROTOCOL)
-        return self._dumps(others)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or None if none starts to arrive within `timeout` seconds; None waits forever.

@@ -48,7 +48,7 @@ class Server:
 
         Args:
             service: Handles the requests.
-            dumps: Pickles leaves that are not arrays; see `Channel`.
+            dumps: Pickles layouts; see `Channel`.
         """
         self._service = service
         self._dumps = dumps

@@ -99,7 +99,7 @@ class Service:
         """Prepare for the first request.
 
         Args:
-            dumps: Pickles a trained agent, including one whose class was sent here by value.
+            dumps: Pickles objects, including those whose class was sent here by value.
             log: What this process logs, to be sent with the replies.
         """
         self._dumps = dumps
@@ -233,7 +233,7 @@ class Service:
                 AgentGroup([runner], framework, copies=not env_slice.gives_arrays_away),
                 framework,
                 scopes=[spec.scope],
-                pack=lambda outcome: to_wire(outcome, framework, self._into),
+                pack=lambda outcome: to_wire(outcome, framework, self._into, dumps=self._dumps),
             )
         return runner.describe(() if env_slice is None else env_slice.notes)
 
@@ -253,12 +253,15 @@ class Service:
 
     def _act(self, tick: Tick, packed: Packed) -> Packed:
         self._timestep = tick.timestep
-        framework = self._built_framework
-        actions = self._built_runner.act(tick, *from_wire(packed, framework))
-        return to_wire(actions, framework, self._into)
+        framework, runner = self._built_framework, self._built_runner
+        runner.phase = Phase.ACT
+        actions = runner.act(tick, *from_wire(packed, framework))
+        return to_wire(actions, framework, self._into, dumps=self._dumps)
 
     def _learn(self, tick: Tick, packed: Packed) -> None:
-        self._built_runner.learn(tick, *from_wire(packed, self._built_framework))
+        runner = self._built_runner
+        runner.phase = Phase.RECORD
+        runner.learn(tick, *from_wire(packed, self._built_framework))
 
     def _collect(self) -> dict[str, float]:
         return self._built_runner.collect() if self._worker is None else self._worker.collect()[0]

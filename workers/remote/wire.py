@@ -6,20 +6,32 @@ and are rebuilt on arrival.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from workers.errors import EnvError
 from workers.frameworks import Framework
+from workers.info_rows import mask_name
 from workers.types import Outcome
 
 __all__ = ["FrameworkArray", "Packed", "from_wire", "read_outcome", "to_wire"]
 
 _ALIGNMENT = 64
-_ARRAY, _FRAMEWORK_ARRAY, _DICT, _TUPLE, _OTHER = range(5)
+_ARRAY, _FRAMEWORK_ARRAY, _DICT, _DICT_OF_OTHER_KEYS, _TUPLE, _SCALAR, _PICKLED = range(7)
+
+_SCALARS = {bool, int, float, str, bytes, type(None)}
+_STRING = {str}
+_MOST_LEVELS = 10
+"""How deep to look for an object that cannot be pickled."""
+
+Dumps = Callable[[Any], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Packed(NamedTuple):
 
     Attributes:
         spec: Structure of the tree, with dtype, shape and offset of each array: nested tuples that can be compared.
-        others: The leaves that are not arrays, and arrays of objects.
+        others: The leaves that are not arrays, and arrays of objects: scalars as they are, anything else pickled.
         data: The bytes of all arrays; None if they are in memory that sender and receiver share.
         size: Number of these bytes.
     """
@@ -45,18 +57,42 @@ class Packed(NamedTuple):
     size: int
 
 
-def to_wire(tree: Any, framework: Framework, into: Any = None) -> Packed:
+class _LeafError(Exception):
+    """A leaf or a key that cannot be sent or read.
+
+    Attributes:
+        keys: Where it is.
+    """
+
+    def __init__(self, before: str, after: str, keys: Iterable[Any] = ()) -> None:
+        self.keys = list(keys)
+        super().__init__(before, after)
+
+    def error(self) -> EnvError:
+        """Return the error for the user. Only infos have leaves that are neither arrays nor scalars."""
+        before, after = self.args
+        return EnvError(before + "infos" + "".join(f"[{short(key)}]" for key in self.keys) + after)
+
+
+def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps = pickle.dumps) -> Packed:
     """Copy all arrays of `tree` into one block. Tuples (including named tuples) and dictionaries may nest.
 
     Args:
         tree: Arrays of the framework (or `FrameworkArray` in their place), NumPy arrays, and anything picklable.
         framework: The framework whose arrays `tree` may contain.
         into: Writable memory for the arrays if they fit, instead of a new block.
+        dumps: Pickles leaves that are not arrays, including instances of classes that the receiver cannot import.
+
+    Raises:
+        EnvError: A leaf cannot be pickled, or a key is not equal to what would arrive. The message has the keys.
     """
     arrays: list[npt.NDArray[Any]] = []
     stops = [0]
     others: list[Any] = []
-    spec = _flatten(tree, framework, arrays, stops, others)
+    try:
+        spec = _flatten(tree, framework, dumps, arrays, stops, others)
+    except _LeafError as error:
+        raise error.error() from error.__cause__
     size = stops[-1]
     data = None if into is not None and size <= len(into) else bytearray(size)
     block = into if data is None else data
@@ -66,43 +102,134 @@ def to_wire(tree: Any, framework: Framework, into: Any = None) -> Packed:
 
 
 def _flatten(
-    tree: Any, framework: Framework, arrays: list[npt.NDArray[Any]], stops: list[int], others: list[Any]
+    tree: Any, framework: Framework, dumps: Dumps, arrays: list[npt.NDArray[Any]], stops: list[int], others: list[Any]
 ) -> tuple[Any, ...]:
     """Return the description of a tree and append its leaves to the lists."""
-    if framework.is_array(tree):
+    has_objects = isinstance(tree, np.ndarray) and tree.dtype.hasobject  # its bytes are addresses
+    if framework.is_array(tree) and not has_objects:
         kind, array = _FRAMEWORK_ARRAY, framework.to_numpy(tree)
     elif isinstance(tree, dict):
-        values = [_flatten(value, framework, arrays, stops, others) for value in tree.values()]
-        return _DICT, tuple(tree), tuple(values)
+        values = []
+        try:
+            for value in tree.values():
+                values.append(_flatten(value, framework, dumps, arrays, stops, others))
+        except _LeafError as error:
+            error.keys.insert(0, tuple(tree)[len(values)])
+            raise
+        if _STRING.issuperset(map(type, tree)):
+            return _DICT, tuple(tree), tuple(values)
+        return _DICT_OF_OTHER_KEYS, tuple(tree), tuple(values), *_described(tree, dumps)
     elif isinstance(tree, tuple):
-        values = [_flatten(value, framework, arrays, stops, others) for value in tree]
+        values = [_flatten(value, framework, dumps, arrays, stops, others) for value in tree]
         return _TUPLE, type(tree) if hasattr(tree, "_fields") else tuple, tuple(values)
-    elif isinstance(tree, np.ndarray) and not tree.dtype.hasobject:
+    elif isinstance(tree, np.ndarray) and not has_objects:
         kind, array = _ARRAY, tree
     elif isinstance(tree, FrameworkArray):
         kind, array = _FRAMEWORK_ARRAY, tree.values
     else:
-        others.append(tree)
-        return _OTHER, len(others) - 1
+        is_scalar = type(tree) in _SCALARS
+        others.append(tree if is_scalar else _pickled(tree, dumps))
+        return _SCALAR if is_scalar else _PICKLED, len(others) - 1
     start = stops[-1]
     arrays.append(array)
     stops.append(start + (array.nbytes + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT)
     return kind, array.dtype, array.shape, start
 
 
+def _described(keys: Iterable[Any], dumps: Dumps) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return for each key whose mask it is, as an index or -1, and the name of its type.
+
+    On arrival, a mask gets its name from the key that has arrived: ``str`` of a set depends on the process. The types
+    tell the descriptions of equal keys, such as 1 and True, apart.
+    """
+    for key in keys:
+        if not _is_plain(key):
+            _check_key(key, dumps)
+    names = {mask_name(key): index for index, key in enumerate(keys) if type(key) is not str}
+    return tuple(names.get(key, -1) for key in keys), tuple(type(key).__qualname__ for key in keys)
+
+
+def _is_plain(key: Any) -> bool:
+    """Return whether a key is certainly the same in another process. NaN is not: it is not equal to itself."""
+    if isinstance(key, tuple):
+        return all(map(_is_plain, key))
+    return isinstance(key, Enum) or (type(key) in _SCALARS and key == key)
+
+
+def _check_key(key: Any, dumps: Dumps) -> None:
+    before, after = f"the key {short(key)} of ", f", of type {_kind(key)}, cannot be sent to another process"
+    remedy = "use a string, for example in a wrapper of the environment, or train with orchestrator='local'"
+    try:
+        if pickle.loads(dumps(key)) == key:
+            return
+    except Exception as error:  # the class is the user's
+        raise _LeafError(before, f"{after}: {type(error).__name__}: {error}; {remedy}") from error
+    raise _LeafError(before, f"{after}: what arrives is not equal to it; {remedy}")
+
+
+def _pickled(leaf: Any, dumps: Dumps) -> bytes:
+    try:
+        if isinstance(leaf, np.ndarray) and _SCALARS.issuperset(map(type, leaf.flat)):
+            return pickle.dumps(leaf, pickle.HIGHEST_PROTOCOL)  # as `dumps`, but faster
+        return dumps(leaf)
+    except Exception as error:
+        keys, culprit, reason = _culprit(leaf, error, dumps)
+        raise _LeafError(
+            "",
+            f" is of type {_kind(culprit)}, which cannot be sent to another process: {type(reason).__name__}: {reason}"
+            "; remove it, for example in a wrapper of the environment, or train with orchestrator='local'",
+            keys,
+        ) from error
+
+
+def _culprit(value: Any, error: Exception, dumps: Dumps) -> tuple[list[Any], Any, Exception]:
+    """Return where in a value something cannot be pickled, what it is, and the error."""
+    keys: list[Any] = []
+    while len(keys) < _MOST_LEVELS:
+        if isinstance(value, (dict, list, tuple, np.ndarray)):
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        else:
+            items = []
+        for key, item in items:
+            try:
+                dumps(item)
+            except Exception as inner:
+                keys.append(key)
+                value, error = item, inner
+                break
+        else:
+            break
+    return keys, value, error
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def from_wire(packed: Packed, framework: Framework) -> Any:
-    """Return the tree that was passed to `to_wire`, with new arrays."""
+    """Return the tree that was passed to `to_wire`, with new arrays.
+
+    Raises:
+        EnvError: A leaf cannot be unpickled. The message has its keys.
+    """
 
     def make(kind: int, array: npt.NDArray[Any]) -> Any:
         return framework.from_numpy(array) if kind == _FRAMEWORK_ARRAY else array.copy()
 
-    return _build(packed.spec, packed, make)
+    try:
+        return _build(packed.spec, packed, make)
+    except _LeafError as error:
+        raise error.error() from error.__cause__
 
 
 def read_outcome(packed: Packed, framework: Framework) -> Outcome:
     """Return the outcome that was passed to `to_wire`; its infos contain new arrays.
 
     The other arrays are NumPy views of the block: copy them before the block is reused.
+
+    Raises:
+        EnvError: A value in the infos cannot be unpickled. The message has its keys.
     """
     *arrays, infos = packed.spec[2]
     values = [_build(spec, packed, _as_it_is) for spec in arrays]
@@ -119,9 +246,31 @@ def _build(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArr
     if kind <= _FRAMEWORK_ARRAY:
         _, dtype, shape, offset = spec
         return make(kind, np.ndarray(shape, dtype, packed.data, offset))
-    if kind == _DICT:
-        return {key: _build(value, packed, make) for key, value in zip(spec[1], spec[2], strict=True)}
+    if kind == _SCALAR:
+        return packed.others[spec[1]]
+    if kind == _PICKLED:
+        return _unpickled(packed.others[spec[1]])
     if kind == _TUPLE:
         values = [_build(value, packed, make) for value in spec[2]]
         return tuple(values) if spec[1] is tuple else spec[1](*values)
-    return packed.others[spec[1]]
+    keys, values = spec[1], []
+    if kind == _DICT_OF_OTHER_KEYS:
+        keys = [key if owner < 0 else mask_name(keys[owner]) for key, owner in zip(keys, spec[3], strict=True)]
+    try:
+        for value in spec[2]:
+            values.append(_build(value, packed, make))
+    except _LeafError as error:
+        error.keys.insert(0, keys[len(values)])
+        raise
+    return dict(zip(keys, values, strict=True))
+
+
+def _unpickled(data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:  # the class is the user's
+        raise _LeafError(
+            "",
+            f" has arrived from another process, but cannot be unpickled: {type(error).__name__}: {error}; make its "
+            "module importable in both processes, or remove it, for example in a wrapper of the environment",
+        ) from error
