@@ -41,6 +41,7 @@ __all__ = [
     "mark_row",
     "marked_row",
     "message_of",
+    "type_name",
 ]
 
 _logger = logging.getLogger("lockstep")
@@ -144,7 +145,7 @@ class Failure:
             timestep: See `Failure`.
             node: See `Failure`.
         """
-        kind, row = type(error), marked_row(error)
+        row = marked_row(error)
         if row is not None:
             rows = (rows[0] + row, rows[0] + row + 1)
         return cls(
@@ -153,7 +154,7 @@ class Failure:
             phase=phase,
             timestep=timestep,
             node=node,
-            kind=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
+            kind=type_name(type(error)),
             message=message_of(error),
             traceback=_traceback_of(error),
         )
@@ -188,6 +189,11 @@ def _scope(failure: Failure) -> str:
     start, stop = failure.rows
     rows = f"environment {start}" if stop - start == 1 else f"environments {start}:{stop}"
     return f"{'all scopes' if failure.scope is None else f'scope {failure.scope}'} ({rows})"
+
+
+def type_name(kind: type) -> str:
+    """Return the qualified name of a type, without the module of a built-in one."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def message_of(error: BaseException) -> str:
@@ -237,7 +243,7 @@ class WorkerError(LockstepError, RuntimeError):
 
 def build_error(failures: Sequence[Failure]) -> LockstepError:
     """Return the error for a failed build: the Agent-, Env- or ConfigError of all workers, else a `WorkerError`."""
-    ours = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AgentError, EnvError, ConfigError)}
+    ours = {type_name(kind): kind for kind in (AgentError, EnvError, ConfigError)}
     kinds = {failure.kind for failure in failures}
     if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
         nodes: dict[str, list[str]] = {}

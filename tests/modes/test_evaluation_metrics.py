@@ -15,7 +15,7 @@ import pytest
 from orchestrator.ray import RayOrchestrator
 from tests.scope.test_tracking import FileWriter, SkrlLikeAgent
 from tests.support.agents import NullAgent, RecordingTeam
-from tests.support.envs import CountingEnv, counting_factory
+from tests.support.envs import RenderedEnv, counting_factory
 from tests.support.multi_agent_envs import SCRIPTS, TEAM, CountingTeamEnv, build_team, team_factory
 from tests.support.parity import CFG, assert_same, step_trainer
 from tests.support.schedule import FRAMEWORKS, full_or_short
@@ -246,14 +246,7 @@ def test_an_own_writer_gets_everything_as_before(tmp_path: Path):
 
 
 def test_rendering_and_resetting_in_evaluation_have_tags_of_their_own():
-    class Rendered(CountingEnv):
-        render_mode = "rgb_array"
-        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's convention
-
-        def render(self) -> Any:
-            return np.zeros((1, 1, 3), np.uint8)
-
-    env = EnvFactory(lambda n, first: [Rendered(first + i) for i in range(n)], num_envs=2)
+    env = EnvFactory(lambda n, first: [RenderedEnv(first + i) for i in range(n)], num_envs=2)
     with StepTrainer(env=env, agents=NullAgent, cfg={**CFG, "headless": False}) as trainer:
         trainer.eval()
         tags = set(trainer.collect_metrics()[0])

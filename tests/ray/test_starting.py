@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -23,7 +22,7 @@ from orchestrator.ray.transport import Door, UnreachableError
 from tests.support.agents import NullAgent
 from tests.support.envs import build_counting, counting_factory
 from tests.support.parity import CFG, step_trainer
-from tests.support.processes import PATIENCE, python
+from tests.support.processes import PATIENCE, python, wait_for
 from tests.support.schedule import IS_LONG, full_or_short
 from workers.envs import EnvFactory
 from workers.errors import ClusterError, WorkerError
@@ -150,14 +149,6 @@ def blocking_factory(folder: Path) -> EnvFactory:
         return build_counting(num_envs, first_env)
 
     return EnvFactory(build, num_envs=4)
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(int(PATIENCE / 0.05)):
-        if path.exists():
-            return
-        threading.Event().wait(0.05)
-    raise TimeoutError(f"no {path}")
 
 
 def trainer_of(env: Any = None, **options: Any) -> Any:

@@ -20,7 +20,7 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, counting_factory
 from tests.support.parity import CFG, step_trainer
-from tests.support.processes import PATIENCE, descendants, still_alive
+from tests.support.processes import descendants, still_alive, wait_for
 from tests.support.schedule import full_or_short
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import WorkerError
@@ -259,14 +259,6 @@ class SlowAgent(NullAgent):
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         if timestep >= 2:
             wait_for(self.go_on)
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(int(PATIENCE / 0.05)):
-        if path.exists():
-            return
-        threading.Event().wait(0.05)
-    raise TimeoutError(f"no {path}")
 
 
 def test_workers_are_asked_and_halted_beside_their_work(transport, tmp_path):

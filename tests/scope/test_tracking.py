@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.agents import NullAgent, copied
-from tests.support.envs import CountingEnv, build_counting, counting_factory
+from tests.support.envs import CountingEnv, RenderedEnv, build_counting, counting_factory
 from tests.support.parity import CFG, assert_same, step_trainer
 from trainer.torch import StepTrainer
 from workers.envs import EnvFactory
@@ -218,14 +218,7 @@ def test_episodes_infos_and_phases_of_each_scope(framework: str):
 
 
 def test_rendering_is_timed():
-    class Rendered(CountingEnv):
-        render_mode = "rgb_array"
-        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's convention
-
-        def render(self) -> Any:
-            return np.zeros((1, 1, 3), np.uint8)
-
-    env = EnvFactory(lambda n, first: [Rendered(first + i) for i in range(n)], num_envs=2)
+    env = EnvFactory(lambda n, first: [RenderedEnv(first + i) for i in range(n)], num_envs=2)
     with StepTrainer(env=env, agents=NullAgent, cfg={**CFG, "headless": False}) as trainer:
         trainer.train()
         assert "Stats / Rendering time (ms)" in trainer.collect_metrics()[0]

@@ -68,6 +68,16 @@ class SilentEnv(CountingEnv):
         return *super().step(action)[:4], {}
 
 
+class RenderedEnv(CountingEnv):
+    """`CountingEnv` with a picture."""
+
+    render_mode = "rgb_array"
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium's convention
+
+    def render(self) -> Any:
+        return np.zeros((1, 1, 3), np.uint8)
+
+
 def build_counting(num_envs: int, first_env: int) -> list[CountingEnv]:
     """Build copies whose row is their index in the full batch."""
     return [CountingEnv(first_env + i) for i in range(num_envs)]

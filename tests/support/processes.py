@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
-__all__ = ["PATIENCE", "ROOT", "descendants", "python", "still_alive"]
+__all__ = ["PATIENCE", "ROOT", "descendants", "python", "still_alive", "wait_for"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,15 @@ def descendants(word: str = "") -> list[psutil.Process]:
         except psutil.Error:  # gone, or a zombie that its parent is about to collect
             continue
     return found
+
+
+def wait_for(path: Path) -> None:
+    """Wait until another process has made a file."""
+    for _ in range(int(PATIENCE / 0.05)):
+        if path.exists():
+            return
+        threading.Event().wait(0.05)
+    raise TimeoutError(f"no {path}")
 
 
 def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:

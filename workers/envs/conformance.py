@@ -190,7 +190,7 @@ def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps:
     for step in range(1, steps + 1):
         *arrays, infos = checked_step(env.step(draw(infos)))
         infos = check_infos(infos, env)
-        outcome = Outcome(*arrays, infos)
+        outcome = Outcome._make([*arrays, infos])
         states = env.state()
         final = infos["final_obs"] if is_ours and "final_obs" in infos else outcome.observations
         transition = Transition(outcome.rewards, final, states, outcome.terminated, outcome.truncated, infos, 0.0)

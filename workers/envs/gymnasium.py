@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from workers.copying import copy_containers
 from workers.envs.base import Wrapper
 from workers.envs.copies import CheckedSyncVectorEnv, check_copies
 from workers.envs.reset_mask import check_class, prove_reset_mask, reset_rows
@@ -192,8 +191,8 @@ class GymnasiumWrapper(Wrapper):
     ) -> tuple[NumpyArray, dict[str, Any]]:
         """Reset the ended environments and return the observations and infos that SAME_STEP mode would return."""
         before = observations[~ended]  # a copy: environments may overwrite arrays they returned
-        # before the reset: wrappers may reset their info entries in place
-        final_infos, running_infos = copy_containers(mask_rows(infos, ended)), mask_rows(infos, ~ended)
+        # copies, before the reset: environments and their wrappers may change their infos in place
+        final_infos, running_infos = mask_rows(infos, ended), mask_rows(infos, ~ended)
         observations, reset_infos = reset_rows(self._env, self._flatten, ended, before)
         merged = overlay(running_infos, mask_rows(reset_infos, ended), ended)
         if final_infos:

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces.utils import flatdim
 
 from workers.envs.checking import is_multi_agent
-from workers.errors import EnvError, mark_row
+from workers.errors import EnvError, mark_row, type_name
 from workers.frameworks import Framework
 from workers.types import Arrays, Outcome, Transition
 
@@ -59,10 +59,7 @@ class EnvChecks:
         self._alive = [_alive(infos)] * 2
         self._check_arrays("observations", observations, self._widths)
         self._check_arrays("states", states, self._state_widths)
-        given = (
-            [("observations", observations)] if states is None else [("observations", observations), ("states", states)]
-        )
-        self._check_finite(given, timestep)
+        self._check_finite([("observations", observations), ("states", states)], timestep)
 
     def check_step(self, outcome: Outcome, states: Arrays | None, transition: Transition, timestep: int) -> None:
         """Check what ``step`` and ``state`` returned, and the true final observations and states.
@@ -79,10 +76,8 @@ class EnvChecks:
             self._check_arrays("terminated", terminated, 1)
             self._check_arrays("truncated", truncated, 1)
             self._kinds = set() if isinstance(observations, dict) else {type(observations)}
-        given = [("observations", observations), ("rewards", rewards)]
-        if states is not None:
-            self._check_arrays("states", states, self._state_widths)
-            given.append(("states", states))
+        self._check_arrays("states", states, self._state_widths)
+        given = [("observations", observations), ("rewards", rewards), ("states", states)]
         if transition.next_observations is not observations:
             given.append(("final observations", transition.next_observations))
         if transition.next_states is not states:
@@ -131,7 +126,7 @@ class EnvChecks:
             # rewards and flags are columns; the elements of an observation or a state may have any shape
             if width is None or (size == width and what in ("observations", "states")):
                 return
-        given = f"shape {shape}" if is_array else f"type {_kind(array)}"
+        given = f"shape {shape}" if is_array else f"type {type_name(type(array))}"
         expected = f"({rows}, {'size' if width is None else width})"
         raise EnvError(
             f"{self._name}: {_of(what, name)} have {given}; expected a {self._framework.name} array of shape {expected}"
@@ -142,6 +137,8 @@ class EnvChecks:
             return
         framework, elsewhere = self._framework, []
         for what, arrays in given:
+            if arrays is None:
+                continue
             for name, array in _each(arrays) if isinstance(arrays, dict) else ((None, arrays),):
                 if not framework.is_on_host(array):
                     elsewhere.append(array)
@@ -216,7 +213,3 @@ def _alive(infos: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _of(what: str, name: str | None) -> str:
     return what if name is None else f"{what} of {name!r}"
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Dict, Tuple
 
-from workers.errors import EnvError
+from workers.errors import EnvError, type_name
 
 __all__ = [
     "check_members",
@@ -74,11 +74,11 @@ def check_members(sample: Any, space: Space[Any], keys: list[Any], what: str) ->
     """
     if isinstance(space, Dict):
         if not isinstance(sample, Mapping):
-            raise EnvError(f"{what} is of type {_kind(sample)}; expected a dictionary with the keys {keys}")
+            raise EnvError(f"{what} is of type {type_name(type(sample))}; expected a dictionary with the keys {keys}")
         if sample.keys() != set(keys):
             raise EnvError(f"{what} has the keys {list(sample)}; expected {keys}")
     elif not isinstance(sample, (tuple, list)):
-        raise EnvError(f"{what} is of type {_kind(sample)}; expected a tuple of {len(keys)}")
+        raise EnvError(f"{what} is of type {type_name(type(sample))}; expected a tuple of {len(keys)}")
     elif len(sample) != len(keys):
         raise EnvError(f"{what} is a tuple of {len(sample)}; expected {len(keys)} members")
 
@@ -87,12 +87,14 @@ def _fitting(sample: Any, space: Space[Any], what: str) -> NumpyArray:
     """Return a sample as an array of the space's shape and dtype."""
     if not isinstance(sample, _NATIVE):
         raise EnvError(
-            f"{what} is of type {_kind(sample)}; expected a NumPy array of shape {space.shape}, as in {space}"
+            f"{what} is of type {type_name(type(sample))}; expected a NumPy array of shape {space.shape}, as in {space}"
         )
     try:
         array = np.asarray(sample)
     except ValueError as error:
-        raise EnvError(f"{what} is a ragged {_kind(sample)}; expected an array of shape {space.shape}") from error
+        raise EnvError(
+            f"{what} is a ragged {type_name(type(sample))}; expected an array of shape {space.shape}"
+        ) from error
     if array.shape != space.shape:
         raise EnvError(f"{what} has shape {array.shape}; expected {space.shape}, as in {space}")
     return converted(array, space.dtype, what)
@@ -152,9 +154,10 @@ def checked_step(given: Any) -> tuple[Any, Any, Any, Any, Any]:
         EnvError: It is something else, such as the four values of the old Gym.
     """
     if isinstance(given, (tuple, list)) and len(given) == 5:
-        return tuple(given)
-    number = f"{len(given)} values" if isinstance(given, (tuple, list)) else f"a {_kind(given)}"
-    raise EnvError(f"step() returned {number}; expected five: observations, rewards, terminated, truncated and infos")
+        return given  # type: ignore[return-value]
+    raise EnvError(
+        f"step() returned {_returned(given)}; expected five: observations, rewards, terminated, truncated and infos"
+    )
 
 
 def checked_reset(given: Any) -> tuple[Any, Any]:
@@ -165,16 +168,14 @@ def checked_reset(given: Any) -> tuple[Any, Any]:
     """
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return given[0], given[1]
-    number = f"{len(given)} values" if isinstance(given, (tuple, list)) else f"a {_kind(given)}"
-    raise EnvError(f"reset() returned {number}; expected two: observations and infos")
+    raise EnvError(f"reset() returned {_returned(given)}; expected two: observations and infos")
+
+
+def _returned(given: Any) -> str:
+    return f"{len(given)} values" if isinstance(given, (tuple, list)) else f"a {type_name(type(given))}"
 
 
 def _described(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return "None" if value is None else f"{str(value)[:40]!r} of type {_kind(value)}"
-
-
-def _kind(value: Any) -> str:
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return "None" if value is None else f"{str(value)[:40]!r} of type {type_name(type(value))}"

@@ -19,7 +19,7 @@ from gymnasium.spaces.utils import flatdim
 from gymnasium.vector.utils import create_empty_array
 
 from workers.envs.samples import check_members, converted, row_writer
-from workers.errors import EnvError, mark_row, marked_row
+from workers.errors import EnvError, mark_row, marked_row, type_name
 
 __all__ = [
     "action_width",
@@ -242,10 +242,7 @@ def _array(space: Space[Any], batch: Any) -> NumpyArray:
     """Return the samples of a space without members as an array of its dtype."""
     if type(batch) is not np.ndarray:
         if not isinstance(batch, (np.ndarray, list, tuple)):
-            kind = type(batch)
-            raise EnvError(
-                f"observations are of type {kind.__module__}.{kind.__qualname__}; expected NumPy arrays of {space}"
-            )
+            raise EnvError(f"observations are of type {type_name(type(batch))}; expected NumPy arrays of {space}")
         batch = np.asarray(batch)
     if batch.shape[1:] != space.shape or not batch.ndim:
         raise EnvError(f"observations have shape {batch.shape}; expected (num_envs, *{space.shape}), as in {space}")
@@ -284,8 +281,7 @@ def column(values: Any, dtype: npt.DTypeLike, num_envs: int, what: str) -> Numpy
         EnvError: They have another shape, or are no numbers, or flags other than 0 and 1.
     """
     if not isinstance(values, (np.ndarray, list, tuple)):
-        kind = type(values)
-        raise EnvError(f"{what} are of type {kind.__module__}.{kind.__qualname__}; expected a NumPy array")
+        raise EnvError(f"{what} are of type {type_name(type(values))}; expected a NumPy array")
     array = np.asarray(values)
     if array.shape not in ((num_envs,), (num_envs, 1)):
         raise EnvError(f"{what} have shape {array.shape}; expected ({num_envs},)")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from workers.errors import EnvError
+from workers.errors import EnvError, type_name
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
 from workers.types import Outcome
@@ -157,7 +157,7 @@ def _is_plain(key: Any) -> bool:
 
 
 def _check_key(key: Any, dumps: Dumps) -> None:
-    before, after = f"the key {short(key)} of ", f", of type {_kind(key)}, cannot be sent to another process"
+    before, after = f"the key {short(key)} of ", f", of type {type_name(type(key))}, cannot be sent to another process"
     remedy = "use a string, for example in a wrapper of the environment, or train with orchestrator='local'"
     try:
         if pickle.loads(dumps(key)) == key:
@@ -176,8 +176,8 @@ def _pickled(leaf: Any, dumps: Dumps) -> bytes:
         keys, culprit, reason = _culprit(leaf, error, dumps)
         raise _LeafError(
             "",
-            f" is of type {_kind(culprit)}, which cannot be sent to another process: {type(reason).__name__}: {reason}"
-            "; remove it, for example in a wrapper of the environment, or train with orchestrator='local'",
+            f" is of type {type_name(type(culprit))}, which cannot be sent to another process: {type(reason).__name__}"
+            f": {reason}; remove it, for example in a wrapper of the environment, or train with orchestrator='local'",
             keys,
         ) from error
 
@@ -200,11 +200,6 @@ def _culprit(value: Any, error: Exception, dumps: Dumps) -> tuple[list[Any], Any
         else:
             break
     return keys, value, error
-
-
-def _kind(value: Any) -> str:
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def from_wire(packed: Packed, framework: Framework) -> Any:

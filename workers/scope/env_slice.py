@@ -11,6 +11,7 @@ from workers.envs.checking import check_wrapped, is_multi_agent
 from workers.envs.making import build_rows
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
+from workers.errors import close_or_log
 from workers.frameworks import Framework
 from workers.generators import DrawWatch
 from workers.info_rows import check_infos
@@ -95,7 +96,7 @@ class EnvSlice:
                 prove(seed=self._seed + self._first_env, first_env=self._first_env)
             except BaseException:
                 if self.built:
-                    self.env.close()
+                    close_or_log("the environments", self.env.close)
                 raise
 
     def _notes(self) -> tuple[str, ...]:
@@ -145,10 +146,7 @@ class EnvSlice:
             if watch is not None:
                 watch.start()
             start = perf_counter()
-            given = self.env.step(actions)
-            observations, rewards, terminated, truncated, infos = (
-                given if type(given) is tuple and len(given) == 5 else checked_step(given)
-            )
+            observations, rewards, terminated, truncated, infos = checked_step(self.env.step(actions))
             states = self.env.state()
             step_time = (perf_counter() - start) * 1e3
             if watch is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from workers.by_agent import concatenate_rows
@@ -134,10 +135,8 @@ class ScopeWorker:
         Raises:
             WorkerError: Something failed; the error says where.
         """
-        try:
+        with self._asking():
             shared = self.env_slice.collect()
-        except Exception as error:
-            raise WorkerError([self._failure(error, None)]) from error
         return [shared | scalars for scalars in self.agents.collect()]
 
     def statistics(self) -> list[Statistics]:
@@ -147,15 +146,21 @@ class ScopeWorker:
             WorkerError: Something failed; the error says where.
         """
         self.env_slice.phase = Phase.STORE
-        try:
+        with self._asking():  # those of an AsyncVectorEnv, in other processes
             return read_statistics(self.env_slice.env)
-        except Exception as error:  # the environments of an AsyncVectorEnv are asked
-            raise WorkerError([self._failure(error, None)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
         self.env_slice.restart()
         self.agents.restart()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Report an error of the environments outside of an iteration."""
+        try:
+            yield
+        except Exception as error:
+            raise WorkerError([self._failure(error, None)]) from error
 
     def _failure(self, error: Exception, timestep: int | None) -> Failure:
         scopes, row, first = self._scopes, marked_row(error), self._scopes[0].start
