@@ -53,6 +53,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/check_cost.py
 	$(BIN)/python benchmarks/vectorisers.py
 	$(BIN)/python benchmarks/fan_out.py
 
