@@ -17,6 +17,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from tests.support.agents import RecordingAgent, to_numpy
 from tests.support.parity import run
 from workers.envs import wrap_env
+from workers.errors import WorkerError
 
 MODES = list(AutoresetMode)
 ONE_FOR_ALL = np.zeros(3, np.float32)
@@ -81,10 +82,49 @@ def test_final_observations_are_true(way, options, framework):
         assert to_numpy(observations).tolist() == [[i, episode[i], step[i]] for i in range(3)]
 
 
+class Stateful(Rewriting):
+    """The state of every copy is the same array ``(row, episode, step)``, and the infos are one dictionary."""
+
+    state_space = Box(-np.inf, np.inf, (3,), np.float32)
+    told: dict[str, Any] = {}  # noqa: RUF012 - shared on purpose
+
+    def write(self) -> Any:
+        self.told["row"] = self.row
+        return super().write().copy()
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return super().reset()[0], self.told
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], self.told
+
+    def state(self) -> Any:
+        ONE_FOR_ALL[:] = self.row, self.episode, self.count
+        return ONE_FOR_ALL
+
+
+class StatefulVector(SyncVectorEnv):
+    """A class of the user's."""
+
+
+@pytest.mark.parametrize("way", ["list", "own class", AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_states_and_infos_of_all_copies_may_be_one_object(way, framework):
+    kind, mode = (StatefulVector, AutoresetMode.DISABLED) if way == "own class" else (SyncVectorEnv, way)
+    copies: Any = [Stateful(row) for row in range(3)]
+    if way != "list":
+        copies = kind([partial(Stateful, row) for row in range(3)], autoreset_mode=mode)
+    outputs, (agent,) = run(8, framework=framework, env=wrap_env(copies, framework=framework), agents=RecordingAgent)
+    for (*_, infos), record in zip(outputs, agent.records(), strict=True):
+        assert infos["row"].tolist() == [0, 1, 2]
+        assert to_numpy(record["states"]).tolist() == to_numpy(record["observations"]).tolist()
+        assert to_numpy(record["next_states"]).tolist() == to_numpy(record["next_observations"]).tolist()
+
+
 class RewritingVector(VectorEnv[Any, Any, Any]):
     """Three rows ``(row, episode, step)`` in one batch; always returns the same arrays, which a reset changes."""
 
     num_envs = 3
+    state_space = Box(-np.inf, np.inf, (3,), np.float32)
     single_observation_space = Box(-np.inf, np.inf, (3,), np.float32)
     single_action_space = Box(-1, 1, (1,), np.float32)
 
@@ -107,6 +147,9 @@ class RewritingVector(VectorEnv[Any, Any, Any]):
         self.flags[:] = self.batch[:, 2] == 2 + self.batch[:, 0]
         return self.batch, self.rewards, self.flags, self.others, {}
 
+    def state(self) -> Any:
+        return self.batch
+
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_vector_environments_may_reuse_their_arrays(mode, framework):
@@ -116,8 +159,73 @@ def test_vector_environments_may_reuse_their_arrays(mode, framework):
     assert [to_numpy(one["next_observations"])[0].tolist() for one in records] == [
         [0, 0, 1], [0, 0, 2], [0, 1, 1], [0, 1, 2],
     ]  # fmt: skip
+    for one in records:
+        assert to_numpy(one["next_states"]).tolist() == to_numpy(one["next_observations"]).tolist()
     assert [to_numpy(one["rewards"])[0].tolist() for one in records] == [[1], [2], [1], [2]]
     assert [to_numpy(terminated)[0].tolist() for _, _, terminated, *_ in outputs] == [[False], [True]] * 2
+
+
+class Telling(Rewriting):
+    """Its infos have a key that the wrapper adds itself, at a reset or in a step."""
+
+    def __init__(self, row: int, key: str, when: str) -> None:
+        super().__init__(row)
+        self.key, self.when = key, when
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        observation, _ = super().reset()
+        return observation.copy(), {self.key: [7.0] * 3} if self.when == "reset" and self.episode else {}
+
+    def step(self, action: Any) -> Any:
+        *given, _ = super().step(action)
+        return given[0].copy(), *given[1:], {self.key: [7.0] * 3} if self.when == "step" and self.count == 1 else {}
+
+
+@pytest.mark.parametrize("key", ["final_obs", "_final_obs", "final_info", "_final_state"])
+@pytest.mark.parametrize("when", ["reset", "step"])
+@pytest.mark.parametrize("way", ["list", *MODES])
+def test_keys_that_the_wrapper_adds_are_refused(way, when, key, framework):
+    copies: Any = [Rewriting(0), Telling(1, key, when)]
+    if way != "list":
+        copies = SyncVectorEnv([partial(Rewriting, 0), partial(Telling, 1, key, when)], autoreset_mode=way)
+    env = wrap_env(copies, framework=framework)
+    with pytest.raises(WorkerError, match=f"the infos have '{key}', which the wrapper adds itself; rename") as caught:
+        run(5, framework=framework, env=env, agents=RecordingAgent)
+    (failure,) = caught.value.failures
+    assert (failure.kind, failure.rows) == ("workers.errors.EnvError", (1, 2))
+
+
+class TellingVector(RewritingVector):
+    """Its infos have final observations of the `marked` rows, although no episode ends in the first step."""
+
+    state_space = None  # type: ignore[assignment]
+
+    def __init__(self, mode: AutoresetMode, marked: list[bool]) -> None:
+        super().__init__(mode)
+        self.marked = marked
+
+    def step(self, actions: Any) -> Any:
+        return *super().step(actions)[:4], {"final_obs": np.full((3, 3), 7.0), "_final_obs": np.array(self.marked)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (AutoresetMode.SAME_STEP, r"_final_obs'\] marks the environments \[1\]; expected .* in this step, \[\]"),
+        (AutoresetMode.NEXT_STEP, "TellingVector.*: the infos have '_final_obs', which the wrapper adds itself"),
+    ],
+)
+def test_final_observations_of_a_running_episode_are_refused(mode, message, framework):
+    env = wrap_env(TellingVector(mode, [False, True, False]), framework=framework)
+    with pytest.raises(WorkerError, match=message):
+        run(1, framework=framework, env=env, agents=RecordingAgent)
+
+
+def test_a_mask_without_a_final_observation_is_no_fault(framework):
+    env = wrap_env(TellingVector(AutoresetMode.SAME_STEP, [False] * 3), framework=framework)
+    (outputs,), (agent,) = run(1, framework=framework, env=env, agents=RecordingAgent)
+    assert not {"final_obs", "_final_obs"} & outputs[4].keys()
+    assert to_numpy(agent.records()[0]["next_observations"])[:, 2].tolist() == [1] * 3
 
 
 @pytest.mark.parametrize(("copy", "count"), [(Rewriting, 1), (None, 0)])

@@ -21,7 +21,7 @@ from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory, make_env, making, wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
 from workers.envs.making import build_rows
-from workers.errors import EnvError, WorkerError
+from workers.errors import EnvError, WorkerError, marked_row
 from workers.frameworks import load_framework
 
 MODES = list(AutoresetMode)
@@ -217,6 +217,21 @@ def test_states_before_and_after_and_at_the_end(framework):
     for record in agents[0].records():
         np.testing.assert_array_equal(record["states"], -record["observations"][:, :3])
         np.testing.assert_array_equal(record["next_states"], -record["next_observations"][:, :3])
+
+
+class Stateless(StatefulEnv):
+    def state(self):
+        if self.row == 2:
+            raise RuntimeError("no state")
+        return super().state()
+
+
+def test_the_copy_whose_state_fails_is_marked(framework):
+    env = wrap_env([Stateless(row) for row in range(3)], framework=framework)
+    env.reset()
+    with pytest.raises(RuntimeError, match="no state") as caught:
+        env.state()
+    assert marked_row(caught.value) == 2
 
 
 def test_states_in_same_step_mode_are_refused():

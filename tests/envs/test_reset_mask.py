@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 
 from tests.support.agents import NullAgent
@@ -135,3 +135,21 @@ def test_an_error_of_a_copy_is_not_taken_for_a_refusal(framework):
     wrapped = wrap_env(RecordEpisodeStatistics(env), framework=framework)
     with pytest.raises(ValueError, match="no power"):
         wrapped.prove_reset_mask(seed=0, first_env=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*(ERROR|Received).*:UserWarning")  # Gymnasium's, in colours
+def test_an_error_of_a_copy_in_another_process_is_not_taken_for_a_refusal():
+    env = AsyncVectorEnv([FailingReset, NoisyEnv], autoreset_mode=AutoresetMode.DISABLED, context="spawn")
+    wrapped, actions = wrap_env(env, framework="numpy"), np.zeros((2, 2), np.float32)
+
+    def step_until_an_end() -> None:
+        wrapped.reset(seed=3)
+        for _ in range(200):
+            wrapped.step(actions)
+
+    try:
+        with pytest.raises(ValueError, match="no power") as caught:
+            step_until_an_end()
+        assert not isinstance(caught.value, EnvError)
+    finally:
+        env.close(terminate=True)

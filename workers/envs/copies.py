@@ -9,14 +9,22 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import iterate
+from gymnasium.vector.utils import create_empty_array, iterate
 
 from workers.copying import copy_containers
-from workers.envs.samples import checked_flag, checked_number, checked_reset, checked_step, row_writer
+from workers.envs.samples import (
+    RESERVED,
+    check_reserved,
+    checked_flag,
+    checked_number,
+    checked_reset,
+    checked_step,
+    row_writer,
+)
 from workers.errors import close_all, mark_row
 from workers.info_rows import check_infos, merge_rows
 
-__all__ = ["CheckedSyncVectorEnv", "check_copies", "vectorize"]
+__all__ = ["CheckedSyncVectorEnv", "check_copies", "stack_states", "vectorize"]
 
 _NUMBERS = {float, int, np.float64, np.float32}
 """Types of rewards that need no check, which would take as long as the rest."""
@@ -64,7 +72,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
             try:
                 observation, info = checked_reset(self.envs[row].reset(seed=seeds[row], options=options))
                 self.put(row, observation)
-                infos[row] = check_infos(info, self)
+                infos[row] = self._checked_infos(info)
             except BaseException as error:
                 mark_row(error, row, self)
                 raise
@@ -83,14 +91,14 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                 if is_next_step and self._autoreset_envs[row]:
                     observation, info = checked_reset(env.reset())
                     put(row, observation)
-                    infos.append(check_infos(info, self))
+                    infos.append(self._checked_infos(info))
                     continue
                 given: Any = env.step(action)
                 if type(given) is not tuple or len(given) != 5:
                     given = checked_step(given)
                 observation, reward, terminated, truncated, info = given
-                if type(info) is not dict:
-                    info = check_infos(info, self)
+                if type(info) is not dict or info:
+                    info = self._checked_infos(info)
                 put(row, observation)
                 rewards[row] = reward if type(reward) in _NUMBERS else checked_number(reward, "the reward")
                 if terminated is not False and terminated is not np.False_:
@@ -101,7 +109,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                     final = {"final_obs": copy_containers(observation), "final_info": copy_containers(info)}
                     observation, info = checked_reset(env.reset())
                     put(row, observation)
-                    info = final | check_infos(info, self)
+                    info = final | self._checked_infos(info)
                 infos.append(info)
             except BaseException as error:
                 mark_row(error, row, self)
@@ -114,5 +122,24 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         """Close all copies, even if one of them fails."""
         close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
 
+    def _checked_infos(self, infos: Any) -> dict[Any, Any]:
+        """Return a copy of infos, which may be one dictionary for all copies."""
+        infos = dict(check_infos(infos, self))
+        check_reserved(infos, RESERVED, self)
+        return infos
+
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations
+
+
+def stack_states(env: SyncVectorEnv[Any, Any], space: gymnasium.Space[Any]) -> Any:
+    """Return the states of the copies as a batch of `space`; errors are marked with the row."""
+    batch: Any = create_empty_array(space, n=env.num_envs, fn=np.zeros)
+    put = row_writer(space, batch, "a state")
+    for row, copy in enumerate(env.envs):
+        try:
+            put(row, copy.get_wrapper_attr("state")())
+        except BaseException as error:
+            mark_row(error, row, env)
+            raise
+    return batch

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from workers.envs.base import Wrapper
-from workers.envs.copies import CheckedSyncVectorEnv, check_copies
+from workers.envs.copies import CheckedSyncVectorEnv, check_copies, stack_states
 from workers.envs.reset_mask import check_class, prove_reset_mask, reset_rows
-from workers.envs.samples import checked_reset, checked_step
+from workers.envs.samples import RESERVED, check_reserved, checked_reset, checked_step
 from workers.envs.spaces import (
     action_width,
     check_space,
@@ -23,7 +23,6 @@ from workers.envs.spaces import (
     flatten_samples,
     mask_columns,
     native_actions,
-    stack_rows,
 )
 from workers.errors import EnvError
 from workers.frameworks import load_framework
@@ -60,6 +59,7 @@ class GymnasiumWrapper(Wrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *, framework: str) -> None:
         self._env = env
+        self._name = str(env)
         self.framework = framework
         self._framework = load_framework(framework)
         for kind in ("observation", "action"):
@@ -91,10 +91,6 @@ class GymnasiumWrapper(Wrapper):
                 f"{self._name} has states, but autoreset mode SAME_STEP loses the final ones; "
                 "build it with autoreset_mode=AutoresetMode.DISABLED"
             )
-
-    @property
-    def _name(self) -> str:
-        return str(self._env)
 
     @property
     def num_envs(self) -> int:
@@ -132,7 +128,8 @@ class GymnasiumWrapper(Wrapper):
         """Step all environments; see `Wrapper.step`.
 
         Raises:
-            EnvError: The actions have the wrong shape, or the environment does not respect ``reset_mask``.
+            EnvError: The actions have the wrong shape, the environment does not respect ``reset_mask``, or it gives
+                something odd.
         """
         native, *columns, infos = checked_step(self._env.step(self._native_actions(actions)))
         infos = check_infos(infos, self._env)
@@ -146,21 +143,34 @@ class GymnasiumWrapper(Wrapper):
         convert = self._framework.from_numpy
         outputs = convert(rewards), convert(terminated), convert(truncated)
         ended = (terminated | truncated)[:, 0]
+        self._check_final(infos, ended)
         if ended.any():
             if self._mode is AutoresetMode.SAME_STEP:
                 infos = dict(infos)
                 final = self._flatten_final(infos.get("final_obs"), ended)
                 self._doubt(final, observations, ended)
             else:
-                final = mask(ended, observations)
-                states = self._native_state()
+                final, states = mask(ended, observations), self._native_state()
+                final_states = None if states is None else mask(ended, states)
                 observations, infos = self._reset_ended(observations, infos, ended)
-                if states is not None:
-                    infos["final_state"] = convert(mask(ended, states))
+                if final_states is not None:
+                    infos["final_state"] = convert(final_states)
                     infos["_final_state"] = ended
             infos["final_obs"] = convert(final)
             infos["_final_obs"] = ended
+        elif not RESERVED.isdisjoint(infos):  # with a mask that marks nothing
+            infos = {key: value for key, value in infos.items() if key not in RESERVED}
         return convert(observations), *outputs, self._with_mask(infos, observations)
+
+    def _check_final(self, infos: dict[str, Any], ended: npt.NDArray[np.bool_]) -> None:
+        """Check that only environments in SAME_STEP mode give final observations, and only when they end."""
+        if self._mode is not AutoresetMode.SAME_STEP:
+            check_reserved(infos, RESERVED, self._name)
+        elif not np.array_equal(given := infos.get("_final_obs", ended), ended):
+            raise EnvError(
+                f"{self._name}: infos['_final_obs'] marks the environments {np.flatnonzero(given).tolist()}; expected "
+                f"those that have ended in this step, {np.flatnonzero(ended).tolist()}"
+            )
 
     def _doubt(self, final: NumpyArray, observations: NumpyArray, ended: npt.NDArray[np.bool_]) -> None:
         """Say once if the final observations look like those after the reset; the first end decides."""
@@ -223,7 +233,7 @@ class GymnasiumWrapper(Wrapper):
         if self._state_space is None:
             return None
         if isinstance(base := self._env.unwrapped, SyncVectorEnv):
-            states = stack_rows(self._state_space, base.call("state"), "a state")
+            states = stack_states(base, self._state_space)
         else:
             states = self._env.state()  # type: ignore[attr-defined]
         return flatten_rows(self._state_space, states).astype(np.float32, copy=False)

@@ -75,7 +75,8 @@ def reset_rows(
         native, infos = checked_reset(env.reset(options=_Options(reset_mask=rows.copy())))
         observations = flatten(native)
     except (TypeError, ValueError, KeyError) as error:
-        if marked_row(error) is not None:  # an error of one copy, which has nothing to do with the mask
+        # an error of one copy has nothing to do with the mask
+        if marked_row(error) is not None or type(env.unwrapped) is AsyncVectorEnv:
             raise
         raise EnvError(f"{_refusal(env)} ({type(error).__name__}: {error})") from error
     # an environment may return only the rows that it reset

@@ -17,7 +17,9 @@ from gymnasium.spaces import Dict, Tuple
 from workers.errors import EnvError, type_name
 
 __all__ = [
+    "RESERVED",
     "check_members",
+    "check_reserved",
     "checked_flag",
     "checked_number",
     "checked_reset",
@@ -27,6 +29,9 @@ __all__ = [
 ]
 
 NumpyArray = npt.NDArray[Any]
+
+RESERVED = frozenset(f"{mask}final_{what}" for what in ("obs", "state", "info") for mask in ("", "_"))
+"""Keys of the infos that wrappers add when environments end, and their masks."""
 
 _NATIVE = (np.ndarray, np.generic, int, float, list, tuple)
 _ONE = ((), (1,))
@@ -89,6 +94,8 @@ def _fitting(sample: Any, space: Space[Any], what: str) -> NumpyArray:
         raise EnvError(
             f"{what} is of type {type_name(type(sample))}; expected a NumPy array of shape {space.shape}, as in {space}"
         )
+    if np.ma.is_masked(sample):
+        raise EnvError(f"{what} is a masked array with masked elements; expected an array without a mask")
     try:
         array = np.asarray(sample)
     except ValueError as error:
@@ -169,6 +176,20 @@ def checked_reset(given: Any) -> tuple[Any, Any]:
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return given[0], given[1]
     raise EnvError(f"reset() returned {_returned(given)}; expected two: observations and infos")
+
+
+def check_reserved(infos: Mapping[Any, Any], keys: frozenset[str], owner: object) -> None:
+    """Check that infos have none of the keys that a wrapper adds itself.
+
+    Raises:
+        EnvError: They have one.
+    """
+    if not keys.isdisjoint(infos):
+        taken = min(keys.intersection(infos))
+        raise EnvError(
+            f"{owner}: the infos have {taken!r}, which the wrapper adds itself; rename it, for example in a wrapper of "
+            "the environment"
+        )
 
 
 def _returned(given: Any) -> str:
