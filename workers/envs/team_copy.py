@@ -66,9 +66,9 @@ class Given(NamedTuple):
     """The outputs of one copy in a step, for the agents whose rows are shown; the flags only of those that end."""
 
     observations: ByAgent
-    rewards: dict[str, float]
-    terminated: dict[str, bool]
-    truncated: dict[str, bool]
+    rewards: Mapping[str, float]
+    terminated: Mapping[str, bool]
+    truncated: Mapping[str, bool]
     infos: dict[str, Any]
 
 
@@ -192,11 +192,11 @@ class TeamCopy:
         return told
 
 
-def _checked(by_agent: ByAgent, kind: type[T], check: Callable[[Any, str], T], what: str) -> dict[str, T]:
-    """Return values by agent; each is checked, except those of type `kind`, which need no check."""
-    return {
-        name: value if type(value) is kind else check(value, f"{what} of {name!r}") for name, value in by_agent.items()
-    }
+def _checked(by_agent: ByAgent, kind: type[T], check: Callable[[Any, str], T], what: str) -> Mapping[str, T]:
+    """Return values by agent, each of which is of type `kind` or has passed the check."""
+    if {kind}.issuperset(map(type, by_agent.values())):
+        return by_agent
+    return {name: check(value, f"{what} of {name!r}") for name, value in by_agent.items()}
 
 
 def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:
