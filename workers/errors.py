@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ends_process",
     "mark_row",
     "marked_row",
+    "marks_row",
     "message_of",
     "type_name",
 ]
@@ -92,6 +94,16 @@ def mark_row(error: BaseException, row: int, owner: object) -> None:
         error.__notes__.remove(before)
     error.add_note(note)
     error._lockstep_mark = row, note  # type: ignore[attr-defined]
+
+
+@contextmanager
+def marks_row(row: int, owner: object) -> Iterator[None]:
+    """Mark an exception of the body with a row; see `mark_row`."""
+    try:
+        yield
+    except BaseException as error:
+        mark_row(error, row, owner)
+        raise
 
 
 def marked_row(error: BaseException) -> int | None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tests.support.parity import assert_same
 from workers.envs import wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
-from workers.envs.spaces import action_width, flatten_rows, stack_rows, unflatten_actions
+from workers.envs.sample_rows import SampleRows
+from workers.envs.spaces import action_width, unflatten_actions
 from workers.errors import EnvError
 
 MODES = list(AutoresetMode)
@@ -244,8 +245,9 @@ def test_widths():
     space = Tuple([Box(-1, 1, ()), Discrete(7), MultiDiscrete(np.array([[2, 3], [4, 5]])), Dict(a=MultiBinary([2, 3]))])
     assert action_width(space) == 1 + 1 + 4 + 6
     assert flatdim(space) == 1 + 7 + 14 + 6
-    batch = stack_rows(space, [space.sample()])
-    assert flatten_rows(space, batch).shape == (1, flatdim(space))
+    rows = SampleRows(space, 1, "a sample", "the test")
+    rows.add(0, space.sample())
+    assert rows.flat().shape == (1, flatdim(space))
     assert len(unflatten_actions(space, np.zeros((1, 12)))) == 4
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import create_empty_array, iterate
+from gymnasium.vector.utils import iterate
 
 from workers.copying import copy_containers
 from workers.envs.samples import (
@@ -24,7 +24,7 @@ from workers.envs.samples import (
 from workers.errors import close_all, mark_row
 from workers.info_rows import check_infos, merge_rows
 
-__all__ = ["CheckedSyncVectorEnv", "check_copies", "stack_states", "vectorize"]
+__all__ = ["CheckedSyncVectorEnv", "check_copies", "vectorize"]
 
 _NUMBERS = {float, int, np.float64, np.float32}
 """Types of rewards that need no check, which would take as long as the rest."""
@@ -130,16 +130,3 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
 
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations
-
-
-def stack_states(env: SyncVectorEnv[Any, Any], space: gymnasium.Space[Any]) -> Any:
-    """Return the states of the copies as a batch of `space`; errors are marked with the row."""
-    batch: Any = create_empty_array(space, n=env.num_envs, fn=np.zeros)
-    put = row_writer(space, batch, "a state")
-    for row, copy in enumerate(env.envs):
-        try:
-            put(row, copy.get_wrapper_attr("state")())
-        except BaseException as error:
-            mark_row(error, row, env)
-            raise
-    return batch

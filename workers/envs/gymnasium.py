@@ -12,19 +12,19 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from workers.envs.base import Wrapper
-from workers.envs.copies import CheckedSyncVectorEnv, check_copies, stack_states
+from workers.envs.copies import CheckedSyncVectorEnv, check_copies
 from workers.envs.reset_mask import check_class, prove_reset_mask, reset_rows
+from workers.envs.sample_rows import SampleRows
 from workers.envs.samples import RESERVED, check_reserved, checked_reset, checked_step
 from workers.envs.spaces import (
     action_width,
     check_space,
     column,
     flatten_rows,
-    flatten_samples,
     mask_columns,
     native_actions,
 )
-from workers.errors import EnvError
+from workers.errors import EnvError, marks_row
 from workers.frameworks import load_framework
 from workers.info_rows import add_row, check_infos
 from workers.infos import mask_rows, overlay
@@ -221,9 +221,11 @@ class GymnasiumWrapper(Wrapper):
     def _flatten_final(self, final: Any, ended: npt.NDArray[np.bool_]) -> NumpyArray:
         if final is None:
             raise EnvError(f"{self._name} is in autoreset mode SAME_STEP, but gives no infos['final_obs'] at an end")
-        space, rows = self._env.single_observation_space, np.flatnonzero(ended).tolist()
-        samples = [final[row] for row in rows]
-        return flatten_samples(space, samples, rows, self.num_envs, "a final observation", self._name)
+        rows = SampleRows(self._env.single_observation_space, self.num_envs, "a final observation", self._name)
+        for row in np.flatnonzero(ended).tolist():
+            with marks_row(row, self._name):
+                rows.add(row, final[row])
+        return rows.flat()
 
     def _native_actions(self, actions: Array) -> Any:
         space, flat = self._env.single_action_space, self._framework.to_numpy(actions)
@@ -233,10 +235,14 @@ class GymnasiumWrapper(Wrapper):
         if self._state_space is None:
             return None
         if isinstance(base := self._env.unwrapped, SyncVectorEnv):
-            states = stack_states(base, self._state_space)
+            rows = SampleRows(self._state_space, self.num_envs, "a state", self._name)
+            for row, copy in enumerate(base.envs):
+                with marks_row(row, self._name):
+                    rows.add(row, copy.get_wrapper_attr("state")())
+            states = rows.flat()
         else:
-            states = self._env.state()  # type: ignore[attr-defined]
-        return flatten_rows(self._state_space, states).astype(np.float32, copy=False)
+            states = flatten_rows(self._state_space, self._env.state())  # type: ignore[attr-defined]
+        return states.astype(np.float32, copy=False)
 
 
 def mask(rows: npt.NDArray[np.bool_], array: NumpyArray) -> NumpyArray:

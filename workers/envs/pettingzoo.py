@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import gymnasium
 import numpy as np
@@ -13,11 +12,10 @@ import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
 from gymnasium.vector.utils import batch_space, iterate
 
-from workers.copying import copy_containers
 from workers.envs.base import MultiAgentEnvWrapper
-from workers.envs.samples import checked_flag, checked_number
-from workers.envs.spaces import action_width, check_space, flatten_samples, mask_columns, native_actions
-from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike
+from workers.envs.sample_rows import SampleRows
+from workers.envs.spaces import action_width, check_space, mask_columns, native_actions
+from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike, reserved_keys
 from workers.errors import EnvError, close_all, mark_row
 from workers.frameworks import load_framework
 from workers.info_rows import merge_rows
@@ -27,8 +25,7 @@ __all__ = ["PettingZooWrapper", "States"]
 
 NumpyArray = npt.NDArray[Any]
 States = Literal["own", "joint", "none"]
-
-_RESERVED = {"alive", "final_obs", "final_state", "final_info"}
+T = TypeVar("T")
 
 
 class PettingZooWrapper(MultiAgentEnvWrapper):
@@ -47,6 +44,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
       ``infos["_final_obs"]`` is True.
     - ``infos["alive"][agent]``, ``(num_envs, 1)`` bool, is present after every step and reset. It marks the copies in
       which the agent acts in the next step; actions in other rows are ignored.
+    - Each agent that acts must get a reward and both flags. The only exception is an agent that leaves ``agents`` in
+      that step and is in none of the outputs.
 
     Observations and actions are flat, as in `workers.envs.gymnasium.GymnasiumWrapper`. If an observation space is a
     Dict with an ``action_mask``, the mask is also in ``infos[agent]["action_mask"]``, ``(num_envs, n)`` bool. States
@@ -133,16 +132,15 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def reset(self, *, seed: int | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
         """Start all copies; see `MultiAgentEnvWrapper.reset`."""
-        shown, told = _Observations(self._spaces), []
-        for row, copy in enumerate(self._copies):
-            try:
-                observations, row_infos = copy.reset(None if seed is None else seed + row)
-            except BaseException as error:
-                mark_row(error, row, self._name)
-                raise
-            shown.add(row, observations)
-            told.append(row_infos)
-        observations, infos = self._flat(shown), self._merged(told)
+        shown = self._observation_rows()
+
+        def reset_one(row: int, copy: TeamCopy) -> dict[str, Any]:
+            observations, infos = copy.reset(None if seed is None else seed + row)
+            _add(shown, row, observations)
+            return infos
+
+        told = self._in_each(reset_one)
+        observations, infos = _flat(shown), merge_rows(told)
         self._tell(infos, observations, shown)
         return self._to_framework(observations), infos
 
@@ -152,57 +150,63 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Step all copies; see `MultiAgentEnvWrapper.step`.
 
         Raises:
-            EnvError: Actions are missing or not of shape ``(num_envs, size)``, or a copy returns an unknown agent, no
-                observation where one is needed, an observation outside its space, or None as a reward or flag.
+            EnvError: Actions are missing or not of shape ``(num_envs, size)``, or a copy returns something other than
+                dictionaries by agent, an unknown agent, no observation where one is needed, an observation outside its
+                space, no reward or flag of an agent that acted, something else as a reward or flag (such as None), or
+                infos with a key that the wrapper adds itself.
         """
         taken = {name: self._native_actions(name, actions) for name in self._names}
-        rewards = {name: np.zeros((self.num_envs, 1), np.float32) for name in self._names}
+        rewards = {name: np.zeros((self.num_envs, 1)) for name in self._names}
         terminated, truncated = (
             {name: np.zeros((self.num_envs, 1), np.bool_) for name in self._names} for _ in range(2)
         )
-        shown, final, final_states = _Observations(self._spaces), _Observations(self._spaces), {}
-        told, final_told = [], [None] * self.num_envs
-        for row, copy in enumerate(self._copies):
-            try:
-                given = copy.step({name: taken[name][row] for name in copy.acting()})
-                self._put(rewards, row, given.rewards, checked_number, "the reward")
-                self._put(terminated, row, given.terminated, checked_flag, "terminated")
-                self._put(truncated, row, given.truncated, checked_flag, "truncated")
-                observations, row_infos = given.observations, given.infos
-                if copy.is_over:
-                    # environments may overwrite arrays they returned
-                    observations, final_told[row] = copy_containers((observations, row_infos))
-                    final.add(row, observations)
-                    if self._native_state_space is not None:
-                        final_states[row] = copy_containers(copy.env.state())
-                    observations, row_infos = copy.reset()
-            except BaseException as error:
-                mark_row(error, row, self._name)
-                raise
-            shown.add(row, observations)
-            told.append(row_infos)
-        flat_observations, infos = self._flat(shown), self._merged(told)
+        shown, final_states = self._observation_rows(), self._state_rows()
+        final: dict[str, SampleRows] = {}  # filled when the first copy is over
+
+        def step_one(row: int, copy: TeamCopy) -> tuple[dict[str, Any], dict[str, Any] | None]:
+            given = copy.step({name: taken[name][row] for name in copy.acting()})
+            outcome = (rewards, given.rewards), (terminated, given.terminated), (truncated, given.truncated)
+            for arrays, by_agent in outcome:
+                for name, value in by_agent.items():
+                    arrays[name][row] = value
+            if not copy.is_over:
+                _add(shown, row, given.observations)
+                return given.infos, None
+            if not final:
+                final.update(self._observation_rows())
+            _add(final, row, given.observations)
+            if final_states is not None:
+                final_states.add(row, copy.env.state())
+            observations, infos = copy.reset()
+            _add(shown, row, observations)
+            return infos, given.infos
+
+        told, final_told = zip(*self._in_each(step_one), strict=True)
+        flat_observations, infos = _flat(shown), merge_rows(told)
+        with np.errstate(over="ignore"):  # infinity is reported as such
+            rewards = {name: array.astype(np.float32) for name, array in rewards.items()}
         if any(final_told):
             infos["final_info"] = merge_rows(final_told, where=("final_info",))
             infos["_final_info"] = np.array([bool(row_infos) for row_infos in final_told])
         if any(copy.was_reset for copy in self._copies):
-            self._tell_final(infos, self._flat(final), final_states)
+            self._tell_final(infos, _flat(final), final_states)
         self._tell(infos, flat_observations, shown)
         outputs = (self._to_framework(arrays) for arrays in (flat_observations, rewards, terminated, truncated))
         return *outputs, infos  # type: ignore[return-value]
 
     def state(self) -> dict[str, Array | None]:
         """Return the global states ``(num_envs, size)``, the same array for all agents; None if there are no states."""
-        states = self._joint_states
-        if self._native_state_space is not None:
-            states = self._flat_states({row: copy.env.state() for row, copy in enumerate(self._copies)})
+        states, rows = self._joint_states, self._state_rows()
+        if rows is not None:
+            self._in_each(lambda row, copy: rows.add(row, copy.env.state()))
+            states = _flat_states(rows)
         return dict.fromkeys(self._names, None if states is None else self._framework.from_numpy(states))
 
     def render(self) -> Any:
         """Render all copies, if they were made with a render mode."""
         if getattr(self._copies[0].env, "render_mode", None) is None:
             return None
-        return tuple(copy.env.render() for copy in self._copies)
+        return tuple(self._in_each(lambda _, copy: copy.env.render()))
 
     def close(self) -> None:
         """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
@@ -216,42 +220,38 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         native = native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
         return list(iterate(self._batch_spaces[name], native))
 
-    def _put(
-        self, flat: dict[str, Any], row: int, values: ByAgent, checked: Callable[[Any, str], Any], what: str
-    ) -> None:
-        for name, value in values.items():
-            flat[name][row] = checked(value, f"{what} of {name!r}")
+    def _in_each(self, call: Callable[[int, TeamCopy], T]) -> list[T]:
+        """Return what a function returns for each row and copy; errors are marked with the row."""
+        results = []
+        for row, copy in enumerate(self._copies):
+            try:
+                results.append(call(row, copy))
+            except BaseException as error:
+                mark_row(error, row, self._name)
+                raise
+        return results
+
+    def _observation_rows(self) -> dict[str, SampleRows]:
+        return {
+            name: SampleRows(space, self.num_envs, f"the observation of {name!r}", self._name)
+            for name, space in self._spaces.items()
+        }
+
+    def _state_rows(self) -> SampleRows | None:
+        space = self._native_state_space
+        return None if space is None else SampleRows(space, self.num_envs, "a state", self._name)
 
     def _to_framework(self, arrays: dict[str, NumpyArray]) -> dict[str, Array]:
         return {name: self._framework.from_numpy(array) for name, array in arrays.items()}
 
-    def _flat(self, observations: _Observations) -> dict[str, NumpyArray]:
-        return {name: observations.flat(name, self.num_envs, self._name) for name in self._names}
-
-    def _flat_states(self, states: Mapping[int, Any]) -> NumpyArray:
-        """Return the states of some rows, ``(num_envs, size)``, with zeros in the others."""
-        space, samples = self._native_state_space, list(states.values())
-        flat = flatten_samples(space, samples, list(states), self.num_envs, "a state", self._name)
-        return flat.astype(np.float32, copy=False)
-
-    def _merged(self, told: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-        """Merge the infos of all copies; see `workers.info_rows.merge_rows`."""
-        infos = merge_rows(told)
-        if taken := [key for key in infos if key in _RESERVED]:
-            raise EnvError(
-                f"{self._name}: the infos have {taken[0]!r}, which the wrapper adds itself; rename it, for example in "
-                "a wrapper of the environment"
-            )
-        return infos
-
-    def _tell(self, infos: dict[str, Any], observations: dict[str, NumpyArray], shown: _Observations) -> None:
+    def _tell(self, infos: dict[str, Any], observations: dict[str, NumpyArray], shown: dict[str, SampleRows]) -> None:
         """Add to the infos which agents act next and which of their actions are legal."""
         acting = [copy.acting() for copy in self._copies]
         alive = {name: np.array([[name in names] for names in acting]) for name in self._names}
         infos["alive"] = self._to_framework(alive)
         for name, columns in self._masks.items():
             if columns is not None:
-                given = shown.mask(name, self.num_envs)
+                given = shown[name].mask
                 masks = {"action_mask": observations[name][:, columns] != 0, "_action_mask": given}
                 infos[name] = infos.get(name, {}) | masks
                 infos[f"_{name}"] = infos.get(f"_{name}", given) | given
@@ -259,14 +259,14 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             self._joint_states = self._joined(observations)
 
     def _tell_final(
-        self, infos: dict[str, Any], observations: dict[str, NumpyArray], states: Mapping[int, Any]
+        self, infos: dict[str, Any], observations: dict[str, NumpyArray], states: SampleRows | None
     ) -> None:
         """Add the final observations and states of the copies that have been reset to the infos."""
         mask = np.array([copy.was_reset for copy in self._copies])
         infos["final_obs"], infos["_final_obs"] = self._to_framework(observations), mask
         joined = self._joined(observations) if self._has_joint_states else None
-        if states:
-            joined = self._flat_states(states)
+        if states is not None:
+            joined = _flat_states(states)
         if joined is not None:
             infos["final_state"] = dict.fromkeys(self._names, self._framework.from_numpy(joined))
             infos["_final_state"] = mask.copy()
@@ -275,35 +275,19 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         return np.concatenate([observations[name].astype(np.float32) for name in self._names], axis=1)
 
 
-class _Observations:
-    """Observations of some rows by agent."""
+def _add(rows: Mapping[str, SampleRows], row: int, observations: ByAgent) -> None:
+    """Add the observations of one copy; None is no observation."""
+    for name, observation in observations.items():
+        if observation is not None:
+            rows[name].add(row, observation)
 
-    def __init__(self, spaces: Mapping[str, gymnasium.Space[Any]]) -> None:
-        self._spaces = spaces
-        self._rows: dict[str, list[int]] = defaultdict(list)
-        self._samples: dict[str, list[Any]] = defaultdict(list)
 
-    def add(self, row: int, observations: ByAgent) -> None:
-        """Add the observations of one copy."""
-        for name, observation in observations.items():
-            if observation is not None:
-                self._rows[name].append(row)
-                self._samples[name].append(observation)
+def _flat(rows: Mapping[str, SampleRows]) -> dict[str, NumpyArray]:
+    return {name: samples.flat() for name, samples in rows.items()}
 
-    def mask(self, name: str, num_envs: int) -> npt.NDArray[np.bool_]:
-        """Return the rows in which the agent has an observation, ``(num_envs,)`` bool."""
-        mask = np.zeros(num_envs, np.bool_)
-        mask[self._rows[name]] = True
-        return mask
 
-    def flat(self, name: str, num_envs: int, owner: str) -> NumpyArray:
-        """Return the agent's flat observations, ``(num_envs, size)``; rows without an observation are zero.
-
-        Raises:
-            EnvError: An observation does not fit its space.
-        """
-        what = f"the observation of {name!r}"
-        return flatten_samples(self._spaces[name], self._samples[name], self._rows[name], num_envs, what, owner)
+def _flat_states(rows: SampleRows) -> NumpyArray:
+    return rows.flat().astype(np.float32, copy=False)
 
 
 def _close(env: Any) -> None:
@@ -314,7 +298,7 @@ def _checked_names(env: Any, owner: str) -> list[str]:
     names = list(getattr(env, "possible_agents", ()))
     if not names:
         raise EnvError(f"{owner} has no possible_agents; expected the names of all agents that can ever appear")
-    taken = {f"_{name}" for name in (*names, *_RESERVED)} | _RESERVED
+    taken = reserved_keys(names)
     if wrong := [name for name in names if not isinstance(name, str) or name in taken or names.count(name) > 1]:
         raise EnvError(
             f"{owner} has possible_agents {names}; expected different strings, and none like {wrong[0]!r}, which would "

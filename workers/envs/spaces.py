@@ -8,7 +8,6 @@ Converting row by row, as Gymnasium's ``flatten`` does, takes 10 to 70 times as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,9 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.spaces.utils import flatdim
-from gymnasium.vector.utils import create_empty_array
 
-from workers.envs.samples import check_members, converted, row_writer
-from workers.errors import EnvError, mark_row, marked_row, type_name
+from workers.envs.samples import check_members, converted
+from workers.errors import EnvError, mark_row, type_name
 
 __all__ = [
     "action_width",
@@ -27,10 +25,8 @@ __all__ = [
     "column",
     "flat_actions",
     "flatten_rows",
-    "flatten_samples",
     "mask_columns",
     "native_actions",
-    "stack_rows",
     "unflatten_actions",
 ]
 
@@ -73,59 +69,6 @@ def flatten_rows(space: Space[Any], batch: Any) -> NumpyArray:
     """
     flat = _flatten(space, batch)
     return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat
-
-
-def stack_rows(space: Space[Any], samples: Sequence[Any], what: str = "a sample") -> Any:
-    """Stack samples of single environments into a batch in a vector environment's format.
-
-    Args:
-        space: Space of a single environment.
-        samples: The samples.
-        what: What the samples are, for errors, such as ``"a state"``.
-
-    Raises:
-        EnvError: A sample does not fit the space; the error is marked with its index.
-    """
-    batch: Any = create_empty_array(space, n=len(samples), fn=np.zeros)
-    put = row_writer(space, batch, what)
-    for index, sample in enumerate(samples):
-        try:
-            put(index, sample)
-        except EnvError as error:
-            mark_row(error, index, "the samples")
-            raise
-    return batch
-
-
-def flatten_samples(
-    space: Space[Any], samples: Sequence[Any], rows: Sequence[int], num_envs: int, what: str, owner: object
-) -> NumpyArray:
-    """Flatten the samples of some rows.
-
-    Args:
-        space: Space of a single environment.
-        samples: The samples.
-        rows: The row of each sample, in increasing order.
-        num_envs: Number of rows of the result.
-        what: As for `stack_rows`.
-        owner: The environment that steps the copies, for errors.
-
-    Returns:
-        ``(num_envs, flatdim(space))``, with zeros in the other rows; see `flatten_rows`.
-
-    Raises:
-        EnvError: A sample does not fit the space; the error is marked with its row.
-    """
-    try:
-        flat = flatten_rows(space, stack_rows(space, samples, what))
-    except EnvError as error:
-        mark_row(error, rows[marked_row(error) or 0], owner)
-        raise
-    if len(rows) == num_envs:
-        return flat
-    full = np.zeros((num_envs, flat.shape[1]), flat.dtype)
-    full[rows] = flat
-    return full
 
 
 def action_width(space: Space[Any]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from pettingzoo import AECEnv
 from pettingzoo.utils.conversions import (
@@ -12,13 +12,33 @@ from pettingzoo.utils.conversions import (
     turn_based_aec_to_parallel_wrapper,
 )
 
-from workers.envs.samples import checked_reset, checked_step
-from workers.errors import EnvError
+from workers.copying import copy_containers
+from workers.envs.samples import (
+    RESERVED,
+    check_reserved,
+    checked_flag,
+    checked_number,
+    checked_reset,
+    checked_step,
+)
+from workers.errors import EnvError, type_name
 from workers.info_rows import check_infos
 
-__all__ = ["ByAgent", "Given", "TeamCopy", "as_parallel", "check_alike"]
+__all__ = ["ByAgent", "Given", "TeamCopy", "as_parallel", "check_alike", "reserved_keys"]
 
 ByAgent = Mapping[str, Any]
+T = TypeVar("T")
+
+_OUTPUTS = ("observations", "rewards", "terminated", "truncated")
+
+
+def reserved_keys(names: Iterable[Any]) -> frozenset[str]:
+    """Return the keys of a team's infos that the wrapper adds itself.
+
+    Args:
+        names: Names of the agents, whose masks are among these keys.
+    """
+    return RESERVED | {"alive"} | {f"_{name}" for name in (*names, "alive")}
 
 
 def as_parallel(env: Any) -> Any:
@@ -49,12 +69,12 @@ def check_alike(env: Any, row: int, owner: str, spaces: ByAgent, action_spaces: 
 
 
 class Given(NamedTuple):
-    """The outputs of one copy in a step, for the agents whose rows are shown."""
+    """The outputs of one copy in a step, for the agents whose rows are shown; the flags only of those that end."""
 
     observations: ByAgent
-    rewards: ByAgent
-    terminated: ByAgent
-    truncated: ByAgent
+    rewards: Mapping[str, float]
+    terminated: Mapping[str, bool]
+    truncated: Mapping[str, bool]
     infos: dict[str, Any]
 
 
@@ -72,6 +92,7 @@ class TeamCopy:
     def __init__(self, env: Any, names: frozenset[str]) -> None:
         self.env = env
         self._names = names
+        self._reserved = reserved_keys(names)
         self.members: set[str] = set()
         self.ended: set[str] = set()
         self.is_over = self.was_reset = False
@@ -86,9 +107,11 @@ class TeamCopy:
         """Start an episode; return observations and infos.
 
         Raises:
-            EnvError: There is no agent, an unknown agent, or no observation of an agent that acts next.
+            EnvError: There is no agent, an unknown agent, or no observation of an agent that acts next, or the
+                observations or infos are not of the right form.
         """
         observations, infos = checked_reset(self.env.reset() if seed is None else self.env.reset(seed=seed))
+        observations = self._by_agent(observations, "observations")
         self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
         if not self.members:
             raise EnvError(f"{self.env} has no agent after reset(); expected at least one")
@@ -99,9 +122,15 @@ class TeamCopy:
         """Step the environment with the actions of the acting agents.
 
         Raises:
-            EnvError: There is an unknown agent, or no observation of an agent that acts next or is truncated.
+            EnvError: There is an unknown agent, no observation of an agent that acts next or is truncated, or no reward
+                or flag of an agent that acted, or an output is not of the right form.
         """
-        observations, rewards, terminated, truncated, infos = checked_step(self.env.step(actions))
+        acted = list(actions)  # the environment may change the dictionary
+        *outputs, infos = checked_step(self.env.step(actions))
+        observations, rewards, terminated, truncated = map(self._by_agent, outputs, _OUTPUTS)
+        self._check_complete(acted, observations, rewards, terminated, truncated)
+        terminated = _checked(terminated, bool, checked_flag, "terminated")
+        truncated = _checked(truncated, bool, checked_flag, "truncated")
         flagged = {name for name, flag in terminated.items() if flag}
         flagged.update(name for name, flag in truncated.items() if flag)
         living = set(self.env.agents) - flagged
@@ -111,32 +140,66 @@ class TeamCopy:
         self.members, self.ended = (self.members - ended) | living, (self.ended | ended) - living
         self.is_over, self.was_reset = not living, False
         terminated, truncated = _of(terminated, ended), _of(truncated, ended)
-        self._check(observations, truncated)
+        self._check(observations, ended, [name for name, flag in truncated.items() if flag])
         if self.is_over:  # agents that left without a flag: without an observation there is no value to bootstrap from
             for name in self.members:
                 (terminated if observations.get(name) is None else truncated)[name] = True
-        return Given(_of(observations, shown), _of(rewards, shown), terminated, truncated, self._told(infos))
+        numbers = _checked(_of(rewards, shown), float, checked_number, "the reward")
+        return Given(_of(observations, shown), numbers, terminated, truncated, self._told(infos))
 
-    def _check(self, observations: ByAgent, truncated: ByAgent = {}) -> None:  # noqa: B006 - read, never written
+    def _by_agent(self, given: Any, what: str) -> ByAgent:
+        """Return an output of the environment, if it is a mapping."""
+        if isinstance(given, (dict, Mapping)):  # dict first: a check of the abstract class takes five times as long
+            return given
+        shown = "None" if given is None else f"a {type_name(type(given))}"
+        raise EnvError(f"{self.env} returned {shown} as {what}; expected a dictionary by agent")
+
+    def _check_complete(self, acted: Iterable[str], observations: ByAgent, *outcome: ByAgent) -> None:
+        """Check that each agent that acted has a reward and both flags, unless it left and is in no output at all."""
+        for what, by_agent in zip(_OUTPUTS[1:], outcome, strict=True):
+            for name in acted:
+                if name not in by_agent and any(name in names for names in (self.env.agents, observations, *outcome)):
+                    raise EnvError(
+                        f"{self.env} returned {what} of {list(by_agent)}; expected also that of {name!r}, because each "
+                        "agent that acts needs a reward and both flags (terminated and truncated)"
+                    )
+
+    def _check(self, observations: ByAgent, ended: Iterable[str] = (), truncated: Iterable[str] = ()) -> None:
         """Check that the agents are known and that each agent that needs an observation has one."""
-        if not self._names.issuperset(self.env.agents):
-            unknown = sorted(set(self.env.agents) - self._names)
-            raise EnvError(f"{self.env} has the agents {unknown}; expected only agents in its possible_agents")
-        for name in (*self.acting(), *(name for name, flag in truncated.items() if flag)):
+        if unknown := {*self.env.agents, *ended} - self._names:
+            names = sorted(unknown, key=str)
+            raise EnvError(f"{self.env} has the agents {names}; expected only agents in its possible_agents")
+        for name in (*self.acting(), *truncated):
             if observations.get(name) is None:
                 raise EnvError(f"{self.env} returns no observation of {name!r}, which acts next or is truncated")
 
-    def _told(self, infos: ByAgent) -> dict[str, Any]:
-        """Return the infos that are not empty."""
+    def _told(self, infos: Any) -> dict[Any, Any]:
+        """Return a copy of the infos that are not empty: the environment may change them in place."""
         told = {}
-        for name, info in check_infos(infos, self.env).items():
+        infos = check_infos(infos, self.env)
+        check_reserved(infos, self._reserved, self.env)
+        for name, info in infos.items():
             if name in self._names and not isinstance(info, dict):
                 info = check_infos(info, f"{self.env}, {name!r}")
-            if self._is_turn_based:  # PettingZoo's conversion adds `active_agent`, which `alive` replaces
-                info = {key: info[key] for key in info if key != "active_agent"}
-            if not isinstance(info, dict) or info:
+            if not isinstance(info, dict):
+                told[name] = copy_containers(info)
+                continue
+            # PettingZoo's conversion adds `active_agent`, which `alive` replaces
+            info = {
+                key: copy_containers(value)
+                for key, value in info.items()
+                if key != "active_agent" or not self._is_turn_based
+            }
+            if info:
                 told[name] = info
         return told
+
+
+def _checked(by_agent: ByAgent, kind: type[T], check: Callable[[Any, str], T], what: str) -> Mapping[str, T]:
+    """Return values by agent, each of which is of type `kind` or has passed the check."""
+    if {kind}.issuperset(map(type, by_agent.values())):
+        return by_agent
+    return {name: check(value, f"{what} of {name!r}") for name, value in by_agent.items()}
 
 
 def _of(by_agent: ByAgent, names: set[str]) -> dict[str, Any]:
