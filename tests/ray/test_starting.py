@@ -276,7 +276,7 @@ def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkey
 
 
 class Cluster:
-    """Two nodes with two CPUs each."""
+    """Nodes with the given CPUs; the cluster says that four are free."""
 
     resources = available = {"CPU": 4.0}  # noqa: RUF012
     may_grow = False

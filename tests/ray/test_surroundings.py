@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ from orchestrator.ray import RayOrchestrator
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, counting_factory
 from tests.support.parity import CFG, step_trainer
-from tests.support.processes import descendants, still_alive, wait_for
+from tests.support.processes import PATIENCE, descendants, still_alive, wait_for
 from tests.support.schedule import full_or_short
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import WorkerError
@@ -276,8 +277,10 @@ def test_workers_are_asked_and_halted_beside_their_work(transport, tmp_path):
 
         def halt_and_go_on(indices: Any, seq: int) -> None:
             halt(indices, seq)
+            deadline = monotonic() + PATIENCE
             while (busy := streams._ping([0]).get(0)) is None:  # a helper may have to start first
-                pass
+                assert monotonic() < deadline
+                threading.Event().wait(0.05)
             assert busy.seq == seq
             go_on.touch()
 
