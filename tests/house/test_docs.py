@@ -16,6 +16,7 @@ from gymnasium.spaces import Box
 
 from orchestrator.ray import RayOrchestrator
 from tests.support.processes import ROOT, python
+from tests.support.schedule import only_long
 from trainer.config import StepTrainerCfg
 from trainer.torch import StepTrainer
 from workers import errors
@@ -58,6 +59,7 @@ def test_the_first_example_learns(local: list[str]):
     assert first_digest != second_digest
 
 
+@only_long
 def test_the_first_example_prints_the_same_in_ray(local: list[str]):
     program = FIRST.replace("    seed=0,\n", '    seed=0,\n    orchestrator="ray",\n')
     assert program != FIRST

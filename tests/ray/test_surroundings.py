@@ -29,7 +29,7 @@ from workers.errors import WorkerError
 TRANSPORTS = ["connection", "ray"]
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture
 def transport(request: pytest.FixtureRequest, ray_cluster: None) -> str:
     name: str = request.param
     return name
@@ -110,6 +110,7 @@ class MainThreadAgent(NullAgent):
         pass
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
 def test_environments_and_agents_are_on_the_main_thread(transport, tmp_path):
     closed = tmp_path / "closed"
     env = EnvFactory(lambda n, first: [MainThreadEnv(first + i, closed) for i in range(n)], num_envs=1)
@@ -146,7 +147,7 @@ class ExitingAgent(NullAgent):
 PAIRS = list(product(TRANSPORTS, [False, True]))
 
 
-@pytest.mark.parametrize(("transport", "shared"), full_or_short(PAIRS, PAIRS[1:3]), indirect=["transport"])
+@pytest.mark.parametrize(("transport", "shared"), full_or_short(PAIRS, [("connection", False)]), indirect=["transport"])
 def test_exits_of_user_code_are_failures_at_once(transport, shared):
     env: Any = wrap_env([CountingEnv(0), CountingEnv(1)], framework="warp") if shared else counting_factory(2)
     with trainer_of([ExitingAgent] * 2, env, transport=transport) as trainer:
@@ -186,6 +187,7 @@ def test_an_interrupt_in_the_program_itself_stays_one(ray_cluster, orchestrator)
             trainer.train()
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
 def test_rays_signal_still_ends_a_worker(transport):
     """Both at work and between two requests."""
     with trainer_of([NullAgent, lambda scope: DyingAgent(signal.SIGTERM)], transport=transport) as trainer:
@@ -212,6 +214,7 @@ class StubbornAgent(NullAgent):
         signal.signal(signal.SIGINT, lambda *_: sys.exit("interrupted"))
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["connection"]), indirect=True)
 def test_handlers_of_user_code_do_not_keep_a_worker_alive(transport):
     with trainer_of(StubbornAgent, transport=transport) as trainer:
         trainer.train()
@@ -236,6 +239,7 @@ class TalkingAgent(NullAgent):
             raise ValueError
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["connection"]), indirect=True)
 def test_what_workers_log_is_logged_once_a_session(transport, caplog):
     for _ in range(1 + (transport == "connection")):
         caplog.clear()
@@ -262,6 +266,7 @@ class SlowAgent(NullAgent):
             wait_for(self.go_on)
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
 def test_workers_are_asked_and_halted_beside_their_work(transport, tmp_path):
     """One scope fails, while the other has a thousand iterations to go."""
     go_on = tmp_path / "go on"
