@@ -111,10 +111,10 @@ class StepPatience:
     """Patience with iterations and other requests whose time is limited; see `Patience`."""
 
     def __init__(self, timeout: float, remedy: str = _LONGER_ITERATIONS) -> None:
-        """Wait up to `timeout` seconds; for a request of several iterations, up to that for each of them.
+        """Prepare for one request.
 
         Args:
-            timeout: See above.
+            timeout: Seconds to wait; for a request of several iterations, for each of them.
             remedy: What to do about a worker that takes longer, for its error.
         """
         self._timeout = timeout
