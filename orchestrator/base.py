@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workers.envs.statistics import Statistics
-from workers.errors import ConfigError, Failure, WorkerError
+from workers.errors import ConfigError, Failure, WorkerError, build_error
 from workers.frameworks import Framework
 from workers.node import node_name
+from workers.scope.env_slice import EnvSlice
 from workers.types import Description, Outcome, Phase, Scope, Tick
 
-__all__ = ["Orchestrator", "Plan", "Session", "check_num_threads", "close_environments"]
+__all__ = ["Orchestrator", "Plan", "Session", "build_environments", "check_num_threads", "close_environments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,18 @@ class Orchestrator(Protocol):
         """Build all workers. If one cannot be built, release everything built before."""
 
 
+def build_environments(plan: Plan) -> EnvSlice:
+    """Take the environments of all scopes into this process, or build them here.
+
+    Raises:
+        AgentError, ConfigError, EnvError, WorkerError: They raised; see `workers.errors.build_error`.
+    """
+    try:
+        return EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
+    except Exception as error:
+        raise build_error([_failure(error, plan, Phase.BUILD)]) from error
+
+
 def close_environments(env: Any, plan: Plan) -> None:
     """Close environments of all scopes in this process.
 
@@ -129,9 +142,12 @@ def close_environments(env: Any, plan: Plan) -> None:
     try:
         env.close()
     except Exception as error:
-        scope, rows = 0 if len(plan.scopes) == 1 else None, (0, plan.scopes[-1].stop)
-        failure = Failure.of(error, scope=scope, rows=rows, phase=Phase.CLOSE.value, timestep=None, node=node_name())
-        raise WorkerError([failure]) from error
+        raise WorkerError([_failure(error, plan, Phase.CLOSE)]) from error
+
+
+def _failure(error: Exception, plan: Plan, phase: Phase) -> Failure:
+    scope, rows = 0 if len(plan.scopes) == 1 else None, (0, plan.scopes[-1].stop)
+    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=None, node=node_name())
 
 
 def check_num_threads(num_threads: object) -> None:

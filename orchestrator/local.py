@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from orchestrator.base import Plan, check_num_threads, close_environments
+from orchestrator.base import Plan, build_environments, check_num_threads, close_environments
 from orchestrator.merge import share_outcome
 from workers.envs.statistics import Statistics
 from workers.errors import Failure, WorkerError, build_error, close_all, close_or_log
@@ -16,7 +16,6 @@ from workers.members import is_factory
 from workers.node import node_name
 from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
-from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.threads import thread_variables
 from workers.types import Description, Outcome, Phase, Tick
@@ -50,12 +49,7 @@ class LocalSession:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._submitted: deque[tuple[Tick, int]] = deque()
-        framework = plan.framework
-        only_scope = 0 if len(plan.scopes) == 1 else None
-        try:
-            self._env_slice = EnvSlice(plan.env, framework, cfg=plan.cfg, seed=plan.seed)
-        except Exception as error:
-            raise build_error([_failure(error, only_scope, (0, plan.scopes[-1].stop))]) from error
+        self._env_slice = build_environments(plan)
         self.env = self._env_slice.env
         self._runners: list[AgentRunner] = []
         try:
@@ -63,8 +57,8 @@ class LocalSession:
         except BaseException:
             close_or_log("what was built before", lambda: self.close(close_environment=False))
             raise
-        self._agents = AgentGroup(self._runners, framework)
-        self._worker = ScopeWorker(self._env_slice, self._agents, framework, scopes=plan.scopes)
+        self._agents = AgentGroup(self._runners, plan.framework)
+        self._worker = ScopeWorker(self._env_slice, self._agents, plan.framework, scopes=plan.scopes)
         self.workers: Sequence[Description] = [runner.describe(self._env_slice.notes) for runner in self._runners]
 
     def _build_runners(self) -> None:

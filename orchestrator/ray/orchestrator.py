@@ -16,7 +16,7 @@ from ray import cloudpickle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.base import Plan, check_num_threads
+from orchestrator.base import Plan, build_environments, check_num_threads
 from orchestrator.ray.actor_calls import ActorCalls
 from orchestrator.ray.cluster import Cluster, connect
 from orchestrator.ray.connection import Connections
@@ -25,11 +25,11 @@ from orchestrator.ray.session import RaySession
 from orchestrator.ray.starting import StartPatience, StartTime, open_doors
 from orchestrator.ray.transport import Door, Streams
 from workers.envs import EnvFactory
+from workers.envs.base import recipe_of
 from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError, build_error, message_of
 from workers.members import is_factory
 from workers.remote.actor import WorkerActor
 from workers.remote.service import WorkerSpec
-from workers.scope.env_slice import EnvSlice
 from workers.threads import thread_variables
 from workers.types import Scope
 
@@ -83,7 +83,7 @@ class RayOrchestrator:
             ClusterError: Ray cannot be reached, or lacks the requested resources.
             AgentError: An agent cannot be pickled.
             EnvError: The environment factory cannot be pickled, or builds something other than requested.
-            WorkerError: A worker could not be built.
+            WorkerError: A worker or the shared environments could not be built.
         """
         time = StartTime(self.start_timeout)
         recipe = _recipe(plan.env)
@@ -93,7 +93,7 @@ class RayOrchestrator:
             shared = None
             if recipe is None:
                 with thread_variables(self.num_threads):
-                    shared = EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
+                    shared = build_environments(plan)
             cluster = connect(self.address, timeout=time.left)
             cleanup.callback(cluster.disconnect)
             started = monotonic()
@@ -161,14 +161,13 @@ class RayOrchestrator:
 
 def _recipe(env: Any) -> EnvFactory | None:
     """Return the recipe for the environments of each scope, or None if they can only be shared."""
-    recipe = env if isinstance(env, EnvFactory) else getattr(env, "recipe", None)
-    if not isinstance(recipe, EnvFactory):
+    recipe = recipe_of(env)
+    if recipe is None:
         _logger.warning(
             "the environments stay on the driver and are shared by all workers, because %s cannot be rebuilt per "
             "scope; use make_env(…) or EnvFactory(build, num_envs=…) to step them in the workers",
             type(env).__qualname__,
         )
-        return None
     return recipe
 
 

@@ -141,7 +141,10 @@ class RaySession:
                 return
             self._bring_back_instances()
             told = self._streams.lost
-            replies = self._streams.receive(self._streams.send("close"), StepPatience(_CLOSE_TIMEOUT), phase="close")
+            patience = StepPatience(
+                _CLOSE_TIMEOUT, "its process is ended now; environments must close within this time"
+            )
+            replies = self._streams.receive(self._streams.send("close"), patience, phase="close")
         finally:
             self._closed = True
         for index in sorted(self._streams.lost - told):

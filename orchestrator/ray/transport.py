@@ -43,6 +43,8 @@ _ASKING_TIMEOUT = 30.0
 _LOOK_INTERVAL = 0.5
 """Seconds to wait for one worker before checking the others."""
 
+_LONGER_ITERATIONS = "if an iteration may take longer, increase RayOrchestrator(step_timeout=…)"
+
 
 class NoReplyError(Exception):
     """A worker's reply is not available.
@@ -108,9 +110,15 @@ class Patience(Protocol):
 class StepPatience:
     """Patience with iterations and other requests whose time is limited; see `Patience`."""
 
-    def __init__(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds; for a request of several iterations, up to that for each of them."""
+    def __init__(self, timeout: float, remedy: str = _LONGER_ITERATIONS) -> None:
+        """Prepare for one request.
+
+        Args:
+            timeout: Seconds to wait; for a request of several iterations, for each of them.
+            remedy: What to do about a worker that takes longer, for its error.
+        """
         self._timeout = timeout
+        self._remedy = remedy
         self._idle: set[int] = set()
         self._unasked_since: dict[int, float] = {}
 
@@ -142,11 +150,7 @@ class StepPatience:
         else:
             doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
             state = f"it answers a ping and {doing}"
-        return UnreachableError(
-            "TimeoutError",
-            f"no reply within {self._timeout:g} s; {state}; if an iteration may take longer, increase "
-            "RayOrchestrator(step_timeout=…)",
-        )
+        return UnreachableError("TimeoutError", f"no reply within {self._timeout:g} s; {state}; {self._remedy}")
 
 
 class Streams(ABC):

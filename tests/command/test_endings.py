@@ -104,7 +104,7 @@ DIVERGING = f"agents=[{', '.join(2 * [f'{{agent: {__name__}:Diverging, scope: 3}
 WRITES = [((), 20), ((), 120), (RAY, 20), (RAY, 120)]
 
 
-@pytest.mark.parametrize(("overrides", "interval"), full_or_short(WRITES, WRITES[:3]))
+@pytest.mark.parametrize(("overrides", "interval"), full_or_short(WRITES, WRITES[:2]))
 def test_a_run_that_diverges_fails_and_keeps_the_last_good_agents(
     overrides: tuple[str, ...],
     interval: int,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from itertools import cycle
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from tests.envs.test_reset_mask import Counting
 from tests.support.device_envs import ENVS, TorchEnv
 from tests.support.envs import NoisyEnv
 from tests.support.foreign import ForeignEnv
 from tests.support.multi_agent_envs import game_factory, noisy_team_factory, team_factory
+from tests.support.processes import descendants
 from workers.envs import EnvFactory, check_env, make_env, wrap_env
 from workers.errors import EnvError
 
@@ -140,6 +143,135 @@ def test_environments_that_cannot_be_wrapped_are_rejected():
         check_env(3)
     with pytest.raises(EnvError, match="reset_mask"):
         check_env(Counting(3, 0, AutoresetMode.DISABLED, "ignores"))
+
+
+class NotFinite(NoisyEnv):
+    """Gives infinity and two kinds of NaN, which differ only in their sign; every instance gives both in turn."""
+
+    signs = cycle([np.float32(np.nan), -np.float32(np.nan)])
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        observation, infos = super().reset(seed=seed)
+        observation[0] = next(self.signs)
+        return observation, infos
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        observation[1] = np.inf
+        return observation, next(self.signs), *rest
+
+
+def test_what_is_not_finite_passes_where_it_is_allowed(framework):
+    next(NotFinite.signs)
+
+    def build(num_envs: int, first_env: int) -> Any:
+        next(NotFinite.signs)
+        return [NotFinite(3) for _ in range(num_envs)]
+
+    with pytest.raises(EnvError, match="does not pass gymnasium"):
+        check_env(EnvFactory(build, num_envs=3), framework=framework)
+    check_env(EnvFactory(build, num_envs=3, allow_nonfinite=True), framework=framework, steps=40)
+    check_env(wrap_env(build(2, 0), framework=framework, allow_nonfinite=True), steps=40)
+    with pytest.raises(EnvError, match="observations are nan in column 0"):
+        check_env(wrap_env(build(2, 0), framework=framework), steps=40)
+
+
+@pytest.mark.parametrize("fault", [0.0, 1.0])
+def test_a_difference_beside_nan_is_found(fault):
+    class Beside(NoisyEnv):
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            observation[:] = np.nan, fault * np.random.default_rng().random(), 0.0
+            return observation, *rest
+
+    factory = EnvFactory(lambda n, first: [Beside(3) for _ in range(n)], num_envs=2, allow_nonfinite=True)
+    if not fault:
+        return check_env(factory, steps=5)
+    with pytest.raises(EnvError, match="observations differ between two runs with the same seed, first in step 1"):
+        check_env(factory, steps=5)
+
+
+class Open(NoisyEnv):
+    """Notes which instances are open; breaks a rule at the end of an episode, or when it is closed."""
+
+    alive: ClassVar[list[Open]] = []
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__(3)
+        self.fault = fault
+        self.alive.append(self)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, infos = super().step(action)
+        return observation, None if self.fault == "reward" and terminated else reward, terminated, truncated, infos
+
+    def close(self) -> None:
+        self.alive.remove(self)
+        if self.fault == "close":
+            raise RuntimeError("stays open")
+
+
+def build_open(fault: str, num_envs: int, first_env: int) -> Any:
+    many = num_envs + (num_envs > 1 and fault == "number")
+    envs: list[Any] = [Open("reward" if fault.startswith("reward") else fault) for _ in range(many)]
+    if fault == "reward, vector":
+        return SyncVectorEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
+    return {"kind": [*envs, 3], "twice": envs * 2}.get(fault, envs)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("", ""),
+        ("reward", "row [012]: the reward is None"),
+        ("reward, vector", "row [012]: the reward is None"),
+        ("number", "built 4 environments, starting at row 0; expected 3"),
+        ("kind", r"builtins\.int cannot be wrapped"),
+        ("twice", "the same environment more than once"),
+        ("close", "stays open"),
+    ],
+)
+def test_whatever_is_found_what_was_built_is_closed(fault, message, caplog):
+    Open.alive.clear()
+    factory = EnvFactory(partial(build_open, fault), num_envs=3)
+    if message:
+        with pytest.raises((EnvError, RuntimeError), match=message):
+            check_env(factory)
+    else:
+        check_env(factory)
+    assert Open.alive == []
+    assert caplog.records == []
+
+
+def test_an_error_of_closing_does_not_hide_what_was_found(caplog):
+    class Stuck(Open):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("stays open")
+
+    Open.alive.clear()
+    # without Gymnasium's check, which would be the first to build and close
+    factory = EnvFactory(lambda n, first: [Stuck("reward") for _ in range(n)], num_envs=2, allow_nonfinite=True)
+    with pytest.raises(EnvError, match="the reward is None"):
+        check_env(factory)
+    assert Open.alive == []
+    assert caplog.text.count("environment GymnasiumWrapper could not be closed: ") == 1
+
+
+class WithoutRewards(VectorWrapper):
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *rest = super().step(actions)
+        return observations, rewards * np.nan, *rest
+
+
+def test_no_process_is_left_by_an_environment_that_fails():
+    def build(num_envs: int, first_env: int) -> Any:
+        return WithoutRewards(AsyncVectorEnv([partial(NoisyEnv, 3)] * num_envs, context="spawn"))
+
+    before = descendants("spawn_main")
+    with pytest.raises(EnvError, match="rewards are nan"):
+        check_env(EnvFactory(build, num_envs=2))
+    assert descendants("spawn_main") == before
 
 
 class Squares(gymnasium.Env[Any, Any]):

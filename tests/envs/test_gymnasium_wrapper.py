@@ -19,6 +19,7 @@ from tests.support.agents import NullAgent, RecordingAgent, copied, to_numpy
 from tests.support.envs import CountingEnv, NoisyEnv, SilentEnv
 from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory, make_env, making, wrap_env
+from workers.envs.base import recipe_of
 from workers.envs.gymnasium import GymnasiumWrapper
 from workers.envs.making import build_rows
 from workers.errors import EnvError, WorkerError, marked_row
@@ -251,6 +252,45 @@ def test_make_env_and_wrap_env_refuse_what_they_cannot_take():
     env.observation_space = Dict(a=Discrete(2), b=Text(3))  # type: ignore[assignment]
     with pytest.raises(EnvError, match=r"observation space, in Dict.*: Text.*is not supported; expected Box, Discrete"):
         wrap_env(env, framework="torch")
+
+
+def test_what_make_env_cannot_use_is_closed():
+    made: list[Any] = []
+    closed: list[Any] = []
+
+    class Env(NoisyEnv):
+        def __init__(self, fault: bool = False) -> None:
+            super().__init__()
+            if fault and len(made) == 2:
+                raise KeyError("the third copy")
+            made.append(self)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    gymnasium.register("Closing-v0", lambda **options: Env(**options))
+    try:
+        with pytest.raises(EnvError, match="states is 'joint'"):
+            make_env("Closing-v0", num_envs=3, framework="numpy", states="joint")
+        assert closed == made
+        assert len(made) == 3
+        made.clear()
+        closed.clear()
+        with pytest.raises(KeyError, match="the third copy"):
+            make_env("Closing-v0", num_envs=3, framework="numpy", fault=True)
+        assert closed == made
+        assert len(made) == 2
+    finally:
+        del gymnasium.registry["Closing-v0"]
+
+
+def test_what_is_not_finite_is_allowed_in_copies_of_a_wrapped_environment_too():
+    env = make_env("CartPole-v1", num_envs=2, framework="numpy")
+    for expected in (False, True):
+        env = wrap_env(env, framework="numpy", allow_nonfinite=expected)
+        recipe = recipe_of(env)
+        assert recipe is not None
+        assert build_rows(recipe, 1, 1, framework="numpy", seed=None).allow_nonfinite is expected
 
 
 def test_make_env_passes_options_on_and_remembers_its_recipe(framework):

@@ -17,7 +17,7 @@ from tests.support.envs import NoisyEnv
 from tests.support.parity import CFG, assert_same, run, step_trainer
 from workers.envs import EnvFactory, make_env, wrap_env
 from workers.envs.copies import CheckedSyncVectorEnv
-from workers.errors import EnvError
+from workers.errors import EnvError, WorkerError
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
 
@@ -57,6 +57,8 @@ class Counting(VectorEnv[Any, Any, Any]):
         rows = np.ones(self.num_envs, np.bool_)
         if options and self.fault == "refuses":
             raise TypeError("unexpected options")
+        if self.fault == "breaks":
+            raise RuntimeError("boom")
         if options and self.fault != "ignores":
             rows = options["reset_mask"]
         self.batch[rows, 1] += 1
@@ -76,6 +78,17 @@ def test_an_environment_that_does_not_respect_the_mask_is_refused_when_the_train
     with pytest.raises(EnvError, match=rf"Counting.*has autoreset mode {mode.name}, but reset\(.*SAME_STEP"):
         step_trainer(framework)(env=wrap_env(env, framework=framework), agents=NullAgent, cfg=CFG, seed=3)
     assert "step" not in env.calls
+
+
+@pytest.mark.parametrize("orchestrator", ["local", "ray"])  # Ray is not started: the environments are tried before
+def test_an_error_in_the_trial_names_its_place_in_every_mode(framework, orchestrator):
+    env = wrap_env(Counting(3, 0, AutoresetMode.DISABLED, "breaks"), framework=framework)
+    options = {"agents": [NullAgent] * 2, "orchestrator": orchestrator}
+    with pytest.raises(WorkerError, match=r"all scopes .*, phase build, .*: RuntimeError: boom") as caught:
+        step_trainer(framework)(env=env, cfg=CFG, seed=3, **options)
+    (failure,) = caught.value.failures
+    assert (failure.scope, failure.rows, failure.phase, failure.timestep) == (None, (0, 3), "build", None)
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_every_row_is_tried_once_whatever_the_slices(framework):

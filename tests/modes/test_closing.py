@@ -16,7 +16,7 @@ from tests.support.envs import CountingEnv
 from tests.support.multi_agent_envs import CountingTeamEnv
 from tests.support.parity import CFG
 from tests.support.processes import python
-from tests.support.schedule import full_or_short
+from tests.support.schedule import full_or_short, only_long
 from trainer.torch import StepTrainer
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import LifecycleError, WorkerError
@@ -105,7 +105,8 @@ def test_everything_is_closed_and_every_error_names_its_place(mode: str, kind: t
         trainer.train()
 
 
-@pytest.mark.parametrize("closes", full_or_short([True, False], [True]))
+@only_long
+@pytest.mark.parametrize("closes", [True, False])
 def test_the_driver_s_copy_of_an_environment_counts_too(closes: bool, ray_cluster: None, tmp_path: Path):
     """In sharded mode, a wrapped environment is rebuilt in the workers, and closed here as well."""
     here, there = tmp_path / "here", tmp_path / "there"

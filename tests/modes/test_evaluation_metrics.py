@@ -112,7 +112,7 @@ def orchestrated(mode: str, env: EnvFactory, framework: str) -> tuple[Any, Any]:
 PAIRS = [*(("local", name) for name in FRAMEWORKS), ("sharded", "torch"), ("shared", "torch")]
 
 
-@pytest.mark.parametrize(("mode", "framework"), full_or_short(PAIRS, PAIRS[:-1]))
+@pytest.mark.parametrize(("mode", "framework"), full_or_short(PAIRS, PAIRS[:3]))
 def test_episodes_of_a_single_agent(mode: str, framework: str, request: pytest.FixtureRequest):
     if mode != "local":
         request.getfixturevalue("ray_cluster")

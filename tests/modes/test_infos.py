@@ -218,7 +218,7 @@ def alone(framework: str, build: Any) -> list[Run]:
 
 @pytest.mark.parametrize(
     ("kind", "framework"),
-    full_or_short(list(product(["sharded", "shared"], FRAMEWORKS)), [("sharded", "jax"), ("shared", "torch")]),
+    full_or_short(list(product(["sharded", "shared"], FRAMEWORKS)), [("sharded", "torch")]),
     indirect=["framework"],
 )
 @pytest.mark.parametrize("build", ["batch"], indirect=True)  # one is enough: Ray starts processes

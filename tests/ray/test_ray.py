@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import socket
 import threading
@@ -33,101 +32,6 @@ def trainer_of(
         cfg={**CFG, "timesteps": 10, **cfg},
         orchestrator=orchestrator or RayOrchestrator(),
     )
-
-
-OWN_RAY = """
-from tests.support.processes import still_alive
-from tests.ray.test_ray import *
-import gymnasium, psutil, ray, warnings
-
-class Agent(NullAgent):
-    def __init__(self, scope): super().__init__(); self.count = 0
-    def post_interaction(self, *, timestep, timesteps): self.count += 1
-
-class Env(CountingEnv): pass
-
-class Registered(Env):
-    def __init__(self): super().__init__(0)
-
-gymnasium.register("Mine-v0", Registered)
-
-def trainer(**options):
-    env = EnvFactory(lambda n, first: [Env(first + i) for i in range(n)], num_envs=2)
-    return trainer_of(env, **{"agents": Agent, "orchestrator": "ray", **options})
-
-def is_gone():
-    return not ray.is_initialized() and not still_alive(psutil.Process().children(recursive=True))
-
-first, second = trainer(), trainer(agents=RecordingAgent())
-first.train()
-assert type(first.agents[0]) is Agent
-print("classes of __main__:", first.agents[0].count)
-first.close()
-second.train()
-mine = trainer_of(make_env("Mine-v0", num_envs=2, framework="warp"), NullAgent, "ray")
-print("registered in __main__:", mine.train()[0].numpy()[:, 2].tolist())
-mine.close()
-print("after another's end:", len(second.agents[0].records()))
-second.close()
-print("after the last one's end:", is_gone())
-try:
-    trainer_of(counting_factory(500), [NullAgent] * 500, "ray")
-except ClusterError as error:
-    print(error)
-print("after a start that failed:", is_gone())
-third = trainer()
-try:  # Ray was started by another trainer, so that it does not grow
-    trainer_of(counting_factory(500), [NullAgent] * 500, "ray")
-except ClusterError as error:
-    print(error)
-ray.shutdown()
-try:
-    third.train()
-except ClusterError as error:
-    print(error)
-third.close()
-print("after a shutdown:", is_gone())
-fourth = trainer()
-ray.shutdown()
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)
-    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="warning")
-fifth = trainer()
-fourth.close()
-fifth.train()
-fifth.close()
-print("the user's own:", ray.is_initialized())
-ray.shutdown()
-"""
-
-
-def test_ray_that_was_started_here_is_shared_and_shut_down():
-    """Also: ``__main__`` has classes and environments, too few CPUs are refused at once, a shutdown is reported."""
-    done = python("-c", OWN_RAY)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if not line.startswith(("Warp ", "  "))]  # without Warp's output
-    assert len(lines) == 10, done.stdout
-    for line, begin in zip(
-        lines,
-        [
-            "classes of __main__: 1",
-            "registered in __main__: [1.0, 1.0]",
-            "after another's end: 1",
-            "after the last one's end: True",
-            "500 workers with 1 CPU each were requested, but Ray has",
-            "after a start that failed: True",
-            "500 workers with 1 CPU each were requested, but Ray has",
-            "Ray was shut down while a trainer used it",
-            "after a shutdown: True",
-            "the user's own: True",
-        ],
-        strict=True,
-    ):
-        assert line.startswith(begin)
-    said = [line for line in done.stderr.splitlines() if line.startswith("lockstep: ")]
-    assert said[0] == "lockstep: starting Ray on this machine ..."
-    assert re.fullmatch(r"lockstep: Ray is ready after \d+\.\d s", said[1])
-    assert re.fullmatch(r"lockstep: 1 worker is ready after \d+\.\d s", said[2])
 
 
 def test_ray_that_was_there_stays(ray_cluster):

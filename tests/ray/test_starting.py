@@ -23,7 +23,7 @@ from tests.support.agents import NullAgent
 from tests.support.envs import build_counting, counting_factory
 from tests.support.parity import CFG, step_trainer
 from tests.support.processes import PATIENCE, python, wait_for
-from tests.support.schedule import IS_LONG, full_or_short
+from tests.support.schedule import full_or_short, only_long
 from workers.envs import EnvFactory
 from workers.errors import ClusterError, WorkerError
 from workers.remote.channel import Address
@@ -36,7 +36,10 @@ SCOPES = [Scope(index, 2 * index, 2 * index + 2) for index in range(6)]
 DOORS = [Door(Address(f"10.0.0.{index}", 1), b"", "node") for index in range(6)]
 
 
-@pytest.fixture(params=["connection", "ray"])
+TRANSPORTS = ["connection", "ray"]
+
+
+@pytest.fixture
 def transport(request: pytest.FixtureRequest, ray_cluster: None) -> str:
     name: str = request.param
     return name
@@ -160,6 +163,7 @@ def trainer_of(env: Any = None, **options: Any) -> Any:
     )
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["connection"]), indirect=True)
 def test_a_long_build_is_waited_for_and_told(transport, tmp_path, impatient):
     env = blocking_factory(tmp_path)
     line = OnLine("is still building its environments (", 2, (tmp_path / "go on").touch)
@@ -168,10 +172,10 @@ def test_a_long_build_is_waited_for_and_told(transport, tmp_path, impatient):
     assert line.left <= 0
 
 
-KILLS = list(product(["connection", "ray"], [signal.SIGKILL, signal.SIGTERM]))
+KILLS = list(product(TRANSPORTS, [signal.SIGKILL, signal.SIGTERM]))
 
 
-@pytest.mark.parametrize(("transport", "number"), full_or_short(KILLS, [KILLS[0], KILLS[3]]), indirect=["transport"])
+@pytest.mark.parametrize(("transport", "number"), full_or_short(KILLS, [KILLS[0]]), indirect=["transport"])
 def test_a_worker_that_is_killed_while_it_is_built_fails_at_once(transport, tmp_path, impatient, number):
     def kill() -> None:
         wait_for(tmp_path / "pid")
@@ -184,6 +188,7 @@ def test_a_worker_that_is_killed_while_it_is_built_fails_at_once(transport, tmp_
     assert "process died" in failure.message
 
 
+@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
 def test_a_worker_that_freezes_while_it_is_built_is_given_up(transport, tmp_path, impatient, monkeypatch):
     monkeypatch.setattr(starting, "_SILENCE", 0.3)
     monkeypatch.setattr(connection, "PING_TIMEOUT", 0.2)
@@ -276,7 +281,7 @@ def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkey
 
 
 class Cluster:
-    """Two nodes with two CPUs each."""
+    """Nodes with the given CPUs; the cluster says that four are free."""
 
     resources = available = {"CPU": 4.0}  # noqa: RUF012
     may_grow = False
@@ -307,7 +312,7 @@ with step_trainer("torch")(env=env, agents=[NullAgent] * 2, cfg=cfg, orchestrato
 """
 
 
-@pytest.mark.skipif(not IS_LONG, reason="takes minutes: make test-long")
+@only_long
 def test_two_actors_start_with_the_defaults_on_a_busy_machine():
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:

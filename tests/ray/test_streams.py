@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ray import cluster, transport
+from orchestrator.base import Plan
+from orchestrator.ray import cluster, session, transport
 from orchestrator.ray.transport import NoReplyError, Patience, Request, StepPatience, Streams, UnreachableError
+from tests.support.agents import NullAgent
 from workers.errors import ClusterError
+from workers.frameworks import load_framework
 from workers.remote.log import LogEntry
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
@@ -123,6 +126,22 @@ def test_the_deadline_is_for_one_iteration(world: World):
     assert failure[:2] == (0, "TimeoutError")
     assert "no reply within 10 s; it answers a ping and has been busy for 1" in failure[2]
     assert world.now < 30
+
+
+def test_a_close_that_takes_too_long_has_a_remedy_of_its_own(world: World, caplog: pytest.LogCaptureFixture):
+    """The time for it is not that of an iteration."""
+    world.replies = [(1.0, None), (1e9, None), (1.0, None)]
+    plan = Plan(env=None, agents=[NullAgent] * 3, scopes=SCOPES, cfg=None, framework=load_framework("numpy"), seed=None)
+    released: list[bool] = []
+    session.RaySession(plan, None, world, [], step_timeout=300, release=lambda: released.append(True)).close(
+        close_environment=False
+    )
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith("the environments of a worker may not be closed: scope 1 (environments 2:5), phase close")
+    assert "no reply within 10 s; it answers a ping and has been busy for 10.0 s; its process is ended now; env" in text
+    assert "step_timeout" not in text
+    assert released == [True]
 
 
 def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):

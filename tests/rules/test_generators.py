@@ -147,9 +147,10 @@ def test_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch):
     assert not generators._has_known_layout()
     monkeypatch.undo()
     # the index behind the words
-    monkeypatch.setattr(generators, "_state_memory", lambda one: right(one)[4:].tobytes() + right(one)[:4].tobytes())
-    with pytest.raises(AttributeError):  # bytes have no tobytes()
-        generators._has_known_layout()
+    monkeypatch.setattr(
+        generators, "_state_memory", lambda one: memoryview(bytearray(right(one)[4:]) + bytearray(right(one)[:4]))
+    )
+    assert not generators._has_known_layout()
     monkeypatch.undo()
     monkeypatch.setattr(generators, "_state_memory", lambda one: memoryview(bytearray(2500)))
     assert not generators._has_known_layout()

@@ -10,10 +10,15 @@ from collections.abc import Sequence
 from itertools import cycle, product
 from typing import Any
 
-__all__ = ["FRAMEWORKS", "IS_LONG", "examples", "full_or_short", "in_turn"]
+import pytest
+
+__all__ = ["FRAMEWORKS", "IS_LONG", "examples", "full_or_short", "in_turn", "only_long"]
 
 FRAMEWORKS = ("torch", "jax", "warp")
 IS_LONG = os.environ.get("LOCKSTEP_TESTS") == "long"
+
+only_long = pytest.mark.skipif(not IS_LONG, reason="a part of make test-long")
+"""Mark of a test that takes long, or whose faults others find as well."""
 
 
 def full_or_short(full: Sequence[Any], short: Sequence[Any]) -> Sequence[Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from workers.types import Array
 
-__all__ = ["EnvFactory", "MultiAgentEnvWrapper", "Wrapper"]
+__all__ = ["EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "recipe_of"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,20 @@ class EnvFactory:
             f"EnvFactory has no {name!r}: it builds environments when the trainer is built, where they are stepped; "
             "take spaces from a single environment"
         )
+
+
+def recipe_of(env: Any) -> EnvFactory | None:
+    """Return the factory of what a trainer was given, for any range of its rows; None if it cannot be rebuilt.
+
+    Args:
+        env: A factory, or an environment that may have a `recipe`; its ``allow_nonfinite`` counts for its copies, too.
+    """
+    if isinstance(env, EnvFactory):
+        return env
+    recipe = getattr(env, "recipe", None)
+    if not isinstance(recipe, EnvFactory):
+        return None
+    return replace(recipe, allow_nonfinite=bool(getattr(env, "allow_nonfinite", False)))
 
 
 class _EnvWrapper(ABC):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import gymnasium
@@ -12,13 +13,13 @@ from gymnasium.utils.env_checker import check_env as check_single
 from gymnasium.vector.utils import batch_space
 
 from workers.by_agent import map_arrays
-from workers.envs.base import EnvFactory, MultiAgentEnvWrapper, Wrapper
+from workers.envs.base import EnvFactory, MultiAgentEnvWrapper, Wrapper, recipe_of
 from workers.envs.checking import check_wrapped, is_multi_agent
-from workers.envs.making import build_rows, wrap_env
+from workers.envs.making import build_rows, closed_on_error, closers_of, wrap_env
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
 from workers.envs.spaces import flat_actions
-from workers.errors import EnvError, marked_row
+from workers.errors import EnvError, close_all, marked_row
 from workers.frameworks import Framework, load_framework
 from workers.info_rows import check_infos
 from workers.infos import take_rows
@@ -45,6 +46,9 @@ def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
     infos, and whether a seed repeats the numbers. If the environment can be built, it also checks that rows that are
     built on their own have the numbers that they have in a batch, as in Ray.
 
+    Where ``allow_nonfinite`` is set, Gymnasium's check is left out, because it refuses NaN. What is built here is
+    closed, whatever is found.
+
     Usage::
 
         def test_my_env():
@@ -67,43 +71,37 @@ def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
         wrapped = wrap_env(env, framework=framework)
         framework = getattr(wrapped, "framework", framework)
         check_wrapped(wrapped, framework)
-        _check_repeats(lambda: wrapped, framework, wrapped.num_envs, steps)
+        _check_repeats(lambda: nullcontext(wrapped), framework, wrapped.num_envs, steps)
         return
     framework = factory.framework or framework
-    for single in _singles(factory):
-        try:
-            _check_single(single)
-        finally:
-            single.close()
+    if not factory.allow_nonfinite:
+        with _closed(factory.build(1, 0)) as built:
+            for single in built if isinstance(built, (list, tuple)) else []:
+                _check_single(single)
     rows = min(factory.num_envs, _ROWS)
 
-    def build(start: int, count: int) -> Any:
-        return build_rows(factory, count, start, framework=framework, seed=_SEED)
+    def build(start: int, count: int) -> AbstractContextManager[Any]:
+        return _closed(build_rows(factory, count, start, framework=framework, seed=_SEED))
 
     whole = _check_repeats(lambda: build(0, rows), framework, rows, steps)
     if rows > 1 and whole is not None:
-        _check_rows(whole, _trace(build(1, rows - 1), framework, 1, rows, steps, close=True))
+        with build(1, rows - 1) as part:
+            _check_rows(whole, _trace(part, framework, 1, rows, steps))
 
 
 def _factory(env: Any) -> EnvFactory | None:
     """Return what builds the environment for any range of rows; None if that is unknown."""
-    recipe = getattr(env, "recipe", None)
-    if isinstance(env, EnvFactory) or isinstance(recipe, EnvFactory):
-        return env if isinstance(env, EnvFactory) else recipe
     if isinstance(env, type) or (callable(env) and not hasattr(env, "step")):
         return EnvFactory(lambda num_envs, first_env: [env() for _ in range(num_envs)], num_envs=_ROWS)
-    return None
+    return recipe_of(env)
 
 
-def _singles(factory: EnvFactory) -> list[Any]:
-    """Return a single Gymnasium environment that the factory builds; none if it builds something else."""
-    built = factory.build(1, 0)
-    singles = list(built) if isinstance(built, (list, tuple)) else []
-    if singles and all(isinstance(single, gymnasium.Env) for single in singles):
-        return singles
-    for one in singles or [built]:
-        one.close()
-    return []
+@contextmanager
+def _closed(built: Any) -> Iterator[Any]:
+    """Close what was built; after an error in the body, errors of closing are logged."""
+    with closed_on_error(built):
+        yield built
+    close_all(closers_of(built))
 
 
 def _check_single(env: Any) -> None:
@@ -120,14 +118,14 @@ def _check_single(env: Any) -> None:
         ) from error
 
 
-def _check_repeats(build: Callable[[], Any], framework: str, rows: int, steps: int) -> list[Any] | None:
+def _check_repeats(
+    build: Callable[[], AbstractContextManager[Any]], framework: str, rows: int, steps: int
+) -> list[Any] | None:
     """Check two runs with the same seed; return the first one's numbers, or None if the environment takes no seed."""
-    first = build()
-    traces = [_trace(first, framework, 0, rows, steps, close=False)]
-    second = build()
-    traces.append(_trace(second, framework, 0, rows, steps, close=second is not first))
-    if second is not first:
-        first.close()
+    with build() as first:
+        traces = [_trace(first, framework, 0, rows, steps)]
+        with build() as second:
+            traces.append(_trace(second, framework, 0, rows, steps))
     if not isinstance(first, (Wrapper, MultiAgentEnvWrapper)):
         return None
     for step, (one, other) in enumerate(zip(*traces, strict=True)):
@@ -155,12 +153,18 @@ def _difference(one: list[Any], other: list[Any]) -> str | None:
     names = ("observations", "rewards", "terminated", "truncated")
     for name, arrays, others in zip(names, one, other, strict=False):
         pairs = [(arrays[key], others[key]) for key in arrays] if isinstance(arrays, dict) else [(arrays, others)]
-        if any(a.shape != b.shape or a.tobytes() != b.tobytes() for a, b in pairs):
+        if any(a.shape != b.shape or _bytes(a) != _bytes(b) for a, b in pairs):
             return name
     return None
 
 
-def _trace(env: Any, framework: str, first: int, stop: int, steps: int, *, close: bool) -> list[Any]:
+def _bytes(array: Any) -> bytes:
+    """Return the bytes of an array, with one NaN for all of them."""
+    data: bytes = (np.where(np.isnan(array), np.nan, array) if array.dtype.kind == "f" else array).tobytes()
+    return data
+
+
+def _trace(env: Any, framework: str, first: int, stop: int, steps: int) -> list[Any]:
     """Return the outputs of the reset and of every step as NumPy arrays; rows from `first` get the same actions."""
     try:
         return _checked_trace(env, load_framework(framework), first, stop, steps)
@@ -168,9 +172,6 @@ def _trace(env: Any, framework: str, first: int, stop: int, steps: int, *, close
         if (row := marked_row(error)) is None:
             raise
         raise EnvError(f"row {first + row}: {error}") from error
-    finally:
-        if close:
-            env.close()
 
 
 def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps: int) -> list[Any]:

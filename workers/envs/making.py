@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,10 +16,39 @@ from workers.envs.base import EnvFactory
 from workers.envs.checking import check_num_envs, check_wrapped, is_wrapped
 from workers.envs.copies import vectorize
 from workers.envs.gymnasium import GymnasiumWrapper
-from workers.errors import EnvError
+from workers.errors import EnvError, close_or_log
 from workers.seeding import skrl_key
 
-__all__ = ["build_rows", "make_env", "wrap_env"]
+__all__ = ["build_rows", "closed_on_error", "closers_of", "make_env", "wrap_env"]
+
+
+@contextmanager
+def closed_on_error(built: Any) -> Iterator[None]:
+    """Close what was built if the body raises; errors of closing are logged.
+
+    Args:
+        built: An environment, a sequence of them, or anything else that a factory returned.
+    """
+    try:
+        yield
+    except BaseException:
+        for what, close in closers_of(built):
+            close_or_log(what, close)
+        raise
+
+
+def closers_of(built: Any) -> list[tuple[str, Callable[[], object]]]:
+    """Return what closes a factory's product, as `workers.errors.close_all` takes it.
+
+    Args:
+        built: See `closed_on_error`.
+    """
+    envs = {id(env): env for env in (built if isinstance(built, Sequence) else [built])}
+    return [
+        (f"environment {type(env).__qualname__}", env.close)
+        for env in envs.values()
+        if hasattr(env, "close") and not isinstance(env, type)
+    ]
 
 
 def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework: str, seed: int | None) -> Any:
@@ -33,17 +62,19 @@ def build_rows(factory: EnvFactory, num_envs: int, first_env: int, *, framework:
         seed: The trainer's seed.
 
     Raises:
-        EnvError: The factory returned another number of environments, or something that is not an environment.
+        EnvError: The factory returned another number of environments, or something that is not an environment. What it
+            returned is closed.
     """
     with skrl_key(framework, None if seed is None else seed + first_env):
         built = factory.build(num_envs, first_env)
-    env = wrap_env(built, framework=framework, allow_nonfinite=factory.allow_nonfinite)
-    check_wrapped(env, framework)
-    if env.num_envs != num_envs:
-        raise EnvError(
-            f"the environment factory built {env.num_envs} environments, starting at row {first_env}; expected "
-            f"{num_envs}: build(num_envs, first_env) must return num_envs environments"
-        )
+    with closed_on_error(built):
+        env = wrap_env(built, framework=framework, allow_nonfinite=factory.allow_nonfinite)
+        check_wrapped(env, framework)
+        if env.num_envs != num_envs:
+            raise EnvError(
+                f"the environment factory built {env.num_envs} environments, starting at row {first_env}; expected "
+                f"{num_envs}: build(num_envs, first_env) must return num_envs environments"
+            )
     return env
 
 
@@ -79,11 +110,12 @@ def _make_registered(
     registered: str | EnvSpec, kwargs: dict[str, Any], framework: str, states: str, num_envs: int, _first_env: int
 ) -> Any:
     id = registered if isinstance(registered, str) else registered.id
-    envs = []
-    for _ in range(num_envs):
-        with _mujocos_warnings_once(id):
-            envs.append(_make_single(id, registered, kwargs))
-    return wrap_env(envs, framework=framework, states=states)
+    envs: list[Any] = []
+    with closed_on_error(envs):
+        for _ in range(num_envs):
+            with _mujocos_warnings_once(id):
+                envs.append(_make_single(id, registered, kwargs))
+        return wrap_env(envs, framework=framework, states=states)
 
 
 _made: set[str] = set()
