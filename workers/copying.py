@@ -14,7 +14,7 @@ import numpy as np
 
 __all__ = ["copy_containers"]
 
-_ATOMS = {bool, int, float, complex, str, bytes, type(None)}
+_ATOMS = {bool, int, float, complex, str, bytes, type(None), np.bool_, np.int32, np.int64, np.float32, np.float64}
 _CONTAINERS = (np.ndarray, dict, list, deque, set, bytearray, SimpleNamespace)
 
 

@@ -86,10 +86,10 @@ class Stateful(Rewriting):
     """The state of every copy is the same array ``(row, episode, step)``, and the infos are one dictionary."""
 
     state_space = Box(-np.inf, np.inf, (3,), np.float32)
-    told: dict[str, Any] = {}  # noqa: RUF012 - shared on purpose
+    told: dict[str, Any] = {"nested": {"row": np.zeros(1)}}  # noqa: RUF012 - shared on purpose
 
     def write(self) -> Any:
-        self.told["row"] = self.row
+        self.told["row"] = self.told["nested"]["row"][0] = self.row
         return super().write().copy()
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
@@ -115,7 +115,7 @@ def test_states_and_infos_of_all_copies_may_be_one_object(way, framework):
         copies = kind([partial(Stateful, row) for row in range(3)], autoreset_mode=mode)
     outputs, (agent,) = run(8, framework=framework, env=wrap_env(copies, framework=framework), agents=RecordingAgent)
     for (*_, infos), record in zip(outputs, agent.records(), strict=True):
-        assert infos["row"].tolist() == [0, 1, 2]
+        assert infos["row"].tolist() == infos["nested"]["row"][:, 0].tolist() == [0, 1, 2]
         assert to_numpy(record["states"]).tolist() == to_numpy(record["observations"]).tolist()
         assert to_numpy(record["next_states"]).tolist() == to_numpy(record["next_observations"]).tolist()
 

@@ -106,11 +106,11 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                 if truncated is not False and truncated is not np.False_:
                     truncations[row] = checked_flag(truncated, "truncated")
                 if is_same_step and (terminations[row] or truncations[row]):
-                    final = {"final_obs": copy_containers(observation), "final_info": copy_containers(info)}
+                    final = {"final_obs": copy_containers(observation), "final_info": info or {}}
                     observation, info = checked_reset(env.reset())
                     put(row, observation)
                     info = final | self._checked_infos(info)
-                infos.append(info)
+                infos.append(info or None)  # an empty dictionary may be filled by the next copy
             except BaseException as error:
                 mark_row(error, row, self)
                 raise
@@ -123,10 +123,10 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
 
     def _checked_infos(self, infos: Any) -> dict[Any, Any]:
-        """Return a copy of infos, which may be one dictionary for all copies."""
-        infos = dict(check_infos(infos, self))
+        """Return infos, copied because the environment may write to the same objects again, as may the next copy."""
+        infos = check_infos(infos, self)
         check_reserved(infos, RESERVED, self)
-        return infos
+        return {key: copy_containers(value) for key, value in infos.items()}
 
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations
