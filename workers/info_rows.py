@@ -6,7 +6,7 @@ boolean array ``_key``, the *mask* of ``key``, marks the rows that have the key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from reprlib import repr as short
 from typing import Any
 
@@ -68,14 +68,23 @@ def check_infos(infos: Any, owner: Any) -> Infos:
 
 
 def mask_name(key: Any) -> str:
-    """Return the name of a key's mask."""
+    """Return the name of a key's mask: its text after an underscore; the members of sets are sorted in it."""
     try:
-        return f"_{key}"
+        return f"_{key}" if type(key) is str else f"_{_text(key, str)}"
     except Exception as error:  # the class is the user's
         raise EnvError(
             f"infos have a key of type {type(key).__qualname__} without a name: str() of it fails with "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _text(key: Any, text: Callable[[Any], str] = repr) -> str:
+    """Return the same text in every process: the order of a set's members differs between processes."""
+    if type(key) is frozenset and key:
+        return f"frozenset({{{', '.join(sorted(map(_text, key)))}}})"
+    if type(key) is tuple:
+        return f"({', '.join(map(_text, key))}{',' * (len(key) == 1)})"
+    return text(key)
 
 
 def mask_of(infos: Infos, key: Any, rows: int) -> Mask | None:

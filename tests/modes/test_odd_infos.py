@@ -22,7 +22,6 @@ from tests.support.envs import CountingEnv
 from tests.support.foreign import ForeignEnv
 from tests.support.multi_agent_envs import CountingTeamEnv
 from tests.support.odd_infos import (
-    A_SET,
     HoldingEnv,
     HoldingTeamEnv,
     OddEnv,
@@ -96,15 +95,7 @@ def run(name: str, framework: str, orchestrator: Any = "local", *, shared: bool 
     options = {"agents": agents_of(name), "scopes": SCOPES, "orchestrator": orchestrator, "seed": 3}
     with step_trainer(framework)(env=env, cfg={**CFG, "timesteps": STEPS}, **options) as trainer:
         outputs = [copied(trainer.train()[4]) for _ in range(STEPS)]
-        return outputs, [list(map(with_names_of_here, agent.state_dict()["infos"])) for agent in trainer.agents]
-
-
-def with_names_of_here(infos: Any) -> Any:
-    """Name the masks of sets as in this process. An agent in another one has seen another order in their names."""
-    if not isinstance(infos, dict):
-        return infos
-    names = {key: f"_{A_SET}" if str(key).startswith("_frozenset") else key for key in infos}
-    return {names[key]: with_names_of_here(value) for key, value in infos.items()}
+        return outputs, [agent.state_dict()["infos"] for agent in trainer.agents]
 
 
 def assert_equal(name: str, given: Any, expected: Any) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.rules.test_infos import INFO, gymnasium_infos
 from tests.support.parity import assert_alike, assert_same
+from tests.support.processes import python
 from tests.support.schedule import examples
 from workers.errors import EnvError
 from workers.frameworks import load_framework
@@ -246,3 +247,22 @@ def test_what_is_not_a_dictionary(given_infos: Any, shown: str):
     with pytest.raises(EnvError, match=f"row 3: the infos are {shown}"):
         add_row(5, {}, given_infos, 3)
     assert check_infos(MappingProxyType({"a": 1}), "Cart") == {"a": 1}
+
+
+NAMES = """
+from workers.info_rows import mask_name
+print([mask_name(key) for key in (frozenset("abcdefgh"), ("pair", frozenset({("x",), "y"})), frozenset(), (1,), ())])
+"""
+
+
+def test_masks_of_sets_have_the_same_name_in_every_process():
+    """The order of a set of strings depends on the process."""
+    said = set()
+    for seed in range(4):
+        done = python("-c", NAMES, env={"PYTHONHASHSEED": str(seed)})
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout)
+    assert said == {
+        """["_frozenset({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'})", "_('pair', frozenset({'y', ('x',)}))", """
+        """'_frozenset()', '_(1,)', '_()']\n"""
+    }
