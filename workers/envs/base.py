@@ -56,6 +56,10 @@ class _EnvWrapper(ABC):
     gives_arrays_away = False
     allow_nonfinite = False
 
+    def __str__(self) -> str:
+        """Return the name for messages: that of the environment that is wrapped, if the wrapper knows it."""
+        return getattr(self, "_name", type(self).__qualname__)
+
     @property
     @abstractmethod
     def num_envs(self) -> int:

@@ -155,8 +155,8 @@ class EnvSlice:
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             next_observations, next_states = observations, states
             if self._ours and infos:
-                next_observations = self._final(infos, "final_obs", observations)
-                next_states = self._final(infos, "final_state", states)
+                next_observations = self._final(infos, "final_obs", "final observations", observations)
+                next_states = self._final(infos, "final_state", "final states", states)
             transition = Transition(rewards, next_observations, next_states, terminated, truncated, infos, step_time)
             self._checks.check_step(outcome, states, transition, timestep)
             self._next_states = states
@@ -224,11 +224,10 @@ class EnvSlice:
             self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
-    def _final(self, infos: dict[str, Any], key: str, arrays: Arrays | None) -> Arrays | None:
+    def _final(self, infos: dict[str, Any], key: str, what: str, arrays: Arrays | None) -> Arrays | None:
         """Return the arrays with the true final rows of `infos` in place of those after a reset."""
         mask, select = infos.get(f"_{key}"), self._framework.select
         if mask is None or arrays is None:
             return arrays
-        return map_arrays(
-            lambda array, final: array if array is None else select(mask, final, array), arrays, infos[key]
-        )
+        self._checks.check_final(what, final := infos.get(key))
+        return map_arrays(lambda array, final: array if array is None else select(mask, final, array), arrays, final)
