@@ -318,8 +318,8 @@ def test_numbers_that_are_not_finite_may_be_allowed(way, framework):
 class OddTeam(CountingTeamEnv):
     """In its fourth step, the tank's observation or a reward is NaN; the scout died in the second."""
 
-    def __init__(self, row: int, fault: str) -> None:
-        super().__init__(row)
+    def __init__(self, row: int, fault: str, *, arrival: int = 0) -> None:
+        super().__init__(row, arrival=arrival)
         self.fault = fault if row == 1 else ""
 
     def step(self, actions: Any) -> Any:
@@ -344,6 +344,19 @@ def test_odd_agent_of_a_team_is_named(fault, message, framework):
     failure = failure_of(env, framework, scopes=[1, 2], timestep=4, agent=team)
     assert (failure.scope, failure.rows) == (1, (1, 2))
     assert message in failure.message
+
+
+def test_an_agent_that_came_after_the_reset_is_checked(framework):
+    class Late(OddTeam):
+        def observation(self, name: str) -> Any:
+            observation = super().observation(name)
+            observation[-1] = np.nan if self.fault and name == "medic" and self.step_count == 3 else observation[-1]
+            return observation
+
+    env = EnvFactory(lambda n, first: [Late(row, "medic", arrival=2) for row in range(first, first + n)], num_envs=3)
+    failure = failure_of(env, framework, scopes=[1, 2], timestep=3, agent=team)
+    assert (failure.scope, failure.rows) == (1, (1, 2))
+    assert "observations of 'medic' are nan in column 5" in failure.message
 
 
 def test_reward_of_a_dead_agent_is_not_checked(framework):

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box
 from pettingzoo import ParallelEnv
 
 from tests.support.agents import NullAgent, copied, to_numpy
-from tests.support.foreign import ForeignEnv
+from tests.support.foreign import ForeignEnv, trainer_of
 from tests.support.odd_envs import (
     NUM_ENVS,
     ODD_ROW,
@@ -30,9 +30,8 @@ from tests.support.odd_envs import (
     nothing,
     of_bert,
 )
-from tests.support.parity import CFG, assert_same, ppo, run, step_trainer
-from tests.support.schedule import in_turn
-from workers.envs import Wrapper
+from tests.support.parity import CFG, assert_same, copied_outputs, ppo, run, step_trainer
+from workers.envs import MultiAgentEnvWrapper, Wrapper
 from workers.frameworks import load_framework
 
 TO_NAN, TO_TWO = partial(filled, value=np.nan), partial(filled, value=2)
@@ -80,11 +79,7 @@ TEAM_FAULTS: dict[str, tuple[Change, int | None, str]] = {
     "no observation": (of_bert(0, str), None, f"observations of 'bert' are missing; expected those of {ALL}"),
     "no reward": (of_bert(1, str), None, f"rewards of 'bert' are missing; expected those of {ALL}"),
     "no flag": (of_bert(2, str), None, "terminated of 'bert' are missing"),
-    "another agent": (
-        at(1, lambda r: r | {"cleo": r["anna"]}),
-        None,
-        f"have the unknown agent 'cleo'; .* agents {ALL}",
-    ),
+    "another agent": (at(1, lambda r: r | {"cleo": r["anna"]}), None, f"have the unknown agent 'cleo'; .*{ALL}"),
     "a flag of another": (at(3, lambda f: f | {"cleo": f["anna"]}), None, "truncated have the unknown agent 'cleo'"),
     "floats as flags": (of_bert(2, TO_FLOAT), None, rf"terminated of 'bert' have dtype \S*float32; {FLAGS}"),
     "two as a flag": (of_bert(2, lambda f: filled(TO_BYTES(f), 2)), ODD_ROW, f"terminated of 'bert' are 2; {FLAGS}"),
@@ -132,32 +127,49 @@ def test_vectors_of_warp_are_refused():
     assert_refused(failure, None, "rewards have dtype vec3f; expected real numbers")
 
 
-@pytest.mark.parametrize(("dtype", "framework"), in_turn([np.int8, np.uint8, np.int32]))
-def test_flags_of_another_dtype_do_not_change_a_number(dtype, framework):
+class Ending(ForeignEnv):
+    """Row 0 ends in the third step: truncated, with flags of a dtype."""
+
+    def __init__(self, framework: str, dtype: Any) -> None:
+        super().__init__(framework=framework)
+        self.dtype = dtype
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *flags, infos = super().step(actions)
+        return observations, rewards, *(cast(flag, self.dtype) for flag in reversed(flags)), infos
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint8, np.int32])
+def test_flags_may_be_integers(dtype, framework):
     """skrl's wrappers for JAX and Warp give int8."""
+    with trainer_of(Ending(framework, dtype), framework=framework) as trainer:
+        trainer.collect_metrics()
+        outputs = [copied_outputs(trainer.train()) for _ in range(4)]
+        metrics = trainer.collect_metrics()[0]
+    assert [output[3].tolist() for output in outputs[1:3]] == [[[0], [0]], [[1], [0]]]
+    assert (metrics["Episode / Length (mean)"], metrics["Episode / Return (mean)"]) == (3, 3.0)
 
-    def outcome(change: Change) -> Any:
-        class Ending(ForeignEnv):
-            def step(self, actions: Any) -> Any:
-                given = super().step(actions)
-                return change((*given[:2], given[3], given[2], given[4]))  # truncated, so that PPO adds values
 
-        env, kind = Ending(framework=framework), step_trainer(framework)
-        with kind(env=env, agents=agent, cfg={**CFG, "timesteps": 8}, seed=1) as trainer:
-            trainer.collect_metrics()
-            for _ in range(8):
-                trainer.train()
-            metrics = trainer.collect_metrics()[0]
-            assert metrics["Episode / Length (mean)"] == 3
-            return copied(trainer.agents[0].state_dict())
+def test_ppo_for_torch_takes_integers_as_flags():
+    """PPO for JAX and Warp casts them anyway."""
 
     def agent(scope: Any) -> Any:
         spaces = {"observation_space": ForeignEnv.observation_space, "action_space": ForeignEnv.action_space}
-        return ppo(framework)(**spaces, num_envs=scope.num_envs, cfg={"rollouts": 4, "mini_batches": 1})
+        return ppo("torch")(**spaces, num_envs=scope.num_envs, cfg={"rollouts": 4, "mini_batches": 1})
 
-    as_numbers = partial(cast, dtype=dtype)
-    changed = outcome(lambda given: at(2, as_numbers)(at(3, as_numbers)(given)))
-    assert_same(changed, outcome(lambda given: given))
+    def weights(dtype: Any) -> Any:
+        _, (trained,) = run(8, env=Ending("torch", dtype), agents=agent, seed=1)
+        return copied(trained.state_dict())
+
+    assert_same(weights(np.int8), weights(np.bool_))
+
+
+def test_flags_of_skrls_wrappers_may_be_floats(framework):
+    """Those of its wrapper of MuJoCo Playground are."""
+    kind = type("PlaygroundWrapper", (OddForeign,), {"__module__": "skrl.envs.wrappers.torch.playground_envs"})
+    run(3, framework=framework, env=kind(framework, at(2, TO_FLOAT)), agents=NullAgent)
+    half = at(2, lambda flags: filled(TO_FLOAT(flags), 0.5))
+    assert_refused(failure_of(kind(framework, half), framework), ODD_ROW, f"terminated are 0.5; {FLAGS}")
 
 
 class OneDies(ParallelEnv):
@@ -197,7 +209,7 @@ def test_skrls_wrapper_may_leave_out_dead_agents(name):
     env.state = lambda: dict.fromkeys(env.possible_agents)
     with step_trainer(name)(env=env, agents=NullTeam, cfg={**CFG, "timesteps": 8}) as trainer:
         trainer.collect_metrics()
-        outputs = [copied(trainer.train()) for _ in range(8)]
+        outputs = [copied_outputs(trainer.train()) for _ in range(8)]
         scalars = trainer.collect_metrics()[0]
     assert [sorted(output[0]) for output in outputs[:4]] == [["anna", "bert"]] * 2 + [["anna"]] * 2
     assert [output[0]["anna"][0].tolist() for output in outputs[:5]] == [[0, 1], [0, 2], [0, 3], [0, 4], [0, 1]]
@@ -211,32 +223,11 @@ def test_skrls_wrapper_may_give_a_category_as_one_number(framework):
     assert outputs[1][0].shape == (3, 1)
 
 
-class Ours(Wrapper):
-    """The same as `OddForeign`, by our contract."""
-
-    def __init__(self, framework: str, change: Change = lambda given: given, space: Any = None) -> None:
-        self.framework, self.env = framework, OddForeign(framework, change)
-        self.space = space or self.env.observation_space
-
-    num_envs = property(lambda self: self.env.num_envs)
-    observation_space = property(lambda self: self.space)
-    action_space = property(lambda self: self.env.action_space)
-    state_space = property(lambda self: self.env.state_space)
-
-    def reset(self, *, seed: int | None = None) -> Any:
-        return self.env.reset()
-
-    def step(self, actions: Any) -> Any:
-        return self.env.step(actions)
-
-    def state(self) -> Any:
-        return self.env.state()
-
-    def render(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+def ours(env: Any, framework: str, **members: Any) -> Any:
+    """Return a wrapper by our contract with the members of a wrapper of another library."""
+    base: Any = MultiAgentEnvWrapper if isinstance(env, OddForeignTeam) else Wrapper
+    names = base.__abstractmethods__ | {name for name in ("state", "state_space", "state_spaces") if hasattr(env, name)}
+    return type("Ours", (base,), {name: getattr(env, name) for name in names} | {"framework": framework} | members)()
 
 
 def final(change: Change) -> Change:
@@ -259,25 +250,35 @@ OUR_FAULTS: dict[str, tuple[Change, int | None, str]] = {
 @pytest.mark.parametrize("fault", OUR_FAULTS)
 def test_odd_wrapper_of_our_contract_is_refused(fault, framework):
     change, row, message = OUR_FAULTS[fault]
-    assert_refused(failure_of(Ours(framework, change), framework), row, message.format(framework))
+    env = ours(OddForeign(framework, change), framework)
+    assert_refused(failure_of(env, framework), row, message.format(framework))
 
 
-def test_only_other_libraries_may_give_floats_for_a_box_of_integers(framework):
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_a_team_of_our_contract_has_every_agent(index, framework):
+    """Dead ones, too."""
+    env = ours(OddForeignTeam(framework, of_bert(index, str)), framework, agents=["anna"])
+    failure = failure_of(env, framework, agent=NullTeam)
+    what = ("observations", "rewards", "terminated", "truncated")[index]
+    assert_refused(failure, None, f"environment Ours: {what} of 'bert' are missing; expected those of {ALL}")
+
+
+def test_only_other_libraries_may_give_floats_for_a_box_of_integers(framework, monkeypatch):
     """skrl's wrappers do."""
-    bytes_space = Box(0, 255, (4,), np.uint8)
-    failure = failure_of(Ours(framework, space=bytes_space), framework, timestep=1)
+    space, foreign = Box(0, 255, (4,), np.uint8), OddForeign(framework, lambda given: given)
+    failure = failure_of(ours(foreign, framework, observation_space=space), framework, timestep=1)
     assert re.search(r"observations have dtype \S*float32; expected integers, as in Box\(0, 255", failure.message)
-    foreign = OddForeign(framework, lambda given: given)
-    foreign.observation_space = bytes_space
+    monkeypatch.setattr(foreign, "observation_space", space)
     run(3, framework=framework, env=foreign, agents=NullAgent)
 
 
 def test_only_other_libraries_may_have_no_states_in_spite_of_a_space(framework, monkeypatch):
     """skrl's wrappers do."""
-    monkeypatch.setattr(ForeignEnv, "state", nothing)
-    failure = failure_of(Ours(framework), framework, timestep=1)
+    monkeypatch.setattr(OddForeign, "state", nothing)
+    foreign = OddForeign(framework, lambda given: given)
+    failure = failure_of(ours(foreign, framework), framework, timestep=1)
     assert re.search(r"states have type NoneType; expected a .* array of shape \(5, 2\)", failure.message)
-    run(3, framework=framework, env=ForeignEnv(framework=framework), agents=NullAgent)
+    run(3, framework=framework, env=foreign, agents=NullAgent)
 
 
 @pytest.mark.parametrize("is_on_host", [True, False])

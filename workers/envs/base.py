@@ -120,8 +120,8 @@ class Wrapper(_EnvWrapper):
             actions: ``(num_envs, size)``.
 
         Returns:
-            Observations ``(num_envs, size)``, rewards ``(num_envs, 1)`` float32, terminated and truncated
-            ``(num_envs, 1)`` bool, and infos.
+            Observations ``(num_envs, size)``, with floats for a Box of floats and integers for a Box of integers;
+            rewards ``(num_envs, 1)`` float32; terminated and truncated ``(num_envs, 1)`` bool; and infos.
         """
 
     def state(self) -> Array | None:

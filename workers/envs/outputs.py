@@ -102,8 +102,8 @@ class EnvChecks:
         """
         if self._uses_alive:
             self._alive = [_alive(infos)] * 2
-        self._check_arrays("observations", observations)
-        self._check_arrays("states", states)
+        self.check_arrays("observations", observations)
+        self.check_arrays("states", states)
         by_agent = states if isinstance(states, dict) else {None: states}
         self._with_states.update(name for name, array in by_agent.items() if array is not None)
         self._check_finite([("observations", observations), ("states", states)], timestep)
@@ -120,7 +120,7 @@ class EnvChecks:
         if not self._are_as_usual(observations, rewards, terminated, truncated):
             self._check_outputs(outcome)
         if states is not None or self._is_team or self._with_states:
-            self._check_arrays("states", states)
+            self.check_arrays("states", states)
         given = [("observations", observations), ("rewards", rewards), ("states", states)]
         if transition.next_observations is not observations:
             given.append(("final observations", transition.next_observations))
@@ -146,10 +146,10 @@ class EnvChecks:
     def _check_outputs(self, outcome: Outcome) -> None:
         observations, rewards, terminated, truncated, _ = outcome
         acted = (rewards, terminated, truncated)
-        self._check_arrays("observations", observations)
-        self._check_arrays("rewards", rewards, acted)
-        self._check_arrays("terminated", terminated, acted)
-        self._check_arrays("truncated", truncated, acted)
+        self.check_arrays("observations", observations)
+        self.check_arrays("rewards", rewards, acted)
+        self.check_arrays("terminated", terminated, acted)
+        self.check_arrays("truncated", truncated, acted)
         # integers as flags must be looked at in every step
         is_usual = not self._is_team and self._framework.kind(terminated) == self._framework.kind(truncated) == "b"
         dtypes = (observations.dtype, rewards.dtype, terminated.dtype) if is_usual else ()
@@ -164,20 +164,17 @@ class EnvChecks:
         if self._first_bad is not None:
             self._tell(self._framework.read_later(self._first_bad)())
 
-    def check_final(self, what: str, arrays: Any) -> None:
-        """Check the true final observations or states of the infos, except that they are finite.
+    def check_arrays(self, what: str, arrays: Any, acted: tuple[Any, ...] = ()) -> None:
+        """Check agents, kinds, shapes and dtypes of one output.
 
         Args:
-            what: ``"final observations"`` or ``"final states"``.
-            arrays: What the infos hold.
+            what: Name of the output, such as ``"rewards"`` or ``"final observations"``.
+            arrays: The array, or the dictionary of arrays by agent name.
+            acted: Other dictionaries of the same step, whose agents this one must have, too.
 
         Raises:
-            EnvError: As for `check_reset`.
+            EnvError: As for `check_step`.
         """
-        self._check_arrays(what, arrays)
-
-    def _check_arrays(self, what: str, arrays: Any, acted: tuple[Any, ...] = ()) -> None:
-        """Check an array, or a dictionary of arrays whose agents must also be those of the dictionaries `acted`."""
         expected = self._expected[what]
         if not self._is_team:
             self._check_array(what, None, arrays, expected[None])
@@ -193,10 +190,11 @@ class EnvChecks:
         names = list(self._expected[what])
         if unknown := [name for name in arrays if name not in names]:
             raise EnvError(f"{self._name}: {what} have the unknown agent {unknown[0]!r}; expected the agents {names}")
-        needed = set(names if self._is_ours else self._env.agents)
-        needed.update(*(others for others in acted if isinstance(others, dict)))
-        if missing := [name for name in names if name in needed and name not in arrays]:
-            raise EnvError(f"{self._name}: {_of(what, missing[0])} are missing; expected those of {names}")
+        alive = set(names if self._is_ours else self._env.agents)
+        alive.update(*(others for others in acted if isinstance(others, dict)))
+        needed = [name for name in names if name in alive]
+        if missing := [name for name in needed if name not in arrays]:
+            raise EnvError(f"{self._name}: {_of(what, missing[0])} are missing; expected those of {needed}")
 
     def _check_array(self, what: str, name: str | None, array: Any, expected: _Expected) -> None:
         framework = self._framework

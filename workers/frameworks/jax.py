@@ -41,7 +41,9 @@ class JaxFramework(Framework):
         return isinstance(value, jax.Array)
 
     def kind(self, array: jax.Array) -> str:
-        return "f" if jnp.issubdtype(array.dtype, jnp.floating) else super().kind(array)  # NumPy's for bfloat16 is "V"
+        if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
+            return "key"
+        return "f" if jnp.issubdtype(array.dtype, jnp.floating) else super().kind(array)  # NumPy knows no bfloat16
 
     def from_numpy(self, array: npt.NDArray[Any]) -> jax.Array:
         if array.dtype.itemsize == 8 and array.dtype.kind in "iu" and array.size:

@@ -229,5 +229,5 @@ class EnvSlice:
         mask, select = infos.get(f"_{key}"), self._framework.select
         if mask is None or arrays is None:
             return arrays
-        self._checks.check_final(what, final := infos.get(key))
+        self._checks.check_arrays(what, final := infos.get(key))
         return map_arrays(lambda array, final: array if array is None else select(mask, final, array), arrays, final)
