@@ -42,6 +42,8 @@ NUM_ENVS = 64
 class NoChecks:
     """Stand-in for `EnvChecks`."""
 
+    name = "the environment"
+
     def __init__(self, *_: Any) -> None:
         pass
 
@@ -49,6 +51,9 @@ class NoChecks:
         pass
 
     def check_step(self, *_: Any) -> None:
+        pass
+
+    def check_arrays(self, *_: Any) -> None:
         pass
 
     def read(self) -> None:

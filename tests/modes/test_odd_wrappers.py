@@ -49,7 +49,7 @@ FAULTS: dict[str, tuple[Change, int | None, str]] = {
     "a row of flags": (at(2, lambda f: f.reshape((1, 5))), None, r"terminated have shape \(1, 5\); expected a"),
     "more rows": (at(0, lambda o: o.reshape((10, 2))), None, r"observations have shape \(10, 2\); expected .*\(5, 4\)"),
     "four outputs": (lambda given: (*given[:3], given[4]), None, r"step\(\) returned 4 values; expected five"),
-    "None as infos": (at(4, nothing), None, "the infos are None; expected a dictionary"),
+    "None as infos": (at(4, nothing), None, "^environment OddForeign: the infos are None; expected a dict"),
     "None as observations": (at(0, nothing), None, r"observations have type NoneType; expected a {} array .*\(5, 4\)"),
     "None as rewards": (at(1, nothing), None, r"rewards have type NoneType; expected a {} array of shape \(5, 1\)"),
     "None as a flag": (at(2, nothing), None, r"terminated have type NoneType; expected a {} array of shape \(5, 1\)"),

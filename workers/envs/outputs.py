@@ -65,6 +65,9 @@ class EnvChecks:
 
     On the CPU, a step with NaN or infinity is refused at once. On another device that would wait for the device, so the
     number of the first bad step is kept there and read a few steps later; values of flags are not read there.
+
+    Attributes:
+        name: The environment's name in messages.
     """
 
     def __init__(self, env: Any, framework: Framework) -> None:
@@ -77,7 +80,7 @@ class EnvChecks:
         self._env = env
         self._framework = framework
         self._is_ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
-        self._name = f"environment {env if self._is_ours else type(env).__qualname__}"
+        self.name = f"environment {env if self._is_ours else type(env).__qualname__}"
         self._num_envs = int(env.num_envs)
         self._is_team = is_multi_agent(env)
         self._expected = _expected(env, self._num_envs, is_ours=self._is_ours, is_team=self._is_team)
@@ -189,12 +192,12 @@ class EnvChecks:
     def _check_agents(self, what: str, arrays: dict[Any, Any], acted: tuple[Any, ...]) -> None:
         names = list(self._expected[what])
         if unknown := [name for name in arrays if name not in names]:
-            raise EnvError(f"{self._name}: {what} have the unknown agent {unknown[0]!r}; expected the agents {names}")
+            raise EnvError(f"{self.name}: {what} have the unknown agent {unknown[0]!r}; expected the agents {names}")
         alive = set(names if self._is_ours else self._env.agents)
         alive.update(*(others for others in acted if isinstance(others, dict)))
         needed = [name for name in names if name in alive]
         if missing := [name for name in needed if name not in arrays]:
-            raise EnvError(f"{self._name}: {_of(what, missing[0])} are missing; expected those of {needed}")
+            raise EnvError(f"{self.name}: {_of(what, missing[0])} are missing; expected those of {needed}")
 
     def _check_array(self, what: str, name: str | None, array: Any, expected: _Expected) -> None:
         framework = self._framework
@@ -217,12 +220,12 @@ class EnvChecks:
         wrong = values != (values != 0)
         if np.count_nonzero(wrong):
             row = int(np.flatnonzero(wrong)[0])
-            error = EnvError(f"{self._name}: {what} are {values[row, 0]}; expected {_FLAGS}")
-            mark_row(error, row, self._name)
+            error = EnvError(f"{self.name}: {what} are {values[row, 0]}; expected {_FLAGS}")
+            mark_row(error, row, self.name)
             raise error
 
     def _error(self, what: str, given: str, expected: str) -> EnvError:
-        return EnvError(f"{self._name}: {what} have {given}; expected {expected}")
+        return EnvError(f"{self.name}: {what} have {given}; expected {expected}")
 
     def _check_finite(self, given: list[tuple[str, Any]], timestep: int) -> None:
         if not self._is_finite_needed:
@@ -261,11 +264,11 @@ class EnvChecks:
         others = f" (and in {len(rows) - 1} more environment{'s' * (len(rows) > 2)})" if len(rows) > 1 else ""
         fit = " that fit float32" if np.isinf(values[row, column]) else ""
         error = EnvError(
-            f"{self._name}: {_of(what, name)} are {values[row, column]}{where}{others}; expected finite numbers{fit}. "
+            f"{self.name}: {_of(what, name)} are {values[row, column]}{where}{others}; expected finite numbers{fit}. "
             "Correct the environment, or set allow_nonfinite=True (make_env, wrap_env, EnvFactory, or "
             "env.allow_nonfinite of a configuration)"
         )
-        mark_row(error, row, self._name)
+        mark_row(error, row, self.name)
         raise error
 
     def _to_numpy(self, array: Any) -> Any:
@@ -283,7 +286,7 @@ class EnvChecks:
     def _tell(self, first_bad: int) -> None:
         if first_bad >= 0:
             raise EnvError(
-                f"{self._name}: observations, states or rewards are not finite since timestep {first_bad}; correct the "
+                f"{self.name}: observations, states or rewards are not finite since timestep {first_bad}; correct the "
                 "environment, or set allow_nonfinite=True"
             )
 

@@ -151,7 +151,7 @@ class EnvSlice:
             step_time = (perf_counter() - start) * 1e3
             if watch is not None:
                 self._watch = watch.stop()
-            infos = check_infos(infos, self.env)
+            infos = check_infos(infos, self._checks.name)
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             next_observations, next_states = observations, states
             if self._ours and infos:
@@ -217,7 +217,7 @@ class EnvSlice:
                 self._watch = watch.stop()
             self._seed = None  # only the first reset seeds: later ones continue the random generators
             states = self.env.state()
-            infos = check_infos(infos, self.env)
+            infos = check_infos(infos, self._checks.name)
             self._checks.check_reset(observations, states, infos, self._timestep)
             # a copy: an environment may always write its observations to the same array
             self._observations, self._states = map_arrays(self._framework.copy, observations), states
