@@ -241,6 +241,7 @@ OUR_FAULTS: dict[str, tuple[Change, int | None, str]] = {
     "None as rewards": (at(1, nothing), None, r"environment Ours: rewards have type NoneType; expected .*\(5, 1\)"),
     "None as final": (final(nothing), None, rf"{FINAL} type NoneType; expected a {{}} array of shape \(5, 4\)"),
     "NumPy's final": (final(to_numpy), None, f"{FINAL} type numpy.ndarray; expected a {{}} array"),
+    "NumPy's at an end": (lambda g: at(0, to_numpy)(final(lambda o: o)(g)), None, "observations have type numpy.nd"),
     "a matrix as final": (final(lambda o: o.reshape((10, 2))), None, rf"{FINAL} shape \(10, 2\)"),
     "integers as final": (final(TO_INT), None, rf"{FINAL} dtype \S*int32; expected floats, as in Box"),
     "NaN as final": (final(TO_NAN), ODD_ROW, "final observations are nan in column 3"),

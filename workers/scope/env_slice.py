@@ -155,8 +155,8 @@ class EnvSlice:
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             next_observations, next_states = observations, states
             if self._ours and infos:
-                next_observations = self._final(infos, "final_obs", "final observations", observations)
-                next_states = self._final(infos, "final_state", "final states", states)
+                next_observations = self._final(infos, "final_obs", "observations", observations)
+                next_states = self._final(infos, "final_state", "states", states)
             transition = Transition(rewards, next_observations, next_states, terminated, truncated, infos, step_time)
             self._checks.check_step(outcome, states, transition, timestep)
             self._next_states = states
@@ -229,5 +229,7 @@ class EnvSlice:
         mask, select = infos.get(f"_{key}"), self._framework.select
         if mask is None or arrays is None:
             return arrays
-        self._checks.check_arrays(what, final := infos.get(key))
+        final = infos.get(key)
+        self._checks.check_arrays(what, arrays)
+        self._checks.check_arrays(f"final {what}", final)
         return map_arrays(lambda array, final: array if array is None else select(mask, final, array), arrays, final)
