@@ -44,6 +44,8 @@ NUM_ENVS = 64
 class NoChecks:
     """Stand-in for `EnvChecks`."""
 
+    name = "the environment"
+
     def __init__(self, *_: Any) -> None:
         pass
 
@@ -51,6 +53,9 @@ class NoChecks:
         pass
 
     def check_step(self, *_: Any) -> None:
+        pass
+
+    def check_arrays(self, *_: Any) -> None:
         pass
 
     def read(self) -> None:

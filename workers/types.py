@@ -185,7 +185,10 @@ class Env(Protocol):
         """Reset all environments and return observations ``(num_envs, size)`` and infos."""
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Step all environments and return observations, rewards, terminated, truncated ``(num_envs, ·)`` and infos."""
+        """Step all environments and return observations, rewards, terminated, truncated ``(num_envs, ·)`` and infos.
+
+        Flags are bool or 0 and 1.
+        """
 
     def state(self) -> Array | None:
         """Return privileged global states ``(num_envs, size)``, or None."""
@@ -198,7 +201,10 @@ class Env(Protocol):
 
 
 class MultiAgentEnv(Protocol):
-    """Vectorised multi-agent environments: as `Env`, with a dictionary by agent name in place of each array."""
+    """Vectorised multi-agent environments: as `Env`, with a dictionary by agent name in place of each array.
+
+    The dictionaries may leave out agents that are dead.
+    """
 
     @property
     def num_envs(self) -> int:

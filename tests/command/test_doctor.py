@@ -77,7 +77,7 @@ def build_late_fault(num_envs: int, first_env: int) -> Any:
         (["agents.0.agent=tests.support.agents:NullAgent", "agents.0.cfg={}"], "NullAgent cannot be stored"),
         (
             ["env.id=null", "env.factory=tests.command.test_doctor:build_late_fault"],
-            "FAIL environments: EnvError: row 0: environment GymnasiumWrapper: observations are nan in column 0",
+            "FAIL environments: EnvError: row 0: environment CheckedSyncVectorEnv(num_envs=3): observations are nan",
         ),
         (["env.num_envs=0"], "FAIL configuration: env.num_envs is 0; expected an integer of at least 1"),
         (["agents.0.agent=tests.support.agents:Nothing"], "FAIL configuration: ConfigError: agents.0.agent is"),

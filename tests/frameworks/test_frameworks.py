@@ -143,6 +143,8 @@ def plain(array: Any) -> Any:
 BROKEN: list[tuple[str, str, str, Any, Any]] = [
     ("takes lists for arrays", "numpy", "is_array", lambda x: isinstance(x, (np.ndarray, list)), "is_array"),
     ("knows no array", "torch", "is_array", lambda x: isinstance(x, np.ndarray), "is_array"),
+    ("tells unsigned integers apart", "numpy", "kind", lambda x: x.dtype.kind, "kind"),
+    ("takes bools for integers", "torch", "kind", lambda x: "f" if x.is_floating_point() else "i", "kind"),
     ("aliases NumPy's memory", "numpy", "from_numpy", np.ascontiguousarray, "from_numpy"),
     ("aliases NumPy's memory", "torch", "from_numpy", lambda x: torch.from_numpy(plain(x)), "from_numpy"),
     ("keeps the layout", "numpy", "from_numpy", lambda x: x.copy("K"), "from_numpy"),
@@ -209,6 +211,16 @@ def test_contract_rejects(what: str, name: str, method: str, broken: Any, check:
     with pytest.raises(AssertionError):
         getattr(contract, f"check_{check}")(replace(case, framework=adapter))
     getattr(contract, f"check_{check}")(case)
+
+
+def test_kinds_of_dtypes_that_numpy_lacks():
+    assert load_framework("torch").kind(torch.zeros(1, dtype=torch.bfloat16)) == "f"
+    assert load_framework("jax").kind(jnp.zeros(1, jnp.bfloat16)) == "f"
+    assert load_framework("warp").kind(wp.zeros(1, dtype=wp.bfloat16)) == "f"
+    for name, array in (("torch", torch.zeros(1, dtype=torch.complex64)), ("jax", jnp.zeros(1, jnp.complex64))):
+        assert load_framework(name).kind(array) == "c"
+    for name, array in (("jax", jax.random.key(0)), ("warp", wp.zeros(1, dtype=wp.vec2))):
+        assert load_framework(name).kind(array) not in "bifc"
 
 
 def test_number_of_threads():

@@ -14,15 +14,12 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NullAgent, RecordingAgent, RecordingTeam, to_numpy
 from tests.support.envs import CountingEnv
-from tests.support.foreign import ForeignEnv
 from tests.support.multi_agent_envs import CountingTeamEnv
-from tests.support.parity import CFG, assert_same, run, step_trainer
-from tests.support.schedule import in_turn
+from tests.support.odd_envs import NUM_ENVS, ODD_ROW, OddForeign, assert_odd_row, failure_of, filled
+from tests.support.parity import assert_same, run
+from tests.support.schedule import full_or_short, in_turn
 from workers.envs import EnvFactory, wrap_env
-from workers.errors import EnvError, WorkerError
-from workers.frameworks import load_framework
-
-NUM_ENVS, SCOPES, ODD_ROW = 5, [2, 3], 3
+from workers.errors import EnvError
 
 
 def floats(*values: float) -> Any:
@@ -32,7 +29,7 @@ def floats(*values: float) -> Any:
 FAULTS: dict[str, tuple[int, Any, str]] = {
     "NaN in an observation": (0, floats(0, np.nan, 0, 0), "observations are nan in column 1; expected finite"),
     "infinity in an observation": (0, floats(0, 0, 0, -np.inf), "observations are -inf in column 3"),
-    "too large for float32": (0, np.array([1e39, 0, 0, 0]), "observations are inf in column 0"),
+    "too large for float32": (0, np.array([1e39, 0, 0, 0]), "are inf in column 0; expected .* that fit float32"),
     "NaN as a reward": (1, float("nan"), "rewards are nan; expected finite"),
     "infinity as a reward": (1, np.float64("inf"), "rewards are inf"),
     "None as a reward": (1, None, "the reward is None; expected a number"),
@@ -46,6 +43,7 @@ FAULTS: dict[str, tuple[int, Any, str]] = {
     "text as an observation": (0, np.array(list("abcd")), "has dtype <U1; expected float32"),
     "None as an observation": (0, None, "is of type NoneType; expected a NumPy array of shape"),
     "a ragged observation": (0, [1, [2, 3], 4, 5], "is a ragged list"),
+    "a masked observation": (0, np.ma.masked_array([0.0, 1, 2, 3], [0, 1, 0, 0]), "is a masked array with masked elem"),
     "a tensor as an observation": (0, torch.zeros(4), "is of type torch.Tensor; expected a NumPy array"),
     "None as a flag": (2, None, "terminated is None; expected True or False"),
     "two as a flag": (3, 2, "truncated is '2' of type int; expected True or False"),
@@ -74,34 +72,22 @@ def odd_factory(index: int, value: Any, **options: Any) -> EnvFactory:
     return EnvFactory(build, num_envs=NUM_ENVS, **options)
 
 
-def failure_of(
-    env: Any, framework: str, *, scopes: Any = SCOPES, timestep: int = 2, agent: Any = NullAgent, **options: Any
-) -> Any:
-    """Return the only failure, which must be an EnvError at a timestep."""
-    agents = [agent] * len(scopes)
-    with step_trainer(framework)(env=env, agents=agents, scopes=scopes, cfg=CFG, **options) as trainer:
-        for _ in range(timestep - 1):
-            trainer.train()
-        with pytest.raises(WorkerError) as caught:
-            trainer.train()
-    (failure,) = caught.value.failures
-    assert (failure.kind, failure.timestep) == ("workers.errors.EnvError", timestep), failure
-    return failure
-
-
-def assert_odd_row(failure: Any, message: str) -> None:
-    assert (failure.scope, failure.rows, failure.phase) == (1, (ODD_ROW, ODD_ROW + 1), "step")
-    assert re.search(message, failure.message), failure.message
-
-
 @pytest.mark.parametrize(("fault", "framework"), in_turn(list(FAULTS)))
 def test_odd_copy_is_named(fault, framework):
     index, value, message = FAULTS[fault]
     assert_odd_row(failure_of(odd_factory(index, value), framework), message)
 
 
-@pytest.mark.parametrize("fault", ["NaN as a reward", "an observation of another shape"])
-@pytest.mark.parametrize(("mode", "framework"), [("sharded", "warp"), ("shared", "torch")])
+SHAPE, REWARD = "an observation of another shape", "NaN as a reward"
+
+
+@pytest.mark.parametrize(
+    ("mode", "framework", "fault"),
+    full_or_short(
+        [(*mode, fault) for mode in (("sharded", "warp"), ("shared", "torch")) for fault in (SHAPE, REWARD)],
+        [("sharded", "warp", SHAPE), ("shared", "torch", REWARD)],
+    ),
+)
 def test_odd_copy_is_named_in_ray(mode, framework, fault, ray_cluster):
     index, value, message = FAULTS[fault]
     env: Any = odd_factory(index, value)
@@ -237,14 +223,39 @@ def test_observations_outside_of_their_space_are_refused(space, good, bad, messa
 @pytest.mark.parametrize("number", [2**31 - 1, -(2**31), 2**31, -(2**40)])
 def test_large_integers_are_kept_or_refused(number, framework):
     """JAX has no 64-bit integers unless they are enabled."""
-    space = Box(-(2**62), 2**62, (1,), np.int64)
-    env = EnvFactory(lambda n, first: [Showing(space, np.array([0]), np.array([number]))] * n, num_envs=1)
+    space, zeros = Box(-(2**62), 2**62, (2,), np.int64), np.zeros(2, np.int64)
+
+    def build(num_envs: int, first_env: int) -> list[Env[Any, Any]]:
+        rows = range(first_env, first_env + num_envs)
+        return [Showing(space, zeros, np.array([row, number if row == ODD_ROW else 0])) for row in rows]
+
+    env = EnvFactory(build, num_envs=NUM_ENVS)
     if framework == "jax" and not -(2**31) <= number < 2**31:
-        message = failure_of(env, framework, scopes=[1], timestep=1).message
-        assert f"values from {number} to {number} of dtype int64 do not fit JAX's int32" in message
+        assert_odd_row(failure_of(env, framework, timestep=1), f"^{number} of dtype int64 does not fit JAX's int32")
     else:
         (outputs,), _ = run(1, framework=framework, env=env, agents=NullAgent)
-        assert outputs[0].tolist() == [[number]]
+        assert outputs[0].tolist() == [[row, number if row == ODD_ROW else 0] for row in range(NUM_ENVS)]
+
+
+def test_float64_beyond_float32_is_told_as_such(framework):
+    def build(num_envs: int, first_env: int) -> list[Env[Any, Any]]:
+        space, zeros = Box(-np.inf, np.inf, (2,), np.float64), np.zeros(2)
+        rows = range(first_env, first_env + num_envs)
+        return [Showing(space, zeros, np.array([0, 1e300 if row == ODD_ROW else 0])) for row in rows]
+
+    failure = failure_of(EnvFactory(build, num_envs=NUM_ENVS), framework, timestep=1)
+    assert_odd_row(failure, "observations are inf in column 1; expected finite numbers that fit float32. Correct")
+
+
+@pytest.mark.parametrize(("rows", "others"), [(1, ""), (2, " (and in 1 more environment)"), (3, " (and in 2 more")])
+def test_how_many_more_are_odd_and_in_what(rows, others, framework):
+    nan, copies = floats(np.nan, 0), [Showing(Box(-1, 1, (2,)), np.zeros(2), np.zeros(2)) for _ in range(NUM_ENVS)]
+    for copy in copies[:rows]:
+        copy.then = nan
+    failure = failure_of(wrap_env(copies, framework=framework), framework, timestep=1)
+    name = f"environment CheckedSyncVectorEnv(num_envs={NUM_ENVS})"
+    assert f"{name}: observations are nan in column 0{others}" in failure.message
+    assert f"in copy 0 of {name}" in failure.traceback
 
 
 class Stateful(CountingEnv):
@@ -305,54 +316,11 @@ def test_numbers_that_are_not_finite_may_be_allowed(way, framework):
     assert np.isnan(to_numpy(agent.records()[1]["rewards"])).any()
 
 
-class OddForeign(ForeignEnv):
-    """A wrapper of another library that gives something odd in the second step."""
-
-    def __init__(self, framework: str, change: Any, num_envs: int = NUM_ENVS) -> None:
-        super().__init__(num_envs, framework=framework)
-        self.change = change
-
-    def step(self, actions: Any) -> Any:
-        given = super().step(actions)
-        return self.change(given) if self.time == 2 else given
-
-
-def filled(array: Any, value: float, row: int = ODD_ROW) -> Any:
-    """Return a copy with a value in the last column of a row, as an array of the same framework."""
-    values = to_numpy(array).copy()
-    values[row, -1] = value
-    for name in ("torch", "jax", "warp"):
-        if load_framework(name).is_array(array):
-            return load_framework(name).from_numpy(values)
-    raise AssertionError(f"unknown array {array}")
-
-
-@pytest.mark.parametrize(
-    ("change", "row", "message"),
-    [
-        (lambda g: (filled(g[0], np.nan), *g[1:]), ODD_ROW, "observations are nan in column 3"),
-        (lambda g: (g[0], filled(g[1], -np.inf), *g[2:]), ODD_ROW, "rewards are -inf"),
-        (lambda g: (to_numpy(g[0]), *g[1:]), None, "observations have type numpy.ndarray; expected a {} array"),
-        (lambda g: (g[0], to_numpy(g[1]), *g[2:]), None, r"rewards have type numpy.ndarray; expected a {} array"),
-        (lambda g: (g[0], g[1].reshape((NUM_ENVS,)), *g[2:]), None, r"rewards have shape \(5,\); expected .*\(5, 1\)"),
-        (lambda g: (g[0], g[1], g[2].reshape((1, NUM_ENVS)), g[3], g[4]), None, r"terminated have shape \(1, 5\)"),
-        (lambda g: (g[0].reshape((10, 2)), *g[1:]), None, r"observations have shape \(10, 2\); expected .*\(5, 4\)"),
-        (lambda g: (*g[:3], g[4]), None, r"step\(\) returned 4 values; expected five"),
-        (lambda g: (*g[:4], None), None, "the infos are None; expected a dictionary"),
-    ],
-)
-def test_odd_wrapper_of_another_library_is_refused(change, row, message, framework):
-    failure = failure_of(OddForeign(framework, change), framework)
-    expected = (None, (0, NUM_ENVS)) if row is None else (1, (row, row + 1))
-    assert (failure.scope, failure.rows, failure.phase) == (*expected, "step")
-    assert re.search(message.format(framework), failure.message), failure.message
-
-
 class OddTeam(CountingTeamEnv):
     """In its fourth step, the tank's observation or a reward is NaN; the scout died in the second."""
 
-    def __init__(self, row: int, fault: str) -> None:
-        super().__init__(row)
+    def __init__(self, row: int, fault: str, *, arrival: int = 0) -> None:
+        super().__init__(row, arrival=arrival)
         self.fault = fault if row == 1 else ""
 
     def step(self, actions: Any) -> Any:
@@ -379,15 +347,20 @@ def test_odd_agent_of_a_team_is_named(fault, message, framework):
     assert message in failure.message
 
 
+def test_an_agent_that_came_after_the_reset_is_checked(framework):
+    class Late(OddTeam):
+        def observation(self, name: str) -> Any:
+            observation = super().observation(name)
+            observation[-1] = np.nan if self.fault and name == "medic" and self.step_count == 3 else observation[-1]
+            return observation
+
+    env = EnvFactory(lambda n, first: [Late(row, "medic", arrival=2) for row in range(first, first + n)], num_envs=3)
+    failure = failure_of(env, framework, scopes=[1, 2], timestep=3, agent=team)
+    assert (failure.scope, failure.rows) == (1, (1, 2))
+    assert "observations of 'medic' are nan in column 5" in failure.message
+
+
 def test_reward_of_a_dead_agent_is_not_checked(framework):
     env = EnvFactory(lambda n, first: [OddTeam(row, "scout") for row in range(first, first + n)], num_envs=3)
     outputs, _ = run(4, framework=framework, env=env, agents=team)
     assert to_numpy(outputs[3][1]["scout"]).tolist() == [[0.0]] * 3
-
-
-def test_a_bad_step_on_a_device_is_told_later_with_its_number(framework, monkeypatch):
-    """The number is read every 16 checks, the first reset included; its copy was started 16 checks before."""
-    monkeypatch.setattr(load_framework(framework), "is_on_host", lambda array: False, raising=False)
-    env = OddForeign(framework, lambda given: (given[0], filled(given[1], np.nan), *given[2:]))
-    failure = failure_of(env, framework, timestep=31)
-    assert "observations, states or rewards are not finite since timestep 2" in failure.message

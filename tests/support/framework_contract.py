@@ -80,6 +80,12 @@ def check_is_array(case: Case) -> None:
     assert not any(map(case.framework.is_array, others))
 
 
+def check_kind(case: Case) -> None:
+    for dtype in case.dtypes:
+        expected = {"b": "b", "u": "i", "i": "i", "f": "f"}[np.dtype(dtype).kind]
+        assert case.framework.kind(case.framework.from_numpy(table(dtype=dtype))) == expected
+
+
 def check_from_numpy(case: Case) -> None:
     for dtype in case.dtypes:
         whole = table(dtype=dtype)
@@ -258,6 +264,7 @@ def check_thread_control(case: Case) -> None:
 
 CONTRACT: tuple[Callable[[Case], None], ...] = (
     check_is_array,
+    check_kind,
     check_from_numpy,
     check_copy,
     check_split,

@@ -70,6 +70,10 @@ class _EnvWrapper(ABC):
     gives_arrays_away = False
     allow_nonfinite = False
 
+    def __str__(self) -> str:
+        """Return the name for messages: that of the environment that is wrapped, if the wrapper knows it."""
+        return getattr(self, "_name", type(self).__qualname__)
+
     @property
     @abstractmethod
     def num_envs(self) -> int:
@@ -130,8 +134,8 @@ class Wrapper(_EnvWrapper):
             actions: ``(num_envs, size)``.
 
         Returns:
-            Observations ``(num_envs, size)``, rewards ``(num_envs, 1)`` float32, terminated and truncated
-            ``(num_envs, 1)`` bool, and infos.
+            Observations ``(num_envs, size)``, with floats for a Box of floats and integers for a Box of integers;
+            rewards ``(num_envs, 1)`` float32; terminated and truncated ``(num_envs, 1)`` bool; and infos.
         """
 
     def state(self) -> Array | None:

@@ -131,8 +131,8 @@ def _check_repeats(
     for step, (one, other) in enumerate(zip(*traces, strict=True)):
         if different := _difference(one, other):
             raise EnvError(
-                f"{_name(first)}: {different} differ between two runs with the same seed, first in step {step}; draw "
-                "all random numbers from self.np_random, which reset(seed=seed) seeds through super().reset(seed=seed)"
+                f"environment {first}: {different} differ between two runs with the same seed, first in step {step}; "
+                "draw all random numbers from self.np_random, which reset(seed=seed) seeds through super().reset(seed=seed)"
             )
     return traces[0]
 
@@ -181,7 +181,7 @@ def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps:
     if prove is not None:
         prove(seed=_SEED + first, first_env=first)
     observations, infos = checked_reset(env.reset(seed=_SEED + first) if is_ours else env.reset())
-    infos = check_infos(infos, env)
+    infos = check_infos(infos, checks.name)
     checks.check_reset(observations, env.state(), infos, 0)
 
     def as_numpy(arrays: Any) -> Any:
@@ -190,10 +190,12 @@ def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps:
     trace = [[as_numpy(observations)]]
     for step in range(1, steps + 1):
         *arrays, infos = checked_step(env.step(draw(infos)))
-        infos = check_infos(infos, env)
+        infos = check_infos(infos, checks.name)
         outcome = Outcome._make([*arrays, infos])
         states = env.state()
-        final = infos["final_obs"] if is_ours and "final_obs" in infos else outcome.observations
+        final = outcome.observations
+        if is_ours and "final_obs" in infos:
+            checks.check_arrays("final observations", final := infos["final_obs"])
         transition = Transition(outcome.rewards, final, states, outcome.terminated, outcome.truncated, infos, 0.0)
         checks.check_step(outcome, states, transition, step)
         trace.append([as_numpy(arrays) for arrays in outcome[:4]])
@@ -244,7 +246,3 @@ class _Actions:
             best = np.where(legal, chances[self._first :], -1.0).argmax(axis=1)
             flat[self._first :] = int(space.start) + best[:, None]
         return self._framework.from_numpy(flat[self._first :])
-
-
-def _name(env: Any) -> str:
-    return f"environment {getattr(env, '_name', type(env).__qualname__)}"

@@ -1,16 +1,19 @@
-"""Checks of what environments give, whatever their wrapper: kinds of arrays, shapes, and finite numbers."""
+"""Checks of what environments give, whatever their wrapper: agents, kinds of arrays, shapes, and finite numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces.utils import flatdim
 
+from workers.envs.base import MultiAgentEnvWrapper, Wrapper
 from workers.envs.checking import is_multi_agent
+from workers.envs.spaces import action_width
 from workers.errors import EnvError, mark_row, type_name
 from workers.frameworks import Framework
 from workers.types import Arrays, Outcome, Transition
@@ -20,12 +23,51 @@ __all__ = ["EnvChecks"]
 _READ_INTERVAL = 16
 """Number of steps after which the number of the first bad step travels from a device to the host."""
 
+_FLAGS = "flags (bool or 0 and 1)"
+
+
+class _Expected(NamedTuple):
+    """What the arrays of one output must be like.
+
+    Attributes:
+        shape: ``(num_envs, size)``; the size is None if it is unknown.
+        sizes: Sizes that a row may have in any shape; none for rewards and flags, which are columns.
+        kinds: Allowed kinds of dtypes; see `Framework.kind`.
+        dtypes: The dtypes, for errors.
+        is_flag: Whether the values must be 0 and 1.
+    """
+
+    shape: tuple[int, int | None]
+    sizes: tuple[int | None, ...] = ()
+    kinds: str = "bif"
+    dtypes: str = "real numbers"
+    is_flag: bool = False
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of this shape is accepted."""
+        if not self.sizes or len(shape) < 2:
+            return shape == self.shape
+        return shape[0] == self.shape[0] and (None in self.sizes or math.prod(shape[1:]) in self.sizes)
+
+    @property
+    def text(self) -> str:
+        """The shape, for errors."""
+        rows, size = self.shape
+        return f"({rows}, {'size' if size is None else size})"
+
 
 class EnvChecks:
     """Checks of the outputs of one environment in every step.
 
+    Our base classes must keep their contract. Objects of other libraries may do what skrl's wrappers do: leave out dead
+    agents (as PettingZoo does), give a category as one number, floats for a Box of integers, no states in spite of
+    a state space, and, if they are skrl's, flags that are floats.
+
     On the CPU, a step with NaN or infinity is refused at once. On another device that would wait for the device, so the
-    number of the first bad step is kept there and read a few steps later.
+    number of the first bad step is kept there and read a few steps later; values of flags are not read there.
+
+    Attributes:
+        name: The environment's name in messages.
     """
 
     def __init__(self, env: Any, framework: Framework) -> None:
@@ -35,14 +77,18 @@ class EnvChecks:
             env: The environment. If it has a true attribute ``allow_nonfinite``, its numbers need not be finite.
             framework: The trainer's framework.
         """
-        suffix = "s" if is_multi_agent(env) else ""
-        self._widths = _widths(getattr(env, f"observation_space{suffix}"))
-        self._state_widths = _widths(getattr(env, f"state_space{suffix}", None))
         self._env = env
         self._framework = framework
+        self._is_ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
+        self.name = f"environment {env if self._is_ours else type(env).__qualname__}"
         self._num_envs = int(env.num_envs)
-        self._kinds: set[type] = set()  # of the arrays of the first step
-        self._flat, self._column = (self._num_envs, self._widths), (self._num_envs, 1)
+        self._is_team = is_multi_agent(env)
+        self._expected = _expected(env, self._num_envs, is_ours=self._is_ours, is_team=self._is_team)
+        state_spaces = _spaces(env, "state_space", is_team=self._is_team)
+        # agents whose states may not be None: those that have had some, too
+        self._with_states = {name for name, space in state_spaces.items() if self._is_ours and space is not None}
+        self._column = (self._num_envs, 1)
+        self._usual: Any = None  # the arrays' type, the observations' shape and the dtypes, once they were checked
         self._is_finite_needed = not getattr(env, "allow_nonfinite", False)
         self._uses_alive = not getattr(env, "dead_rows_are_zero", False)
         self._alive: list[Mapping[str, Any]] = [{}, {}]  # before and after the step, if the environment says so
@@ -54,29 +100,30 @@ class EnvChecks:
         """Check what ``reset`` and ``state`` returned.
 
         Raises:
-            EnvError: An array is of another kind or shape, or is not finite; the error is marked with the row.
+            EnvError: Agents are missing or unknown, or an array is of another kind, shape or dtype, or is not finite;
+                the error is marked with the row if it is known.
         """
-        self._alive = [_alive(infos)] * 2
-        self._check_arrays("observations", observations, self._widths)
-        self._check_arrays("states", states, self._state_widths)
+        if self._uses_alive:
+            self._alive = [_alive(infos)] * 2
+        self.check_arrays("observations", observations)
+        self.check_arrays("states", states)
+        by_agent = states if isinstance(states, dict) else {None: states}
+        self._with_states.update(name for name, array in by_agent.items() if array is not None)
         self._check_finite([("observations", observations), ("states", states)], timestep)
 
     def check_step(self, outcome: Outcome, states: Arrays | None, transition: Transition, timestep: int) -> None:
         """Check what ``step`` and ``state`` returned, and the true final observations and states.
 
         Raises:
-            EnvError: As for `check_reset`.
+            EnvError: As for `check_reset`; or flags are not 0 and 1.
         """
         observations, rewards, terminated, truncated, infos = outcome
         if infos and self._uses_alive:
             self._alive = [self._alive[1], _alive(infos)]
         if not self._are_as_usual(observations, rewards, terminated, truncated):
-            self._check_arrays("observations", observations, self._widths)
-            self._check_arrays("rewards", rewards, 1)
-            self._check_arrays("terminated", terminated, 1)
-            self._check_arrays("truncated", truncated, 1)
-            self._kinds = set() if isinstance(observations, dict) else {type(observations)}
-        self._check_arrays("states", states, self._state_widths)
+            self._check_outputs(outcome)
+        if states is not None or self._is_team or self._with_states:
+            self.check_arrays("states", states)
         given = [("observations", observations), ("rewards", rewards), ("states", states)]
         if transition.next_observations is not observations:
             given.append(("final observations", transition.next_observations))
@@ -85,15 +132,31 @@ class EnvChecks:
         self._check_finite(given, timestep)
 
     def _are_as_usual(self, observations: Any, rewards: Any, terminated: Any, truncated: Any) -> bool:
-        """Return whether these are flat arrays that need no further check, in a fifth of its time."""
-        kinds, column = {type(observations), type(rewards), type(terminated), type(truncated)}, self._column
+        """Return whether these arrays are like those of an earlier step, in a fifth of the time of a check."""
+        if self._usual is None:
+            return False
+        kind, shape, dtype, reward_dtype, flag_dtype = self._usual
+        column = self._column
         return (
-            kinds == self._kinds
-            and observations.shape == self._flat
-            and rewards.shape == column
-            and terminated.shape == column
-            and truncated.shape == column
+            type(observations) is type(rewards) is type(terminated) is type(truncated) is kind
+            and observations.dtype is dtype
+            and rewards.dtype is reward_dtype
+            and terminated.dtype is truncated.dtype is flag_dtype
+            and observations.shape == shape
+            and rewards.shape == terminated.shape == truncated.shape == column
         )
+
+    def _check_outputs(self, outcome: Outcome) -> None:
+        observations, rewards, terminated, truncated, _ = outcome
+        acted = (rewards, terminated, truncated)
+        self.check_arrays("observations", observations)
+        self.check_arrays("rewards", rewards, acted)
+        self.check_arrays("terminated", terminated, acted)
+        self.check_arrays("truncated", truncated, acted)
+        # integers as flags must be looked at in every step
+        is_usual = not self._is_team and self._framework.kind(terminated) == self._framework.kind(truncated) == "b"
+        dtypes = (observations.dtype, rewards.dtype, terminated.dtype) if is_usual else ()
+        self._usual = (type(rewards), observations.shape, *dtypes) if is_usual else None
 
     def read(self) -> None:
         """Wait for the device, and check all steps up to now.
@@ -104,33 +167,65 @@ class EnvChecks:
         if self._first_bad is not None:
             self._tell(self._framework.read_later(self._first_bad)())
 
-    @property
-    def _name(self) -> str:
-        return f"environment {type(self._env).__qualname__}"
+    def check_arrays(self, what: str, arrays: Any, acted: tuple[Any, ...] = ()) -> None:
+        """Check agents, kinds, shapes and dtypes of one output.
 
-    def _check_arrays(self, what: str, arrays: Any, widths: Any) -> None:
-        if isinstance(arrays, dict):
-            for name, array in arrays.items():
-                if array is not None:
-                    self._check_array(what, name, array, widths.get(name) if isinstance(widths, dict) else widths)
-        elif arrays is not None:
-            self._check_array(what, None, arrays, widths)
+        Args:
+            what: Name of the output, such as ``"rewards"`` or ``"final observations"``.
+            arrays: The array, or the dictionary of arrays by agent name.
+            acted: Other dictionaries of the same step, whose agents this one must have, too.
 
-    def _check_array(self, what: str, name: str | None, array: Any, width: int | None) -> None:
-        rows, is_array = self._num_envs, self._framework.is_array(array)
-        if is_array and array.shape == (rows, width):
+        Raises:
+            EnvError: As for `check_step`.
+        """
+        expected = self._expected[what]
+        if not self._is_team:
+            self._check_array(what, None, arrays, expected[None])
             return
-        shape = tuple(array.shape) if is_array else ()
-        if len(shape) > 1 and shape[0] == rows:
-            size = math.prod(shape[1:])
-            # rewards and flags are columns; the elements of an observation or a state may have any shape
-            if width is None or (size == width and what in ("observations", "states")):
+        if not isinstance(arrays, dict):
+            raise self._error(what, f"type {type_name(type(arrays))}", f"a dictionary of the agents {list(expected)}")
+        if arrays.keys() != expected.keys():
+            self._check_agents(what, arrays, acted)
+        for name, array in arrays.items():
+            self._check_array(what, name, array, expected[name])
+
+    def _check_agents(self, what: str, arrays: dict[Any, Any], acted: tuple[Any, ...]) -> None:
+        names = list(self._expected[what])
+        if unknown := [name for name in arrays if name not in names]:
+            raise EnvError(f"{self.name}: {what} have the unknown agent {unknown[0]!r}; expected the agents {names}")
+        alive = set(names if self._is_ours else self._env.agents)
+        alive.update(*(others for others in acted if isinstance(others, dict)))
+        needed = [name for name in names if name in alive]
+        if missing := [name for name in needed if name not in arrays]:
+            raise EnvError(f"{self.name}: {_of(what, missing[0])} are missing; expected those of {needed}")
+
+    def _check_array(self, what: str, name: str | None, array: Any, expected: _Expected) -> None:
+        framework = self._framework
+        if not framework.is_array(array):
+            if array is None and what.endswith("states") and name not in self._with_states:
                 return
-        given = f"shape {shape}" if is_array else f"type {type_name(type(array))}"
-        expected = f"({rows}, {'size' if width is None else width})"
-        raise EnvError(
-            f"{self._name}: {_of(what, name)} have {given}; expected a {self._framework.name} array of shape {expected}"
-        )
+            given = f"type {type_name(type(array))}"
+            raise self._error(_of(what, name), given, f"a {framework.name} array of shape {expected.text}")
+        if array.shape != expected.shape and not expected.fits(array.shape):
+            given = f"shape {tuple(array.shape)}"
+            raise self._error(_of(what, name), given, f"a {framework.name} array of shape {expected.text}")
+        kind = framework.kind(array)
+        if kind not in expected.kinds:
+            given = f"dtype {getattr(array.dtype, '__name__', array.dtype)}"
+            raise self._error(_of(what, name), given, expected.dtypes)
+        if expected.is_flag and kind != "b" and framework.is_on_host(array):
+            self._check_flags(_of(what, name), framework.to_numpy(array))
+
+    def _check_flags(self, what: str, values: Any) -> None:
+        wrong = values != (values != 0)
+        if np.count_nonzero(wrong):
+            row = int(np.flatnonzero(wrong)[0])
+            error = EnvError(f"{self.name}: {what} are {values[row, 0]}; expected {_FLAGS}")
+            mark_row(error, row, self.name)
+            raise error
+
+    def _error(self, what: str, given: str, expected: str) -> EnvError:
+        return EnvError(f"{self.name}: {what} have {given}; expected {expected}")
 
     def _check_finite(self, given: list[tuple[str, Any]], timestep: int) -> None:
         if not self._is_finite_needed:
@@ -141,7 +236,9 @@ class EnvChecks:
                 continue
             for name, array in _each(arrays) if isinstance(arrays, dict) else ((None, arrays),):
                 if not framework.is_on_host(array):
-                    elsewhere.append(array)
+                    # which rows of such an agent are alive cannot be read without waiting for the device
+                    if not any(name in alive for alive in self._alive):
+                        elsewhere.append(array)
                 elif not framework.is_finite(array):
                     self._refuse(what, name, array)
         if elsewhere:
@@ -164,13 +261,14 @@ class EnvChecks:
         row = int(rows[0])
         column = int(np.flatnonzero(bad[row])[0])
         where = "" if values.shape[1] == 1 else f" in column {column}"
-        others = f" (and in {len(rows) - 1} more environments)" if len(rows) > 1 else ""
+        others = f" (and in {len(rows) - 1} more environment{'s' * (len(rows) > 2)})" if len(rows) > 1 else ""
+        fit = " that fit float32" if np.isinf(values[row, column]) else ""
         error = EnvError(
-            f"{self._name}: {_of(what, name)} are {values[row, column]}{where}{others}; expected finite numbers. "
+            f"{self.name}: {_of(what, name)} are {values[row, column]}{where}{others}; expected finite numbers{fit}. "
             "Correct the environment, or set allow_nonfinite=True (make_env, wrap_env, EnvFactory, or "
             "env.allow_nonfinite of a configuration)"
         )
-        mark_row(error, row, type(self._env).__qualname__)
+        mark_row(error, row, self.name)
         raise error
 
     def _to_numpy(self, array: Any) -> Any:
@@ -188,16 +286,56 @@ class EnvChecks:
     def _tell(self, first_bad: int) -> None:
         if first_bad >= 0:
             raise EnvError(
-                f"{self._name}: observations, states or rewards are not finite since timestep {first_bad}; correct the "
+                f"{self.name}: observations, states or rewards are not finite since timestep {first_bad}; correct the "
                 "environment, or set allow_nonfinite=True"
             )
 
 
-def _widths(spaces: Any) -> Any:
-    """Return the number of elements of a sample; by agent name for a dictionary; None if unknown."""
-    if isinstance(spaces, Mapping) and not isinstance(spaces, gymnasium.Space):
-        return {name: _widths(space) for name, space in spaces.items()}
-    return flatdim(spaces) if isinstance(spaces, gymnasium.Space) and spaces.is_np_flattenable else None
+def _expected(env: Any, rows: int, *, is_ours: bool, is_team: bool) -> dict[str, dict[Any, _Expected]]:
+    """Return what is expected of each output, by agent name; by None in a single-agent environment."""
+    spaces = _spaces(env, "observation_space", is_team=is_team)
+    observations = {name: _of_observations(space, rows, is_ours) for name, space in spaces.items()}
+    spaces = _spaces(env, "state_space", is_team=is_team)
+    states = {name: _of_space(space, rows, is_ours) for name, space in spaces.items()}
+    is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(env).__mro__)
+    flags = _Expected((rows, 1), kinds="bif" if is_skrls else "bi", dtypes=_FLAGS, is_flag=True)
+    return {
+        "observations": observations,
+        "final observations": observations,
+        "states": states,
+        "final states": states,
+        "rewards": dict.fromkeys(spaces, _Expected((rows, 1))),
+        "terminated": dict.fromkeys(spaces, flags),
+        "truncated": dict.fromkeys(spaces, flags),
+    }
+
+
+def _spaces(env: Any, kind: str, *, is_team: bool) -> dict[Any, Any]:
+    """Return the spaces by agent name; None if there are none."""
+    if not is_team:
+        return {None: getattr(env, kind, None)}
+    spaces = getattr(env, f"{kind}s", None) or {}
+    return {name: spaces.get(name) for name in env.possible_agents}
+
+
+def _of_observations(space: Any, rows: int, is_ours: bool) -> _Expected:
+    expected = _of_space(space, rows, is_ours)
+    kind = space.dtype.kind if isinstance(space, gymnasium.spaces.Box) else None
+    if kind == "f":
+        return expected._replace(kinds="f", dtypes=f"floats, as in {space}")
+    if is_ours and kind in ("i", "u"):
+        return expected._replace(kinds="bi", dtypes=f"integers, as in {space}")
+    return expected
+
+
+def _of_space(space: Any, rows: int, is_ours: bool) -> _Expected:
+    if not isinstance(space, gymnasium.Space) or not space.is_np_flattenable:
+        return _Expected((rows, None), (None,))
+    sizes = [flatdim(space)]
+    if not is_ours:
+        with suppress(EnvError):  # a space that only the other library supports
+            sizes.append(action_width(space))
+    return _Expected((rows, sizes[0]), tuple(sizes))
 
 
 def _each(arrays: dict[str, Any]) -> Iterator[tuple[str, Any]]:

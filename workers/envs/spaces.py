@@ -68,7 +68,10 @@ def flatten_rows(space: Space[Any], batch: Any) -> NumpyArray:
         EnvError: The batch has another shape or kind of dtype than `space`, or a category is outside of it.
     """
     flat = _flatten(space, batch)
-    return flat.astype(np.float32, copy=False) if flat.dtype.kind == "f" else flat
+    if flat.dtype.kind != "f" or flat.dtype == np.float32:
+        return flat
+    with np.errstate(over="ignore"):  # infinity is reported as such
+        return flat.astype(np.float32)
 
 
 def action_width(space: Space[Any]) -> int:

@@ -34,6 +34,16 @@ class Framework(ABC):
     def is_array(self, value: object) -> bool:
         """Return whether `value` is an array of this framework."""
 
+    def kind(self, array: Any) -> str:
+        """Return the kind of the dtype of `array`.
+
+        Returns:
+            ``"b"`` for bool, ``"i"`` for integers, signed or not, ``"f"`` for floats, ``"c"`` for complex numbers, and
+            another string for anything else.
+        """
+        kind: str = array.dtype.kind
+        return "i" if kind == "u" else kind
+
     @abstractmethod
     def from_numpy(self, array: npt.NDArray[Any]) -> Any:
         """Return a fresh array with the values and dtype of `array`, on the framework's default device.

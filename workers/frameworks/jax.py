@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from workers.errors import EnvError
+from workers.errors import EnvError, mark_row
 from workers.frameworks.base import Framework
 
 __all__ = ["FRAMEWORK"]
@@ -39,6 +39,11 @@ class JaxFramework(Framework):
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, jax.Array)
+
+    def kind(self, array: jax.Array) -> str:
+        if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
+            return "key"
+        return "f" if jnp.issubdtype(array.dtype, jnp.floating) else super().kind(array)  # NumPy knows no bfloat16
 
     def from_numpy(self, array: npt.NDArray[Any]) -> jax.Array:
         if array.dtype.itemsize == 8 and array.dtype.kind in "iu" and array.size:
@@ -127,15 +132,20 @@ def _check_range(array: npt.NDArray[Any]) -> None:
     """Check that JAX can hold the values of a 64-bit array.
 
     Raises:
-        EnvError: It cannot: without ``jax_enable_x64`` the values would wrap around.
+        EnvError: It cannot: without ``jax_enable_x64`` the values would wrap around. The error is marked with the row.
     """
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    limits, low, high = np.iinfo(dtype), array.min(), array.max()
-    if low < limits.min or high > limits.max:
-        raise EnvError(
-            f"values from {low} to {high} of dtype {array.dtype} do not fit JAX's {dtype}; use smaller numbers or a "
-            "Box of floats, or set jax.config.update('jax_enable_x64', True) at the start of the program"
-        )
+    limits = np.iinfo(dtype)
+    if array.min() >= limits.min and array.max() <= limits.max:
+        return
+    wrong = (array < limits.min) | (array > limits.max)
+    error = EnvError(
+        f"{array[wrong][0]} of dtype {array.dtype} does not fit JAX's {dtype}; use smaller numbers or a Box of floats, "
+        "or set jax.config.update('jax_enable_x64', True) at the start of the program"
+    )
+    if array.ndim:
+        mark_row(error, int(np.argwhere(wrong)[0, 0]), "the environments")
+    raise error
 
 
 def _platform(array: jax.Array) -> str:

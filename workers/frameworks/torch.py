@@ -23,6 +23,9 @@ class TorchFramework(Framework):
     def is_array(self, value: object) -> bool:
         return isinstance(value, torch.Tensor)
 
+    def kind(self, array: torch.Tensor) -> str:
+        return _KINDS.get(array.dtype, str(array.dtype))
+
     def from_numpy(self, array: npt.NDArray[Any]) -> torch.Tensor:
         # not torch.from_numpy, which keeps NumPy's memory: its alignment differs, and it may be read-only
         return torch.tensor(array if array.flags.c_contiguous else array.copy())
@@ -100,6 +103,16 @@ class TorchFramework(Framework):
         return torch.get_num_threads()
 
 
+_KINDS = {
+    dtype: kind
+    for kind, dtypes in {
+        "b": (torch.bool,),
+        "i": (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64),
+        "f": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        "c": (torch.complex32, torch.complex64, torch.complex128),
+    }.items()
+    for dtype in dtypes
+}
 _NUMPY_FLOATS = (torch.float32, torch.float64, torch.float16)
 _is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
 _number_of_modes = torch._C._len_torch_function_stack

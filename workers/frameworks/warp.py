@@ -25,6 +25,9 @@ class WarpFramework(Framework):
     def is_array(self, value: object) -> bool:
         return isinstance(value, wp.array)
 
+    def kind(self, array: wp.array) -> str:
+        return _KINDS.get(array.dtype, array.dtype.__name__)
+
     def from_numpy(self, array: npt.NDArray[Any]) -> wp.array:
         return wp.array(np.atleast_1d(array))
 
@@ -83,6 +86,13 @@ class WarpFramework(Framework):
 
     def devices(self) -> list[str]:
         return ["cpu", *(f"{device.alias} ({device.name})" for device in wp.get_cuda_devices())]
+
+
+_KINDS = {
+    wp.bool: "b",
+    **dict.fromkeys((wp.int8, wp.int16, wp.int32, wp.int64, wp.uint8, wp.uint16, wp.uint32, wp.uint64), "i"),
+    **dict.fromkeys((wp.float16, wp.bfloat16, wp.float32, wp.float64), "f"),
+}
 
 
 @wp.kernel(enable_backward=False)

@@ -151,12 +151,12 @@ class EnvSlice:
             step_time = (perf_counter() - start) * 1e3
             if watch is not None:
                 self._watch = watch.stop()
-            infos = check_infos(infos, self.env)
+            infos = check_infos(infos, self._checks.name)
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
             next_observations, next_states = observations, states
             if self._ours and infos:
-                next_observations = self._final(infos, "final_obs", observations)
-                next_states = self._final(infos, "final_state", states)
+                next_observations = self._final(infos, "final_obs", "observations", observations)
+                next_states = self._final(infos, "final_state", "states", states)
             transition = Transition(rewards, next_observations, next_states, terminated, truncated, infos, step_time)
             self._checks.check_step(outcome, states, transition, timestep)
             self._next_states = states
@@ -217,18 +217,19 @@ class EnvSlice:
                 self._watch = watch.stop()
             self._seed = None  # only the first reset seeds: later ones continue the random generators
             states = self.env.state()
-            infos = check_infos(infos, self.env)
+            infos = check_infos(infos, self._checks.name)
             self._checks.check_reset(observations, states, infos, self._timestep)
             # a copy: an environment may always write its observations to the same array
             self._observations, self._states = map_arrays(self._framework.copy, observations), states
             self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
 
-    def _final(self, infos: dict[str, Any], key: str, arrays: Arrays | None) -> Arrays | None:
+    def _final(self, infos: dict[str, Any], key: str, what: str, arrays: Arrays | None) -> Arrays | None:
         """Return the arrays with the true final rows of `infos` in place of those after a reset."""
         mask, select = infos.get(f"_{key}"), self._framework.select
         if mask is None or arrays is None:
             return arrays
-        return map_arrays(
-            lambda array, final: array if array is None else select(mask, final, array), arrays, infos[key]
-        )
+        final = infos.get(key)
+        self._checks.check_arrays(what, arrays)
+        self._checks.check_arrays(f"final {what}", final)
+        return map_arrays(lambda array, final: array if array is None else select(mask, final, array), arrays, final)

@@ -62,8 +62,8 @@ class Episodes:
 
         Args:
             rewards: ``(num_envs, 1)``.
-            terminated: ``(num_envs, 1)``, bool.
-            truncated: ``(num_envs, 1)``, bool.
+            terminated: ``(num_envs, 1)``, bool or 0 and 1.
+            truncated: ``(num_envs, 1)``, bool or 0 and 1.
             framework: Framework of the arrays.
             before: Infos of the observations before the step; used for a team only.
             infos: Infos of the step.
@@ -75,15 +75,18 @@ class Episodes:
         def numbers(array: Any) -> npt.NDArray[Any]:
             return np.reshape(framework.to_numpy(array) if framework.is_array(array) else array, -1)
 
+        def either(one: Any, other: Any) -> npt.NDArray[np.bool_]:
+            return np.logical_or(numbers(one), numbers(other))  # of any dtype
+
         if not isinstance(rewards, dict):
-            ended = numbers(terminated) | numbers(truncated)
+            ended = either(terminated, truncated)
             return self._counted({"": self._of("").add(numbers(rewards), ended)}, ended)
         result, alive = {}, before.get("alive", {})
         total, over = np.zeros(self._num_envs), np.ones(self._num_envs, np.bool_)
         nobody = np.zeros(self._num_envs, np.bool_)
         for name in rewards:
             row_rewards = numbers(rewards[name])
-            ended = numbers(terminated[name]) | numbers(truncated[name])
+            ended = either(terminated[name], truncated[name])
             acted = numbers(alive[name]) if name in alive else True
             result[name] = self._of(name).add(row_rewards, ended, acted)
             total += row_rewards

@@ -120,6 +120,7 @@ class PPO(ppo.PPO):
         acted: Tensor | None,
         action_mask: Tensor | None,
     ) -> None:
+        terminated, truncated = terminated.bool(), truncated.bool()  # other libraries may give 0 and 1
         arrays = inputs | {"actions": actions, "rewards": rewards, "ended": terminated | truncated}
         if action_mask is not None and "action_mask" not in self._rollout:
             shape = (self.cfg.rollouts, *action_mask.shape)
