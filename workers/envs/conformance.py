@@ -132,7 +132,7 @@ def _check_repeats(
         if different := _difference(one, other):
             raise EnvError(
                 f"environment {first}: {different} differ between two runs with the same seed, first in step {step}; "
-                "draw all random numbers from self.np_random, which reset(seed=seed) seeds through super().reset(seed=seed)"
+                "draw all random numbers from self.np_random, which super().reset(seed=seed) seeds"
             )
     return traces[0]
 
