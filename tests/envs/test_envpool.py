@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from tests.support.agents import NullAgent
 from tests.support.parity import assert_same, copied_outputs, run
-from workers.envs import EnvFactory
+from workers.envs import EnvFactory, wrap_env
 from workers.envs.envpool import build
 from workers.envs.making import build_rows
 from workers.envs.spaces import action_width
@@ -55,6 +55,14 @@ def without_empty(tree: Any) -> Any:
         kept = {key: value for key, value in infos.items() if key not in gone and key.removeprefix("_") not in gone}
         outputs.append((*arrays, kept))
     return outputs
+
+
+@pytest.mark.filterwarnings("ignore:.*(precision lowered|seeds are fixed):UserWarning")
+def test_what_envpool_makes_itself_is_refused_with_a_remedy():
+    env = wrap_env(pytest.importorskip("envpool").make_gymnasium("CartPole-v1", num_envs=2), framework="torch")
+    with pytest.raises(EnvError, match=r"reset_mask.*build it with workers\.envs\.envpool\.build"):
+        run(1, env=env, agents=NullAgent, seed=1)
+    env.close()
 
 
 @pytest.mark.parametrize("id", ["CartPole-v1", "CheetahRun-v1", "Taxi-v3"])

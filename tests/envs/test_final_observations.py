@@ -221,6 +221,27 @@ def test_final_observations_of_a_running_episode_are_refused(mode, message, fram
         run(1, framework=framework, env=env, agents=RecordingAgent)
 
 
+@pytest.mark.parametrize(
+    ("final", "message"),
+    [
+        ({"a": np.zeros((3, 3))}, r"is \{'a': array.* of type dict; expected an array of 3 observations"),
+        (np.zeros((2, 3)), r"is array.* of type numpy.ndarray; expected"),
+        (7, "is 7 of type int; expected"),
+        (np.array(7), r"is array\(7\) of type numpy.ndarray; expected"),
+        ([None] * 3, "a final observation is of type NoneType"),
+    ],
+)
+def test_odd_final_observations_of_a_vector_environment_are_named(final, message):
+    class Odd(TellingVector):
+        def step(self, actions: Any) -> Any:
+            *outputs, _ = super().step(actions)
+            return *outputs, {"final_obs": final} if self.flags.any() else {}
+
+    env = wrap_env(Odd(AutoresetMode.SAME_STEP, []), framework="torch")
+    with pytest.raises(WorkerError, match=message):
+        run(3, env=env, agents=RecordingAgent)
+
+
 def test_a_mask_without_a_final_observation_is_no_fault(framework):
     env = wrap_env(TellingVector(AutoresetMode.SAME_STEP, [False] * 3), framework=framework)
     (outputs,), (agent,) = run(1, framework=framework, env=env, agents=RecordingAgent)

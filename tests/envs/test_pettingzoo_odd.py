@@ -168,7 +168,13 @@ ODD: dict[str, tuple[Callable[[list[Any]], object], str]] = {
             ("two flags", np.array([True, False]), r"an array of shape \(2,\) and dtype bool"),
         )
     },
-    "a flag for all": (lambda outputs: outputs[2].update(__all__=True), r"has the agents \['__all__'\]; expected only"),
+    **{
+        f"{what} of nobody": (
+            lambda outputs, index=index: outputs[index].update(__all__=False),  # type: ignore[misc]
+            rf"returned {what} of \['__all__'\]; expected only agents in its possible_agents",
+        )
+        for index, what in enumerate(OUTPUTS[:4])
+    },
     **{
         f"infos with {key}": (
             lambda outputs, key=key: outputs[4].update({key: True}),  # type: ignore[misc]

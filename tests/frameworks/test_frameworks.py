@@ -168,6 +168,7 @@ BROKEN: list[tuple[str, str, str, Any, Any]] = [
     ("selects the others", "numpy", "select", selects_the_others, "select"),
     ("selects one for all", "torch", "select", lambda m, x, y: x if m.any() else y, "select"),
     ("writes into the other", "numpy", "select", writes_in_place, "select"),
+    ("gives ones", "torch", "zeros_like", torch.ones_like, "zeros_like"),
     ("keeps NumPy's memory", "jax", "from_numpy", keeps_numpys_memory, "from_numpy"),
     ("gives the same array", "jax", "copy", lambda x: x, "copy"),
     ("splits by columns", "jax", "split", lambda x, n: jnp.split(x, len(n)), "split"),

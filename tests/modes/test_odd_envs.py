@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[int, Any, str]] = {
     "text as an observation": (0, np.array(list("abcd")), "has dtype <U1; expected float32"),
     "None as an observation": (0, None, "is of type NoneType; expected a NumPy array of shape"),
     "a ragged observation": (0, [1, [2, 3], 4, 5], "is a ragged list"),
-    "a masked observation": (0, np.ma.masked_array([0.0, 1, 2, 3], [0, 1, 0, 0]), "is a masked array with masked elem"),
+    "a masked observation": (0, np.ma.masked_equal([0.0, 1, 2, 3], 1), "is a masked array with masked elem"),
     "a tensor as an observation": (0, torch.zeros(4), "is of type torch.Tensor; expected a NumPy array"),
     "None as a flag": (2, None, "terminated is None; expected True or False"),
     "two as a flag": (3, 2, "truncated is '2' of type int; expected True or False"),

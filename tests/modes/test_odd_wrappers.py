@@ -223,6 +223,10 @@ def test_skrls_wrapper_may_give_a_category_as_one_number(framework):
     assert outputs[1][0].shape == (3, 1)
 
 
+def same(given: Any) -> Any:
+    return given
+
+
 def ours(env: Any, framework: str, **members: Any) -> Any:
     """Return a wrapper by our contract with the members of a wrapper of another library."""
     base: Any = MultiAgentEnvWrapper if isinstance(env, OddForeignTeam) else Wrapper
@@ -230,10 +234,17 @@ def ours(env: Any, framework: str, **members: Any) -> Any:
     return type("Ours", (base,), {name: getattr(env, name) for name in names} | {"framework": framework} | members)()
 
 
-def final(change: Change) -> Change:
-    """Return a change that gives changed observations as true final ones of all rows."""
-    ended = np.ones(NUM_ENVS, np.bool_)
-    return lambda given: (*given[:4], {"final_obs": change(given[0]), "_final_obs": ended})
+ALL_ROWS = np.ones(NUM_ENVS, np.bool_)
+
+
+def final(change: Change, mask: Any = ALL_ROWS) -> Change:
+    """Return a change that gives changed observations as true final ones of the rows of a mask."""
+    return lambda given: (*given[:4], {"final_obs": change(given[0]), "_final_obs": mask})
+
+
+def ended(infos: Any) -> Change:
+    """Return a change that ends a row, with these infos."""
+    return lambda given: (*given[:2], cast(filled(given[2], 1), np.bool_), given[3], infos(given[0]))
 
 
 FINAL = "final observations have"
@@ -241,9 +252,26 @@ OUR_FAULTS: dict[str, tuple[Change, int | None, str]] = {
     "None as rewards": (at(1, nothing), None, r"environment Ours: rewards have type NoneType; expected .*\(5, 1\)"),
     "None as final": (final(nothing), None, rf"{FINAL} type NoneType; expected a {{}} array of shape \(5, 4\)"),
     "NumPy's final": (final(to_numpy), None, f"{FINAL} type numpy.ndarray; expected a {{}} array"),
-    "NumPy's at an end": (lambda g: at(0, to_numpy)(final(lambda o: o)(g)), None, "observations have type numpy.nd"),
+    "NumPy's at an end": (lambda g: at(0, to_numpy)(final(same)(g)), None, "observations have type numpy.nd"),
     "a matrix as final": (final(lambda o: o.reshape((10, 2))), None, rf"{FINAL} shape \(10, 2\)"),
     "integers as final": (final(TO_INT), None, rf"{FINAL} dtype \S*int32; expected floats, as in Box"),
+    "integers as a mask": (
+        final(same, np.ones(NUM_ENVS, int)),
+        None,
+        r"'_final_obs'\] has dtype int64; expected a bool",
+    ),
+    "a mask of three": (
+        final(same, np.ones(3, np.bool_)),
+        None,
+        r"has shape \(3,\); expected a bool array of shape \(5,",
+    ),
+    "a list as a mask": (final(same, [True] * NUM_ENVS), None, "has type list; expected a bool array"),
+    "no final": (
+        ended(lambda given: {}),
+        ODD_ROW,
+        r"it has ended, but infos\['final_obs'\] and infos\['_final_obs'\] do",
+    ),
+    "final without a mask": (ended(lambda given: {"final_obs": given}), ODD_ROW, "it has ended, but infos"),
     "NaN as final": (final(TO_NAN), ODD_ROW, "final observations are nan in column 3"),
 }
 
@@ -284,7 +312,6 @@ def test_only_other_libraries_may_have_no_states_in_spite_of_a_space(framework, 
 
 @pytest.mark.parametrize("is_on_host", [True, False])
 def test_rows_of_dead_agents_may_hold_anything(is_on_host, framework, monkeypatch):
-    """On a device it cannot be read who is alive, so an agent of whom that is told is not checked at all."""
     adapter = load_framework(framework)
     monkeypatch.setattr(adapter, "is_on_host", lambda array: is_on_host, raising=False)
 
@@ -295,13 +322,39 @@ def test_rows_of_dead_agents_may_hold_anything(is_on_host, framework, monkeypatc
 
     for change in (of_bert(0, TO_NAN), of_bert(1, TO_NAN)):
         run(40, framework=framework, env=told(change), agents=NullTeam)
+    living = of_bert(1, partial(filled, value=np.nan, row=ODD_ROW - 1))
     if is_on_host:
-        living = of_bert(1, partial(filled, value=np.nan, row=ODD_ROW - 1))
         assert_refused(failure_of(told(living), framework, agent=NullTeam), ODD_ROW - 1, "rewards of 'bert' are nan")
     else:
-        another = at(0, lambda observations: observations | {"anna": TO_NAN(observations["anna"])})
-        failure = failure_of(told(another), framework, timestep=31, agent=NullTeam)
+        failure = failure_of(told(living), framework, timestep=31, agent=NullTeam)
         assert "are not finite since timestep 2" in failure.message
+
+
+def test_masks_of_living_agents_may_be_written_again(framework):
+    """The reward of the step in which an agent dies counts."""
+    alive = np.ones((NUM_ENVS, 1), np.bool_)
+
+    def dies(given: Any) -> Any:
+        alive[ODD_ROW] = False
+        return of_bert(1, TO_NAN)(given)
+
+    env = OddForeignTeam(framework, dies)
+    env.infos = {"alive": {"bert": alive}}
+    assert_refused(failure_of(env, framework, agent=NullTeam), ODD_ROW, "rewards of 'bert' are nan")
+
+
+@pytest.mark.parametrize(
+    ("alive", "message"),
+    [
+        (np.ones((NUM_ENVS, 1)), "dtype float64"),
+        (np.ones((2, 1), np.bool_), r"shape \(2, 1\)"),
+        ([True] * NUM_ENVS, "type list"),
+    ],
+)
+def test_odd_masks_of_living_agents_are_refused(alive, message, framework):
+    env = OddForeignTeam(framework, lambda given: (*given[:4], {"alive": {"bert": alive}}))
+    failure = failure_of(env, framework, agent=NullTeam)
+    assert_refused(failure, None, rf"infos\['alive'\]\['bert'\] has {message}; expected a bool array of shape \(5,\)")
 
 
 def test_a_bad_step_on_a_device_is_told_later_with_its_number(framework, monkeypatch):

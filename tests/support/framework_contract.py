@@ -163,6 +163,13 @@ def check_select(case: Case) -> None:
         assert_array(case, arrays[1], other)
 
 
+def check_zeros_like(case: Case) -> None:
+    for dtype in ("float32", "int32", "bool"):
+        assert_array(
+            case, case.framework.zeros_like(case.framework.from_numpy(table(dtype=dtype))), np.zeros((6, 3), dtype)
+        )
+
+
 class Pair(NamedTuple):
     one: Any
     other: Any
@@ -270,6 +277,7 @@ CONTRACT: tuple[Callable[[Case], None], ...] = (
     check_split,
     check_concatenate,
     check_select,
+    check_zeros_like,
     check_wire,
     check_devices,
     check_random_state,

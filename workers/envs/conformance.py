@@ -23,7 +23,7 @@ from workers.errors import EnvError, close_all, marked_row
 from workers.frameworks import Framework, load_framework
 from workers.info_rows import check_infos
 from workers.infos import take_rows
-from workers.types import Outcome, Transition
+from workers.types import Outcome
 
 __all__ = ["check_env"]
 
@@ -193,27 +193,13 @@ def _checked_trace(env: Any, framework: Framework, first: int, stop: int, steps:
         infos = check_infos(infos, checks.name)
         outcome = Outcome._make([*arrays, infos])
         states = env.state()
-        final = outcome.observations
-        if is_ours and "final_obs" in infos:
-            checks.check_arrays("final observations", final := infos["final_obs"])
-        transition = Transition(outcome.rewards, final, states, outcome.terminated, outcome.truncated, infos, 0.0)
-        checks.check_step(outcome, states, transition, step)
+        checks.transition(outcome, states, timestep=step)
         trace.append([as_numpy(arrays) for arrays in outcome[:4]])
         if is_ours and not is_multi_agent(env):
-            _check_ends(trace[-1], infos)
+            checks.check_ends(outcome)
         take_rows(infos, 0, 1, env.num_envs, framework)
     checks.read()
     return trace
-
-
-def _check_ends(outputs: list[Any], infos: dict[str, Any]) -> None:
-    ended = (outputs[2] | outputs[3])[:, 0]
-    told = np.asarray(infos.get("_final_obs", np.zeros_like(ended)))
-    if missing := np.flatnonzero(ended & ~told).tolist():
-        raise EnvError(
-            f"row {missing[0]} has ended, but infos['final_obs'] and infos['_final_obs'] do not have its final "
-            "observation; step() must reset ended rows and return them there"
-        )
 
 
 class _Actions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from reprlib import repr as short
 from typing import Any
 
 import gymnasium
@@ -24,7 +25,7 @@ from workers.envs.spaces import (
     mask_columns,
     native_actions,
 )
-from workers.errors import EnvError, marks_row
+from workers.errors import EnvError, marks_row, type_name
 from workers.frameworks import load_framework
 from workers.info_rows import add_row, check_infos
 from workers.infos import mask_rows, overlay
@@ -219,9 +220,14 @@ class GymnasiumWrapper(Wrapper):
         return flatten_rows(self._env.single_observation_space, native)
 
     def _flatten_final(self, final: Any, ended: npt.NDArray[np.bool_]) -> NumpyArray:
+        num_envs = self.num_envs
         if final is None:
             raise EnvError(f"{self._name} is in autoreset mode SAME_STEP, but gives no infos['final_obs'] at an end")
-        rows = SampleRows(self._env.single_observation_space, self.num_envs, "a final observation", self._name)
+        is_list = (isinstance(final, np.ndarray) and final.ndim > 0) or isinstance(final, (list, tuple))
+        if not is_list or len(final) != num_envs:
+            given = f"{short(final)} of type {type_name(type(final))}"
+            raise EnvError(f"{self._name}: infos['final_obs'] is {given}; expected an array of {num_envs} observations")
+        rows = SampleRows(self._env.single_observation_space, num_envs, "a final observation", self._name)
         for row in np.flatnonzero(ended).tolist():
             with marks_row(row, self._name):
                 rows.add(row, final[row])

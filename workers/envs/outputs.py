@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.spaces.utils import flatdim
 
+from workers.by_agent import map_arrays
 from workers.envs.base import MultiAgentEnvWrapper, Wrapper
 from workers.envs.checking import is_multi_agent
-from workers.envs.spaces import action_width
+from workers.envs.expected import FLAGS, Expected, expected_of, spaces_of
 from workers.errors import EnvError, mark_row, type_name
 from workers.frameworks import Framework
 from workers.types import Arrays, Outcome, Transition
@@ -23,45 +20,13 @@ __all__ = ["EnvChecks"]
 _READ_INTERVAL = 16
 """Number of steps after which the number of the first bad step travels from a device to the host."""
 
-_FLAGS = "flags (bool or 0 and 1)"
-
-
-class _Expected(NamedTuple):
-    """What the arrays of one output must be like.
-
-    Attributes:
-        shape: ``(num_envs, size)``; the size is None if it is unknown.
-        sizes: Sizes that a row may have in any shape; none for rewards and flags, which are columns.
-        kinds: Allowed kinds of dtypes; see `Framework.kind`.
-        dtypes: The dtypes, for errors.
-        is_flag: Whether the values must be 0 and 1.
-    """
-
-    shape: tuple[int, int | None]
-    sizes: tuple[int | None, ...] = ()
-    kinds: str = "bif"
-    dtypes: str = "real numbers"
-    is_flag: bool = False
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether an array of this shape is accepted."""
-        if not self.sizes or len(shape) < 2:
-            return shape == self.shape
-        return shape[0] == self.shape[0] and (None in self.sizes or math.prod(shape[1:]) in self.sizes)
-
-    @property
-    def text(self) -> str:
-        """The shape, for errors."""
-        rows, size = self.shape
-        return f"({rows}, {'size' if size is None else size})"
-
 
 class EnvChecks:
     """Checks of the outputs of one environment in every step.
 
     Our base classes must keep their contract. Objects of other libraries may do what skrl's wrappers do: leave out dead
     agents (as PettingZoo does), give a category as one number, floats for a Box of integers, no states in spite of
-    a state space, and, if they are skrl's, flags that are floats.
+    a state space, and, if they are skrl's, flags that are floats and images of integers for a Box of floats.
 
     On the CPU, a step with NaN or infinity is refused at once. On another device that would wait for the device, so the
     number of the first bad step is kept there and read a few steps later; values of flags are not read there.
@@ -80,11 +45,12 @@ class EnvChecks:
         self._env = env
         self._framework = framework
         self._is_ours = isinstance(env, (Wrapper, MultiAgentEnvWrapper))
+        self._is_users = self._is_ours and not type(env).__module__.startswith("workers.envs.")
         self.name = f"environment {env if self._is_ours else type(env).__qualname__}"
         self._num_envs = int(env.num_envs)
         self._is_team = is_multi_agent(env)
-        self._expected = _expected(env, self._num_envs, is_ours=self._is_ours, is_team=self._is_team)
-        state_spaces = _spaces(env, "state_space", is_team=self._is_team)
+        self._expected = expected_of(env, self._num_envs, is_ours=self._is_ours, is_team=self._is_team)
+        state_spaces = spaces_of(env, "state_space", is_team=self._is_team)
         # agents whose states may not be None: those that have had some, too
         self._with_states = {name for name, space in state_spaces.items() if self._is_ours and space is not None}
         self._column = (self._num_envs, 1)
@@ -104,32 +70,69 @@ class EnvChecks:
                 the error is marked with the row if it is known.
         """
         if self._uses_alive:
-            self._alive = [_alive(infos)] * 2
+            self._alive = [self._alive_in(infos)] * 2
         self.check_arrays("observations", observations)
         self.check_arrays("states", states)
         by_agent = states if isinstance(states, dict) else {None: states}
         self._with_states.update(name for name, array in by_agent.items() if array is not None)
         self._check_finite([("observations", observations), ("states", states)], timestep)
 
-    def check_step(self, outcome: Outcome, states: Arrays | None, transition: Transition, timestep: int) -> None:
-        """Check what ``step`` and ``state`` returned, and the true final observations and states.
+    def transition(
+        self, outcome: Outcome, states: Arrays | None, *, timestep: int, step_time: float = 0.0
+    ) -> Transition:
+        """Check what ``step`` and ``state`` returned; return the transition, with true final observations and states.
 
         Raises:
-            EnvError: As for `check_reset`; or flags are not 0 and 1.
+            EnvError: As for `check_reset`; or flags are not 0 and 1, or an environment has ended without a final
+                observation.
         """
         observations, rewards, terminated, truncated, infos = outcome
         if infos and self._uses_alive:
-            self._alive = [self._alive[1], _alive(infos)]
+            self._alive = [self._alive[1], self._alive_in(infos)]
         if not self._are_as_usual(observations, rewards, terminated, truncated):
             self._check_outputs(outcome)
         if states is not None or self._is_team or self._with_states:
             self.check_arrays("states", states)
+        next_observations, next_states = observations, states
+        if self._is_ours and infos:
+            next_observations = self._final(infos, "final_obs", "final observations", observations)
+            next_states = self._final(infos, "final_state", "final states", states)
+        if self._is_users and not self._is_team and self._framework.is_on_host(terminated):
+            self.check_ends(outcome)
         given = [("observations", observations), ("rewards", rewards), ("states", states)]
-        if transition.next_observations is not observations:
-            given.append(("final observations", transition.next_observations))
-        if transition.next_states is not states:
-            given.append(("final states", transition.next_states))
+        if next_observations is not observations:
+            given.append(("final observations", next_observations))
+        if next_states is not states:
+            given.append(("final states", next_states))
         self._check_finite(given, timestep)
+        return Transition(rewards, next_observations, next_states, terminated, truncated, infos, step_time)
+
+    def check_ends(self, outcome: Outcome) -> None:
+        """Check that each environment that has ended has a final observation; this reads the flags.
+
+        Raises:
+            EnvError: One has none.
+        """
+        to_numpy, infos = self._framework.to_numpy, outcome.infos
+        ended = np.logical_or(to_numpy(outcome.terminated), to_numpy(outcome.truncated))[:, 0]
+        marked = infos.get("_final_obs") if "final_obs" in infos else None
+        told = np.zeros_like(ended) if marked is None else self._to_numpy(marked).reshape(-1)
+        if missing := np.flatnonzero(ended & ~told).tolist():
+            error = EnvError(
+                f"{self.name}: it has ended, but infos['final_obs'] and infos['_final_obs'] do not have its final "
+                "observation; step() must reset ended environments and return them there"
+            )
+            mark_row(error, missing[0], self.name)
+            raise error
+
+    def _final(self, infos: dict[str, Any], key: str, what: str, arrays: Arrays | None) -> Arrays | None:
+        """Return the arrays with the true final rows of `infos` in place of those after a reset."""
+        mask, select = infos.get(f"_{key}"), self._framework.select
+        if mask is None or arrays is None:
+            return arrays
+        mask = self._mask(f"infos['_{key}']", mask)
+        self.check_arrays(what, final := infos.get(key))
+        return map_arrays(lambda array, final: array if array is None else select(mask, final, array), arrays, final)
 
     def _are_as_usual(self, observations: Any, rewards: Any, terminated: Any, truncated: Any) -> bool:
         """Return whether these arrays are like those of an earlier step, in a fifth of the time of a check."""
@@ -199,7 +202,7 @@ class EnvChecks:
         if missing := [name for name in needed if name not in arrays]:
             raise EnvError(f"{self.name}: {_of(what, missing[0])} are missing; expected those of {needed}")
 
-    def _check_array(self, what: str, name: str | None, array: Any, expected: _Expected) -> None:
+    def _check_array(self, what: str, name: str | None, array: Any, expected: Expected) -> None:
         framework = self._framework
         if not framework.is_array(array):
             if array is None and what.endswith("states") and name not in self._with_states:
@@ -220,7 +223,7 @@ class EnvChecks:
         wrong = values != (values != 0)
         if np.count_nonzero(wrong):
             row = int(np.flatnonzero(wrong)[0])
-            error = EnvError(f"{self.name}: {what} are {values[row, 0]}; expected {_FLAGS}")
+            error = EnvError(f"{self.name}: {what} are {values[row, 0]}; expected {FLAGS}")
             mark_row(error, row, self.name)
             raise error
 
@@ -236,9 +239,7 @@ class EnvChecks:
                 continue
             for name, array in _each(arrays) if isinstance(arrays, dict) else ((None, arrays),):
                 if not framework.is_on_host(array):
-                    # which rows of such an agent are alive cannot be read without waiting for the device
-                    if not any(name in alive for alive in self._alive):
-                        elsewhere.append(array)
+                    elsewhere.append(self._without_dead(what, name, array))
                 elif not framework.is_finite(array):
                     self._refuse(what, name, array)
         if elsewhere:
@@ -248,13 +249,8 @@ class EnvChecks:
         """Raise an error for the first row that is not finite, unless its agent is dead."""
         values = self._framework.to_numpy(array).reshape(self._num_envs, -1)
         bad = ~np.isfinite(values)
-        masks = [
-            np.reshape(self._to_numpy(alive[name]), (-1, 1))
-            for alive in self._alive
-            if name is not None and name in alive
-        ]
-        if masks:
-            bad &= masks[0] if what == "rewards" else np.logical_or.reduce(masks)
+        if masks := self._masks(what, name):
+            bad &= np.logical_or.reduce([self._to_numpy(mask) for mask in masks])[:, None]
         rows = np.flatnonzero(bad.any(axis=1))
         if not rows.size:
             return
@@ -270,6 +266,49 @@ class EnvChecks:
         )
         mark_row(error, row, self.name)
         raise error
+
+    def _masks(self, what: str, name: str | None) -> list[Any]:
+        """Return the masks of the rows in which an agent is alive: before the step, and, except for rewards, after."""
+        alive = self._alive[:1] if what == "rewards" else self._alive
+        return [masks[name] for masks in alive if name is not None and name in masks]
+
+    def _without_dead(self, what: str, name: str | None, array: Any) -> Any:
+        """Return an array with zeros in the rows of dead agents."""
+        if not (masks := self._masks(what, name)):
+            return array
+        rest = self._framework.zeros_like(array)
+        for mask in masks:
+            rest = self._framework.select(mask, array, rest)
+        return rest
+
+    def _alive_in(self, infos: Mapping[str, Any]) -> dict[str, Any]:
+        """Return which agents are alive, by name and row, as far as the environment says so."""
+        alive = infos.get("alive")
+        if not self._is_team or not isinstance(alive, dict):
+            return {}
+        masks = {name: self._mask(f"infos['alive'][{name!r}]", mask) for name, mask in alive.items()}
+        # the environment may write to the same arrays in the next step
+        return {
+            name: mask.copy() if isinstance(mask, np.ndarray) else self._framework.copy(mask)
+            for name, mask in masks.items()
+        }
+
+    def _mask(self, what: str, mask: Any) -> Any:
+        """Return a mask of the environments, NumPy's or the framework's, as ``(num_envs,)``.
+
+        Raises:
+            EnvError: It is something else.
+        """
+        is_array, shape = isinstance(mask, np.ndarray) or self._framework.is_array(mask), self._column[:1]
+        if not is_array:
+            given = f"type {type_name(type(mask))}"
+        elif tuple(mask.shape) not in (shape, self._column):
+            given = f"shape {tuple(mask.shape)}"
+        elif (mask.dtype.kind if isinstance(mask, np.ndarray) else self._framework.kind(mask)) != "b":
+            given = f"dtype {getattr(mask.dtype, '__name__', mask.dtype)}"
+        else:
+            return mask.reshape(shape)
+        raise EnvError(f"{self.name}: {what} has {given}; expected a bool array of shape {shape}")
 
     def _to_numpy(self, array: Any) -> Any:
         return self._framework.to_numpy(array) if self._framework.is_array(array) else array
@@ -291,62 +330,10 @@ class EnvChecks:
             )
 
 
-def _expected(env: Any, rows: int, *, is_ours: bool, is_team: bool) -> dict[str, dict[Any, _Expected]]:
-    """Return what is expected of each output, by agent name; by None in a single-agent environment."""
-    spaces = _spaces(env, "observation_space", is_team=is_team)
-    observations = {name: _of_observations(space, rows, is_ours) for name, space in spaces.items()}
-    spaces = _spaces(env, "state_space", is_team=is_team)
-    states = {name: _of_space(space, rows, is_ours) for name, space in spaces.items()}
-    is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(env).__mro__)
-    flags = _Expected((rows, 1), kinds="bif" if is_skrls else "bi", dtypes=_FLAGS, is_flag=True)
-    return {
-        "observations": observations,
-        "final observations": observations,
-        "states": states,
-        "final states": states,
-        "rewards": dict.fromkeys(spaces, _Expected((rows, 1))),
-        "terminated": dict.fromkeys(spaces, flags),
-        "truncated": dict.fromkeys(spaces, flags),
-    }
-
-
-def _spaces(env: Any, kind: str, *, is_team: bool) -> dict[Any, Any]:
-    """Return the spaces by agent name; None if there are none."""
-    if not is_team:
-        return {None: getattr(env, kind, None)}
-    spaces = getattr(env, f"{kind}s", None) or {}
-    return {name: spaces.get(name) for name in env.possible_agents}
-
-
-def _of_observations(space: Any, rows: int, is_ours: bool) -> _Expected:
-    expected = _of_space(space, rows, is_ours)
-    kind = space.dtype.kind if isinstance(space, gymnasium.spaces.Box) else None
-    if kind == "f":
-        return expected._replace(kinds="f", dtypes=f"floats, as in {space}")
-    if is_ours and kind in ("i", "u"):
-        return expected._replace(kinds="bi", dtypes=f"integers, as in {space}")
-    return expected
-
-
-def _of_space(space: Any, rows: int, is_ours: bool) -> _Expected:
-    if not isinstance(space, gymnasium.Space) or not space.is_np_flattenable:
-        return _Expected((rows, None), (None,))
-    sizes = [flatdim(space)]
-    if not is_ours:
-        with suppress(EnvError):  # a space that only the other library supports
-            sizes.append(action_width(space))
-    return _Expected((rows, sizes[0]), tuple(sizes))
-
-
 def _each(arrays: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield each different array with the name of its first agent."""
     different = {id(array): (name, array) for name, array in reversed(arrays.items()) if array is not None}
     yield from different.values()
-
-
-def _alive(infos: Mapping[str, Any]) -> Mapping[str, Any]:
-    alive = infos.get("alive")
-    return alive if isinstance(alive, dict) else {}
 
 
 def _of(what: str, name: str | None) -> str:

@@ -160,10 +160,12 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         terminated, truncated = (
             {name: np.zeros((self.num_envs, 1), np.bool_) for name in self._names} for _ in range(2)
         )
-        shown, final_states = self._observation_rows(), self._state_rows()
+        shown = self._observation_rows()
         final: dict[str, SampleRows] = {}  # filled when the first copy is over
+        final_states: SampleRows | None = None
 
         def step_one(row: int, copy: TeamCopy) -> tuple[dict[str, Any], dict[str, Any] | None]:
+            nonlocal final_states
             given = copy.step({name: taken[name][row] for name in copy.acting()})
             outcome = (rewards, given.rewards), (terminated, given.terminated), (truncated, given.truncated)
             for arrays, by_agent in outcome:
@@ -174,6 +176,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
                 return given.infos, None
             if not final:
                 final.update(self._observation_rows())
+                final_states = self._state_rows()
             _add(final, row, given.observations)
             if final_states is not None:
                 final_states.add(row, copy.env.state())

@@ -87,12 +87,14 @@ def reset_rows(
 
 
 def _refusal(env: VectorEnv[Any, Any, Any]) -> str:
-    spec = env.unwrapped.spec
+    id = getattr(env.unwrapped.spec, "id", None)  # other libraries have specs of their own
     remedy = "build it with autoreset_mode=AutoresetMode.SAME_STEP"
-    if spec is not None:
+    if any(kind.__module__.startswith("envpool.") for kind in type(env.unwrapped).__mro__):
+        remedy = "build it with workers.envs.envpool.build"
+    elif id is not None:
         remedy = (
-            f"use make_env({spec.id!r}, num_envs=…, framework=…), or build it with "
-            f"gymnasium.make_vec({spec.id!r}, num_envs=…, vectorization_mode='sync')"
+            f"use make_env({id!r}, num_envs=…, framework=…), or build it with "
+            f"gymnasium.make_vec({id!r}, num_envs=…, vectorization_mode='sync')"
         )
     return (
         f"{env} has autoreset mode {AutoresetMode(env.metadata['autoreset_mode']).name}, but "

@@ -140,7 +140,7 @@ class TeamCopy:
         self.members, self.ended = (self.members - ended) | living, (self.ended | ended) - living
         self.is_over, self.was_reset = not living, False
         terminated, truncated = _of(terminated, ended), _of(truncated, ended)
-        self._check(observations, ended, [name for name, flag in truncated.items() if flag])
+        self._check(observations, [name for name, flag in truncated.items() if flag])
         if self.is_over:  # agents that left without a flag: without an observation there is no value to bootstrap from
             for name in self.members:
                 (terminated if observations.get(name) is None else truncated)[name] = True
@@ -150,6 +150,9 @@ class TeamCopy:
     def _by_agent(self, given: Any, what: str) -> ByAgent:
         """Return an output of the environment, if it is a mapping."""
         if isinstance(given, (dict, Mapping)):  # dict first: a check of the abstract class takes five times as long
+            if not self._names.issuperset(given):
+                unknown = sorted(set(given) - self._names, key=str)
+                raise EnvError(f"{self.env} returned {what} of {unknown}; expected only agents in its possible_agents")
             return given
         shown = "None" if given is None else f"a {type_name(type(given))}"
         raise EnvError(f"{self.env} returned {shown} as {what}; expected a dictionary by agent")
@@ -164,9 +167,9 @@ class TeamCopy:
                         "agent that acts needs a reward and both flags (terminated and truncated)"
                     )
 
-    def _check(self, observations: ByAgent, ended: Iterable[str] = (), truncated: Iterable[str] = ()) -> None:
+    def _check(self, observations: ByAgent, truncated: Iterable[str] = ()) -> None:
         """Check that the agents are known and that each agent that needs an observation has one."""
-        if unknown := {*self.env.agents, *ended} - self._names:
+        if unknown := set(self.env.agents) - self._names:
             names = sorted(unknown, key=str)
             raise EnvError(f"{self.env} has the agents {names}; expected only agents in its possible_agents")
         for name in (*self.acting(), *truncated):

@@ -76,6 +76,10 @@ class Framework(ABC):
     def select(self, mask: Any, chosen: Any, other: Any) -> Any:
         """Take row i of `chosen` if ``mask[i]``, else of `other`; `mask` is NumPy's or the framework's, ``(rows,)``."""
 
+    @abstractmethod
+    def zeros_like(self, array: Any) -> Any:
+        """Return zeros of the shape and dtype of `array`, on its device."""
+
     def is_on_host(self, array: Any) -> bool:
         """Return whether the values of `array` can be read without waiting for a device."""
         return True

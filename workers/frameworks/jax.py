@@ -65,6 +65,9 @@ class JaxFramework(Framework):
     def select(self, mask: npt.NDArray[np.bool_] | jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:
         return _select(mask, chosen, other)
 
+    def zeros_like(self, array: jax.Array) -> jax.Array:
+        return jnp.zeros_like(array)
+
     def is_on_host(self, array: jax.Array) -> bool:
         return _platform(array) == "cpu"
 

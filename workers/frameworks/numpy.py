@@ -41,5 +41,8 @@ class NumpyFramework(Framework):
     ) -> npt.NDArray[Any]:
         return np.where(mask.reshape(-1, *[1] * (other.ndim - 1)), chosen, other)
 
+    def zeros_like(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.zeros_like(array)
+
 
 FRAMEWORK = NumpyFramework()

@@ -54,6 +54,9 @@ class TorchFramework(Framework):
         rows = mask if isinstance(mask, torch.Tensor) else torch.tensor(mask, device=other.device)
         return torch.where(rows.reshape(-1, *[1] * (other.dim() - 1)), chosen, other)
 
+    def zeros_like(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(array)
+
     def is_on_host(self, array: torch.Tensor) -> bool:
         return array.is_cpu
 

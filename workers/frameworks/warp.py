@@ -53,6 +53,9 @@ class WarpFramework(Framework):
         flat = [array.contiguous().reshape((array.shape[0], -1)) for array in (rows, chosen, other)]
         return wp.map(wp.where, *flat).reshape(other.shape)
 
+    def zeros_like(self, array: wp.array) -> wp.array:
+        return wp.zeros_like(array)
+
     def is_on_host(self, array: wp.array) -> bool:
         return bool(array.device.is_cpu)
 

@@ -153,12 +153,7 @@ class EnvSlice:
                 self._watch = watch.stop()
             infos = check_infos(infos, self._checks.name)
             outcome = Outcome(observations, rewards, terminated, truncated, infos)
-            next_observations, next_states = observations, states
-            if self._ours and infos:
-                next_observations = self._final(infos, "final_obs", "observations", observations)
-                next_states = self._final(infos, "final_state", "states", states)
-            transition = Transition(rewards, next_observations, next_states, terminated, truncated, infos, step_time)
-            self._checks.check_step(outcome, states, transition, timestep)
+            transition = self._checks.transition(outcome, states, timestep=timestep, step_time=step_time)
             self._next_states = states
         return outcome, transition
 
@@ -223,13 +218,3 @@ class EnvSlice:
             self._observations, self._states = map_arrays(self._framework.copy, observations), states
             self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
-
-    def _final(self, infos: dict[str, Any], key: str, what: str, arrays: Arrays | None) -> Arrays | None:
-        """Return the arrays with the true final rows of `infos` in place of those after a reset."""
-        mask, select = infos.get(f"_{key}"), self._framework.select
-        if mask is None or arrays is None:
-            return arrays
-        final = infos.get(key)
-        self._checks.check_arrays(what, arrays)
-        self._checks.check_arrays(f"final {what}", final)
-        return map_arrays(lambda array, final: array if array is None else select(mask, final, array), arrays, final)
