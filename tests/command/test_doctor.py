@@ -46,7 +46,7 @@ def test_doctor_on_a_healthy_machine(
     assert "4 CPU" in found["ray"]
     assert "devices: cpu; compute threads: 1; CPUs: " in found["torch"]
     assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]
-    assert "keep the contract in 200 steps with random actions" in found["environments"]
+    assert "the first three keep the contract in 200 steps with random actions" in found["environments"]
     assert code == 0
 
 

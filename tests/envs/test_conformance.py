@@ -141,6 +141,10 @@ def test_a_wrapper_that_keeps_final_observations_to_itself_is_rejected():
 def test_environments_that_cannot_be_wrapped_are_rejected():
     with pytest.raises(EnvError, match=r"builtins\.int cannot be wrapped"):
         check_env(3)
+    with pytest.raises(EnvError, match=r"builtins\.NoneType cannot be wrapped"):
+        check_env(lambda: None)
+    with pytest.raises(EnvError, match=r"make it with make_env\('CartPole-v1'"):
+        check_env("CartPole-v1")
     with pytest.raises(EnvError, match="reset_mask"):
         check_env(Counting(3, 0, AutoresetMode.DISABLED, "ignores"))
 
@@ -241,6 +245,15 @@ def test_whatever_is_found_what_was_built_is_closed(fault, message, caplog):
         check_env(factory)
     assert Open.alive == []
     assert caplog.records == []
+
+
+def test_an_environment_that_cannot_be_closed_is_rejected():
+    class Stuck(NoisyEnv):
+        def close(self) -> None:
+            raise RuntimeError("stays open")
+
+    with pytest.raises(EnvError, match=r"close\(\) failed: .*stays open"):
+        check_env(Stuck)
 
 
 def test_an_error_of_closing_does_not_hide_what_was_found(caplog):

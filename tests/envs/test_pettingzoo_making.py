@@ -193,8 +193,8 @@ class Odd(CountingTeamEnv):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("no observation", "returns no observation of 'tank', which acts next or is truncated"),
-        ("no final observation", "returns no observation of 'scout', which acts next or is truncated"),
+        ("no observation", "returned no observation for 'tank'; expected one, because"),
+        ("no final observation", "returned no observation for 'scout'; expected one, because"),
         ("no reward", "the reward of 'medic' is None; expected a number"),
         ("stranger", r"has the agents \['stranger'\]; expected only agents in its possible_agents"),
         ("error", "the physics has blown up"),

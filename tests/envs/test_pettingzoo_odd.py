@@ -92,7 +92,7 @@ def test_rows_without_an_observation_are_zero_whatever_the_space(framework: str)
     assert copied(observations["medic"]).tolist() == [[1, 0, 0], [0, 0, 0]]
     assert copied(observations["tank"]).tolist() == [[1, 0, 0], [0, 1, 0]]
     env.step(actions(env))
-    with pytest.raises(EnvError, match="of 'scout': an observation is 8; expected one in Discrete") as caught:
+    with pytest.raises(EnvError, match=r"of 'scout', in \['x'\], is 8; expected one in Discrete") as caught:
         env.step(actions(env))
     assert caught.value.__notes__ == ["in copy 1 of counting_team_v0"]
 
@@ -144,17 +144,17 @@ ODD: dict[str, tuple[Callable[[list[Any]], object], str]] = {
     "an array of rewards": (put("rewards", np.ones(3)), "returned a numpy.ndarray as rewards; expected a dictionary"),
     "one flag for all": (put("terminated", False), "returned a bool as terminated; expected a dictionary by agent"),
     "no flags": (put("truncated", None), "returned None as truncated; expected a dictionary by agent"),
-    "empty rewards": (put("rewards", {}), rf"returned rewards of \[\]; expected also that of 'scout', {NEEDS}"),
-    "empty flags": (put("truncated", {}), rf"returned truncated of \[\]; expected also that of 'scout', {NEEDS}"),
+    "empty rewards": (put("rewards", {}), rf"returned rewards for \[\]; expected also that of 'scout', {NEEDS}"),
+    "empty flags": (put("truncated", {}), rf"returned truncated for \[\]; expected also that of 'scout', {NEEDS}"),
     **{
         f"no {what}": (
             drop_tank(what),
-            rf"returned {what} of \['scout', 'medic'\]; expected also that of 'tank', {NEEDS}",
+            rf"returned {what} for \['scout', 'medic'\]; expected also that of 'tank', {NEEDS}",
         )
         for what in OUTPUTS[1:4]
     },
-    "only an observation": (drop_tank(*OUTPUTS[1:4]), "returned rewards of .*; expected also that of 'tank'"),
-    "listed without outputs": (drop_tank(*OUTPUTS[:4]), "returned rewards of .*; expected also that of 'tank'"),
+    "only an observation": (drop_tank(*OUTPUTS[1:4]), "returned rewards for .*; expected also that of 'tank'"),
+    "listed without outputs": (drop_tank(*OUTPUTS[:4]), "returned rewards for .*; expected also that of 'tank'"),
     "None as a reward": (put_tank("rewards", None), "the reward of 'tank' is None; expected a number"),
     **{
         f"{what} is {kind}": (put_tank(what, value), f"{what} of 'tank' is {told}; expected True or False")
@@ -171,7 +171,7 @@ ODD: dict[str, tuple[Callable[[list[Any]], object], str]] = {
     **{
         f"{what} of nobody": (
             lambda outputs, index=index: outputs[index].update(__all__=False),  # type: ignore[misc]
-            rf"returned {what} of \['__all__'\]; expected only agents in its possible_agents",
+            rf"returned {what} for \['__all__'\]; expected only agents in its possible_agents",
         )
         for index, what in enumerate(OUTPUTS[:4])
     },
@@ -215,7 +215,7 @@ def test_an_agent_that_leaves_is_in_all_outputs_or_in_none(missing: tuple[str, .
     team = PettingZooWrapper([env], framework="numpy")
     team.reset()
     team.step(actions(team))
-    with pytest.raises(EnvError, match=f"returned {missing[0]} of .*; expected also that of 'tank', {NEEDS}"):
+    with pytest.raises(EnvError, match=f"returned {missing[0]} for .*; expected also that of 'tank', {NEEDS}"):
         team.step(actions(team))
 
 

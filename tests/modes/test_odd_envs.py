@@ -202,7 +202,7 @@ class Showing(Env[Any, Any]):
             Dict(a=Discrete(2), b=Discrete(2)),
             {"a": 1, "b": 0},
             {"a": 1, "b": 2},
-            "an observation is 2; expected one in",
+            r"an observation, in \['b'\], is 2; expected one in",
         ),
         (
             Dict(a=Box(0, 1, (2,))),

@@ -93,6 +93,11 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "wrapper without a framework": ({"env": Nameless()}, EnvError, "set the class attribute framework = 'torch'"),
     "environment lacks a member": ({"env": Halved()}, EnvError, "Halved lacks step"),
+    "a name": (
+        {"env": "CartPole-v1"},
+        EnvError,
+        r"a name; .* make it with make_env\('CartPole-v1', num_envs=…, framework=",
+    ),
     "no environment": ({"env": object()}, EnvError, "object lacks num_envs, observation_space"),
     "one instance in two scopes": ({"agents": [one, one]}, AgentError, "in several scopes"),
     "rows built": (

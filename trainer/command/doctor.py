@@ -172,7 +172,7 @@ def _environments(config: RunConfig) -> Finding:
             check_env(run.env, framework=config.framework)
         finally:
             run.close()
-        return "keep the contract in 200 steps with random actions (workers.envs.check_env)"
+        return "the first three keep the contract in 200 steps with random actions (workers.envs.check_env)"
 
     return _tried("environments", check, "correct the environment as the message says")
 

@@ -35,12 +35,26 @@ def _missing_members(env: Any) -> list[str]:
     return missing_members(env, role)
 
 
+def check_no_name(env: Any, framework: str) -> None:
+    """Check that `env` is not the name of an environment.
+
+    Raises:
+        EnvError: It is.
+    """
+    if isinstance(env, str):
+        raise EnvError(
+            f"{env!r} is a name; expected an environment: make it with make_env({env!r}, num_envs=…, "
+            f"framework={framework!r})"
+        )
+
+
 def check_wrapped(env: Any, framework: str) -> None:
     """Check that a trainer of this framework can drive `env`.
 
     Raises:
         EnvError: The environment lacks a member, has no rows, or is for another framework.
     """
+    check_no_name(env, framework)
     kind = type(env).__qualname__
     if isinstance(env, (gymnasium.Env, VectorEnv)):
         raise EnvError(f"environment {kind} is not wrapped; wrap it with wrap_env(env, framework={framework!r})")

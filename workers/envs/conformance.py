@@ -19,7 +19,7 @@ from workers.envs.making import build_rows, closed_on_error, closers_of, wrap_en
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
 from workers.envs.spaces import flat_actions
-from workers.errors import EnvError, close_all, marked_row
+from workers.errors import EnvError, close_all, marked_row, message_of
 from workers.frameworks import Framework, load_framework
 from workers.info_rows import check_infos
 from workers.infos import take_rows
@@ -42,9 +42,10 @@ def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
     """Check that an environment keeps the contract: for the tests of those who write environments.
 
     Checks Gymnasium's own rules for one copy (`gymnasium.utils.env_checker.check_env`); then, with random actions, the
-    shapes, kinds and spaces of everything that reset and step return, finite numbers, resets at the end of episodes,
-    infos, and whether a seed repeats the numbers. If the environment can be built, it also checks that rows that are
-    built on their own have the numbers that they have in a batch, as in Ray.
+    shapes, kinds and categories of everything that reset and step return, finite numbers, resets at the end of
+    episodes, infos, and whether a seed repeats the numbers. If the environment can be built, it also checks that rows
+    that are built on their own have the numbers that they have in a batch, as in Ray. Of a factory, the first three
+    environments are checked.
 
     Where ``allow_nonfinite`` is set, Gymnasium's check is left out, because it refuses NaN. What is built here is
     closed, whatever is found.
@@ -101,7 +102,10 @@ def _closed(built: Any) -> Iterator[Any]:
     """Close what was built; after an error in the body, errors of closing are logged."""
     with closed_on_error(built):
         yield built
-    close_all(closers_of(built))
+    try:
+        close_all(closers_of(built))
+    except Exception as error:
+        raise EnvError(f"close() failed: {message_of(error)}") from error
 
 
 def _check_single(env: Any) -> None:

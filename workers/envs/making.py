@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from workers.envs.base import EnvFactory
-from workers.envs.checking import check_num_envs, check_wrapped, is_wrapped
+from workers.envs.checking import check_no_name, check_num_envs, check_wrapped, is_wrapped
 from workers.envs.copies import vectorize
 from workers.envs.gymnasium import GymnasiumWrapper
 from workers.errors import EnvError, close_or_log
@@ -176,9 +176,11 @@ def wrap_env(env: Any, *, framework: str, states: str = "own", allow_nonfinite: 
 
 
 def _wrapped(env: Any, framework: str, states: str) -> Any:
+    check_no_name(env, framework)
     wrapped = is_wrapped(env)
     singles = list(env) if isinstance(env, Sequence) else [env]
-    if len({id(single) for single in singles}) < len(singles):
+    ids = [id(single) for single in singles if hasattr(single, "step")]
+    if len(set(ids)) < len(ids):
         raise EnvError("the list contains the same environment more than once; make one environment for each row")
     if singles and not wrapped and all(hasattr(single, "possible_agents") for single in singles):
         from workers.envs.pettingzoo import PettingZooWrapper

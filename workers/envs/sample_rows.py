@@ -67,11 +67,10 @@ class SampleRows:
         # only the rows with a sample: zero, which is in the others, is not in every space
         batch = self._batch if is_full else _take(self._batch, self._rows)
         try:
-            flat = flatten_rows(self._space, batch)
+            flat = flatten_rows(self._space, batch, self._what)
         except EnvError as error:
-            named = EnvError(f"{self._what}: {error}")
-            mark_row(named, self._rows[marked_row(error) or 0], self._owner)
-            raise named from None
+            mark_row(error, self._rows[marked_row(error) or 0], self._owner)
+            raise
         if is_full:
             return flat
         full = np.zeros((self._num_envs, flat.shape[1]), flat.dtype)

@@ -53,12 +53,13 @@ def check_space(space: Any, owner: str) -> None:
         )
 
 
-def flatten_rows(space: Space[Any], batch: Any) -> NumpyArray:
+def flatten_rows(space: Space[Any], batch: Any, what: str = "an observation") -> NumpyArray:
     """Flatten a batch in a vector environment's format.
 
     Args:
         space: Space of a single environment.
         batch: Samples of `space`, one for each environment.
+        what: What the samples are, for errors.
 
     Returns:
         ``(num_envs, flatdim(space))``. Row i equals ``gymnasium.spaces.utils.flatten`` of sample i, with the same
@@ -67,7 +68,7 @@ def flatten_rows(space: Space[Any], batch: Any) -> NumpyArray:
     Raises:
         EnvError: The batch has another shape or kind of dtype than `space`, or a category is outside of it.
     """
-    flat = _flatten(space, batch)
+    flat = _flatten(space, batch, what)
     if flat.dtype.kind != "f" or flat.dtype == np.float32:
         return flat
     with np.errstate(over="ignore"):  # infinity is reported as such
@@ -169,22 +170,23 @@ def _action_width(space: Space[Any]) -> int:
     return sum(map(_action_width, members.values())) if members else math.prod(space.shape)  # type: ignore[arg-type]
 
 
-def _flatten(space: Space[Any], batch: Any) -> NumpyArray:
+def _flatten(space: Space[Any], batch: Any, what: str) -> NumpyArray:
     if members := _members(space):
         check_members(batch, space, list(members), "a batch of observations")
-        return np.concatenate([_flatten(member, batch[key]) for key, member in members.items()], axis=1)
-    array = _array(space, batch)
+        flat = [_flatten(member, batch[key], f"{what}, in [{key!r}],") for key, member in members.items()]
+        return np.concatenate(flat, axis=1)
+    array = _array(space, batch, what)
     rows = array.reshape(len(array), math.prod(space.shape))  # type: ignore[arg-type]
     if isinstance(space, Discrete):
-        return _one_hot(space, rows, int(space.start), [int(space.n)])
+        return _one_hot(space, rows, int(space.start), [int(space.n)], what)
     if isinstance(space, MultiDiscrete):
-        return _one_hot(space, rows, space.start.ravel(), space.nvec.ravel())
+        return _one_hot(space, rows, space.start.ravel(), space.nvec.ravel(), what)
     if isinstance(space, MultiBinary):
-        _check_categories(space, rows, (rows < 0) | (rows > 1))
+        _check_categories(space, rows, (rows < 0) | (rows > 1), what)
     return rows
 
 
-def _array(space: Space[Any], batch: Any) -> NumpyArray:
+def _array(space: Space[Any], batch: Any, what: str) -> NumpyArray:
     """Return the samples of a space without members as an array of its dtype."""
     if type(batch) is not np.ndarray:
         if not isinstance(batch, (np.ndarray, list, tuple)):
@@ -192,24 +194,24 @@ def _array(space: Space[Any], batch: Any) -> NumpyArray:
         batch = np.asarray(batch)
     if batch.shape[1:] != space.shape or not batch.ndim:
         raise EnvError(f"observations have shape {batch.shape}; expected (num_envs, *{space.shape}), as in {space}")
-    return batch if batch.dtype == space.dtype else converted(batch, space.dtype, f"an observation of {space}")
+    return batch if batch.dtype == space.dtype else converted(batch, space.dtype, f"{what} of {space}")
 
 
-def _one_hot(space: Space[Any], rows: NumpyArray, start: Any, sizes: Any) -> NumpyArray:
+def _one_hot(space: Space[Any], rows: NumpyArray, start: Any, sizes: Any, what: str) -> NumpyArray:
     """Return the categories of each row, one column for each category of each component."""
     categories = rows.astype(np.int64) - start  # unsigned or narrow values would wrap around
-    _check_categories(space, rows, (categories < 0) | (categories >= sizes))
+    _check_categories(space, rows, (categories < 0) | (categories >= sizes), what)
     stops = np.cumsum(sizes, dtype=np.int64)
     flat = np.zeros((len(rows), int(stops[-1])), dtype=space.dtype)
     flat[np.arange(len(rows))[:, None], categories + (stops - sizes)] = 1
     return flat
 
 
-def _check_categories(space: Space[Any], rows: NumpyArray, wrong: npt.NDArray[np.bool_]) -> None:
+def _check_categories(space: Space[Any], rows: NumpyArray, wrong: npt.NDArray[np.bool_], what: str) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong.any(axis=1))[0])
         value = rows[row].item() if rows.shape[1] == 1 else rows[row].tolist()
-        error = EnvError(f"an observation is {value}; expected one in {space}")
+        error = EnvError(f"{what} is {value}; expected one in {space}")
         mark_row(error, row, "the environments")
         raise error
 

@@ -152,7 +152,7 @@ class TeamCopy:
         if isinstance(given, (dict, Mapping)):  # dict first: a check of the abstract class takes five times as long
             if not self._names.issuperset(given):
                 unknown = sorted(set(given) - self._names, key=str)
-                raise EnvError(f"{self.env} returned {what} of {unknown}; expected only agents in its possible_agents")
+                raise EnvError(f"{self.env} returned {what} for {unknown}; expected only agents in its possible_agents")
             return given
         shown = "None" if given is None else f"a {type_name(type(given))}"
         raise EnvError(f"{self.env} returned {shown} as {what}; expected a dictionary by agent")
@@ -163,8 +163,8 @@ class TeamCopy:
             for name in acted:
                 if name not in by_agent and any(name in names for names in (self.env.agents, observations, *outcome)):
                     raise EnvError(
-                        f"{self.env} returned {what} of {list(by_agent)}; expected also that of {name!r}, because each "
-                        "agent that acts needs a reward and both flags (terminated and truncated)"
+                        f"{self.env} returned {what} for {list(by_agent)}; expected also that of {name!r}, because "
+                        "each agent that acts needs a reward and both flags (terminated and truncated)"
                     )
 
     def _check(self, observations: ByAgent, truncated: Iterable[str] = ()) -> None:
@@ -174,7 +174,10 @@ class TeamCopy:
             raise EnvError(f"{self.env} has the agents {names}; expected only agents in its possible_agents")
         for name in (*self.acting(), *truncated):
             if observations.get(name) is None:
-                raise EnvError(f"{self.env} returns no observation of {name!r}, which acts next or is truncated")
+                raise EnvError(
+                    f"{self.env} returned no observation for {name!r}; expected one, because it acts next or was "
+                    "truncated"
+                )
 
     def _told(self, infos: Any) -> dict[Any, Any]:
         """Return a copy of the infos that are not empty: the environment may change them in place."""
