@@ -143,8 +143,8 @@ class Made:
         return RaisingAgent(Raising(self.place, self.kind))
 
     def envs(self, num_envs: int, first_env: int) -> list[RaisingEnv]:
-        raising = Raising(self.place, self.kind)
-        return [RaisingEnv(first_env + i, raising) for i in range(num_envs)]
+        # only the first copy raises: errors of several copies in close() are told as a group
+        return [RaisingEnv(first_env + i, Raising("" if i else self.place, self.kind)) for i in range(num_envs)]
 
 
 BUILDING = ["building the agent", "init", "building the environments"]
