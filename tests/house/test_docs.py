@@ -73,10 +73,10 @@ def test_the_readme_shows_lines_of_this_form():
     assert re.fullmatch(f"({form}){{4}}", shown)
 
 
-def test_the_script_of_the_page_for_skrl_runs_locally_and_in_ray():
+def test_the_script_of_the_page_for_skrl_runs_locally_and_in_ray(tmp_path: Path):
     local, remote = blocks(ROOT / "docs" / "from-skrl.md", "python")
     rest = "print(type(trainer).__module__, trainer.run(64)[0].shape, len(trainer.agents))\ntrainer.close()"
-    done = python("-c", f"{local}{remote}{rest}")
+    done = python("-c", f"{local}{remote}{rest}", cwd=tmp_path)  # where skrl writes its checkpoints
     assert done.returncode == 0, done.stderr
     assert "trainer.torch torch.Size([8, 4]) 2\n" in done.stdout
 
