@@ -13,7 +13,15 @@ from workers.node import node_name
 from workers.scope.env_slice import EnvSlice
 from workers.types import Description, Outcome, Phase, Scope, Tick
 
-__all__ = ["Orchestrator", "Plan", "Session", "build_environments", "check_num_threads", "close_environments"]
+__all__ = [
+    "Orchestrator",
+    "Plan",
+    "Session",
+    "build_environments",
+    "check_num_threads",
+    "close_environments",
+    "failure_here",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +153,13 @@ def close_environments(env: Any, plan: Plan) -> None:
         raise WorkerError([_failure(error, plan, Phase.CLOSE)]) from error
 
 
-def _failure(error: Exception, plan: Plan, phase: Phase) -> Failure:
-    scope, rows = 0 if len(plan.scopes) == 1 else None, (0, plan.scopes[-1].stop)
+def failure_here(error: Exception, scope: int | None, rows: tuple[int, int], phase: Phase) -> Failure:
+    """Return the failure of building or closing something in this process."""
     return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=None, node=node_name())
+
+
+def _failure(error: Exception, plan: Plan, phase: Phase) -> Failure:
+    return failure_here(error, 0 if len(plan.scopes) == 1 else None, (0, plan.scopes[-1].stop), phase)
 
 
 def check_num_threads(num_threads: object) -> None:

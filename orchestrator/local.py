@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from orchestrator.base import Plan, build_environments, check_num_threads, close_environments
+from orchestrator.base import Plan, build_environments, check_num_threads, close_environments, failure_here
 from orchestrator.merge import share_outcome
 from workers.envs.statistics import Statistics
-from workers.errors import Failure, WorkerError, build_error, close_all, close_or_log
+from workers.errors import WorkerError, build_error, close_all, close_or_log
 from workers.members import is_factory
-from workers.node import node_name
 from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
 from workers.scope.worker import ScopeWorker
@@ -78,7 +77,7 @@ class LocalSession:
                 self._runners.append(runner)
             except Exception as error:
                 cause = error
-                failures.append(_failure(error, scope.index, scope.rows))
+                failures.append(failure_here(error, scope.index, scope.rows, Phase.BUILD))
         if failures:
             raise build_error(failures) from cause
 
@@ -124,8 +123,4 @@ def _release(runner: AgentRunner) -> None:
     try:
         runner.release()
     except Exception as error:
-        raise WorkerError([_failure(error, runner.scope.index, runner.scope.rows, Phase.CLOSE)]) from error
-
-
-def _failure(error: Exception, scope: int | None, rows: tuple[int, int], phase: Phase = Phase.BUILD) -> Failure:
-    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=None, node=node_name())
+        raise WorkerError([failure_here(error, runner.scope.index, runner.scope.rows, Phase.CLOSE)]) from error

@@ -14,15 +14,15 @@ from gymnasium.vector.utils import iterate
 from workers.copying import copy_containers
 from workers.envs.samples import (
     RESERVED,
-    check_reserved,
     checked_flag,
+    checked_infos,
     checked_number,
     checked_reset,
     checked_step,
     row_writer,
 )
 from workers.errors import close_all, mark_row
-from workers.info_rows import check_infos, merge_rows
+from workers.info_rows import merge_rows
 
 __all__ = ["CheckedSyncVectorEnv", "check_copies", "vectorize"]
 
@@ -72,7 +72,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
             try:
                 observation, info = checked_reset(self.envs[row].reset(seed=seeds[row], options=options))
                 self.put(row, observation)
-                infos[row] = self._checked_infos(info)
+                infos[row] = checked_infos(info, RESERVED, self)
             except BaseException as error:
                 mark_row(error, row, self)
                 raise
@@ -91,14 +91,14 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                 if is_next_step and self._autoreset_envs[row]:
                     observation, info = checked_reset(env.reset())
                     put(row, observation)
-                    infos.append(self._checked_infos(info))
+                    infos.append(checked_infos(info, RESERVED, self))
                     continue
                 given: Any = env.step(action)
                 if type(given) is not tuple or len(given) != 5:
                     given = checked_step(given)
                 observation, reward, terminated, truncated, info = given
                 if type(info) is not dict or info:
-                    info = self._checked_infos(info)
+                    info = checked_infos(info, RESERVED, self)
                 put(row, observation)
                 rewards[row] = reward if type(reward) in _NUMBERS else checked_number(reward, "the reward")
                 if terminated is not False and terminated is not np.False_:
@@ -109,24 +109,17 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                     final = {"final_obs": copy_containers(observation), "final_info": info or {}}
                     observation, info = checked_reset(env.reset())
                     put(row, observation)
-                    info = final | self._checked_infos(info)
+                    info = final | checked_infos(info, RESERVED, self)
                 infos.append(info or None)  # an empty dictionary may be filled by the next copy
             except BaseException as error:
                 mark_row(error, row, self)
                 raise
         self._autoreset_envs = terminations | truncations
-        merged = merge_rows(infos) if any(infos) else {}
-        return self._copy_of_observations(), rewards, terminations, truncations, merged
+        return self._copy_of_observations(), rewards, terminations, truncations, merge_rows(infos)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close all copies, even if one of them fails."""
         close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
-
-    def _checked_infos(self, infos: Any) -> dict[Any, Any]:
-        """Return infos, copied because the environment may write to the same objects again, as may the next copy."""
-        infos = check_infos(infos, self)
-        check_reserved(infos, RESERVED, self)
-        return {key: copy_containers(value) for key, value in infos.items()}
 
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations

@@ -36,8 +36,10 @@ class Expected(NamedTuple):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether an array of this shape is accepted."""
+        if shape == self.shape:
+            return True
         if not self.sizes or len(shape) < 2:
-            return shape == self.shape
+            return False
         return shape[0] == self.shape[0] and (None in self.sizes or math.prod(shape[1:]) in self.sizes)
 
     @property

@@ -179,7 +179,7 @@ class EnvChecks:
             acted: Other dictionaries of the same step, whose agents this one must have, too.
 
         Raises:
-            EnvError: As for `check_step`.
+            EnvError: As for `transition`.
         """
         expected = self._expected[what]
         if not self._is_team:
@@ -209,7 +209,7 @@ class EnvChecks:
                 return
             given = f"type {type_name(type(array))}"
             raise self._error(_of(what, name), given, f"a {framework.name} array of shape {expected.text}")
-        if array.shape != expected.shape and not expected.fits(array.shape):
+        if not expected.fits(array.shape):
             given = f"shape {tuple(array.shape)}"
             raise self._error(_of(what, name), given, f"a {framework.name} array of shape {expected.text}")
         kind = framework.kind(array)

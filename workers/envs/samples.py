@@ -14,13 +14,16 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Dict, Tuple
 
+from workers.copying import copy_containers
 from workers.errors import EnvError, type_name
+from workers.info_rows import check_infos
 
 __all__ = [
     "RESERVED",
     "check_members",
     "check_reserved",
     "checked_flag",
+    "checked_infos",
     "checked_number",
     "checked_reset",
     "checked_step",
@@ -190,6 +193,17 @@ def check_reserved(infos: Mapping[Any, Any], keys: frozenset[str], owner: object
             f"{owner}: the infos have {taken!r}, which the wrapper adds itself; rename it, for example in a wrapper of "
             "the environment"
         )
+
+
+def checked_infos(given: Any, reserved: frozenset[str], owner: object) -> dict[Any, Any]:
+    """Return a copy of the infos that a copy gave: it may write to the same objects again, as may the next copy.
+
+    Raises:
+        EnvError: They are not a mapping, or have one of the keys that a wrapper adds itself.
+    """
+    infos = check_infos(given, owner)
+    check_reserved(infos, reserved, owner)
+    return {key: copy_containers(value) for key, value in infos.items()}
 
 
 def _returned(given: Any) -> str:

@@ -15,8 +15,8 @@ from pettingzoo.utils.conversions import (
 from workers.copying import copy_containers
 from workers.envs.samples import (
     RESERVED,
-    check_reserved,
     checked_flag,
+    checked_infos,
     checked_number,
     checked_reset,
     checked_step,
@@ -182,21 +182,13 @@ class TeamCopy:
     def _told(self, infos: Any) -> dict[Any, Any]:
         """Return a copy of the infos that are not empty: the environment may change them in place."""
         told = {}
-        infos = check_infos(infos, self.env)
-        check_reserved(infos, self._reserved, self.env)
-        for name, info in infos.items():
+        for name, info in checked_infos(infos, self._reserved, self.env).items():
             if name in self._names and not isinstance(info, dict):
-                info = check_infos(info, f"{self.env}, {name!r}")
-            if not isinstance(info, dict):
-                told[name] = copy_containers(info)
-                continue
-            # PettingZoo's conversion adds `active_agent`, which `alive` replaces
-            info = {
-                key: copy_containers(value)
-                for key, value in info.items()
-                if key != "active_agent" or not self._is_turn_based
-            }
-            if info:
+                info = copy_containers(check_infos(info, f"{self.env}, {name!r}"))
+            if self._is_turn_based and isinstance(info, dict):
+                # PettingZoo's conversion adds `active_agent`, which `alive` replaces
+                info = {key: value for key, value in info.items() if key != "active_agent"}
+            if not isinstance(info, dict) or info:
                 told[name] = info
         return told
 
