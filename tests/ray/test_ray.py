@@ -270,10 +270,11 @@ def test_interrupted_run_brings_its_agents_back(ray_cluster, transport, monkeypa
 
 CONNECTED = """
 import sys
+from orchestrator.ray.cluster import connect
 from tests.ray.test_ray import *
+connect(sys.argv[1], timeout=30)  # may take longer than the start that is given up below
 try:
-    orchestrator = RayOrchestrator(address=sys.argv[1], num_cpus=3, start_timeout=1)
-    trainer_of(agents=[NullAgent] * 2, orchestrator=orchestrator)
+    trainer_of(agents=[NullAgent] * 2, orchestrator=RayOrchestrator(num_cpus=3, start_timeout=1))
 except ClusterError as error:
     print(error)
 """
