@@ -21,7 +21,7 @@ from workers.envs.samples import (
     checked_step,
     row_writer,
 )
-from workers.errors import close_all, mark_row
+from workers.errors import close_all, mark_row, marks_row
 from workers.info_rows import merge_rows
 
 __all__ = ["CheckedSyncVectorEnv", "check_copies", "vectorize"]
@@ -69,13 +69,8 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
             options = {key: value for key, value in options.items() if key != "reset_mask"} or None
         infos: list[Any] = [{}] * self.num_envs
         for row in np.flatnonzero(mask).tolist():
-            try:
-                observation, info = checked_reset(self.envs[row].reset(seed=seeds[row], options=options))
-                self.put(row, observation)
-                infos[row] = checked_infos(info, RESERVED, self)
-            except BaseException as error:
-                mark_row(error, row, self)
-                raise
+            with marks_row(row, self):
+                infos[row] = self._reset_copy(row, seed=seeds[row], options=options)
         self._autoreset_envs[mask] = False
         return self._copy_of_observations(), merge_rows(infos)
 
@@ -89,9 +84,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         for row, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             try:
                 if is_next_step and self._autoreset_envs[row]:
-                    observation, info = checked_reset(env.reset())
-                    put(row, observation)
-                    infos.append(checked_infos(info, RESERVED, self))
+                    infos.append(self._reset_copy(row))
                     continue
                 given: Any = env.step(action)
                 if type(given) is not tuple or len(given) != 5:
@@ -107,9 +100,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                     truncations[row] = checked_flag(truncated, "truncated")
                 if is_same_step and (terminations[row] or truncations[row]):
                     final = {"final_obs": copy_containers(observation), "final_info": info or {}}
-                    observation, info = checked_reset(env.reset())
-                    put(row, observation)
-                    info = final | checked_infos(info, RESERVED, self)
+                    info = final | self._reset_copy(row)
                 infos.append(info or None)  # an empty dictionary may be filled by the next copy
             except BaseException as error:
                 mark_row(error, row, self)
@@ -120,6 +111,12 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """Close all copies, even if one of them fails."""
         close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
+
+    def _reset_copy(self, row: int, **arguments: Any) -> dict[Any, Any]:
+        """Reset one copy, put its observation into the batch, and return a copy of its infos."""
+        observation, info = checked_reset(self.envs[row].reset(**arguments))
+        self.put(row, observation)
+        return checked_infos(info, RESERVED, self)
 
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations
