@@ -11,13 +11,14 @@ export MKL_NUM_THREADS := 1
 export NPROC := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup train test test-long check format bench bench-peers
+.PHONY: help setup train test test-long fuzz check format bench bench-peers
 
 help:
 	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  train and evaluate two simultaneous PPO agents on 64 CartPole-v1"
 	@echo "                                          environments, or those of CONFIG, such as examples/pendulum.yaml"
 	@echo "make test     run the tests"
 	@echo "make test-long  run the tests with full matrices and long schedules"
+	@echo "make fuzz     run the tests with damaged messages and files, with many of them"
 	@echo "make check    check lint, format, types and import directions"
 	@echo "make bench    measure step times against skrl, environment copies against a plain loop, and the fan-out"
 	@echo "make bench-peers  compare with RLlib, TorchRL and skrl on HalfCheetah-v5"
@@ -40,6 +41,9 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	LOCKSTEP_TESTS=long $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: $(STAMP)
+	LOCKSTEP_TESTS=long $(BIN)/python -m pytest -m fuzz --numprocesses 2
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The parts of a test matrix that `make test` runs, and those that only `make test-long` runs.
 
 ``make test-long`` sets ``LOCKSTEP_TESTS=long``: every test runs, with every pair of a matrix and large budgets.
+``make fuzz`` sets it for the tests marked with ``fuzz``.
 """
 
 from __future__ import annotations
@@ -34,5 +35,5 @@ def in_turn(modes: Sequence[Any], frameworks: Sequence[str] = FRAMEWORKS) -> Seq
 
 
 def examples(count: int, *, long: int) -> int:
-    """Return the number of Hypothesis examples."""
+    """Return the number of random examples: of Hypothesis, or of damaged messages and files."""
     return long if IS_LONG else count
