@@ -21,7 +21,7 @@ from orchestrator.ray.transport import (
     unreadable,
 )
 from workers.remote.actor import ControlActor
-from workers.remote.channel import Address
+from workers.remote.dialing import Address
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 

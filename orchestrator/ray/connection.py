@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 import ray
@@ -22,8 +24,11 @@ from orchestrator.ray.transport import (
     cause_of_death,
     unreadable,
 )
-from workers.remote.channel import WORK, Address, Channel, Message, UnreadableError, dial
+from workers.remote.channel import Channel, Message, UnreadableError
 from workers.remote.control import Controls
+from workers.remote.dialing import Address, dial
+from workers.remote.handshake import WORK
+from workers.remote.layout import DamagedError
 from workers.remote.messages import dump_request, load_reply
 from workers.remote.service import Busy, Reply
 from workers.remote.wire import Packed
@@ -31,15 +36,15 @@ from workers.types import Scope
 
 __all__ = ["Connections"]
 
+_logger = logging.getLogger("lockstep")
+
 _CONNECT_TIMEOUT = 10.0
-_STALL_TIMEOUT = 60.0
-"""Seconds for which a worker may stall in the middle of a message."""
 
-_DEATH_TIMEOUT = 5.0
-"""Seconds within which Ray should report a death."""
+_PATIENCE = 10.0
+"""Seconds for which a lost connection is made again, until something is received over it."""
 
-_ATTEMPTS = 3
-"""Consecutive connections that may be lost before anything is received over them."""
+_PAUSE = 0.2
+"""Seconds before another attempt, in which Ray may report a death."""
 
 
 class _Sent(NamedTuple):
@@ -59,20 +64,22 @@ class Link:
         serving: Ray's reference to the worker's `serve` call.
     """
 
-    def __init__(self, address: Address, key: bytes) -> None:
+    def __init__(self, address: Address, key: bytes, *, sign_arrays: bool = False) -> None:
         """Connect to the worker.
 
         Args:
             address: Where the worker listens.
             key: Secret that only this worker knows.
+            sign_arrays: Whether the data of arrays are signed, too.
 
         Raises:
             OSError: The worker cannot be connected to, or does not know the key.
         """
-        self._address, self._key = address, key
+        self._address, self._key, self._sign_arrays = address, key, sign_arrays
         self.serving: Any = None
-        self._attempts = 0
+        self._lost_since: float | None = None  # until something is received again
         self._unanswered: deque[_Sent] = deque()
+        self._asked: deque[int] = deque()  # the numbers of the replies that this connection brings next
         self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies not yet asked for
         self._channel: Channel | None = None
         self._memory = ReplyMemory(usable=self._connect())
@@ -115,7 +122,7 @@ class Link:
             self._unanswered.pop()
             raise
         try:
-            self._write(parts)
+            self._write(seq, parts)
         except OSError:
             self.hang_up()
         except BaseException:
@@ -135,20 +142,10 @@ class Link:
             try:
                 if self._channel is None:
                     self._reconnect()
-                assert self._channel is not None
-                message = self._channel.receive(timeout)
-                if message is None:
+                if not self._receive_next(timeout):
                     return None
-                self._attempts = 0
-                place = self._answered(message.seq)
-                if place is not None:
-                    self._early[message.seq] = self._read(message, place), place
-            except (OSError, EOFError):
-                self.hang_up()
-            except UnreadableError as error:
-                place = self._answered(error.seq)
-                if place is not None:
-                    self._early[error.seq] = unreadable(error), place
+            except (OSError, EOFError) as error:
+                self._lose(error)
             except BaseException:
                 self.hang_up()
                 raise
@@ -157,6 +154,21 @@ class Link:
             raise reply
         return reply
 
+    def _receive_next(self, timeout: float) -> bool:
+        """Keep the next reply until it is asked for; return whether one arrived in time."""
+        assert self._channel is not None
+        message: Message | UnreadableError | None
+        try:
+            message = self._channel.receive(timeout)
+        except UnreadableError as error:
+            message = error
+        if message is None:
+            return False
+        place = self._answered(message.seq)
+        if place is not None:
+            self._early[message.seq] = self._read(message, place), place
+        return True
+
     def abandon(self) -> None:
         """Stop waiting for any reply."""
         self._unanswered.clear()
@@ -164,6 +176,7 @@ class Link:
 
     def hang_up(self) -> None:
         """Close the connection; a new one is made when needed."""
+        self._asked.clear()
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
@@ -176,50 +189,66 @@ class Link:
 
     def _connect(self) -> bool:
         """Make a connection and return whether the worker is on this machine."""
-        sock = dial(self._address, self._key, WORK, timeout=_CONNECT_TIMEOUT)
-        self._channel = Channel(sock, cloudpickle.dumps, stall_timeout=_STALL_TIMEOUT)
+        sock, session = dial(self._address, self._key, WORK, timeout=_CONNECT_TIMEOUT, signs_arrays=self._sign_arrays)
+        self._channel = Channel(sock, session, cloudpickle.dumps)
         return sock.family == socket.AF_UNIX
 
-    def _reconnect(self) -> None:
-        """Connect again and resend unanswered requests; the worker handles none of them twice."""
-        self._attempts += 1
-        try:
-            if self._attempts > _ATTEMPTS:
-                raise ConnectionError(f"it was lost {_ATTEMPTS} times in a row")
-            self._connect()
-        except OSError as error:
-            death = cause_of_death(self.serving, _DEATH_TIMEOUT) if ray.is_initialized() else "Ray was shut down"
-            if death is not None:
-                raise UnreachableError("WorkerDied", death) from error
+    def _lose(self, error: Exception) -> None:
+        """Hang up after an error, and wait before the next attempt if this was not the first.
+
+        Raises:
+            UnreachableError: The worker is gone, or nothing has been received for long.
+        """
+        self.hang_up()
+        if isinstance(error, DamagedError):
+            _logger.warning("%s; connecting to the worker at %s again", error, self._address.host)
+        now = monotonic()
+        if self._lost_since is None:
+            self._lost_since = now
+            return
+        death = cause_of_death(self.serving, _PAUSE) if ray.is_initialized() else "Ray was shut down"
+        if death is not None:
+            raise UnreachableError("WorkerDied", death) from error
+        if now - self._lost_since >= _PATIENCE:
             raise UnreachableError(
                 "ConnectionLost", f"the connection was lost and cannot be restored: {error}"
             ) from error
+
+    def _reconnect(self) -> None:
+        """Connect again and resend unanswered requests; the worker handles none of them twice."""
+        self._connect()
         for sent in self._unanswered:
-            self._write(self._encode(sent))
+            self._write(sent.seq, self._encode(sent))
 
     def _encode(self, sent: _Sent) -> tuple[bytes, ...]:
         if self._channel is None:
             return ()
         return self._channel.encode(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
 
-    def _write(self, parts: tuple[bytes, ...]) -> None:
+    def _write(self, seq: int, parts: tuple[bytes, ...]) -> None:
         if self._channel is not None:
             self._channel.write(parts)
+            self._asked.append(seq)
 
-    def _read(self, message: Message, place: Place) -> Reply | NoReplyError:
+    def _read(self, message: Message | UnreadableError, place: Place) -> Reply | NoReplyError:
         """Return the reply with its data."""
-        packed = message.packed
-        if packed is not None:
-            packed = self._memory.read(packed, place)
+        if isinstance(message, UnreadableError):
+            return unreadable(message)
         try:
+            packed = None if message.packed is None else self._memory.read(message.packed, place)
             return load_reply(message.seq, message.plain, packed)
         except Exception as error:
             return unreadable(error)
 
     def _answered(self, seq: int) -> Place | None:
-        """Remove a request from the unanswered ones and return its place; None if it is not among them."""
-        while self._unanswered and self._unanswered[0].seq < seq:
-            self._unanswered.popleft()
+        """Remove a request from the unanswered ones and return its place; None if it was abandoned.
+
+        Raises:
+            DamagedError: This is not the request whose reply comes next.
+        """
+        if not self._asked or self._asked.popleft() != seq:
+            raise DamagedError(f"a worker replies to request {seq}, which is not the next one")
+        self._lost_since = None
         if self._unanswered and self._unanswered[0].seq == seq:
             return self._unanswered.popleft().place
         return None
@@ -228,7 +257,15 @@ class Link:
 class Connections(Streams):
     """Request streams over an authenticated connection to each worker."""
 
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        actors: Sequence[Any],
+        scopes: Sequence[Scope],
+        doors: Sequence[Door],
+        *,
+        sign_arrays: bool = False,
+    ) -> None:
         """Connect to the workers, then let them serve, which occupies them for good.
 
         Args:
@@ -236,6 +273,7 @@ class Connections(Streams):
             actors: The actors.
             scopes: Their scopes.
             doors: How they can be connected to.
+            sign_arrays: Whether the data of arrays are signed, too.
 
         Raises:
             OSError: A worker cannot be connected to; no worker serves.
@@ -246,7 +284,7 @@ class Connections(Streams):
         self._controls = Controls({index: (address, key) for index, (address, key, _) in enumerate(doors)})
         try:
             for address, key, _ in doors:
-                self._links.append(Link(address, key))
+                self._links.append(Link(address, key, sign_arrays=sign_arrays))
         except BaseException:
             self.close()
             raise

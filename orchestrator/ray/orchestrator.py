@@ -37,6 +37,8 @@ __all__ = ["RayOrchestrator"]
 
 _logger = logging.getLogger("lockstep")
 
+_ACTOR_CALLS = "steps go through plain actor calls instead of connections"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RayOrchestrator:
@@ -52,6 +54,8 @@ class RayOrchestrator:
         transport: How requests reach the workers. ``"connection"`` uses an authenticated connection to each worker, and
             shared memory for large outputs on this machine. ``"ray"`` uses plain actor calls, which take a millisecond
             more. If workers cannot be connected to, Lockstep logs the reason and uses plain actor calls.
+        sign_arrays: Whether the connections protect the values of arrays, too, from being changed on their way.
+            Everything else is protected in any case. It takes a millisecond for each megabyte.
         start_timeout: Time to connect and to build all workers, in seconds. Workers that die, do not fit on the nodes,
             or do not answer for a minute fail earlier.
         step_timeout: Time for one iteration, updates included, in seconds.
@@ -62,6 +66,7 @@ class RayOrchestrator:
     num_threads: int = 1
     num_gpus: float = 0
     transport: Literal["connection", "ray"] = "connection"
+    sign_arrays: bool = False
     start_timeout: float = 600
     step_timeout: float = 300
 
@@ -102,8 +107,9 @@ class RayOrchestrator:
             cleanup.callback(release, cluster, group)
             actors = self._actors(group, number)
             cleanup.callback(_kill, cluster, actors)
-            doors = open_doors(actors, plan.scopes, time)
-            streams = self._streams(cluster, actors, plan.scopes, doors)
+            connects = self._connects()
+            doors = open_doors(actors, plan.scopes, time, connects=connects)
+            streams = self._streams(cluster, actors, plan.scopes, doors, connects=connects)
             cleanup.callback(streams.close)
             streams.nodes = [door.address.host for door in doors]  # until the workers tell
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
@@ -145,17 +151,24 @@ class RayOrchestrator:
             for index in range(number)
         ]
 
-    def _streams(self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> Streams:
-        """Return the request streams to the actors."""
+    def _connects(self) -> bool:
+        """Return whether this process should connect to the workers."""
         if self.transport == "ray":
-            return ActorCalls(cluster, actors, scopes, doors)
-        reason = "RAY_USE_TLS is set, but connections are not encrypted"
+            return False
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false", ""):
+            return True
+        _logger.warning("%s: RAY_USE_TLS is set, but connections are not encrypted", _ACTOR_CALLS)
+        return False
+
+    def _streams(
+        self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], doors: Sequence[Door], *, connects: bool
+    ) -> Streams:
+        """Return the request streams to the actors."""
+        if connects:
             try:
-                return Connections(cluster, actors, scopes, doors)
+                return Connections(cluster, actors, scopes, doors, sign_arrays=self.sign_arrays)
             except OSError as error:
-                reason = f"{type(error).__name__}: {error}"
-        _logger.warning("steps go through plain actor calls instead of connections: %s", reason)
+                _logger.warning("%s: %s: %s", _ACTOR_CALLS, type(error).__name__, error)
         return ActorCalls(cluster, actors, scopes, doors)
 
 

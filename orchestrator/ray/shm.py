@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection
 from typing import NamedTuple
 
+from workers.remote.layout import DamagedError
 from workers.remote.segment import Offer, OwnSegment
 from workers.remote.wire import Packed
 
@@ -67,9 +68,13 @@ class ReplyMemory:
         Args:
             packed: The reply as received.
             place: The place assigned to it.
+
+        Raises:
+            DamagedError: The reply says that its data are in memory that it did not get.
         """
         if packed.data is None:
-            assert place.segment is not None, "the reply is in memory that was not offered"
+            if place.segment is None or place.slot < 0 or packed.size > place.segment.slot_size:
+                raise DamagedError("a reply has neither its data nor memory for them")
             return packed._replace(data=place.segment.slot(place.slot))
         if packed.size >= THRESHOLD and self._usable and self._segment is place.segment:
             if place.segment is not None and place.slot >= 0 and packed.size <= place.segment.slot_size:

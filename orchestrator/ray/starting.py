@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from orchestrator.ray.transport import Door, UnreachableError
 from workers.errors import ClusterError, Failure, WorkerError
+from workers.node import socket_domain
 from workers.remote.service import Busy
 from workers.types import Phase, Scope
 
@@ -101,15 +102,22 @@ class StartPatience:
         return now + min(_LOOK_INTERVAL, self._time.left)
 
 
-def open_doors(actors: Sequence[Any], scopes: Sequence[Scope], time: StartTime) -> list[Door]:
+def open_doors(actors: Sequence[Any], scopes: Sequence[Scope], time: StartTime, *, connects: bool = True) -> list[Door]:
     """Make all workers listen, which waits for their processes to start.
+
+    Args:
+        actors: The actors.
+        scopes: Their scopes.
+        time: The time of the start.
+        connects: Whether this process will connect to them. Only then may they listen on the network.
 
     Raises:
         WorkerError: Processes died, or cannot start.
         ClusterError: Ray has not started all processes in time.
     """
     keys = [secrets.token_bytes(32) for _ in actors]
-    calls = [actor.open.remote(key) for actor, key in zip(actors, keys, strict=True)]
+    domain = socket_domain() if connects else None
+    calls = [actor.open.remote(key, domain) for actor, key in zip(actors, keys, strict=True)]
     started = monotonic()
     waiting = calls
     while waiting:

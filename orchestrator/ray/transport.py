@@ -13,8 +13,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from orchestrator.ray.cluster import Cluster
 from workers.errors import ClusterError, Failure, WorkerError, message_of
-from workers.remote.channel import Address
+from workers.remote.dialing import Address
+from workers.remote.layout import DamagedError
 from workers.remote.log import LogEntry
+from workers.remote.messages import check_reply
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
@@ -171,7 +173,7 @@ class Streams(ABC):
         self._scopes = scopes
         self._seq = 0
         self._lost: dict[int, UnreachableError] = {}
-        self._under_way: list[int] = []
+        self._under_way: dict[int, str] = {}  # the methods of requests, by number
         self._logged: set[str] = set()
 
     @property
@@ -234,13 +236,14 @@ class Streams(ABC):
             )
         self._seq += 1  # before sending: an interrupted request uses up its number
         request = Request(self._seq, method, common, each)
-        self._under_way.append(request.seq)
+        self._under_way[request.seq] = method
+        ack = next(iter(self._under_way))
         try:
             for index in range(len(self._actors)):
                 if index not in self._lost:
-                    self._send(index, request, self._under_way[0])
+                    self._send(index, request, ack)
         except BaseException:
-            self._under_way.remove(request.seq)  # the caller cannot wait for it
+            del self._under_way[request.seq]  # the caller cannot wait for it
             self._halt_all()
             raise
         return request.seq
@@ -278,8 +281,7 @@ class Streams(ABC):
                 self._halt_all()  # an interrupted request is not continued
             raise
         finally:
-            if seq in self._under_way:
-                self._under_way.remove(seq)
+            self._under_way.pop(seq, None)
         return [replies[index] for index in range(len(self._actors))]
 
     def abandon(self) -> None:
@@ -293,11 +295,17 @@ class Streams(ABC):
         try:
             if index in self._lost:
                 raise self._lost[index]
-            return self._receive(index, seq, max(0.0, min(deadline - monotonic(), _LOOK_INTERVAL)))
+            reply = self._receive(index, seq, max(0.0, min(deadline - monotonic(), _LOOK_INTERVAL)))
+            if reply is not None:
+                check_reply(reply, self._under_way[seq])
+            return reply
+        except DamagedError as error:
+            failed = unreadable(error)
         except NoReplyError as error:
+            failed = error
             if isinstance(error, UnreachableError):
                 self._lost[index] = error
-            return Reply("error", seq, (self._failure(index, error, phase, timestep),))
+        return Reply("error", seq, (self._failure(index, failed, phase, timestep),))
 
     def _look_after(self, late: Sequence[int], deadlines: list[float], patience: Patience) -> None:
         """Extend the deadlines of late workers, or mark them as lost."""
@@ -333,10 +341,8 @@ class Streams(ABC):
 
 
 def unreadable(error: Exception) -> NoReplyError:
-    """Return the error for a reply that cannot be unpickled."""
-    return NoReplyError(
-        "UnreadableError", f"the reply cannot be unpickled: {type(error).__name__}: {message_of(error)}"
-    )
+    """Return the error for a reply that cannot be read."""
+    return NoReplyError("UnreadableError", f"the reply cannot be read: {type(error).__name__}: {message_of(error)}")
 
 
 def payloads(replies: Sequence[Reply]) -> list[Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,68 +12,14 @@ from ray import cloudpickle
 from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError, UnreachableError
+from tests.support.connections import KEY, Relay
 from tests.support.processes import PATIENCE
 from tests.support.service import LiveRecordingAgent, spec, tick
 from workers.frameworks import load_framework
-from workers.remote import server
-from workers.remote.channel import Address
+from workers.remote.dialing import Address
 from workers.remote.server import Server
 from workers.remote.service import Service
 from workers.remote.wire import read_outcome
-
-KEY = b"k" * 32
-
-
-class Relay:
-    """Sits between driver and worker, and cuts connections on demand.
-
-    Attributes:
-        cut_after: Bytes of replies after which this connection, but not the next, is cut; None for never.
-    """
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.cut_after: int | None = None
-        self.connections = 0
-        self._target = target
-        self._ends: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = self._listener.getsockname()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                driver, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            worker = socket.create_connection(self._target, timeout=PATIENCE)
-            worker.settimeout(None)
-            self._ends += driver, worker
-            for source, sink, cuts in ((driver, worker, False), (worker, driver, True)):
-                threading.Thread(target=self._copy, args=(source, sink, cuts), daemon=True).start()
-
-    def _copy(self, source: socket.socket, sink: socket.socket, cuts: bool) -> None:
-        try:
-            while data := source.recv(65536):
-                if cuts and self.cut_after is not None:
-                    if len(data) >= self.cut_after:
-                        sink.sendall(data[: self.cut_after])
-                        self.cut_after = None
-                        break
-                    self.cut_after -= len(data)
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        for end in (self._listener, *self._ends):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
 
 
 class Worker:
@@ -97,8 +41,7 @@ class Worker:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    monkeypatch.setattr(server, "_LOOK_INTERVAL", 0.02)
+def worker() -> Iterator[Worker]:
     LiveRecordingAgent.made.clear()
     one = Worker()
     yield one
@@ -243,6 +186,7 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
     monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
     causes = [None, "the worker's process died: out of memory"]
     monkeypatch.setattr(connection, "cause_of_death", lambda *_: causes.pop(0))
+    monkeypatch.setattr(connection, "_PATIENCE", 0)
     worker.relay.close()
     for seq, kind in ((2, "ConnectionLost"), (3, "WorkerDied")):
         link.hang_up()
@@ -251,18 +195,6 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
             link.receive(seq, 30)
         assert caught.value.kind == kind
     assert "out of memory" in str(caught.value)
-
-
-def test_strangers_do_not_keep_the_driver_out(worker: Worker):
-    """They connect before the driver, with another key or silently."""
-    mute = [socket.create_connection(worker.relay.address, timeout=PATIENCE) for _ in range(20)]
-    with pytest.raises(ConnectionError, match=r"does not know the key|closed the connection"):
-        connect(worker, b"x" * 32)
-    one = connect(worker)
-    build(one)
-    one.hang_up()
-    for one_of_them in mute:
-        one_of_them.close()
 
 
 def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):

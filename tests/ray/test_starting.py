@@ -26,7 +26,7 @@ from tests.support.processes import PATIENCE, python, wait_for
 from tests.support.schedule import full_or_short, only_long
 from workers.envs import EnvFactory
 from workers.errors import ClusterError, WorkerError
-from workers.remote.channel import Address
+from workers.remote.dialing import Address
 from workers.remote.service import Busy
 from workers.types import Scope
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from orchestrator.ray.connection import Link
+from tests.support.connections import KEY
 from tests.support.processes import PATIENCE
 from tests.support.service import LiveRecordingAgent, spec, tick
-from workers.remote import control, server
-from workers.remote.channel import CONTROL, WORK, Address, authenticate, dial, prepare
+from workers.remote import control
 from workers.remote.control import Controls
+from workers.remote.dialing import Address, dial
+from workers.remote.handshake import CONTROL
 from workers.remote.server import Server
 from workers.remote.service import Busy, Service
-
-KEY = b"k" * 32
 
 
 class Worker:
@@ -69,8 +69,7 @@ class Worker:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    monkeypatch.setattr(server, "_LOOK_INTERVAL", 0.02)
+def worker() -> Iterator[Worker]:
     one = Worker()
     yield one
     one.close()
@@ -167,20 +166,6 @@ def test_workers_that_do_not_answer_are_given_up_in_time(worker: Worker, monkeyp
     controls.halt([0, 1, 2, 3], 5)
     controls.close()
     mute.close()
-
-
-@pytest.mark.parametrize("role", [b"x", b""])
-def test_a_connection_must_say_what_it_is_for(worker: Worker, role: bytes):
-    sock = socket.create_connection((worker.address.host, worker.address.port), timeout=PATIENCE)
-    prepare(sock, timeout=PATIENCE)
-    authenticate(sock, KEY, as_worker=False)
-    sock.sendall(role)
-    sock.shutdown(socket.SHUT_WR)
-    assert sock.recv(1) == b""
-    sock.close()
-    assert worker.ping() is not None
-    assert worker.ask(2, "tick", tick(1), 1) is not None
-    assert (WORK, CONTROL) == (b"w", b"c")
 
 
 def test_a_worker_whose_port_cannot_be_opened_is_reached_on_its_machine(caplog: pytest.LogCaptureFixture):

@@ -23,7 +23,6 @@ from tests.support.service import Client, spec, tick
 from workers.envs import EnvFactory
 from workers.errors import Failure
 from workers.frameworks import load_framework
-from workers.remote import server
 from workers.remote.server import Server
 from workers.remote.service import Service
 from workers.remote.wire import Packed, to_wire
@@ -267,11 +266,6 @@ class Serving:
             thread.join(PATIENCE)
         if raised:
             raise raised[0]
-
-
-@pytest.fixture(autouse=True)
-def _quick_shut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_LOOK_INTERVAL", 0.02)
 
 
 @pytest.mark.parametrize("error", [SystemExit("oh no"), KeyboardInterrupt("oh no"), OSError("oh no")])

@@ -10,8 +10,9 @@ import ray
 from ray import cloudpickle
 
 from workers.errors import ends_process
-from workers.remote.channel import Address
+from workers.node import socket_domain
 from workers.remote.control import Controls
+from workers.remote.dialing import Address
 from workers.remote.log import LogCollector
 from workers.remote.server import Server
 from workers.remote.service import Busy, Service
@@ -38,9 +39,18 @@ class WorkerActor:
         self._service = Service(cloudpickle.dumps, log)
         self._server = Server(self._service, cloudpickle.dumps)
 
-    def open(self, key: bytes) -> tuple[Address, str]:
-        """Listen for the driver that knows the key. Return an address that the cluster can reach, and the node's id."""
-        return self._server.open(ray.util.get_node_ip_address(), key), ray.get_runtime_context().get_node_id()
+    def open(self, key: bytes, domain: str | None) -> tuple[Address, str]:
+        """Listen for the driver that knows the key. Return an address that it can reach, and the node's id.
+
+        Args:
+            key: The secret.
+            domain: The `socket_domain` of the driver; None if it connects through a helper on this node. Only another
+                one makes the worker listen on the network.
+        """
+        host = ray.util.get_node_ip_address()
+        is_local = domain is None or (domain != "" and domain == socket_domain())
+        address = self._server.open(None if is_local else host, key)
+        return address._replace(host=host), ray.get_runtime_context().get_node_id()
 
     def serve(self) -> None:
         """Handle requests that arrive over connections, until the process ends; see `Server`."""

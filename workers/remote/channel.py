@@ -2,71 +2,51 @@
 
 A small message takes one system call to send and one to receive. (`multiprocessing.connection` takes three to receive
 it, which is most of its cost.)
+
+A message is a tag, a header, what is not an array, and the data of arrays. The tag is a keyed BLAKE2b hash (RFC 7693)
+of the rest and of the number of the message; each direction has its own key. Nothing is unpickled before its tag was
+compared. The data of arrays are only part of it if the session says so.
 """
 
 from __future__ import annotations
 
-import hmac
 import pickle
-import secrets
 import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
+from hashlib import blake2b
+from hmac import compare_digest
 from typing import Any, NamedTuple
 
 from workers.errors import ends_process, message_of
+from workers.remote.handshake import Session
+from workers.remote.layout import DamagedError, Layout, check_layout
+from workers.remote.sockets import set_timeout
 from workers.remote.wire import Packed
 
-__all__ = [
-    "CONTROL",
-    "WORK",
-    "Address",
-    "AuthenticationError",
-    "Channel",
-    "Message",
-    "UnreadableError",
-    "authenticate",
-    "dial",
-    "prepare",
-]
+__all__ = ["STALL_TIMEOUT", "Channel", "Message", "UnreadableError"]
 
-WORK, CONTROL = b"w", b"c"
-"""What a connection is for, told by the driver after the handshake: requests, or what is answered beside them."""
+STALL_TIMEOUT = 60.0
+"""Seconds for which a peer may stall in the middle of a message."""
 
-_HEADER = struct.Struct("<QQiiQQQQ?7x")
+_HEADER = struct.Struct("<QQiiQQQQB7x")
 """seq, ack, slot, number of the layout, lengths of the plain part, the spec, the other leaves and the data, and whether
 the data are in the message."""
 
+_TAG = 16
+_HEAD = _TAG + _HEADER.size
 _BUFFER = 64 * 1024
 _JOINED = 16 * 1024
 """Largest data, in bytes, that are sent in one piece with the rest of the message."""
 
+_STEP = 16 * 1024 * 1024
+"""Most bytes of memory that are allocated for what has not arrived yet."""
+
 _MAX_LAYOUTS = 64
-
-_GREETING = b"lockstep 2\n"
-_NONCE = 32
-_PROOF = 32
+_MAX_NUMBER = 2**63
+_MAX_BYTES = 2**40
 _SHORTEST_WAIT = 1e-3
-
-
-class Address(NamedTuple):
-    """Where a worker listens.
-
-    Attributes:
-        host: Host, for TCP.
-        port: Port, for TCP.
-        name: Name of a Unix socket on the worker's machine; empty if there is none.
-    """
-
-    host: str
-    port: int
-    name: bytes = b""
-
-
-class AuthenticationError(ConnectionError):
-    """The peer does not know the key, or speaks another protocol."""
 
 
 class UnreadableError(Exception):
@@ -99,85 +79,6 @@ class Message(NamedTuple):
     packed: Packed | None
 
 
-def prepare(sock: socket.socket, *, timeout: float) -> None:
-    """Configure a connected socket, with a time limit for the handshake in seconds."""
-    sock.settimeout(timeout)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def authenticate(sock: socket.socket, key: bytes, *, as_worker: bool) -> None:
-    """Prove to the peer that this side knows the key, and verify that the peer does, before anything is unpickled.
-
-    Each side sends a random number and answers the other's with an HMAC-SHA256 that includes its role, so that an
-    answer cannot be sent back to its author.
-
-    Raises:
-        AuthenticationError: The peer does not know the key, or closes the connection.
-        OSError: It does not answer in time, or the connection is lost.
-    """
-    deadline = monotonic() + (sock.gettimeout() or 0.0)
-    mine, other = (b"worker", b"driver") if as_worker else (b"driver", b"worker")
-    nonce = secrets.token_bytes(_NONCE)
-    sock.sendall(_GREETING + nonce)
-    greeting = _exactly(sock, len(_GREETING) + _NONCE, deadline)
-    if not greeting.startswith(_GREETING):
-        raise AuthenticationError("the peer speaks another protocol")
-    theirs = greeting[len(_GREETING) :]
-    sock.sendall(hmac.digest(key, mine + theirs + nonce, "sha256"))
-    proof = _exactly(sock, _PROOF, deadline)
-    if not hmac.compare_digest(proof, hmac.digest(key, other + nonce + theirs, "sha256")):
-        raise AuthenticationError("the peer does not know the key")
-
-
-def dial(address: Address, key: bytes, role: bytes, *, timeout: float) -> socket.socket:
-    """Return an authenticated connection to a worker: on its machine over a Unix socket, which takes half the time.
-
-    Args:
-        address: Where the worker listens.
-        key: Secret that only this worker knows.
-        role: `WORK` or `CONTROL`.
-        timeout: Time for each step, in seconds.
-
-    Raises:
-        OSError: The worker cannot be connected to, or does not know the key.
-    """
-    sock = _connected(address, timeout)
-    try:
-        prepare(sock, timeout=timeout)
-        authenticate(sock, key, as_worker=False)
-        sock.sendall(role)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _connected(address: Address, timeout: float) -> socket.socket:
-    if address.name:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.settimeout(timeout)
-            sock.connect(address.name)
-            return sock
-        except OSError:  # the worker is on another machine
-            sock.close()
-    return socket.create_connection((address.host, address.port), timeout=timeout)
-
-
-def _exactly(sock: socket.socket, count: int, deadline: float) -> bytes:
-    """Return exactly `count` bytes, received before the deadline."""
-    received = b""
-    while len(received) < count:
-        sock.settimeout(max(_SHORTEST_WAIT, deadline - monotonic()))
-        part = sock.recv(count - len(received))
-        if not part:
-            raise AuthenticationError("the peer closed the connection")
-        received += part
-    return received
-
-
 class Channel:
     """One end of an authenticated connection.
 
@@ -187,32 +88,35 @@ class Channel:
     def __init__(
         self,
         sock: socket.socket,
+        session: Session,
         dumps: Callable[[Any], bytes],
         *,
-        stall_timeout: float = 0,
+        stall_timeout: float = STALL_TIMEOUT,
         catches: type[BaseException] = Exception,
     ) -> None:
         """Use an authenticated connection.
 
         Args:
             sock: The connection.
+            session: Its keys.
             dumps: Pickles layouts, including keys of classes that the peer cannot import.
-            stall_timeout: Seconds for which the peer may neither send nor receive anything in the middle of a message;
-                0 for no limit.
+            stall_timeout: Seconds for which the peer may neither send nor receive anything in the middle of a message.
             catches: What a class that cannot be unpickled may raise. `Exception`: an interrupt belongs to this program.
         """
         sock.settimeout(None)  # the system keeps the time, which saves a call
+        set_timeout(sock, socket.SO_SNDTIMEO, stall_timeout)
         self._sock = sock
+        self._session = session
         self._dumps = dumps
         self._stall_timeout = stall_timeout
         self._catches = catches
         self._timeout = -1.0
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._stop = 0
+        self._count_sent = self._count_received = 0
         self._sent: dict[Any, int] = {}
         self._new: tuple[Any, int] | None = None  # a layout that the next message describes
-        self._received: dict[int, Any] = {}
+        self._received: dict[int, Layout] = {}
 
     def send(self, seq: int, plain: bytes, packed: Packed | None = None, *, ack: int = 0, slot: int = -1) -> None:
         """Send a message; see `Message`, `encode` and `write`."""
@@ -228,7 +132,7 @@ class Channel:
         """
         self._new = None
         if packed is None:
-            return (_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, True) + plain,)
+            return self._signed(_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, False) + plain, None)
         spec, others, data, size = packed
         pickled_others = pickle.dumps(others, pickle.HIGHEST_PROTOCOL) if others else b""
         number, pickled_spec = self._sent.get(spec, -1), b""
@@ -240,11 +144,22 @@ class Channel:
             self._new = spec, number
         lengths = len(plain), len(pickled_spec), len(pickled_others), size
         head = _HEADER.pack(seq, ack, slot, number, *lengths, data is not None)
+        return self._signed(b"".join((head, plain, pickled_spec, pickled_others)), data)
+
+    def _signed(self, message: bytes, data: Any) -> tuple[bytes, ...]:
+        """Return a message with its tag, in one part or two."""
+        tag = self._tag(message, data, self._session.send_key, self._count_sent)
         if data is None:
-            return (b"".join((head, plain, pickled_spec, pickled_others)),)
-        if size <= _JOINED:
-            return (b"".join((head, plain, pickled_spec, pickled_others, data)),)
-        return b"".join((head, plain, pickled_spec, pickled_others)), data
+            return (tag + message,)
+        if len(data) <= _JOINED:
+            return (b"".join((tag, message, data)),)
+        return tag + message, data
+
+    def _tag(self, message: bytes | memoryview, data: Any, key: bytes, count: int) -> bytes:
+        tag = blake2b(message, digest_size=_TAG, key=key, salt=count.to_bytes(8, "little"))
+        if data is not None and self._session.signs_arrays:
+            tag.update(data)
+        return tag.digest()
 
     def write(self, parts: tuple[bytes, ...]) -> None:
         """Send what `encode` returned.
@@ -254,6 +169,7 @@ class Channel:
         """
         for part in parts:
             self._sock.sendall(part)
+        self._count_sent += 1
         if self._new is not None:
             spec, number = self._new
             self._sent[spec] = number
@@ -265,43 +181,58 @@ class Channel:
         The data of a packed tree are None if they are in shared memory.
 
         Raises:
+            DamagedError: The message is not what the peer has sent, or no healthy peer sends it. The channel cannot be
+                used any more.
             OSError: The connection is lost, or stalled in the middle of a message.
             EOFError: The peer closed the connection.
             UnreadableError: The message cannot be unpickled; it is consumed.
         """
         if self._start == self._stop:
             self._start = self._stop = 0
-            if len(self._buffer) > _BUFFER:  # it grew for a long message
-                self._buffer = memoryview(bytearray(_BUFFER))
             self._set_timeout(0 if timeout is None else max(timeout, _SHORTEST_WAIT))
             try:
                 self._read_some()
             except BlockingIOError:
                 return None
-        self._have(_HEADER.size)
-        start = self._start
-        seq, ack, slot, number, plain_size, spec_size, others_size, size, is_here = _HEADER.unpack_from(
-            self._buffer, start
-        )
-        self._have(_HEADER.size + plain_size + spec_size + others_size)
-        start = self._start + _HEADER.size
-        plain = bytes(self._buffer[start : start + plain_size])
-        if number < 0:
-            self._start = start + plain_size
-            return Message(seq, ack, slot, plain, None)
-        middle, end = start + plain_size + spec_size, start + plain_size + spec_size + others_size
-        pickled_spec, pickled_others = self._buffer[start + plain_size : middle], self._buffer[middle:end]
-        self._start = end
+        self._have(_HEAD)
+        header = _HEADER.unpack_from(self._buffer, self._start + _TAG)
+        seq, ack, slot, number, plain_size, spec_size, others_size, size, is_here = header
+        is_described = number >= 0 and not spec_size
+        layout = self._received.get(number) if is_described else None
+        if (
+            (seq | ack) >= _MAX_NUMBER
+            or (plain_size | spec_size | others_size | size) >= _MAX_BYTES
+            or not -1 <= number < _MAX_LAYOUTS
+            or is_here > 1
+            or (is_described and (layout is None or layout.size != size))
+            or (number < 0 and (spec_size | others_size | size | is_here))
+        ):
+            raise DamagedError(f"a message has the header {header}, which no healthy peer sends")
+        message = self._whole(_HEAD + plain_size + spec_size + others_size)
         data = self._take(size) if is_here else None
+        tag = self._tag(message[_TAG:], data, self._session.receive_key, self._count_received)
+        if not compare_digest(tag, message[:_TAG]):
+            raise DamagedError(f"message {self._count_received} of a connection is not what the peer has sent")
+        self._count_received += 1
+        plain = bytes(message[_HEAD : _HEAD + plain_size])
+        if number < 0:
+            return Message(seq, ack, slot, plain, None)
+        middle = _HEAD + plain_size + spec_size
         try:
             if spec_size:
-                self._received[number] = pickle.loads(pickled_spec)
-            others = pickle.loads(pickled_others) if others_size else ()
-            return Message(seq, ack, slot, plain, Packed(self._received[number], others, data, size))
+                layout = check_layout(pickle.loads(message[_HEAD + plain_size : middle]))
+                self._received[number] = layout
+            others = pickle.loads(message[middle:]) if others_size else ()
+        except DamagedError:
+            raise
         except self._catches as error:
             if ends_process(error):
                 raise
             raise UnreadableError(seq, f"{type(error).__name__}: {message_of(error)}") from error
+        assert layout is not None, "the header was checked"
+        if type(others) is not tuple or len(others) != layout.others or layout.size != size:
+            raise DamagedError("a message does not fit its layout")
+        return Message(seq, ack, slot, plain, Packed(layout.spec, others, data, size))
 
     def close(self) -> None:
         """Close the connection, even if a forked process also holds the socket."""
@@ -321,41 +252,43 @@ class Channel:
         return count
 
     def _have(self, count: int) -> None:
-        """Wait until `count` bytes are in the buffer."""
+        """Wait until `count` bytes are in the buffer, which is larger."""
         if self._stop - self._start >= count:
             return
         self._set_timeout(self._stall_timeout)
-        if self._start + count > len(self._buffer):
-            rest = self._buffer[self._start : self._stop]
-            self._buffer = memoryview(bytearray(max(_BUFFER, count)))
-            self._buffer[: len(rest)] = rest
-            self._start, self._stop = 0, len(rest)
+        if self._start + count > _BUFFER:
+            rest = self._stop - self._start
+            self._buffer[:rest] = self._buffer[self._start : self._stop]
+            self._start, self._stop = 0, rest
         while self._stop - self._start < count:
             self._read_some()
 
+    def _whole(self, count: int) -> memoryview:
+        """Return `count` bytes, which are in the buffer if they fit."""
+        if count > _BUFFER:
+            return memoryview(self._take(count))
+        self._have(count)
+        self._start += count
+        return self._buffer[self._start - count : self._start]
+
     def _take(self, count: int) -> bytearray:
-        """Return `count` bytes in memory of their own."""
+        """Return `count` bytes in memory of their own, which grows as they arrive."""
         have = min(count, self._stop - self._start)
-        if have == count:
-            data = bytearray(self._buffer[self._start : self._start + have])
-            self._start += have
-        else:
+        data = bytearray(min(count, _STEP))
+        data[:have] = self._buffer[self._start : self._start + have]
+        self._start += have
+        if have < count:
             self._set_timeout(self._stall_timeout)
-            data = bytearray(count)
-            data[:have] = self._buffer[self._start : self._stop]
-            self._start = self._stop
-            rest = memoryview(data)[have:]
-            while rest:
-                rest = rest[self._read_into(rest) :]
+        while have < count:
+            if have == len(data):
+                data += bytes(min(count - have, _STEP))
+            with memoryview(data) as memory:
+                while have < len(memory):
+                    have += self._read_into(memory[have:])
         return data
 
     def _set_timeout(self, seconds: float) -> None:
         """Set the time limit of single reads, in seconds; 0 for none."""
         if seconds != self._timeout:
             self._timeout = seconds
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
-
-
-def _timeval(seconds: float) -> bytes:
-    whole, rest = divmod(seconds, 1)
-    return struct.pack("ll", int(whole), int(rest * 1e6))
+            set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)

@@ -7,7 +7,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from time import monotonic
 
-from workers.remote.channel import CONTROL, Address, Channel, dial
+from workers.remote.channel import Channel, UnreadableError
+from workers.remote.dialing import Address, dial
+from workers.remote.handshake import CONTROL
+from workers.remote.layout import DamagedError
 from workers.remote.service import Busy, Service
 
 __all__ = ["Controls", "answer_control"]
@@ -23,12 +26,15 @@ def answer_control(channel: Channel, service: Service) -> None:
     A question is the number of the last request to halt, 0 for none. The answer says what the worker is busy with.
 
     Raises:
+        DamagedError: The driver sent something else.
         OSError: The connection is lost.
         EOFError: The driver disconnected.
     """
     while True:
         message = channel.receive()
         assert message is not None, "receive() without a timeout returns a message"
+        if len(message.plain) != _HALT.size:
+            raise DamagedError(f"a question has {len(message.plain)} bytes; expected {_HALT.size}")
         (halted,) = _HALT.unpack(message.plain)
         if halted:
             service.halt(halted)
@@ -75,8 +81,8 @@ class _Control:
         is_new = self._channel is None
         try:
             if self._channel is None:
-                sock = dial(self._address, self._key, CONTROL, timeout=_CONNECT_TIMEOUT)
-                self._channel = Channel(sock, pickle.dumps, stall_timeout=_CONNECT_TIMEOUT)
+                connection = dial(self._address, self._key, CONTROL, timeout=_CONNECT_TIMEOUT)
+                self._channel = Channel(*connection, pickle.dumps, stall_timeout=_CONNECT_TIMEOUT)
             self._channel.send(self._number, _HALT.pack(halted))
         except OSError:
             self.hang_up()
@@ -95,9 +101,10 @@ class _Control:
                     if message is None:
                         return None
                     if message.seq == self._number:  # else it answers an older question
-                        seq, seconds = _BUSY.unpack_from(message.plain)
-                        return Busy(seq or None, seconds, message.plain[_BUSY.size :].decode())
-            except (OSError, EOFError):
+                        return _busy(message.plain)
+                    if message.seq > self._number:
+                        raise DamagedError(f"a worker answers question {message.seq} of {self._number}")
+            except (OSError, EOFError, UnreadableError):
                 self.hang_up()
                 if deadline > monotonic():
                     self.ask()
@@ -111,3 +118,11 @@ class _Control:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+
+def _busy(answer: bytes) -> Busy:
+    try:
+        seq, seconds = _BUSY.unpack_from(answer)
+        return Busy(seq or None, seconds, answer[_BUSY.size :].decode())
+    except (struct.error, UnicodeDecodeError) as error:
+        raise DamagedError(f"a worker does not say what it is busy with: {error}") from error

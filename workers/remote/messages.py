@@ -6,15 +6,18 @@ import pickle
 import struct
 from typing import Any
 
+from workers.errors import Failure, type_name
+from workers.remote.layout import DamagedError
+from workers.remote.log import LogEntry
 from workers.remote.segment import Offer
-from workers.remote.service import Reply
+from workers.remote.service import PAYLOADS, Reply
 from workers.remote.wire import Packed
 from workers.types import Mode, Tick
 
-__all__ = ["dump_reply", "dump_request", "load_reply", "load_request"]
+__all__ = ["check_reply", "dump_reply", "dump_request", "load_reply", "load_request"]
 
-_TICK = struct.Struct("<B?qqq")
-_NO_PICKLE = 0
+_TICK = struct.Struct("<c?qqq")
+_NO_PICKLE = b"\0"
 """First byte of an iteration request; pickles start with another."""
 
 
@@ -33,11 +36,19 @@ def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None)
 
 
 def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
-    """Decode what `dump_request` encoded, from an authenticated peer."""
-    if data[0] == _NO_PICKLE:
+    """Decode what `dump_request` encoded, from an authenticated peer.
+
+    Raises:
+        DamagedError: It is something else.
+        Exception: It cannot be unpickled.
+    """
+    if data[:1] == _NO_PICKLE and len(data) == _TICK.size:
         _, is_training, timestep, timesteps, count = _TICK.unpack(data)
         return "tick", (Tick(Mode.TRAIN if is_training else Mode.EVAL, timestep, timesteps), count), None
-    method, args, offer = pickle.loads(data)
+    request = pickle.loads(data)
+    if type(request) is not tuple or [*map(type, request[:2])] != [str, tuple] or len(request) != 3:
+        raise DamagedError(f"a request is a {type_name(type(request))}; expected its method, arguments and offer")
+    method, args, offer = request
     return method, args, offer
 
 
@@ -50,8 +61,41 @@ def dump_reply(reply: Reply) -> tuple[bytes, Packed | None]:
 
 
 def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
-    """Decode what `dump_reply` encoded, from an authenticated peer."""
+    """Decode what `dump_reply` encoded, from an authenticated peer; see `check_reply`.
+
+    Raises:
+        Exception: It cannot be unpickled.
+    """
     if packed is not None:
         return Reply("ok", seq, packed, pickle.loads(data) if data else ())
     status, payload, log = pickle.loads(data)
     return Reply(status, seq, payload, log)
+
+
+def check_reply(reply: Reply, method: str) -> None:
+    """Check that a reply is one to a request with this method.
+
+    Raises:
+        DamagedError: It is not.
+    """
+    status, _, payload, log = reply
+    if status == "ok":
+        is_valid = isinstance(payload, PAYLOADS[method])
+    else:
+        is_valid = status == "error" and type(payload) is tuple and bool(payload) and all(map(_is_failure, payload))
+    if not is_valid or type(log) is not tuple or not all(map(_is_entry, log)):
+        raise DamagedError(f"the reply to {method!r} is {status!r} with a {type_name(type(payload))}")
+
+
+def _is_failure(value: Any) -> bool:
+    if type(value) is not Failure:
+        return False
+    scope, rows, timestep = value.scope, value.rows, value.timestep
+    texts = value.phase, value.node, value.kind, value.message, value.traceback
+    numbers_or_none = all(one is None or type(one) is int for one in (scope, timestep))
+    are_rows = type(rows) is tuple and [*map(type, rows)] == [int, int]
+    return numbers_or_none and are_rows and all(type(text) is str for text in texts)
+
+
+def _is_entry(value: Any) -> bool:
+    return type(value) is LogEntry and [*map(type, value)] == [int, str]

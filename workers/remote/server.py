@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
-import secrets
-import select
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,8 +12,12 @@ from contextlib import suppress
 from typing import Any
 
 from workers.errors import ends_process
-from workers.remote.channel import CONTROL, WORK, Address, Channel, Message, UnreadableError, authenticate, prepare
+from workers.remote.channel import Channel, Message, UnreadableError
 from workers.remote.control import answer_control
+from workers.remote.dialing import Address
+from workers.remote.handshake import CONTROL, WORK, Session
+from workers.remote.layout import DamagedError
+from workers.remote.listener import Listener
 from workers.remote.messages import dump_reply, load_request
 from workers.remote.segment import Segment, attach
 from workers.remote.service import Reply, Service
@@ -25,22 +26,15 @@ __all__ = ["Server"]
 
 _logger = logging.getLogger("lockstep")
 
-_HANDSHAKE_TIMEOUT = 10.0
-_MOST_AT_THE_DOOR = 64
-"""Maximum number of connections that are not authenticated yet."""
-
-_LOOK_INTERVAL = 1.0
-"""Seconds after which a listening server checks whether it was shut."""
-
-_PAUSE = 0.1
+_Arrival = tuple[socket.socket, Session]
 
 
 class Server:
     """The server of the one driver that knows its key, over one connection for requests and one for control.
 
-    A driver that loses a connection makes a new one, which replaces the old, and resends unanswered requests. Separate
-    threads authenticate new connections, so neither a long request nor a silent stranger keeps the driver out. Control
-    is answered on such a thread, also during a request.
+    A driver that loses a connection makes a new one, which replaces the old, and resends unanswered requests. The
+    listener has a thread of its own, so neither a long request nor strangers keep the driver out; see `Listener`.
+    Another thread answers control, also during a request. No thread is started later.
     """
 
     def __init__(self, service: Service, dumps: Callable[[Any], bytes]) -> None:
@@ -52,98 +46,69 @@ class Server:
         """
         self._service = service
         self._dumps = dumps
-        self._shut = threading.Event()
-        self._key = b""
         self._segment: Segment | None = None
-        self._lock = threading.Lock()
         self._current: dict[bytes, socket.socket] = {}
-        self._let_in: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
-        self._at_the_door = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
+        self._let_in: dict[bytes, queue.SimpleQueue[_Arrival | None]] = {
+            role: queue.SimpleQueue() for role in (WORK, CONTROL)
+        }
+        self._listener: Listener | None = None
 
-    def open(self, host: str, key: bytes) -> Address:
-        """Listen on a free port of `host`, if that is possible, and on a Unix socket of this machine on Linux."""
-        self._key = key
-        listeners: list[socket.socket] = []
-        port, name = 0, b""
-        try:
-            listeners.append(socket.create_server((host, 0)))
-            port = listeners[0].getsockname()[1]
-        except OSError as error:
-            _logger.warning("a worker cannot listen on %s, the address of its node: %s", host, error)
-        if sys.platform == "linux":  # abstract names, which are in no file system
-            name = b"\0lockstep-" + secrets.token_hex(16).encode()
-            listeners.append(socket.socket(socket.AF_UNIX))
-            listeners[-1].bind(name)
-            listeners[-1].listen()
-        for listener in listeners:
-            listener.setblocking(False)
-        threading.Thread(target=self._listen, args=(listeners,), daemon=True).start()
-        return Address(host, port, name)
+    def open(self, host: str | None, key: bytes) -> Address:
+        """Listen for the driver that knows the key.
+
+        Args:
+            host: Address of this machine for a driver on another one; None if there is none. See `Listener.open`.
+            key: The secret.
+        """
+        self._listener = Listener(key, self._take_over)
+        address = self._listener.open(host)
+        threading.Thread(target=self._control, name="lockstep-control", daemon=True).start()
+        return address
 
     def shut(self) -> None:
         """Stop listening; `serve` returns when the driver disconnects. May be called from another thread."""
-        self._shut.set()
+        if self._listener is not None:
+            self._listener.shut()
+        for arrivals in self._let_in.values():
+            arrivals.put(None)
 
-    def serve(self) -> None:
-        """Answer requests until `shut`, all on the calling thread."""
-        while True:
-            channel = None
-            try:
-                if (sock := self._let_in.get()) is None:
-                    return
-                channel = Channel(sock, self._dumps, catches=BaseException)
-                self._answer(channel)
-            except BaseException as error:
-                if ends_process(error):
-                    raise
-                if not _is_lost(error):
-                    self._service.interrupt(error)
-                # the driver reconnects, or is gone and this process ends with it
-            finally:
-                if channel is not None:
-                    channel.close()
-
-    def _listen(self, listeners: list[socket.socket]) -> None:
-        while not self._shut.is_set():
-            for listener in select.select(listeners, [], [], _LOOK_INTERVAL)[0]:
-                try:
-                    sock, _ = listener.accept()
-                except OSError:  # the peer is gone, or no file descriptors are left
-                    self._shut.wait(_PAUSE)
-                    continue
-                if self._at_the_door.acquire(blocking=False):
-                    threading.Thread(target=self._greet, args=(sock,), daemon=True).start()
-                else:
-                    sock.close()
-        for listener in listeners:
-            listener.close()
-        self._let_in.put(None)
-
-    def _greet(self, sock: socket.socket) -> None:
-        """Admit a driver that knows the key."""
-        try:
-            prepare(sock, timeout=_HANDSHAKE_TIMEOUT)
-            authenticate(sock, self._key, as_worker=True)
-            role = sock.recv(1)
-        except OSError:
-            role = b""
-        finally:
-            self._at_the_door.release()
-        if role not in (WORK, CONTROL):
-            sock.close()
-            return
-        with self._lock:
-            before, self._current[role] = self._current.get(role), sock
-            if role == WORK:
-                self._let_in.put(sock)
+    def _take_over(self, sock: socket.socket, session: Session) -> None:
+        """Let a new connection replace the one with the same role."""
+        before = self._current.get(session.role)
+        self._current[session.role] = sock
+        self._let_in[session.role].put((sock, session))
         if before is not None:
             with suppress(OSError):
                 before.shutdown(socket.SHUT_RDWR)
-        if role == CONTROL:
-            channel = Channel(sock, self._dumps)
-            with suppress(OSError, EOFError):
-                answer_control(channel, self._service)
-            channel.close()
+
+    def serve(self) -> None:
+        """Answer requests until `shut`, all on the calling thread."""
+        while (arrival := self._let_in[WORK].get()) is not None:
+            sock, session = arrival
+            try:
+                self._answer(Channel(sock, session, self._dumps, catches=BaseException))
+            except BaseException as error:
+                if ends_process(error):
+                    raise
+                if isinstance(error, DamagedError):
+                    _logger.warning("%s; the driver connects again", error)
+                elif not _is_lost(error):
+                    self._service.interrupt(error)
+                # the driver connects again, or is gone and this process ends with it
+            finally:
+                sock.close()
+
+    def _control(self) -> None:
+        """Answer control, over one connection after the other."""
+        while (arrival := self._let_in[CONTROL].get()) is not None:
+            sock, session = arrival
+            try:
+                answer_control(Channel(sock, session, self._dumps), self._service)
+            except Exception as error:
+                if not isinstance(error, (OSError, EOFError)) or isinstance(error, DamagedError):
+                    _logger.warning("%s; the driver connects again", error)
+            finally:
+                sock.close()
 
     def _answer(self, channel: Channel) -> None:
         while True:
@@ -168,13 +133,13 @@ class Server:
         seq, ack, slot, plain, packed = message
         try:
             method, args, offer = load_request(plain)
+            if offer is not None:
+                self._segment = attach(offer)
+            into = None if self._segment is None or slot < 0 else self._segment.slot(slot)
         except BaseException as error:
             if ends_process(error):
                 raise
             return self._service.refuse(seq, "request", error)
-        if offer is not None:
-            self._segment = attach(offer)
-        into = None if self._segment is None or slot < 0 else self._segment.slot(slot)
         return self._service.handle(seq, method, args if packed is None else (*args, packed), ack=ack, into=into)
 
 

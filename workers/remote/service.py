@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import monotonic
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 from workers.envs.statistics import Statistics
@@ -27,11 +28,28 @@ from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
-from workers.storage.export import export_agent
+from workers.storage.export import ExportedAgent, export_agent
 from workers.threads import HeldThreads
 from workers.types import Description, Phase, Scope, Tick
 
-__all__ = ["Busy", "Reply", "Service", "WorkerSpec"]
+__all__ = ["PAYLOADS", "Busy", "Reply", "Service", "WorkerSpec"]
+
+PAYLOADS: dict[str, type | tuple[type, ...]] = {
+    "build": Description,
+    "tick": (Packed, NoneType),
+    "act": Packed,
+    "learn": NoneType,
+    "collect": dict,
+    "store": tuple,
+    "statistics": list,
+    "restart": NoneType,
+    "export": ExportedAgent,
+    "close": NoneType,
+}
+"""The methods of requests, and what their replies hold."""
+
+_FARTHEST = 1000
+"""How far the number of a request may lie ahead of the last one; a damaged number would end the order for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +144,8 @@ class Service:
         """Handle a request, or return the kept reply if it was handled before.
 
         Args:
-            seq: Number of the request, higher than that of the last one. A gap is a request that was never sent.
-            method: ``build``, ``tick``, ``act``, ``learn``, ``collect``, ``store``, ``statistics``, ``restart``,
-                ``export``, ``close``.
+            seq: Number of the request, higher than that of the last one. A small gap is requests that were never sent.
+            method: One of `PAYLOADS`.
             args: Its arguments, as received.
             ack: Requests before this one will not be sent again; None means `seq`.
             into: Shared memory for the arrays of the reply, if they fit.
@@ -139,9 +156,11 @@ class Service:
             error, self._interruption = self._interruption, None
             self._has_failed = self._has_failed or method == "tick"
             return self.refuse(seq, "between requests", error)
-        if seq <= self._last:
+        if not self._comes_next(seq):
             error = RuntimeError(f"request {seq} ({method}) arrived after {self._last}; requests must be in order")
             return Reply("error", seq, (self._failure(error, method),))
+        if method not in PAYLOADS:
+            return self.refuse(seq, method, ValueError(f"no worker has the method {method!r}"))
         for old in [number for number in self._kept if number < (seq if ack is None else ack)]:
             del self._kept[old]
         self._into = into
@@ -162,9 +181,15 @@ class Service:
 
     def refuse(self, seq: int, what: str, error: BaseException) -> Reply:
         """Return an error reply to a request that cannot be read, or whose own reply cannot be sent."""
-        self._last = max(self._last, seq)
+        if self._comes_next(seq):
+            self._last = seq
+        elif seq not in self._kept:
+            return Reply("error", seq, (self._failure(error, what),))
         log = self._kept[seq].log if seq in self._kept else ()
         return self._keep(Reply("error", seq, (self._failure(error, what),), log))
+
+    def _comes_next(self, seq: int) -> bool:
+        return self._last < seq <= self._last + _FARTHEST
 
     def interrupt(self, error: BaseException) -> None:
         """Let the next request fail with an exception that came between requests, such as from a signal handler."""
@@ -183,7 +208,8 @@ class Service:
 
         May be called from another thread.
         """
-        self._halted = max(self._halted, seq)
+        if seq <= self._last + _FARTHEST:
+            self._halted = max(self._halted, seq)
 
     def busy(self) -> Busy:
         """Return what the worker is busy with. May be called from another thread than `handle`."""
