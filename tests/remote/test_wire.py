@@ -21,6 +21,7 @@ from tests.support.schedule import FRAMEWORKS
 from workers.errors import EnvError
 from workers.frameworks import Framework, load_framework
 from workers.info_rows import mask_name
+from workers.remote.layout import check_layout
 from workers.remote.wire import from_wire, to_wire
 from workers.types import Mode, Outcome, Tick, Transition
 
@@ -80,7 +81,9 @@ def test_round_trip(name: str, data: st.DataObject):
     tree = data.draw(trees_of(framework))
     wired = to_wire(tree, framework)
     assert len(wired.others) == sum(not hasattr(leaf, "shape") for leaf in leaves(tree))  # arrays are not among them
-    assert_same_tree(from_wire(pickle.loads(pickle.dumps(wired)), framework), tree)
+    arrived = pickle.loads(pickle.dumps(wired))
+    assert check_layout(arrived.spec) == (wired.spec, wired.size, len(wired.others))
+    assert_same_tree(from_wire(arrived, framework), tree)
     assert_same_tree(from_wire(wired, framework), tree)  # also without pickling
 
 

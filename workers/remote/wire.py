@@ -16,20 +16,34 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from workers.errors import EnvError, type_name
+from workers.errors import EnvError, ends_process, message_of, type_name
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
+from workers.remote.layout import (
+    ALIGNMENT,
+    ARRAY,
+    DICT,
+    DICT_OF_OTHER_KEYS,
+    FRAMEWORK_ARRAY,
+    MOST_LEVELS,
+    PICKLED,
+    SCALAR,
+    TUPLE,
+    DamagedError,
+    goes_as_bytes,
+    is_small,
+    is_tuple_class,
+)
 from workers.types import Outcome
 
 __all__ = ["FrameworkArray", "Packed", "from_wire", "read_outcome", "to_wire"]
 
-_ALIGNMENT = 64
-_ARRAY, _FRAMEWORK_ARRAY, _DICT, _DICT_OF_OTHER_KEYS, _TUPLE, _SCALAR, _PICKLED = range(7)
-
 _SCALARS = {bool, int, float, str, bytes, type(None)}
 _STRING = {str}
-_MOST_LEVELS = 10
-"""How deep to look for an object that cannot be pickled."""
+_MOST_KEYS = 10
+"""How deep to look for an object that cannot be pickled, and how many keys a message has."""
+
+_REMEDY = "for example in a wrapper of the environment, or train with orchestrator='local'"
 
 Dumps = Callable[[Any], bytes]
 
@@ -71,7 +85,10 @@ class _LeafError(Exception):
     def error(self) -> EnvError:
         """Return the error for the user. Only infos have leaves that are neither arrays nor scalars."""
         before, after = self.args
-        return EnvError(before + "infos" + "".join(f"[{short(key)}]" for key in self.keys) + after)
+        keys = [f"[{short(key)}]" for key in self.keys]
+        if len(keys) > _MOST_KEYS:
+            keys[_MOST_KEYS:] = ["[...]"]
+        return EnvError(before + "infos" + "".join(keys) + after)
 
 
 def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps = pickle.dumps) -> Packed:
@@ -84,13 +101,14 @@ def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps =
         dumps: Pickles leaves that are not arrays, including instances of classes that the receiver cannot import.
 
     Raises:
-        EnvError: A leaf cannot be pickled, or a key is not equal to what would arrive. The message has the keys.
+        EnvError: A leaf cannot be pickled, a key is not equal to what would arrive, or dictionaries and tuples nest too
+            deep. The message has the keys.
     """
     arrays: list[npt.NDArray[Any]] = []
     stops = [0]
     others: list[Any] = []
     try:
-        spec = _flatten(tree, framework, dumps, arrays, stops, others)
+        spec = _flatten(tree, framework, dumps, arrays, stops, others, 1)
     except _LeafError as error:
         raise error.error() from error.__cause__
     size = stops[-1]
@@ -102,37 +120,45 @@ def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps =
 
 
 def _flatten(
-    tree: Any, framework: Framework, dumps: Dumps, arrays: list[npt.NDArray[Any]], stops: list[int], others: list[Any]
+    tree: Any,
+    framework: Framework,
+    dumps: Dumps,
+    arrays: list[npt.NDArray[Any]],
+    stops: list[int],
+    others: list[Any],
+    level: int,
 ) -> tuple[Any, ...]:
-    """Return the description of a tree and append its leaves to the lists."""
-    has_objects = isinstance(tree, np.ndarray) and tree.dtype.hasobject  # its bytes are addresses
-    if framework.is_array(tree) and not has_objects:
-        kind, array = _FRAMEWORK_ARRAY, framework.to_numpy(tree)
+    """Return the layout of a tree and append its leaves to the lists."""
+    is_pickled = isinstance(tree, np.ndarray) and not goes_as_bytes(tree.dtype)
+    if framework.is_array(tree) and not is_pickled:
+        kind, array = FRAMEWORK_ARRAY, framework.to_numpy(tree)
+    elif level > MOST_LEVELS:
+        raise _LeafError("", f" has more than {MOST_LEVELS} levels; remove some, {_REMEDY}")
     elif isinstance(tree, dict):
         values = []
         try:
             for value in tree.values():
-                values.append(_flatten(value, framework, dumps, arrays, stops, others))
+                values.append(_flatten(value, framework, dumps, arrays, stops, others, level + 1))
         except _LeafError as error:
             error.keys.insert(0, tuple(tree)[len(values)])
             raise
         if _STRING.issuperset(map(type, tree)):
-            return _DICT, tuple(tree), tuple(values)
-        return _DICT_OF_OTHER_KEYS, tuple(tree), tuple(values), *_described(tree, dumps)
+            return DICT, tuple(tree), tuple(values)
+        return DICT_OF_OTHER_KEYS, tuple(tree), tuple(values), *_described(tree, dumps)
     elif isinstance(tree, tuple):
-        values = [_flatten(value, framework, dumps, arrays, stops, others) for value in tree]
-        return _TUPLE, type(tree) if hasattr(tree, "_fields") else tuple, tuple(values)
-    elif isinstance(tree, np.ndarray) and not has_objects:
-        kind, array = _ARRAY, tree
+        values = [_flatten(value, framework, dumps, arrays, stops, others, level + 1) for value in tree]
+        return TUPLE, type(tree) if is_tuple_class(type(tree), len(values)) else tuple, tuple(values)
+    elif isinstance(tree, np.ndarray) and not is_pickled:
+        kind, array = ARRAY, tree
     elif isinstance(tree, FrameworkArray):
-        kind, array = _FRAMEWORK_ARRAY, tree.values
+        kind, array = FRAMEWORK_ARRAY, tree.values
     else:
         is_scalar = type(tree) in _SCALARS
         others.append(tree if is_scalar else _pickled(tree, dumps))
-        return _SCALAR if is_scalar else _PICKLED, len(others) - 1
+        return SCALAR if is_scalar else PICKLED, len(others) - 1
     start = stops[-1]
     arrays.append(array)
-    stops.append(start + (array.nbytes + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT)
+    stops.append(start + (array.nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
     return kind, array.dtype, array.shape, start
 
 
@@ -152,13 +178,15 @@ def _described(keys: Iterable[Any], dumps: Dumps) -> tuple[tuple[int, ...], tupl
 def _is_plain(key: Any) -> bool:
     """Return whether a key is certainly the same in another process. NaN is not: it is not equal to itself."""
     if isinstance(key, tuple):
-        return all(map(_is_plain, key))
+        return is_small(key) and all(map(_is_plain, key))
     return isinstance(key, Enum) or (type(key) in _SCALARS and key == key)
 
 
 def _check_key(key: Any, dumps: Dumps) -> None:
     before, after = f"the key {short(key)} of ", f", of type {type_name(type(key))}, cannot be sent to another process"
-    remedy = "use a string, for example in a wrapper of the environment, or train with orchestrator='local'"
+    remedy = f"use a string, {_REMEDY}"
+    if not is_small(key):
+        raise _LeafError(before, f"{after}: it has too many parts; {remedy}")
     try:
         if pickle.loads(dumps(key)) == key:
             return
@@ -177,7 +205,7 @@ def _pickled(leaf: Any, dumps: Dumps) -> bytes:
         raise _LeafError(
             "",
             f" is of type {type_name(type(culprit))}, which cannot be sent to another process: {type(reason).__name__}"
-            f": {reason}; remove it, for example in a wrapper of the environment, or train with orchestrator='local'",
+            f": {reason}; remove it, {_REMEDY}",
             keys,
         ) from error
 
@@ -185,7 +213,7 @@ def _pickled(leaf: Any, dumps: Dumps) -> bytes:
 def _culprit(value: Any, error: Exception, dumps: Dumps) -> tuple[list[Any], Any, Exception]:
     """Return where in a value something cannot be pickled, what it is, and the error."""
     keys: list[Any] = []
-    while len(keys) < _MOST_LEVELS:
+    while len(keys) < _MOST_KEYS:
         if isinstance(value, (dict, list, tuple, np.ndarray)):
             items = list(value.items() if isinstance(value, dict) else enumerate(value))
         else:
@@ -205,17 +233,19 @@ def _culprit(value: Any, error: Exception, dumps: Dumps) -> tuple[list[Any], Any
 def from_wire(packed: Packed, framework: Framework) -> Any:
     """Return the tree that was passed to `to_wire`, with new arrays.
 
+    Args:
+        packed: The tree in wire format, with a layout of this process or one that `check_layout` accepted.
+        framework: The framework of its arrays.
+
     Raises:
         EnvError: A leaf cannot be unpickled. The message has its keys.
+        DamagedError: The leaves do not fit the layout, or the framework lacks a dtype.
     """
 
     def make(kind: int, array: npt.NDArray[Any]) -> Any:
-        return framework.from_numpy(array) if kind == _FRAMEWORK_ARRAY else array.copy()
+        return framework.from_numpy(array) if kind == FRAMEWORK_ARRAY else array.copy()
 
-    try:
-        return _build(packed.spec, packed, make)
-    except _LeafError as error:
-        raise error.error() from error.__cause__
+    return _tree(packed.spec, packed, make)
 
 
 def read_outcome(packed: Packed, framework: Framework) -> Outcome:
@@ -223,11 +253,19 @@ def read_outcome(packed: Packed, framework: Framework) -> Outcome:
 
     The other arrays are NumPy views of the block: copy them before the block is reused.
 
+    Args:
+        packed: As in `from_wire`.
+        framework: The framework of its arrays.
+
     Raises:
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
+        DamagedError: As in `from_wire`, or it is no outcome.
     """
-    *arrays, infos = packed.spec[2]
-    values = [_build(spec, packed, _as_it_is) for spec in arrays]
+    kind, form, *parts = packed.spec
+    if kind != TUPLE or form is not Outcome:
+        raise DamagedError("a worker sent something else than the outcome of an iteration")
+    *arrays, infos = parts[0]
+    values = [_tree(spec, packed, _as_it_is) for spec in arrays]
     values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
     return Outcome._make(values)
 
@@ -236,20 +274,34 @@ def _as_it_is(_: int, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
+def _tree(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> Any:
+    """Return the tree of a layout."""
+    try:
+        return _build(spec, packed, make)
+    except _LeafError as error:
+        raise error.error() from error.__cause__
+    except EnvError:
+        raise
+    except (TypeError, ValueError, LookupError) as error:
+        raise DamagedError(f"the arrays of a message are damaged: {type(error).__name__}: {error}") from error
+
+
 def _build(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> Any:
     kind = spec[0]
-    if kind <= _FRAMEWORK_ARRAY:
+    if kind <= FRAMEWORK_ARRAY:
         _, dtype, shape, offset = spec
         return make(kind, np.ndarray(shape, dtype, packed.data, offset))
-    if kind == _SCALAR:
-        return packed.others[spec[1]]
-    if kind == _PICKLED:
+    if kind == SCALAR:
+        value = packed.others[spec[1]]
+        if type(value) not in _SCALARS:
+            raise TypeError(f"a scalar is of type {type_name(type(value))}")
+        return value
+    if kind == PICKLED:
         return _unpickled(packed.others[spec[1]])
-    if kind == _TUPLE:
-        values = [_build(value, packed, make) for value in spec[2]]
-        return tuple(values) if spec[1] is tuple else spec[1](*values)
+    if kind == TUPLE:
+        return tuple.__new__(spec[1], [_build(value, packed, make) for value in spec[2]])
     keys, values = spec[1], []
-    if kind == _DICT_OF_OTHER_KEYS:
+    if kind == DICT_OF_OTHER_KEYS:
         keys = [key if owner < 0 else mask_name(keys[owner]) for key, owner in zip(keys, spec[3], strict=True)]
     try:
         for value in spec[2]:
@@ -261,11 +313,15 @@ def _build(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArr
 
 
 def _unpickled(data: bytes) -> Any:
+    if type(data) is not bytes:
+        raise TypeError(f"a pickle is of type {type_name(type(data))}")
     try:
         return pickle.loads(data)
-    except Exception as error:  # the class is the user's
+    except BaseException as error:  # the class is the user's
+        if isinstance(error, KeyboardInterrupt) or ends_process(error):  # neither of them is
+            raise
         raise _LeafError(
             "",
-            f" has arrived from another process, but cannot be unpickled: {type(error).__name__}: {error}; make its "
-            "module importable in both processes, or remove it, for example in a wrapper of the environment",
+            f" has arrived from another process, but cannot be unpickled: {type(error).__name__}: {message_of(error)}; "
+            "make its module importable in both processes, or remove it, for example in a wrapper of the environment",
         ) from error
