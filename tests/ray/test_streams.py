@@ -95,6 +95,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     one = World()
     monkeypatch.setattr(transport, "ray", SimpleNamespace(is_initialized=lambda: one.is_initialized))
     monkeypatch.setattr(transport, "monotonic", lambda: one.now)
+    monkeypatch.setattr(transport, "check_reply", lambda *_: None)  # the payloads are names
     return one
 
 
