@@ -117,12 +117,12 @@ class Link:
         sent = _Sent(seq, plain, packed, ack, place)
         self._unanswered.append(sent)
         try:
-            parts = self._encode(sent)
+            encoded = self._encode(sent)
         except BaseException:
             self._unanswered.pop()
             raise
         try:
-            self._write(seq, parts)
+            self._write(seq, encoded)
         except OSError:
             self.hang_up()
         except BaseException:
@@ -220,14 +220,14 @@ class Link:
         for sent in self._unanswered:
             self._write(sent.seq, self._encode(sent))
 
-    def _encode(self, sent: _Sent) -> tuple[bytes, ...]:
+    def _encode(self, sent: _Sent) -> tuple[bytes, Any] | None:
         if self._channel is None:
-            return ()
+            return None
         return self._channel.encode(sent.seq, sent.plain, sent.packed, ack=sent.ack, slot=sent.place.slot)
 
-    def _write(self, seq: int, parts: tuple[bytes, ...]) -> None:
-        if self._channel is not None:
-            self._channel.write(parts)
+    def _write(self, seq: int, encoded: tuple[bytes, Any] | None) -> None:
+        if self._channel is not None and encoded is not None:
+            self._channel.write(encoded)
             self._asked.append(seq)
 
     def _read(self, message: Message | UnreadableError, place: Place) -> Reply | NoReplyError:

@@ -30,16 +30,21 @@ def sessions(
     driver_key: bytes = KEY, worker_key: bytes = KEY, *, role: bytes = WORK, signs_arrays: bool = False
 ) -> tuple[Session, Session]:
     """Return the sessions of a driver and a worker after a handshake without sockets."""
-    sides = handshake(driver_key, role, signs_arrays=signs_arrays), handshake(worker_key, SERVE)
-    messages = [next(side)[0] for side in sides]
-    proofs = [sides[0].send(messages[1])[0], sides[1].send(messages[0])[0]]
-    results = []
-    for side, proof in zip(sides, reversed(proofs), strict=True):
-        try:
-            side.send(proof)
-        except StopIteration as end:
-            results.append(end.value)
-    return results[0], results[1]
+    driver, worker = handshake(driver_key, role, signs_arrays=signs_arrays), handshake(worker_key, SERVE)
+    greeting, answer = next(driver)[0], next(worker)[0]
+    worker.send(greeting)
+    proof, _ = worker.send(driver.send(answer)[0])
+    return ended(driver, proof), ended(worker, b"")
+
+
+def ended(side: Any, last: bytes) -> Session:
+    """Return the session of a side that gets its last message."""
+    try:
+        side.send(last)
+    except StopIteration as end:
+        session: Session = end.value
+        return session
+    raise AssertionError("it wants more")
 
 
 def in_background(function: Any, *args: Any, **options: Any) -> Any:

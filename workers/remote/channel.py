@@ -4,8 +4,9 @@ A small message takes one system call to send and one to receive. (`multiprocess
 it, which is most of its cost.)
 
 A message is a tag, a header, what is not an array, and the data of arrays. The tag is a keyed BLAKE2b hash (RFC 7693)
-of the rest and of the number of the message; each direction has its own key. Nothing is unpickled before its tag was
-compared. The data of arrays are only part of it if the session says so.
+of everything that was sent in this direction up to here, so no message can be changed, left out, moved or repeated
+without notice. Nothing is unpickled before its tag was compared. The data of arrays are only covered if the session
+says so.
 """
 
 from __future__ import annotations
@@ -106,14 +107,15 @@ class Channel:
         sock.settimeout(None)  # the system keeps the time, which saves a call
         set_timeout(sock, socket.SO_SNDTIMEO, stall_timeout)
         self._sock = sock
-        self._session = session
+        self._signs_arrays = session.signs_arrays
         self._dumps = dumps
         self._stall_timeout = stall_timeout
         self._catches = catches
         self._timeout = -1.0
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._stop = 0
-        self._count_sent = self._count_received = 0
+        self._sent_hash = blake2b(key=session.send_key, digest_size=_TAG)
+        self._received_hash = blake2b(key=session.receive_key, digest_size=_TAG)
         self._sent: dict[Any, int] = {}
         self._new: tuple[Any, int] | None = None  # a layout that the next message describes
         self._received: dict[int, Layout] = {}
@@ -124,15 +126,15 @@ class Channel:
 
     def encode(
         self, seq: int, plain: bytes, packed: Packed | None = None, *, ack: int = 0, slot: int = -1
-    ) -> tuple[bytes, ...]:
-        """Return a message in the parts that `write` sends next; see `Message`.
+    ) -> tuple[bytes, Any]:
+        """Return a message for `write`, and the data of its arrays, if they are sent; see `Message`.
 
         Raises:
             Exception: The layout cannot be pickled; nothing needs to be sent.
         """
         self._new = None
         if packed is None:
-            return self._signed(_HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, False) + plain, None)
+            return _HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, False) + plain, None
         spec, others, data, size = packed
         pickled_others = pickle.dumps(others, pickle.HIGHEST_PROTOCOL) if others else b""
         number, pickled_spec = self._sent.get(spec, -1), b""
@@ -144,32 +146,23 @@ class Channel:
             self._new = spec, number
         lengths = len(plain), len(pickled_spec), len(pickled_others), size
         head = _HEADER.pack(seq, ack, slot, number, *lengths, data is not None)
-        return self._signed(b"".join((head, plain, pickled_spec, pickled_others)), data)
+        return b"".join((head, plain, pickled_spec, pickled_others)), data
 
-    def _signed(self, message: bytes, data: Any) -> tuple[bytes, ...]:
-        """Return a message with its tag, in one part or two."""
-        tag = self._tag(message, data, self._session.send_key, self._count_sent)
-        if data is None:
-            return (tag + message,)
-        if len(data) <= _JOINED:
-            return (b"".join((tag, message, data)),)
-        return tag + message, data
-
-    def _tag(self, message: bytes | memoryview, data: Any, key: bytes, count: int) -> bytes:
-        tag = blake2b(message, digest_size=_TAG, key=key, salt=count.to_bytes(8, "little"))
-        if data is not None and self._session.signs_arrays:
-            tag.update(data)
-        return tag.digest()
-
-    def write(self, parts: tuple[bytes, ...]) -> None:
-        """Send what `encode` returned.
+    def write(self, encoded: tuple[bytes, Any]) -> None:
+        """Send what `encode` returned last.
 
         Raises:
             OSError: The connection is lost, or stalled.
         """
-        for part in parts:
-            self._sock.sendall(part)
-        self._count_sent += 1
+        message, data = encoded
+        tag = self._tag(self._sent_hash, message, data)
+        if data is None:
+            self._sock.sendall(tag + message)
+        elif len(data) <= _JOINED:
+            self._sock.sendall(b"".join((tag, message, data)))
+        else:
+            self._sock.sendall(tag + message)
+            self._sock.sendall(data)
         if self._new is not None:
             spec, number = self._new
             self._sent[spec] = number
@@ -210,10 +203,8 @@ class Channel:
             raise DamagedError(f"a message has the header {header}, which no healthy peer sends")
         message = self._whole(_HEAD + plain_size + spec_size + others_size)
         data = self._take(size) if is_here else None
-        tag = self._tag(message[_TAG:], data, self._session.receive_key, self._count_received)
-        if not compare_digest(tag, message[:_TAG]):
-            raise DamagedError(f"message {self._count_received} of a connection is not what the peer has sent")
-        self._count_received += 1
+        if not compare_digest(self._tag(self._received_hash, message[_TAG:], data), message[:_TAG]):
+            raise DamagedError("a message is not what the peer has sent")
         plain = bytes(message[_HEAD : _HEAD + plain_size])
         if number < 0:
             return Message(seq, ack, slot, plain, None)
@@ -233,6 +224,14 @@ class Channel:
         if type(others) is not tuple or len(others) != layout.others or layout.size != size:
             raise DamagedError("a message does not fit its layout")
         return Message(seq, ack, slot, plain, Packed(layout.spec, others, data, size))
+
+    def _tag(self, before: Any, message: bytes | memoryview, data: Any) -> bytes:
+        """Return the tag of a message that follows what was hashed before, which it is added to."""
+        before.update(message)
+        if data is not None and self._signs_arrays:
+            before.update(data)
+        tag: bytes = before.digest()
+        return tag
 
     def close(self) -> None:
         """Close the connection, even if a forked process also holds the socket."""

@@ -1,8 +1,8 @@
 """Handshake: a driver and a worker prove to each other that they know a key, before anything else is read.
 
-Each side sends a greeting with its role and a random number, then an HMAC-SHA256 of both greetings under the key and
-its side's label. An answer can therefore neither be sent back to its author nor used again. Both sides then derive a
-key for each direction from the same greetings; `workers.remote.channel` signs messages with it.
+Each side sends a greeting with its role and a random number, then, the driver first, a proof: an HMAC-SHA256 of both
+greetings under the key and its side's label. A proof can therefore neither be sent back to its author nor used again.
+Both sides then derive a key for each direction from the greetings; `workers.remote.channel` signs messages with it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def handshake(key: bytes, role: bytes, *, signs_arrays: bool = False) -> Generat
         signs_arrays: Whether the driver wants the data of arrays to be signed; only drivers say so.
 
     Yields:
-        What to send, and how many bytes to answer with.
+        What to send, and how many bytes of the peer to answer with; there may be none.
 
     Returns:
         The session.
@@ -74,9 +74,13 @@ def handshake(key: bytes, role: bytes, *, signs_arrays: bool = False) -> Generat
         return hmac.digest(key, label + greeting + answer, "sha256")
 
     sides = (b"worker", b"driver") if is_worker else (b"driver", b"worker")
-    proof = yield derived(sides[0]), _PROOF
-    if not hmac.compare_digest(proof, derived(sides[1])):
+    mine, expected = (derived(side) for side in sides)
+    # a driver that has the worker's proof has been let in
+    proof = yield (b"" if is_worker else mine), _PROOF
+    if is_worker:
+        yield mine, 0
+    if not hmac.compare_digest(proof, expected):
         raise AuthenticationError("the peer does not know the key")
-    flag = greeting[len(_PROTOCOL) + 1 : len(_PROTOCOL) + 2]
     keys = [derived(b"key of the " + side) for side in sides]
-    return Session(driver_role, keys[0], keys[1], flag == _FLAGS[True])
+    signs = greeting[len(_PROTOCOL) + 1 : len(_PROTOCOL) + 2] == _FLAGS[True]
+    return Session(driver_role, keys[0], keys[1], signs)

@@ -27,9 +27,6 @@ _HANDSHAKE_TIMEOUT = 10.0
 _MOST_AT_THE_DOOR = 64
 """Maximum number of connections that are not authenticated yet; beyond it, the oldest is closed."""
 
-_AT_ONCE = 16
-"""Maximum number of connections that are accepted before those at the door are heard again."""
-
 _BACKLOG = 1024
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE = 0.1
@@ -116,18 +113,14 @@ class Listener:
         return None if oldest is None else max(0.0, oldest.deadline - monotonic())
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept some of those that wait."""
-        for _ in range(_AT_ONCE):
-            try:
-                sock, _address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # or the peer is gone
-                if error.errno in _NO_ROOM and not self._send_oldest_away():
-                    sleep(_PAUSE)
-                    return
-            else:
-                self._greet(sock)
+        """Accept one of those that wait."""
+        try:
+            sock, _address = listener.accept()
+        except OSError as error:  # it is gone, or there is no room
+            if error.errno in _NO_ROOM and not self._send_oldest_away():
+                sleep(_PAUSE)
+        else:
+            self._greet(sock)
 
     def _greet(self, sock: socket.socket) -> None:
         try:
@@ -139,7 +132,7 @@ class Listener:
                 self._send_oldest_away()
             stranger = _Stranger(sock, self._key)
             self._selector.register(sock, selectors.EVENT_READ)
-        except OSError:
+        except Exception:  # whatever it is, the others do not suffer from it
             sock.close()
         else:
             self._strangers[sock] = stranger
@@ -150,7 +143,7 @@ class Listener:
             session = self._strangers[sock].hear()
         except BlockingIOError:
             return
-        except OSError:
+        except Exception:  # it is gone, does not know the key, or something else: the others do not suffer from it
             self._send_away(sock)
             return
         if session is not None:
@@ -201,14 +194,15 @@ class _Stranger:
             raise ConnectionError("the peer closed the connection")
         self._received += part
         self._missing -= len(part)
-        if not self._missing:
+        while not self._missing:
             try:
                 message, self._missing = self._steps.send(self._received)
             except StopIteration as end:
                 session: Session = end.value
                 return session
             self._received = b""
-            self._sock.send(message)
+            if message:
+                self._sock.send(message)
         return None
 
 

@@ -120,7 +120,7 @@ class Server:
                 reply = self._service.refuse(error.seq, "request", error)
             channel.write(self._encode(channel, reply))
 
-    def _encode(self, channel: Channel, reply: Reply) -> tuple[bytes, ...]:
+    def _encode(self, channel: Channel, reply: Reply) -> tuple[bytes, Any]:
         try:
             return channel.encode(reply.seq, *dump_reply(reply))
         except BaseException as error:
