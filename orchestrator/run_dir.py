@@ -14,7 +14,7 @@ from orchestrator.origin import LARGEST, ORIGIN, Origin
 from workers.envs.statistics import Statistics
 from workers.errors import AgentError, ConfigError, DivergedError
 from workers.frameworks import Framework, load_framework
-from workers.storage.agent_file import FILE_NAMES, OWN, STATE, load_agent
+from workers.storage.agent_file import FILE_NAMES, OWN, STATE, load_agent, offers_state
 from workers.storage.state_file import decode_state, encode_state, nonfinite_values
 
 __all__ = ["CONFIG", "RunDirectory"]
@@ -184,7 +184,8 @@ class RunDirectory:
         """
         path, data = self.agent_file(scope)
         name = path.rpartition("/")[2]
-        if name == OWN and not trust and (reason := self.foreign(path, data)):
+        asks = name == OWN and not trust and not offers_state(agent, framework)
+        if asks and (reason := self.foreign(path, data)):
             raise AgentError(
                 f"{self.url}/{path} was not written by this user ({reason}), and loading it can run code; pass "
                 "trust=True (lockstep eval --trust) if you trust it"

@@ -150,7 +150,7 @@ def test_whatever_is_there_when_a_write_ends_early_is_known(writes: int, url: st
     run = RunDirectory(url)
     run.create("x: 1")
     run.write_agents(files)
-    done = []
+    done: list[str] = []
     write = RunDirectory.write
 
     def failing(self: RunDirectory, name: str, content: Any) -> None:

@@ -23,19 +23,22 @@ _OF_A_RUN = (ORIGIN, "status.json", "versions.json")
 
 
 def code(config: RunConfig) -> dict[Key, str]:
-    """Return the values of a configuration that name code, by key: import paths, and names of modules."""
+    """Return the values of a configuration that name code, by key: import paths, and names of modules.
+
+    Among the keyword arguments of environments and agents, these are all texts with a colon: some environments make
+    another one by its name, which may be an import path, and others open URLs.
+    """
     found: dict[Key, str] = {}
     env = config.env
     if env.factory is not None:
         found["env", "factory"] = env.factory
     if env.id is not None and imports_module(env.id):
         found["env", "id"] = env.id
+    arguments = [*_texts(env.kwargs, ("env", "kwargs"))]
     for index, agent in enumerate(config.agents):
-        if ":" in agent.agent:
-            found["agents", str(index), "agent"] = agent.agent
-    # some registered environments make another one by its name, which may be an import path; others open URLs
-    found |= {key: text for key, text in _texts(env.kwargs, ("env", "kwargs")) if ":" in text}
-    return found
+        arguments += _texts(agent.agent, ("agents", str(index), "agent"))
+        arguments += _texts(agent.cfg, ("agents", str(index), "cfg"))
+    return found | {key: text for key, text in arguments if ":" in text}
 
 
 def check_run(directory: RunDirectory, text: str, config: RunConfig, overrides: Sequence[str]) -> None:

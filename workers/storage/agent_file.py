@@ -9,7 +9,7 @@ from workers.frameworks import Framework
 from workers.storage.export import dump_file, load_file, load_modules, module_states
 from workers.storage.state_file import decode_state, encode_state
 
-__all__ = ["FILE_NAMES", "OWN", "STATE", "dump_agent", "load_agent"]
+__all__ = ["FILE_NAMES", "OWN", "STATE", "dump_agent", "load_agent", "offers_state"]
 
 STATE, OWN = "state.safetensors", "agent.bin"
 FILE_NAMES = (STATE, OWN)
@@ -52,7 +52,7 @@ def load_agent(agent: Any, name: str, data: bytes, framework: Framework) -> None
     """
     try:
         if name == OWN:
-            if _offers_state(agent, framework):
+            if offers_state(agent, framework):
                 raise AgentError(
                     f"{OWN} can run code, so it is not loaded into an agent that offers a state; expected {STATE}"
                 )
@@ -67,6 +67,14 @@ def load_agent(agent: Any, name: str, data: bytes, framework: Framework) -> None
         ) from error
 
 
+def offers_state(agent: Any, framework: Framework) -> bool:
+    """Whether `dump_agent` writes ``state.safetensors``; then `load_agent` loads nothing else."""
+    try:
+        return _encoded_state(agent, framework) is not None
+    except AgentError:
+        return False
+
+
 def _encoded_state(agent: Any, framework: Framework) -> bytes | None:
     """Return the agent's state; None if it offers none.
 
@@ -78,13 +86,6 @@ def _encoded_state(agent: Any, framework: Framework) -> bytes | None:
     if getattr(agent, "checkpoint_modules", None):
         return encode_state(module_states(agent), framework)
     return None
-
-
-def _offers_state(agent: Any, framework: Framework) -> bool:
-    try:
-        return _encoded_state(agent, framework) is not None
-    except AgentError:
-        return False
 
 
 def _has_state(agent: Any) -> bool:
