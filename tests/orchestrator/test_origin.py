@@ -144,6 +144,18 @@ def test_what_this_user_wrote_is_known(url: str, home: Path, monkeypatch: pytest
     assert RunDirectory(url).foreign("config.yaml", b"x: 1") == reason
 
 
+def test_no_signature_serves_another_file(url: str):
+    run = RunDirectory(url)
+    run.create("x: 1")
+    run.write_agents([("agent.bin", b"first")])
+    record = json.loads(run._read("origin.json"))
+    every = [mac for macs in record["macs"].values() for mac in macs]
+    files = {"config.yaml": b"x: 1", "agents/0/agent.bin": b"first", "agents/1/agent.bin": b"second"}
+    run.write("origin.json", json.dumps({**record, "macs": dict.fromkeys(files, every)}))
+    found = {(name, data) for name in files for data in files.values() if own(url, name, data)}
+    assert found == {("config.yaml", b"x: 1"), ("agents/0/agent.bin", b"first")}
+
+
 @pytest.mark.parametrize("writes", range(4))
 def test_whatever_is_there_when_a_write_ends_early_is_known(writes: int, url: str, monkeypatch: pytest.MonkeyPatch):
     files = [("agent.bin", b"first old"), ("agent.bin", b"second old")]
