@@ -10,15 +10,18 @@ from typing import Any
 import fsspec.core
 
 from orchestrator.metrics import MetricsWriter
+from orchestrator.origin import LARGEST, ORIGIN, Origin
 from workers.envs.statistics import Statistics
 from workers.errors import AgentError, ConfigError, DivergedError
 from workers.frameworks import Framework, load_framework
-from workers.storage.agent_file import FILE_NAMES, STATE, load_agent
+from workers.storage.agent_file import FILE_NAMES, OWN, STATE, load_agent, offers_state
 from workers.storage.state_file import decode_state, encode_state, nonfinite_values
 
-__all__ = ["RunDirectory"]
+__all__ = ["CONFIG", "RunDirectory"]
 
-_CONFIG = "config.yaml"
+CONFIG = "config.yaml"
+"""Name of the configuration in a run directory."""
+
 _STATISTICS = "statistics.safetensors"
 _MOST_TOLD = 5
 """Number of values of a diverged agent that an error names."""
@@ -36,6 +39,7 @@ class RunDirectory:
         agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`; and
                           statistics.safetensors, if wrappers of its environments hold any
         evaluation.json   the returns that were printed at the end
+        origin.json       proof that this user wrote the files that can run code: config.yaml and every agent.bin
 
     Files are replaced as a whole, so they can be read at any time.
 
@@ -58,6 +62,7 @@ class RunDirectory:
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"the run directory {url!r} cannot be opened: {error}") from error
         self._path = path.rstrip("/")
+        self._origin = Origin(self._read_origin, lambda record: self.write(ORIGIN, record))
 
     def check_new(self) -> None:
         """Check that the directory is empty or does not exist.
@@ -76,11 +81,12 @@ class RunDirectory:
             config: The configuration of the run, as YAML.
 
         Raises:
-            ConfigError: The directory is not empty, or cannot be written.
+            ConfigError: The directory is not empty, or cannot be written; or this user's key is not private.
         """
         self.check_new()
         try:
-            self.write(_CONFIG, config)
+            self._origin.sign({CONFIG: config.encode()})
+            self.write(CONFIG, config)
         except OSError as error:
             raise ConfigError(f"the run directory {self.url!r} cannot be written: {error}") from error
 
@@ -91,9 +97,9 @@ class RunDirectory:
             ConfigError: This is not a run directory.
         """
         try:
-            return self._read(_CONFIG).decode()
+            return self._read(CONFIG).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {_CONFIG} ({error})") from error
+            raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {CONFIG} ({error})") from error
 
     def status(self) -> dict[str, Any]:
         """Return the ``state`` of the run and the ``timestep`` of the stored agents.
@@ -140,11 +146,14 @@ class RunDirectory:
             OSError: A file cannot be written.
         """
         self._check_finite(files)
+        own = {f"agents/{scope}/{name}": data for scope, (name, data) in enumerate(files) if name == OWN}
+        self._origin.sign(own)
         for scope, (name, data) in enumerate(files):
             self.write(f"agents/{scope}/{name}", data)
             for other in FILE_NAMES:  # an older file of another kind would be loaded instead
                 if other != name and self._filesystem.exists(f"{self._path}/agents/{scope}/{other}"):
                     self._filesystem.rm(f"{self._path}/agents/{scope}/{other}")
+        self._origin.settle(own)
         for scope, rows in enumerate(statistics):
             if any(rows):
                 self.write(f"agents/{scope}/{_STATISTICS}", encode_state(rows, load_framework("numpy")))
@@ -161,14 +170,53 @@ class RunDirectory:
         rows: list[Statistics] = decode_state(self._read(name), load_framework("numpy"))
         return rows
 
-    def load_agent(self, agent: Any, scope: int, framework: Framework) -> None:
+    def load_agent(self, agent: Any, scope: int, framework: Framework, *, trust: bool = False) -> None:
         """Load the stored state of a scope's agent into `agent`.
 
+        Args:
+            agent: An agent that was built like the stored one.
+            scope: Index of the scope.
+            framework: The agent's framework.
+            trust: Whether to load an ``agent.bin`` that this user did not write. It can run code.
+
         Raises:
-            AgentError: Nothing is stored, or it does not fit the agent.
+            AgentError: Nothing is stored, it does not fit the agent, or it is not trusted.
         """
-        name = self._agent_file(scope)
-        load_agent(agent, name.rpartition("/")[2], self._read(name), framework)
+        path, data = self.agent_file(scope)
+        name = path.rpartition("/")[2]
+        asks = name == OWN and not trust and not offers_state(agent, framework)
+        if asks and (reason := self.foreign(path, data)):
+            raise AgentError(
+                f"{self.url}/{path} was not written by this user ({reason}), and loading it can run code; pass "
+                "trust=True (lockstep eval --trust) if you trust it"
+            )
+        try:
+            load_agent(agent, name, data, framework)
+        except AgentError as error:
+            raise AgentError(f"{self.url}/{path}: {error}") from error
+
+    def foreign(self, name: str, data: bytes) -> str:
+        """Return why a file may be somebody else's; empty if this user wrote it for this run.
+
+        Args:
+            name: Name of the file in the directory.
+            data: Its content, as read.
+
+        Raises:
+            ConfigError: This user's key is not private.
+        """
+        return self._origin.foreign(name, data)
+
+    def agent_file(self, scope: int) -> tuple[str, bytes]:
+        """Return the name (in the directory) and the content of a scope's agent file.
+
+        Raises:
+            AgentError: Nothing is stored.
+        """
+        for name in (f"agents/{scope}/{file}" for file in FILE_NAMES):
+            if self._filesystem.exists(f"{self._path}/{name}"):
+                return name, self._read(name)
+        raise AgentError(f"{self.url}/agents/{scope} has none of {', '.join(FILE_NAMES)}: no agent is stored there")
 
     def digest(self, scope: int) -> str:
         """Return the SHA-256 of a scope's agent file.
@@ -176,7 +224,7 @@ class RunDirectory:
         Raises:
             AgentError: Nothing is stored.
         """
-        return hashlib.sha256(self._read(self._agent_file(scope))).hexdigest()
+        return hashlib.sha256(self.agent_file(scope)[1]).hexdigest()
 
     def _check_finite(self, files: Sequence[tuple[str, bytes]]) -> None:
         told = []
@@ -200,11 +248,13 @@ class RunDirectory:
         if told:
             raise DivergedError("\n".join(told))
 
-    def _agent_file(self, scope: int) -> str:
-        for name in FILE_NAMES:
-            if self._filesystem.exists(f"{self._path}/agents/{scope}/{name}"):
-                return f"agents/{scope}/{name}"
-        raise AgentError(f"{self.url}/agents/{scope} has none of {', '.join(FILE_NAMES)}: no agent is stored there")
+    def _read_origin(self) -> bytes:
+        path = f"{self._path}/{ORIGIN}"
+        if (kind := self._filesystem.info(path)["type"]) != "file":
+            raise ValueError(f"it is not a regular file ({kind})")
+        with self._filesystem.open(path, "rb") as file:
+            data: bytes = file.read(LARGEST + 1)
+        return data
 
     def _read(self, name: str) -> bytes:
         with self._filesystem.open(f"{self._path}/{name}", "rb") as file:

@@ -21,6 +21,10 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    # a key of this session, not the user's, signs the run directories
+    _data = tempfile.TemporaryDirectory(prefix="lockstep-data-")
+    atexit.register(_data.cleanup)
+    os.environ["XDG_DATA_HOME"] = _data.name
     # share what JAX compiles among all processes of this session: Ray's actors, xdist's workers
     _compiled = tempfile.TemporaryDirectory(prefix="lockstep-compiled-")
     atexit.register(_compiled.cleanup)

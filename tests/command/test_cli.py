@@ -68,6 +68,7 @@ def test_the_same_run_locally_in_ray_and_from_its_own_configuration(
         "config.yaml",
         "evaluation.json",
         "metrics.csv",
+        "origin.json",
         "status.json",
         "versions.json",
     ]

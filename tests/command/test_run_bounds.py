@@ -59,7 +59,7 @@ def test_an_old_run_is_evaluated_without_bounds(space: str, tmp_path: Path, caps
     results = []
     for value in (None, "clip"):
         rewrite(run_dir, value)
-        code, [line], _ = run(capsys, "eval", run_dir)
+        code, [line], _ = run(capsys, "eval", run_dir, "--trust")  # it was changed
         assert code == 0
         results.append(line.split(", weights")[0])
     assert results[0] == trained[-1].split(", weights")[0]

@@ -184,7 +184,7 @@ def test_a_run_begins_where_nothing_is(url: str):
         with pytest.raises(ConfigError, match=r"mine' already exists and is not empty; choose another one"):
             change()
     assert run.config() == "seed: 3\nname: Länge\n"
-    assert names(url) == ["config.yaml"]
+    assert names(url) == ["config.yaml", "origin.json"]
     run.write("status.json", json.dumps({"state": "running", "timestep": 7}))
     assert run.status() == {"state": "running", "timestep": 7}
     with run.metrics() as metrics:
@@ -272,7 +272,7 @@ def test_a_write_that_fails_leaves_what_was_there(url: str, monkeypatch: pytest.
         with pytest.raises(ConfigError, match="cannot be written: no space left"):
             RunDirectory(f"{url}/another").create("x: 1")
     assert run.config() == "old: content"
-    agent = Stored()
+    agent = OwnFile()
     run.load_agent(agent, 0, TORCH)  # neither a partial state nor its name remains
     assert agent.content == b"old agent"
     run.write("config.yaml", "new: content, and longer")  # also over leftovers of the failure
@@ -281,7 +281,7 @@ def test_a_write_that_fails_leaves_what_was_there(url: str, monkeypatch: pytest.
 
 
 class Stored(NullAgent):
-    """An agent that keeps the content it loads."""
+    """An agent that keeps the state it loads."""
 
     content: Any = None
 
@@ -290,6 +290,12 @@ class Stored(NullAgent):
 
     def state_dict(self) -> Any:
         return self.content
+
+
+class OwnFile(NullAgent):
+    """An agent without a state, which keeps the content of the file it loads."""
+
+    content = b""
 
     def save(self, path: str) -> None:
         Path(path).write_bytes(self.content)
@@ -309,8 +315,8 @@ def state_file(value: int) -> tuple[str, bytes]:
 def test_agents_by_scope(url: str):
     run = RunDirectory(url)
     run.write_agents([state_file(10), ("agent.bin", b"own")])
-    assert names(url) == ["agents/0/state.safetensors", "agents/1/agent.bin"]
-    loaded = [Stored(), Stored()]
+    assert names(url) == ["agents/0/state.safetensors", "agents/1/agent.bin", "origin.json"]
+    loaded: list[Any] = [Stored(), OwnFile()]
     for scope, agent in enumerate(loaded):
         run.load_agent(agent, scope, TORCH)
     assert [agent.content for agent in loaded] == [{"value": 10}, b"own"]
@@ -333,7 +339,7 @@ def test_the_newest_agent_is_loaded_whatever_its_kind(url: str):
         (state_file(4), {"value": 4}),
     ):
         run.write_agents([file])
-        agent = Stored()
+        agent: Any = OwnFile() if file[0] == "agent.bin" else Stored()
         run.load_agent(agent, 0, TORCH)
         assert agent.content == expected
-        assert names(url) == [f"agents/0/{file[0]}"]
+        assert [name for name in names(url) if name != "origin.json"] == [f"agents/0/{file[0]}"]

@@ -155,8 +155,8 @@ class WithHalf(torch.nn.Module):
     [
         (WithFiles(2.5), WithFiles()),
         (WithState(2.5), WithState()),
-        (WithModules(2.5, {"hook": print}), WithModules()),
-        (WithModules(2.5, WithHalf()), WithModules()),
+        (WithModules(2.5, {"hook": print}), WithModules(0.0, {"hook": print})),
+        (WithModules(2.5, WithHalf()), WithModules(0.0, WithHalf())),
     ],
     ids=["nothing else", "state", "modules", "dtype"],
 )
@@ -168,6 +168,31 @@ def test_an_agent_s_own_file_is_the_last_way(stored: Any, fresh: Any):
     assert name in FILE_NAMES
     with pytest.raises(AgentError, match=r"With\w+ cannot load the stored state: ValueError"):
         load_agent(fresh, name, b"another file", TORCH)
+
+
+class WithPlainState(WithState):
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight}
+
+
+@pytest.mark.parametrize("agent", [WithPlainState(), WithModules()], ids=["state", "modules"])
+def test_an_agent_with_a_state_never_loads_another_file(agent: Any):
+    with pytest.raises(AgentError, match=r"With\w+ cannot load .*agent.bin can run code.*; expected state.safetensors"):
+        load_agent(agent, "agent.bin", b"weight 2.5", TORCH)
+    assert agent.weight == 0.0
+
+
+def test_an_agent_whose_state_cannot_be_read_loads_nothing():
+    class Unready(WithFiles):
+        def state_dict(self) -> Any:
+            raise RuntimeError("not now")
+
+        def load_state_dict(self, state: Any) -> None: ...
+
+    agent = Unready()
+    with pytest.raises(AgentError, match="Unready cannot load the stored state: RuntimeError: not now"):
+        load_agent(agent, "agent.bin", b"weight 2.5", TORCH)
+    assert agent.weight == 0.0
 
 
 def test_modules_go_before_the_agent_s_own_file():

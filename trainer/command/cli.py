@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(verb=_doctor)
     for verb in (train, evaluate, doctor):
         verb.add_argument(
+            "--trust",
+            action="store_true",
+            help="run the code that a run directory of another user names or holds: import paths, agent.bin",
+        )
+        verb.add_argument(
             "--set",
             metavar="key=value",
             nargs="+",
@@ -119,8 +124,12 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
     from orchestrator.run_dir import RunDirectory
     from trainer.command.run_config import load_config
     from trainer.command.training import train
+    from trainer.command.trust import check_config
 
-    config = load_config(_read(options.config), options.overrides)
+    text = _read(options.config)
+    config = load_config(text, options.overrides)
+    if not options.trust:
+        check_config(options.config, text, config, options.overrides)
     path = Path(options.config).absolute()
     name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -133,25 +142,33 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     from trainer.command.evaluation import evaluate
     from trainer.command.run_config import load_config
     from trainer.command.training import report
+    from trainer.command.trust import check_run
 
     directory = RunDirectory(options.run_dir)
-    config = load_config(directory.config(), options.overrides)
-    yield from report(evaluate(config, directory), config, directory)
+    text = directory.config()
+    config = load_config(text, options.overrides)
+    if not options.trust:
+        check_run(directory, text, config, options.overrides)
+    yield from report(evaluate(config, directory, trust=options.trust), config, directory)
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
     """Check versions, frameworks, devices, threads, shared memory, write access, Ray and, if given, a configuration."""
     from trainer.command.doctor import Finding, examine
     from trainer.command.run_config import load_config
+    from trainer.command.trust import check_config
     from workers.errors import ConfigError
 
     config, broken = None, []
     if options.config:
         try:
-            config = load_config(_read(options.config), options.overrides)
+            text = _read(options.config)
+            config = load_config(text, options.overrides)
         except ConfigError as error:
             remedy = "change these keys; `lockstep train --help` lists all keys"
             broken = [Finding("configuration", str(error), remedy)]
+    if config is not None and not options.trust:
+        check_config(options.config, text, config, options.overrides)
     healthy = True
     for finding in itertools.chain(examine(config), broken):
         healthy &= finding.healthy

@@ -59,14 +59,15 @@ def _rounded(value: Any) -> str:
     return np.format_float_positional(value, precision=4, fractional=False, trim="-")
 
 
-def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
+def evaluate(config: RunConfig, directory: RunDirectory, *, trust: bool = False) -> list[Evaluation]:
     """Run the stored agents in this process until each has finished its episodes.
 
     Each agent's episodes are divided among its environments beforehand, so that short episodes do not count more.
 
     Args:
-        config: The run's configuration.
+        config: The run's configuration; the code that it names is run.
         directory: The run directory with the stored agents.
+        trust: Whether to load an ``agent.bin`` that this user did not write; see `RunDirectory.load_agent`.
 
     Returns:
         The results of each agent, with fewer episodes than requested if some did not end within
@@ -86,7 +87,7 @@ def evaluate(config: RunConfig, directory: RunDirectory) -> list[Evaluation]:
         names = getattr(trainer.env, "possible_agents", ())
         results = [Evaluation(agents={name: [] for name in names}) for _ in run.agents]
         for index, agent in enumerate(trainer.agents):
-            directory.load_agent(agent, index, framework)
+            directory.load_agent(agent, index, framework, trust=trust)
         _carry_statistics(trainer, directory)
         remaining = np.concatenate([_shared_out(wanted.episodes, stop - start) for start, stop in trainer.scopes])
         scope_of = np.repeat(range(len(results)), [stop - start for start, stop in trainer.scopes])

@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
 from trainer.command.run_config import AgentConfig, EnvConfig, OrchestratorConfig, RunConfig, named, parse
+from trainer.command.trust import code
 from trainer.step import StepTrainer
 from workers.agents import load_ppo
 from workers.agents.independent import IndependentAgents, resolve_groups
@@ -109,7 +110,9 @@ def prepare(config: RunConfig) -> Run:
     Raises:
         ConfigError: The configuration is invalid; the message names the key.
     """
-    if (folder := os.getcwd()) not in sys.path:  # a console script lacks it; the user's modules may be there
+    # a console script lacks the current folder, in which the user's modules may be; where the configuration names
+    # none, the folder may be that of a stranger
+    if code(config) and (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
     framework = load_framework(config.framework)
     framework.silence()

@@ -19,7 +19,7 @@ from workers.envs.gymnasium import GymnasiumWrapper
 from workers.errors import EnvError, close_or_log
 from workers.seeding import skrl_key
 
-__all__ = ["build_rows", "closed_on_error", "closers_of", "make_env", "wrap_env"]
+__all__ = ["build_rows", "closed_on_error", "closers_of", "imports_module", "make_env", "wrap_env"]
 
 
 @contextmanager
@@ -104,6 +104,21 @@ def make_env(
     env = build_rows(recipe, num_envs, 0, framework=framework, seed=None)
     env.recipe = recipe
     return env
+
+
+def imports_module(id: str) -> bool:
+    """Whether `make_env` imports a module that the name names: it is not that of a registered environment."""
+    if ":" in id:
+        return True
+    try:
+        gymnasium.spec(id)
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound):
+        from workers.envs.registry import is_registered
+
+        return not is_registered(id)
+    except gymnasium.error.Error:  # make_env fails
+        pass
+    return False
 
 
 def _make_registered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import pettingzoo
@@ -10,7 +11,7 @@ from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 
 from workers.errors import EnvError
 
-__all__ = ["make_multi_agent"]
+__all__ = ["is_registered", "make_multi_agent"]
 
 
 def make_multi_agent(id: str, kwargs: dict[str, Any]) -> Any:
@@ -26,11 +27,7 @@ def make_multi_agent(id: str, kwargs: dict[str, Any]) -> Any:
     Raises:
         EnvError: The environment exists but cannot be made or imported.
     """
-    for kind in ("parallel", "aec"):
-        try:
-            spec = pettingzoo.spec(kind, id)
-        except PettingZooRegistryError:
-            continue
+    for kind, spec in _registered(id):
         try:
             return pettingzoo.make(kind, spec, **kwargs)
         except (ImportError, PettingZooRegistryError) as error:
@@ -45,3 +42,17 @@ def make_multi_agent(id: str, kwargs: dict[str, Any]) -> Any:
         return None
     make = getattr(module, "parallel_env", None) or getattr(module, "env", None)
     return None if make is None else make(**kwargs)
+
+
+def is_registered(id: str) -> bool:
+    """Whether PettingZoo's registry has an environment of this name."""
+    return any(True for _ in _registered(id))
+
+
+def _registered(id: str) -> Iterator[tuple[Any, Any]]:
+    for kind in ("parallel", "aec"):
+        try:
+            spec = pettingzoo.spec(kind, id)
+        except PettingZooRegistryError:
+            continue
+        yield kind, spec

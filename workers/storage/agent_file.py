@@ -9,7 +9,7 @@ from workers.frameworks import Framework
 from workers.storage.export import dump_file, load_file, load_modules, module_states
 from workers.storage.state_file import decode_state, encode_state
 
-__all__ = ["FILE_NAMES", "STATE", "dump_agent", "load_agent"]
+__all__ = ["FILE_NAMES", "OWN", "STATE", "dump_agent", "load_agent", "offers_state"]
 
 STATE, OWN = "state.safetensors", "agent.bin"
 FILE_NAMES = (STATE, OWN)
@@ -27,10 +27,9 @@ def dump_agent(agent: Any, framework: Framework) -> tuple[str, bytes]:
         AgentError: The agent has none of these.
     """
     try:
-        if _has_state(agent):
-            return STATE, encode_state(agent.state_dict(), framework)
-        if getattr(agent, "checkpoint_modules", None):
-            return STATE, encode_state(module_states(agent), framework)
+        state = _encoded_state(agent, framework)
+        if state is not None:
+            return STATE, state
     except AgentError:
         if not _has_file(agent):
             raise
@@ -45,11 +44,18 @@ def dump_agent(agent: Any, framework: Framework) -> tuple[str, bytes]:
 def load_agent(agent: Any, name: str, data: bytes, framework: Framework) -> None:
     """Load the file from `dump_agent` into an agent that was built like the stored one.
 
+    ``agent.bin`` may be a pickle, which runs code when it is loaded: an agent for which `dump_agent` writes
+    ``state.safetensors`` never loads it.
+
     Raises:
         AgentError: The file does not fit the agent.
     """
     try:
         if name == OWN:
+            if offers_state(agent, framework):
+                raise AgentError(
+                    f"{OWN} can run code, so it is not loaded into an agent that offers a state; expected {STATE}"
+                )
             load_file(agent, data)
         elif _has_state(agent):
             agent.load_state_dict(decode_state(data, framework))
@@ -59,6 +65,27 @@ def load_agent(agent: Any, name: str, data: bytes, framework: Framework) -> None
         raise AgentError(
             f"{type(agent).__qualname__} cannot load the stored state: {type(error).__name__}: {error}"
         ) from error
+
+
+def offers_state(agent: Any, framework: Framework) -> bool:
+    """Whether `dump_agent` writes ``state.safetensors``; then `load_agent` loads nothing else."""
+    try:
+        return _encoded_state(agent, framework) is not None
+    except AgentError:
+        return False
+
+
+def _encoded_state(agent: Any, framework: Framework) -> bytes | None:
+    """Return the agent's state; None if it offers none.
+
+    Raises:
+        AgentError: The state cannot be written.
+    """
+    if _has_state(agent):
+        return encode_state(agent.state_dict(), framework)
+    if getattr(agent, "checkpoint_modules", None):
+        return encode_state(module_states(agent), framework)
+    return None
 
 
 def _has_state(agent: Any) -> bool:

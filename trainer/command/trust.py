@@ -1,0 +1,124 @@
+"""What a configuration runs, and the check that a run directory of somebody else does not run it unasked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.origin import ORIGIN
+from orchestrator.run_dir import CONFIG, RunDirectory
+from trainer.command.run_config import RunConfig
+from workers.envs.making import imports_module
+from workers.errors import ConfigError
+from workers.storage.agent_file import OWN
+
+__all__ = ["check_config", "check_run", "code"]
+
+Key = tuple[str, ...]
+
+_OF_A_RUN = (ORIGIN, "status.json", "versions.json")
+"""Names by which the folder of a configuration is known as a run directory."""
+
+
+def code(config: RunConfig) -> dict[Key, str]:
+    """Return the values of a configuration that name code, by key: import paths, and names of modules.
+
+    Among the keyword arguments of environments and agents, these are all texts with a colon: some environments make
+    another one by its name, which may be an import path, and others open URLs.
+    """
+    found: dict[Key, str] = {}
+    env = config.env
+    if env.factory is not None:
+        found["env", "factory"] = env.factory
+    if env.id is not None and imports_module(env.id):
+        found["env", "id"] = env.id
+    arguments = [*_texts(env.kwargs, ("env", "kwargs"))]
+    for index, agent in enumerate(config.agents):
+        arguments += _texts(agent.agent, ("agents", str(index), "agent"))
+        arguments += _texts(agent.cfg, ("agents", str(index), "cfg"))
+    return found | {key: text for key, text in arguments if ":" in text}
+
+
+def check_run(directory: RunDirectory, text: str, config: RunConfig, overrides: Sequence[str]) -> None:
+    """Check that `lockstep eval` runs only what this user wrote or names.
+
+    Args:
+        directory: The run directory.
+        text: Its configuration, as read.
+        config: The configuration with the user's overrides.
+        overrides: ``key=value``; see `load_config`.
+
+    Raises:
+        ConfigError: There is more; the message names it.
+        AgentError: An agent is not stored.
+    """
+    told, reasons = _foreign(directory, text, code(config), overrides)
+    for index, agent in enumerate(config.agents):
+        if ":" in agent.agent:  # ours never load what can run code
+            name, data = directory.agent_file(index)
+            if name.endswith(OWN) and (reason := directory.foreign(name, data)):
+                told.append(name)
+                reasons.append(reason)
+    _refuse(directory, told, reasons)
+
+
+def check_config(path: str, text: str, config: RunConfig, overrides: Sequence[str]) -> None:
+    """Check that a configuration, if it is that of a run directory, uses only what this user wrote or names.
+
+    Any other configuration is a program that the user chose to run.
+
+    Args:
+        path: Path of the configuration.
+        text: See `check_run`.
+        config: See `check_run`.
+        overrides: See `check_run`.
+
+    Raises:
+        ConfigError: There is more; the message names it.
+    """
+    place = Path(path).absolute()
+    if place.name != CONFIG or not any(os.path.lexists(place.with_name(name)) for name in _OF_A_RUN):
+        return
+    named = code(config)
+    address, folder = config.orchestrator.options.get("address"), config.logging.directory
+    if address not in (None, "auto"):
+        named["orchestrator", "options", "address"] = address
+    if folder is not None:
+        named["logging", "directory"] = folder
+    directory = RunDirectory(str(place.parent))
+    _refuse(directory, *_foreign(directory, text, named, overrides))
+
+
+def _foreign(
+    directory: RunDirectory, text: str, named: Mapping[Key, str], overrides: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return what the configuration of a run directory names, and why it may be somebody else's."""
+    set_keys = {tuple(override.partition("=")[0].strip().split(".")) for override in overrides}
+    left = {key: value for key, value in named.items() if not any(key[: len(one)] == one for one in set_keys)}
+    reason = directory.foreign(CONFIG, text.encode()) if left else ""
+    if not reason:
+        return [], []
+    # in ASCII: other letters may look like these, or move the cursor
+    return [f"{ascii('.'.join(key))[1:-1]} = {value!a}" for key, value in left.items()], [reason]
+
+
+def _refuse(directory: RunDirectory, told: Sequence[str], reasons: Sequence[str]) -> None:
+    if told:
+        raise ConfigError(
+            f"the run directory {directory.url!r} was not written by this user ({', '.join(dict.fromkeys(reasons))}), "
+            f"and these would be run or opened: {', '.join(told)}. Read them, and pass --trust if you trust them"
+        )
+
+
+def _texts(value: Any, key: Key) -> Iterator[tuple[Key, str]]:
+    """Yield all texts in plain data, with their keys."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(item, (*key, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*key, str(index)))
