@@ -169,10 +169,9 @@ def _is_tuple_class(kind: Any, length: int) -> bool:
 
 def is_small(key: Any) -> bool:
     """Return whether a key has few parts: to hash or to print a tuple or a frozenset takes time for each."""
-    parts, todo = 0, [key]
+    parts, todo = 1, [key]
     while todo:
         part = todo.pop()
-        parts += 1
         kind = type(part)
         members: Iterable[Any] = ()
         if issubclass(kind, tuple):

@@ -1,0 +1,401 @@
+"""Layouts from a damaged or hostile peer: what no tree has is refused, without a crash, a hang or much memory."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tracemalloc
+from collections import namedtuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.processes import python
+from tests.support.schedule import examples
+from workers.errors import EnvError
+from workers.frameworks import load_framework
+from workers.remote.layout import (
+    ARRAY,
+    DICT,
+    DICT_OF_OTHER_KEYS,
+    FRAMEWORK_ARRAY,
+    MOST_LEVELS,
+    PICKLED,
+    SCALAR,
+    TUPLE,
+    DamagedError,
+    check_layout,
+)
+from workers.remote.wire import from_wire, to_wire
+
+NUMPY = load_framework("numpy")
+
+F4, F8, OBJECT = np.dtype("f4"), np.dtype("f8"), np.dtype("O")
+LEAF: Any = (SCALAR, 0)
+
+
+def sent(tree: Any) -> Any:
+    """Return what arrives of a tree, whose layout is checked."""
+    packed = pickle.loads(pickle.dumps(to_wire(tree, NUMPY)))
+    assert check_layout(packed.spec) == (packed.spec, packed.size, len(packed.others))
+    return from_wire(packed, NUMPY)
+
+
+ALIGNED = np.dtype([("a", "f8"), ("b", "i1"), ("c", "f4", (2,)), ("d", [("x", "i2"), ("y", "U3")])], align=True)
+INHERITED = np.dtype((np.int32, {"low": (np.int16, 0), "high": (np.int16, 2)}))  # type: ignore[call-overload]
+
+DTYPES: list[Any] = [
+    *"?bBhHiIlLqQefdgFDG",
+    *(">f8", ">c16", "S3", "U3", ">U3", "V5", "M8", ">M8[25s]", "m8[ns]", "m8"),
+    *(jnp.bfloat16, jnp.float8_e5m2, jnp.int4),
+    np.dtype("f4", metadata={"unit": "m"}),  # type: ignore[call-overload]
+    [("a", ">f4"), ("b", "i2", (2, 3)), ("c", [("d", "S2")])],
+    [(("title", "name"), "f4"), ("other", "i4")],
+    {"names": ["a", "b"], "formats": ["f4", "f4"], "offsets": [0, 2], "itemsize": 9},
+    ALIGNED,
+    ALIGNED.newbyteorder(),
+    (np.record, [("a", "f4"), ("b", "i1")]),
+]
+PICKLED_DTYPES: list[Any] = ["S0", "U0", "V0", [], INHERITED, "O", [("a", "O")], np.dtypes.StringDType()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=repr)
+def test_arrays_of_any_dtype_arrive_as_bytes(dtype: Any):
+    array = np.frombuffer(bytes(range(256)) * 6, np.dtype(dtype), 12).reshape(3, 4)
+    packed = to_wire(array, NUMPY)
+    assert not packed.others
+    arrived = sent(array)
+    assert arrived.dtype == array.dtype
+    for name in array.dtype.names or [...]:  # without what is between fields
+        assert arrived[name].tobytes() == array[name].tobytes()
+    assert sent(array[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", PICKLED_DTYPES, ids=repr)
+def test_arrays_of_other_dtypes_are_pickled(dtype: Any):
+    array = np.zeros((2, 3), [("a", dtype), ("b", "i1")])["a"] if dtype in ("S0", "U0") else np.zeros((2, 3), dtype)
+    assert to_wire(array, NUMPY).size == 0
+    arrived = sent(array)
+    assert arrived.dtype == array.dtype
+    assert arrived.tolist() == array.tolist()
+
+
+def test_fields_of_an_array_arrive():
+    array = np.zeros(3, ALIGNED)
+    array["b"], array["c"] = [1, 2, 3], 7
+    for fields in (["b", "c"], ["a"]):
+        assert str(sent(array[fields])) == str(array[fields])
+    records = np.rec.fromarrays([np.arange(3), np.ones(3)], names="a,b")
+    assert sent(records)["a"].tolist() == [0, 1, 2]
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Sum(namedtuple("Sum", ["first", "second", "sum"])):
+    """Named tuples whose constructor takes something else."""
+
+    def __new__(cls, first: int, second: int) -> Sum:
+        return super().__new__(cls, first, second, first + second)
+
+
+class WithFields(tuple):
+    _fields = ("a", "b")
+
+
+class OfAnotherLength(tuple):
+    _fields = ("a",)
+
+
+class Listed(tuple):
+    _fields = ["a", "b"]  # noqa: RUF012 - odd on purpose
+
+
+@pytest.mark.parametrize("kind", [Pair, Sum, WithFields])
+def test_named_tuples_arrive(kind: Any):
+    tree = tuple.__new__(kind, (1, 2, 3)[: len(kind._fields)])
+    arrived = sent(tree)
+    assert type(arrived) is kind
+    assert arrived == tree
+
+
+@pytest.mark.parametrize("kind", [OfAnotherLength, Listed])
+def test_other_classes_of_tuples_arrive_as_tuples(kind: Any):
+    assert type(sent(kind((1, 2)))) is tuple
+
+
+def nested(levels: int, *, keys: bool) -> Any:
+    tree: Any = 1
+    for _ in range(levels):
+        tree = {"a": tree} if keys else (tree,)
+    return tree
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_trees_of_too_many_levels_are_named(keys: bool):
+    assert sent(nested(MOST_LEVELS - 1, keys=keys)) == nested(MOST_LEVELS - 1, keys=keys)
+    for levels in (MOST_LEVELS + 1, 100_000):
+        with pytest.raises(EnvError, match=r"^infos.* has more than 100 levels; remove some") as caught:
+            to_wire(nested(levels, keys=keys), NUMPY)
+        assert len(str(caught.value)) < 300
+    itself: dict[str, Any] = {}
+    itself["me"] = itself
+    with pytest.raises(EnvError, match="more than 100 levels"):
+        to_wire(itself, NUMPY)
+
+
+@pytest.mark.parametrize("make", [tuple, frozenset])
+def test_keys_of_too_many_parts_are_named(make: Any):
+    assert sent({make(range(900)): 1}) == {make(range(900)): 1}
+    with pytest.raises(EnvError, match=r"^the key .* cannot be sent to another process: it has too many parts"):
+        to_wire({make(range(1001)): 1}, NUMPY)
+
+
+def by_state(name: Any, *state: Any) -> np.dtype[Any]:
+    """Return a dtype as a pickle can make it."""
+    dtype = np.dtype(name, False, True)
+    dtype.__setstate__(state)  # type: ignore[attr-defined]
+    return dtype
+
+
+def structure(fields: Any, *, names: Any = ("a",), size: int = 8, alignment: int = 1, flags: int = 16) -> Any:
+    return by_state("V8", 3, "|", None, names, fields, size, alignment, flags)
+
+
+def raw(*, subarray: Any = None, size: int = 8, alignment: int = 1, flags: int = 0) -> Any:
+    return by_state("V8", 3, "|", subarray, None, None, size, alignment, flags)
+
+
+def many_fields() -> Any:
+    """Return a dtype of 2**60 fields, which all are at the same offset."""
+    dtype = F4
+    for _ in range(60):
+        dtype = np.dtype({"names": ["a", "b"], "formats": [dtype, dtype], "offsets": [0, 0]})
+    return dtype
+
+
+BAD_DTYPES: dict[str, Any] = {
+    "objects": lambda: OBJECT,
+    "objects in a field": lambda: np.dtype([("a", "O")]),
+    "objects, denied": lambda: by_state("O", 3, "|", None, None, None, -1, -1, 0),
+    "objects, other flags": lambda: by_state("O", 3, "|", None, None, None, -1, -1, 62),
+    "numbers with the flag of objects": lambda: by_state("f4", 3, "<", None, None, None, -1, -1, 1),
+    "objects in a field, denied": lambda: structure({"a": (OBJECT, 0)}),
+    "objects in a subarray, denied": lambda: raw(subarray=(OBJECT, (1,))),
+    "objects in a subarray of a field": lambda: structure({"a": (raw(subarray=(OBJECT, (1,))), 0)}),
+    "objects in a field of a number": lambda: by_state("f8", 3, "|", None, ("a",), {"a": (OBJECT, 0)}, 8, 1, 16),
+    "strings": np.dtypes.StringDType,
+    "size 0": lambda: np.dtype("V0"),
+    "negative size": lambda: raw(size=-8),
+    "negative size of a string": lambda: by_state("U3", 3, "<", None, None, None, -12, 4, 8),
+    "parts of characters": lambda: by_state("U3", 3, "<", None, None, None, 5, 4, 8),
+    "alignment 0": lambda: raw(alignment=0),
+    "negative alignment": lambda: raw(alignment=-1),
+    "metadata": lambda: by_state("f4", 4, "<", None, None, None, -1, -1, 0, 5),
+    "field beyond the end": lambda: structure({"a": (F8, 4)}),
+    "field before the start": lambda: structure({"a": (F8, -4)}),
+    "field far away": lambda: structure({"a": (F8, 2**40)}),
+    "field of a wrong name": lambda: structure({"b": (F8, 0)}),
+    "field without a name": lambda: structure({"a": (F4, 0), "b": (F4, 4)}),
+    "no field": lambda: structure({}),
+    "field without an offset": lambda: structure({"a": (F8,)}),
+    "field of no dtype": lambda: structure({"a": ("f8", 0)}),
+    "field that is no tuple": lambda: structure({"a": 5}),
+    "offset that is no number": lambda: structure({"a": (F8, "0")}),
+    "title that is no string": lambda: structure({"a": (F8, 0, 5), 5: (F8, 0, 5)}),
+    "larger subarray": lambda: raw(subarray=(F8, (100,))),
+    "negative subarray": lambda: raw(subarray=(F8, (-1,))),
+    "subarray": lambda: np.dtype((F4, (2,))),
+    "many fields": many_fields,
+    "class": lambda: np.float32,
+    "name": lambda: "f4",
+}
+
+
+@pytest.mark.parametrize("name", BAD_DTYPES)
+def test_dtypes_that_numpy_would_not_make_are_refused(name: str):
+    dtype = BAD_DTYPES[name]()
+    inside = [dtype] if not isinstance(dtype, np.dtype) else [dtype, structure({"a": (dtype, 0)}, size=800)]
+    for each in inside[: 1 if name in ("subarray", "size 0") else 2]:  # these may be in a field
+        with pytest.raises(DamagedError, match="a dtype is not one that is sent as bytes"):
+            check_layout((ARRAY, each, (3,), 0))
+
+
+class IntOfOurs(int):
+    pass
+
+
+class StrOfOurs(str):
+    pass
+
+
+class TupleOfOurs(tuple):
+    def __len__(self) -> int:
+        raise SystemExit("len")
+
+    def __iter__(self) -> Any:
+        raise SystemExit("iter")
+
+
+class Unhashable:
+    def __hash__(self) -> int:
+        raise LookupError("hash")
+
+
+class Lying:
+    """Says that it is a class."""
+
+    __class__ = type  # type: ignore[assignment]
+    _fields = ("a", "b")
+
+
+class Meta(type):
+    @property
+    def _fields(cls) -> Any:
+        raise LookupError("_fields")
+
+
+class WithMeta(tuple, metaclass=Meta):
+    pass
+
+
+def deep() -> Any:
+    node: Any = LEAF
+    for _ in range(100_000):
+        node = (TUPLE, tuple, (node,))
+    return node
+
+
+def bomb() -> Any:
+    node: Any = LEAF
+    for _ in range(60):
+        node = (TUPLE, tuple, (node, node))
+    return node
+
+
+def key_bomb() -> Any:
+    key: Any = ()
+    for _ in range(60):
+        key = (key, key)
+    return other_keys((key,))
+
+
+def deep_key() -> Any:
+    key: Any = ()
+    for _ in range(1_000_000):
+        key = (key,)
+    return other_keys((key,))
+
+
+def other_keys(keys: Any, owners: Any = (-1,), types: Any = ("int",)) -> Any:
+    return DICT_OF_OTHER_KEYS, keys, tuple((SCALAR, index) for index in range(len(keys))), owners, types
+
+
+FOUR = (0, 64, 128, 192)
+BAD_LAYOUTS: dict[str, Any] = {
+    "None": None,
+    "a number": 5,
+    "a list": [SCALAR, 0],
+    "an instance of a subclass of tuple": TupleOfOurs(LEAF),
+    "nothing": (),
+    "a kind alone": (SCALAR,),
+    "too long": (SCALAR, 0, 0),
+    "no kind": (7, 0),
+    "a negative kind": (-1, F4, (), 0),
+    "a kind that is a bool": (True, F4, (), 0),
+    "a kind that is a float": (5.0, 0),
+    "a kind of another class": (IntOfOurs(SCALAR), 0),
+    "a kind without a hash": ([], 0),
+    "a leaf of another number": (PICKLED, 1),
+    "a leaf of a negative number": (SCALAR, -1),
+    "a leaf of number False": (SCALAR, False),
+    "leaves in another order": (TUPLE, tuple, ((SCALAR, 1), (SCALAR, 0))),
+    "one leaf twice": (TUPLE, tuple, ((SCALAR, 0), (PICKLED, 0))),
+    "a shape that is a list": (ARRAY, F4, [3], 0),
+    "a shape that is a number": (ARRAY, F4, 3, 0),
+    "a shape of bools": (ARRAY, F4, (True,), 0),
+    "a shape of floats": (ARRAY, F4, (3.0,), 0),
+    "a shape of NumPy's numbers": (ARRAY, F4, (np.int64(3),), 0),
+    "a negative shape": (FRAMEWORK_ARRAY, F4, (-1,), 0),
+    "negative lengths": (FRAMEWORK_ARRAY, F4, (-1, -3), 0),
+    "too many dimensions": (ARRAY, F4, (1,) * 65, 0),
+    "a large shape": (ARRAY, F4, (2**38 + 1,), 0),
+    "a shape that overflows": (ARRAY, F4, (2**32, 2**32), 0),
+    "a shape that overflows to its size": (ARRAY, F4, (2**62 + 1, 4), 0),
+    "an empty shape that overflows": (ARRAY, F4, (0, 2**62), 0),
+    "a huge length": (ARRAY, F4, (10**5000,), 0),
+    "an offset": (ARRAY, F4, (3,), 64),
+    "a negative offset": (ARRAY, F4, (3,), -64),
+    "an offset that is a bool": (ARRAY, F4, (3,), False),
+    "a huge offset": (ARRAY, F4, (3,), 10**5000),
+    "arrays that overlap": (TUPLE, tuple, ((ARRAY, F4, (3,), 0), (ARRAY, F4, (3,), 0))),
+    "arrays with a gap": (TUPLE, tuple, ((ARRAY, F4, (3,), 0), (ARRAY, F4, (3,), 128))),
+    "arrays that are not aligned": (TUPLE, tuple, ((ARRAY, F4, (3,), 0), (ARRAY, F4, (3,), 12))),
+    "arrays too large together": (TUPLE, tuple, tuple((ARRAY, F4, (2**37,), 2**39 * index) for index in range(4))),
+    "a tuple of a list": (TUPLE, tuple, [LEAF]),
+    "a tuple of no nodes": (TUPLE, tuple, (5,)),
+    "a tuple of another tuple": (TUPLE, tuple, TupleOfOurs((LEAF,))),
+    "a tuple of a function": (TUPLE, os.system, (LEAF,)),
+    "a tuple of a class that is none": (TUPLE, Lying(), (LEAF, (SCALAR, 1))),
+    "a tuple of a class of other things": (TUPLE, list, (LEAF,)),
+    "a tuple of a subclass without fields": (TUPLE, TupleOfOurs, (LEAF,)),
+    "a tuple of a class with a list of fields": (TUPLE, Listed, (LEAF, (SCALAR, 1))),
+    "a tuple of a class with other fields": (TUPLE, Pair, (LEAF,)),
+    "a tuple of a class with an error": (TUPLE, WithMeta, (LEAF,)),
+    "keys that are a list": (DICT, ["a"], (LEAF,)),
+    "keys that are a string": (DICT, "a", (LEAF,)),
+    "too few keys": (DICT, (), (LEAF,)),
+    "too many keys": (DICT, ("a", "b"), (LEAF,)),
+    "a key that is a number": (DICT, (1,), (LEAF,)),
+    "a key of another class": (DICT, (StrOfOurs("a"),), (LEAF,)),
+    "a key twice": (DICT, ("a", "a"), (LEAF, (SCALAR, 1))),
+    "an equal key": other_keys((1, True), (-1, -1), ("int", "bool")),
+    "a key without a hash": other_keys(([],)),
+    "a key whose hash is an error": other_keys((Unhashable(),)),
+    "too few masks": other_keys((1,), ()),
+    "masks that are a list": other_keys((1,), [-1]),
+    "a mask of no key": other_keys((1,), (1,)),
+    "a mask of number -2": other_keys((1,), (-2,)),
+    "a mask of number False": other_keys((1,), (False,)),
+    "too many types": other_keys((1,), (-1,), ("int", "int")),
+    "a type that is no name": other_keys((1,), (-1,), (int,)),
+    "a bomb": bomb(),
+    "a bomb of keys": key_bomb(),
+    "a deep layout": deep(),
+    "a deep key": deep_key(),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LAYOUTS)
+def test_layouts_of_no_tree_are_refused(name: str):
+    tracemalloc.start()
+    try:
+        for layout in (BAD_LAYOUTS[name], (TUPLE, tuple, (BAD_LAYOUTS[name],))):
+            with pytest.raises(DamagedError, match=r"^the layout of a message ") as caught:
+                check_layout(layout)
+            assert len(str(caught.value)) < 200
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tree_that_shares_parts_arrives():
+    """Only what is sent may occur once: the parts of a tree may be one object."""
+    part, key = {"a": np.arange(3)}, ("some", ("key",))
+    tree = {"x": part, "y": (part, part), key: {key: 1}, (key, key): 2}
+    assert str(sent(tree)) == str(tree)
+
+
+@pytest.mark.fuzz
+def test_damaged_layouts():
+    """In a process of its own: NumPy crashes on some of them where they are not refused."""
+    count = examples(2000, long=100_000)
+    done = python("-m", "tests.support.damaged_layouts", str(count))
+    assert done.returncode == 0, done.stderr
+    refused, unreadable, built = map(int, done.stdout.split())
+    assert refused + unreadable + built == count
+    assert min(refused, 10 * unreadable, built) > count // 50
