@@ -69,7 +69,7 @@ DTYPES = [np.dtype(name) for name in ("f4", "f8", "i2", "S3", "U1", "V4", "O", [
 PARTS: list[Any] = [
     *(None, True, False, -1, *range(8), 64, 128, 2**31, 2**62, 2**63, 10**400, 1.5, float("nan"), "a", "_a", b"b"),
     *((), (0,), (4, 1), (-1,), (2**62, 0), [], {}, set(), np.int64(1), np.float32(2), object(), "k" * 1000),
-    *map(np.dtype, ("?", ">f8", "S0", "M8[ns]", [("a", "O")])),
+    *(np.dtype(name) for name in ("?", ">f8", "S0", "M8[ns]", "O,f4")),
     *(*DTYPES, np.dtype, np.float32),
     *(tuple, list, dict, int, Outcome, Tick, Mode, os.system, print, Mode.EVAL, ROWS, FLAGS),
     *((5, 0), (6, 0), (4, tuple, ()), (2, (), ()), (ARRAY, np.dtype("f4"), (2,), 0)),
