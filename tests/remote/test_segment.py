@@ -134,7 +134,9 @@ def test_offers_with_something_wrong_are_refused(wrong: dict[str, Any]):
     assert attach(OwnSegment(SIZE, 1).offer._replace(**wrong)) is None
 
 
-@pytest.mark.parametrize("change", [tuple, list, str, lambda offer: offer.name, lambda offer: None])
+@pytest.mark.parametrize(
+    "change", [tuple, list, str, lambda offer: None, lambda offer: tuple.__new__(Offer, offer[:3])]
+)
 def test_what_is_no_offer_is_refused(change: Callable[[Offer], Any]):
     segment = OwnSegment(SIZE, 1)
     assert attach(segment.offer) is not None

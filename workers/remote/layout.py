@@ -81,7 +81,7 @@ def check_layout(spec: Any) -> Layout:
     """Check a layout that another process sent: whatever its tree is built from is then in range.
 
     It must be one that `workers.remote.wire.to_wire` makes. No node may occur twice, so the time is bounded by what was
-    sent. Only keys run code of their classes.
+    sent. No code of other classes runs than that of keys and of named tuples.
 
     Args:
         spec: The layout, as unpickled.

@@ -343,7 +343,7 @@ def _unpickled(data: bytes) -> Any:
     try:
         return pickle.loads(data)
     except BaseException as error:  # the class is the user's
-        if isinstance(error, KeyboardInterrupt) or ends_process(error):  # neither of them is
+        if isinstance(error, KeyboardInterrupt) or ends_process(error):  # these are not
             raise
         raise _LeafError(
             "",
