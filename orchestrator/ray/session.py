@@ -15,7 +15,7 @@ from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import StepPatience, Streams, payloads
 from workers.by_agent import map_arrays
 from workers.envs.statistics import Statistics
-from workers.errors import EnvError, Failure, LifecycleError, WorkerError, close_all
+from workers.errors import Failure, LifecycleError, WorkerError, close_all
 from workers.infos import take_rows
 from workers.members import is_factory
 from workers.node import node_name
@@ -81,7 +81,7 @@ class RaySession:
         outcomes = _for_each(scopes, read, payloads(replies), last, Phase.STEP)
         try:
             return merge_outcomes(outcomes, scopes, framework)
-        except EnvError as error:
+        except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent
             rows = (0, scopes[-1].stop)
             raise WorkerError([_failure(error, None, rows, last, Phase.STEP)]) from error
 
@@ -201,7 +201,7 @@ class _RemoteAgents:
         infos_of_each = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
         rows = zip(self._split(observations), self._split(states), infos_of_each, strict=True)
         parts = self._request("act", tick, Phase.ACT, rows)
-        return [from_wire(part, self._framework) for part in parts]
+        return _for_each(self._scopes, partial(from_wire, framework=self._framework), parts, tick, Phase.ACT)
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         columns = [*map(self._split, transition[:5]), self._split_infos(transition.infos)]
@@ -240,12 +240,12 @@ class _RemoteAgents:
 def _for_each(
     scopes: Sequence[Scope], function: Callable[[Any], Any], trees: Iterable[Any], tick: Tick, phase: Phase
 ) -> list[Any]:
-    """Send or read the tree of each scope, and report all scopes whose infos cannot be sent or read."""
+    """Send or read the tree of each scope, and report all scopes whose tree cannot be sent or read."""
     results, failures, cause = [], [], None
     for scope, tree in zip(scopes, trees, strict=True):
         try:
             results.append(function(tree))
-        except EnvError as error:
+        except Exception as error:
             cause = error
             failures.append(_failure(error, scope.index, scope.rows, tick, phase))
     if failures:
@@ -253,7 +253,7 @@ def _for_each(
     return results
 
 
-def _failure(error: EnvError, scope: int | None, rows: tuple[int, int], tick: Tick, phase: Phase) -> Failure:
+def _failure(error: Exception, scope: int | None, rows: tuple[int, int], tick: Tick, phase: Phase) -> Failure:
     return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=tick.timestep, node=node_name())
 
 

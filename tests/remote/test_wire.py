@@ -21,8 +21,8 @@ from tests.support.schedule import FRAMEWORKS
 from workers.errors import EnvError
 from workers.frameworks import Framework, load_framework
 from workers.info_rows import mask_name
-from workers.remote.layout import check_layout
-from workers.remote.wire import from_wire, to_wire
+from workers.remote.layout import DICT, FRAMEWORK_ARRAY, PICKLED, SCALAR, TUPLE, DamagedError, check_layout
+from workers.remote.wire import Packed, from_wire, read_outcome, to_wire
 from workers.types import Mode, Outcome, Tick, Transition
 
 DTYPES = ["bool", "uint8", "int32", "int64", "float32", "float64"]
@@ -200,6 +200,22 @@ def test_keys_that_would_not_arrive_are_named(key: Any, reason: str):
     assert reason in str(caught.value)
 
 
+class Custom(BaseException):
+    pass
+
+
+class Leaving:
+    """Raises `kind` when it is unpickled."""
+
+    kind: type[BaseException] = Exception
+
+    def __getstate__(self) -> int:
+        return 1
+
+    def __setstate__(self, _: int) -> None:
+        raise self.kind("gone")
+
+
 def test_what_cannot_be_unpickled_is_named():
     adapter = load_framework("numpy")
     packed = to_wire((1, {"a": {2: [Unreadable()]}, "b": 1}), adapter)
@@ -207,3 +223,86 @@ def test_what_cannot_be_unpickled_is_named():
         EnvError, match=r"^infos\['a'\]\[2\] has arrived .* cannot be unpickled: LookupError: no licence"
     ):
         from_wire(packed, adapter)
+
+
+def test_what_ends_a_program_on_arrival_is_named(monkeypatch: pytest.MonkeyPatch):
+    adapter = load_framework("numpy")
+    packed = to_wire({"a": Leaving()}, adapter)
+    for kind in (SystemExit, GeneratorExit, Custom):
+        monkeypatch.setattr(Leaving, "kind", kind)
+        with pytest.raises(EnvError, match=rf"^infos\['a'\] has arrived .* cannot be unpickled: {kind.__name__}: gone"):
+            from_wire(packed, adapter)
+    monkeypatch.setattr(Leaving, "kind", KeyboardInterrupt)  # may be the user's
+    with pytest.raises(KeyboardInterrupt):
+        from_wire(packed, adapter)
+
+
+ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
+F4 = ROWS.dtype
+
+
+@pytest.mark.parametrize(
+    ("spec", "others", "data", "reason"),
+    [
+        ((SCALAR, 0), ([1],), b"", "a scalar is of type list"),
+        ((SCALAR, 0), (np.int64(1),), b"", "a scalar is of type numpy.int64"),
+        ((PICKLED, 0), (5,), b"", "a pickle is of type int"),
+        ((PICKLED, 0), (bytearray(b"N."),), b"", "a pickle is of type bytearray"),
+        ((TUPLE, tuple, ((SCALAR, 0), (SCALAR, 1))), (1,), b"", "tuple index out of range"),
+        ((FRAMEWORK_ARRAY, F4, (3, 2), 0), (), b"short", "buffer is too small"),
+        ((FRAMEWORK_ARRAY, F4, (3, 2), 0), (), None, "has no data"),
+        ((DICT, ("a",), ((FRAMEWORK_ARRAY, F4, (3, 2), 0),)), (), "text", "TypeError"),
+    ],
+)
+def test_leaves_that_do_not_fit_the_layout_are_named(spec: Any, others: Any, data: Any, reason: str):
+    layout = check_layout(spec)
+    packed = Packed(spec, others, data, layout.size)
+    with pytest.raises(DamagedError, match=rf"^a message .*{reason}"):
+        from_wire(packed, load_framework("numpy"))
+
+
+@pytest.mark.parametrize("dtype", ["U3", "S3", ">f4", "M8[s]", "g", [("a", "f4")]], ids=str)
+def test_arrays_that_the_framework_lacks_are_named(framework: str, dtype: Any):
+    layout = check_layout((FRAMEWORK_ARRAY, np.dtype(dtype), (2,), 0))
+    packed = Packed(layout.spec, (), bytearray(layout.size), layout.size)
+    with pytest.raises(DamagedError, match=r"^a message cannot be read: (Type|Value|Runtime)Error: "):
+        from_wire(packed, load_framework(framework))
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        5,
+        {"a": ROWS},
+        (ROWS, ROWS, ROWS, ROWS, {}),
+        Tick(Mode.TRAIN, 1, 2),
+        Outcome(ROWS, ROWS, ROWS, ROWS, ROWS),  # type: ignore[arg-type]
+        Outcome(ROWS, ROWS, ROWS, ROWS, ()),  # type: ignore[arg-type]
+        Outcome(ROWS, ROWS, ROWS, ROWS[:2], {}),
+        Outcome(ROWS, ROWS, ROWS, 5, {}),
+        Outcome(ROWS, ROWS, ROWS, np.float32(5), {}),
+        Outcome(ROWS, ROWS, ROWS, (ROWS,), {}),
+        Outcome._make([*[np.array(5.0)] * 4, {}]),
+        Outcome({"one": ROWS, "two": ROWS[:2]}, {}, {}, {}, {}),
+        Outcome({"one": {"two": ROWS}}, {}, {}, {}, {}),
+    ],
+    ids=str,
+)
+def test_what_is_no_outcome_is_named(tree: Any):
+    adapter = load_framework("numpy")
+    packed = to_wire(tree, adapter)
+    assert_same_tree(from_wire(packed, adapter), tree)
+    with pytest.raises(DamagedError, match="something else than the outcome of an iteration"):
+        read_outcome(packed, adapter)
+
+
+def test_outcomes_arrive():
+    adapter = load_framework("numpy")
+    by_agent = {"one": ROWS, 2: ROWS + 1}
+    for outcome in (
+        Outcome(ROWS, ROWS[:, :1], ROWS > 1, ROWS > 2, {}),
+        Outcome(by_agent, by_agent, by_agent, by_agent, {1: 5, "a": {"b": ROWS}}),  # type: ignore[dict-item]
+        Outcome({}, {}, {}, {}, {}),
+        Outcome(ROWS[:0], ROWS[:0], ROWS[:0], ROWS[:0], {}),
+    ):
+        assert_same_tree(read_outcome(to_wire(outcome, adapter), adapter), outcome)

@@ -101,7 +101,7 @@ def attach(offer: Any) -> Segment | None:
     Args:
         offer: An `Offer`, as received.
     """
-    if not (type(offer) is Offer and _is_possible(*offer)):
+    if not (type(offer) is Offer and _is_possible(tuple(offer))):
         return None
     try:
         # without O_NONBLOCK, to open a pipe would take until somebody else opens it
@@ -114,12 +114,13 @@ def attach(offer: Any) -> Segment | None:
         return None
 
 
-def _is_possible(pid: Any, fd: Any, name: Any, slot_size: Any) -> bool:
-    """Return whether these can be parts of an offer."""
-    numbers = ((pid, 1), (fd, 0), (slot_size, 1))
-    if not all(type(number) is int and least <= number <= sys.maxsize for number, least in numbers):
+def _is_possible(parts: tuple[Any, ...]) -> bool:
+    """Return whether these can be the parts of an offer."""
+    if list(map(type, parts)) != [int, int, str, int]:
         return False
-    return type(name) is str and _NAME.fullmatch(name) is not None
+    pid, fd, name, slot_size = parts
+    are_in_range = 0 < pid <= sys.maxsize and 0 <= fd <= sys.maxsize and slot_size > 0
+    return are_in_range and _NAME.fullmatch(name) is not None
 
 
 def _is_offered(fd: int, offer: Offer) -> bool:

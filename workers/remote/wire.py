@@ -1,6 +1,6 @@
-"""The wire format of array trees: a description of the tree and one block of bytes.
+"""The wire format of array trees: the layout of the tree and one block of bytes.
 
-The description is the same in every iteration, so it need not be sent again. Framework arrays travel as NumPy arrays
+The layout is the same in every iteration, so it need not be sent again. Framework arrays travel as NumPy arrays
 and are rebuilt on arrival.
 """
 
@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
@@ -26,13 +27,13 @@ from workers.remote.layout import (
     DICT_OF_OTHER_KEYS,
     FRAMEWORK_ARRAY,
     MOST_LEVELS,
+    NUMBERS,
     PICKLED,
     SCALAR,
     TUPLE,
     DamagedError,
     goes_as_bytes,
     is_small,
-    is_tuple_class,
 )
 from workers.types import Outcome
 
@@ -59,7 +60,7 @@ class Packed(NamedTuple):
     """A tree in wire format.
 
     Attributes:
-        spec: Structure of the tree, with dtype, shape and offset of each array: nested tuples that can be compared.
+        spec: Layout of the tree; see `workers.remote.layout`.
         others: The leaves that are not arrays, and arrays of objects: scalars as they are, anything else pickled.
         data: The bytes of all arrays; None if they are in memory that sender and receiver share.
         size: Number of these bytes.
@@ -108,7 +109,7 @@ def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps =
     stops = [0]
     others: list[Any] = []
     try:
-        spec = _flatten(tree, framework, dumps, arrays, stops, others, 1)
+        spec = _flatten(tree, framework, dumps, arrays, stops, others)
     except _LeafError as error:
         raise error.error() from error.__cause__
     size = stops[-1]
@@ -126,19 +127,17 @@ def _flatten(
     arrays: list[npt.NDArray[Any]],
     stops: list[int],
     others: list[Any],
-    level: int,
+    level: int = 1,
 ) -> tuple[Any, ...]:
     """Return the layout of a tree and append its leaves to the lists."""
-    is_pickled = isinstance(tree, np.ndarray) and not goes_as_bytes(tree.dtype)
+    is_pickled = isinstance(tree, np.ndarray) and tree.dtype not in NUMBERS and not goes_as_bytes(tree.dtype)
     if framework.is_array(tree) and not is_pickled:
         kind, array = FRAMEWORK_ARRAY, framework.to_numpy(tree)
-    elif level > MOST_LEVELS:
-        raise _LeafError("", f" has more than {MOST_LEVELS} levels; remove some, {_REMEDY}")
     elif isinstance(tree, dict):
-        values = []
+        values, level = [], _next(level)
         try:
             for value in tree.values():
-                values.append(_flatten(value, framework, dumps, arrays, stops, others, level + 1))
+                values.append(_flatten(value, framework, dumps, arrays, stops, others, level))
         except _LeafError as error:
             error.keys.insert(0, tuple(tree)[len(values)])
             raise
@@ -146,8 +145,11 @@ def _flatten(
             return DICT, tuple(tree), tuple(values)
         return DICT_OF_OTHER_KEYS, tuple(tree), tuple(values), *_described(tree, dumps)
     elif isinstance(tree, tuple):
-        values = [_flatten(value, framework, dumps, arrays, stops, others, level + 1) for value in tree]
-        return TUPLE, type(tree) if is_tuple_class(type(tree), len(values)) else tuple, tuple(values)
+        level = _next(level)
+        values = [_flatten(value, framework, dumps, arrays, stops, others, level) for value in tree]
+        fields = getattr(tree, "_fields", None)
+        is_named = type(fields) is tuple and len(fields) == len(values)
+        return TUPLE, type(tree) if is_named else tuple, tuple(values)
     elif isinstance(tree, np.ndarray) and not is_pickled:
         kind, array = ARRAY, tree
     elif isinstance(tree, FrameworkArray):
@@ -162,11 +164,17 @@ def _flatten(
     return kind, array.dtype, array.shape, start
 
 
+def _next(level: int) -> int:
+    if level == MOST_LEVELS:
+        raise _LeafError("", f" has more than {MOST_LEVELS} levels; remove some, {_REMEDY}")
+    return level + 1
+
+
 def _described(keys: Iterable[Any], dumps: Dumps) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return for each key whose mask it is, as an index or -1, and the name of its type.
 
     On arrival, a mask gets its name from the key that has arrived: ``str`` of a set depends on the process. The types
-    tell the descriptions of equal keys, such as 1 and True, apart.
+    tell the layouts of equal keys, such as 1 and True, apart.
     """
     for key in keys:
         if not _is_plain(key):
@@ -239,7 +247,7 @@ def from_wire(packed: Packed, framework: Framework) -> Any:
 
     Raises:
         EnvError: A leaf cannot be unpickled. The message has its keys.
-        DamagedError: The leaves do not fit the layout, or the framework lacks a dtype.
+        DamagedError: The leaves do not fit the layout, or the framework cannot make one of the arrays.
     """
 
     def make(kind: int, array: npt.NDArray[Any]) -> Any:
@@ -259,15 +267,30 @@ def read_outcome(packed: Packed, framework: Framework) -> Outcome:
 
     Raises:
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
-        DamagedError: As in `from_wire`, or it is no outcome.
+        DamagedError: As in `from_wire`, or it is not an outcome.
     """
-    kind, form, *parts = packed.spec
-    if kind != TUPLE or form is not Outcome:
-        raise DamagedError("a worker sent something else than the outcome of an iteration")
-    *arrays, infos = parts[0]
-    values = [_tree(spec, packed, _as_it_is) for spec in arrays]
-    values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
-    return Outcome._make(values)
+    spec = packed.spec
+    if spec[0] != TUPLE or spec[1] is not Outcome or not (_are_rows(spec[2][:-1]) and _is_dict(spec[2][-1])):
+        raise DamagedError("a worker has sent something else than the outcome of an iteration")
+    *arrays, infos = spec[2]
+    values = _tree((TUPLE, tuple, arrays), packed, _as_it_is)
+    return Outcome._make((*values, from_wire(packed._replace(spec=infos), framework) if infos[1] else {}))
+
+
+def _is_dict(spec: tuple[Any, ...]) -> bool:
+    return spec[0] in (DICT, DICT_OF_OTHER_KEYS)
+
+
+@lru_cache(maxsize=256)
+def _are_rows(specs: tuple[tuple[Any, ...], ...]) -> bool:
+    """Return whether these are layouts of arrays, or dictionaries of arrays, with the same number of rows."""
+    rows = set()
+    for spec in specs:
+        for array in spec[2] if _is_dict(spec) else (spec,):
+            if array[0] > FRAMEWORK_ARRAY or not array[2]:
+                return False
+            rows.add(array[2][0])
+    return len(rows) <= 1
 
 
 def _as_it_is(_: int, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -276,14 +299,16 @@ def _as_it_is(_: int, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _tree(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> Any:
     """Return the tree of a layout."""
+    if packed.data is None and packed.size:  # NumPy would take any memory
+        raise DamagedError("a message has no data")
     try:
         return _build(spec, packed, make)
     except _LeafError as error:
         raise error.error() from error.__cause__
-    except EnvError:
+    except EnvError:  # from the framework
         raise
-    except (TypeError, ValueError, LookupError) as error:
-        raise DamagedError(f"the arrays of a message are damaged: {type(error).__name__}: {error}") from error
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise DamagedError(f"a message cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _build(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> Any:
@@ -318,7 +343,7 @@ def _unpickled(data: bytes) -> Any:
     try:
         return pickle.loads(data)
     except BaseException as error:  # the class is the user's
-        if isinstance(error, KeyboardInterrupt) or ends_process(error):  # neither of them is
+        if isinstance(error, KeyboardInterrupt) or ends_process(error):  # these are not
             raise
         raise _LeafError(
             "",

@@ -1,0 +1,74 @@
+"""What a session does with the replies of its workers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.ray.session import RaySession
+from workers.errors import WorkerError
+from workers.frameworks import load_framework
+from workers.remote.service import Reply
+from workers.remote.wire import Packed, to_wire
+from workers.types import Mode, Outcome, Scope, Tick
+
+TORCH = load_framework("torch")
+SCOPES = [Scope(0, 0, 3), Scope(1, 3, 6)]
+
+
+class Replies:
+    """Streams whose workers reply with given payloads."""
+
+    def __init__(self, payloads: list[Any]) -> None:
+        self.payloads = payloads
+
+    def send(self, *_: Any) -> int:
+        return 1
+
+    def receive(self, seq: int, *_: Any, **__: Any) -> list[Reply]:
+        return [Reply("ok", seq, payload) for payload in self.payloads]
+
+
+def outcome(columns: int, *, rows: int = 3) -> Packed:
+    ones = np.ones((rows, columns), np.float32)
+    return to_wire(Outcome(ones, ones[:, :1], ones[:, :1] > 2, ones[:, :1] > 2, {}), TORCH)
+
+
+def result_of(payloads: list[Any]) -> Outcome:
+    plan: Any = SimpleNamespace(env=None, framework=TORCH, scopes=SCOPES)
+    streams: Any = Replies(payloads)
+    session = RaySession(plan, None, streams, [], step_timeout=1, release=lambda: None)
+    session.submit(Tick(Mode.TRAIN, 7, 9))
+    return session.result()
+
+
+def test_outcomes_are_merged():
+    assert result_of([outcome(4), outcome(4)]).observations.shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (outcome(4)._replace(data=b"short"), "a message cannot be read: TypeError: buffer is too small"),
+        (to_wire((1, 2), TORCH), "a worker has sent something else than the outcome of an iteration"),
+        (5, "AttributeError"),
+    ],
+)
+def test_outcomes_that_cannot_be_read_name_their_scope(payload: Any, message: str):
+    with pytest.raises(WorkerError) as caught:
+        result_of([outcome(4), payload])
+    (failure,) = caught.value.failures
+    assert (failure.scope, failure.rows, failure.phase, failure.timestep) == (1, (3, 6), "step", 7)
+    assert message in f"{failure.kind}: {failure.message}"
+    with pytest.raises(WorkerError) as caught:
+        result_of([payload, payload])
+    assert [one.scope for one in caught.value.failures] == [0, 1]
+
+
+def test_outcomes_that_do_not_fit_each_other_are_named():
+    with pytest.raises(WorkerError, match="all scopes") as caught:
+        result_of([outcome(4), outcome(5)])
+    assert caught.value.failures[0].timestep == 7
