@@ -10,7 +10,6 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
@@ -41,6 +40,7 @@ __all__ = ["FrameworkArray", "Packed", "from_wire", "read_outcome", "to_wire"]
 
 _SCALARS = {bool, int, float, str, bytes, type(None)}
 _STRING = {str}
+_DICTS = (DICT, DICT_OF_OTHER_KEYS)
 _MOST_KEYS = 10
 """How deep to look for an object that cannot be pickled, and how many keys a message has."""
 
@@ -253,7 +253,7 @@ def from_wire(packed: Packed, framework: Framework) -> Any:
     def make(kind: int, array: npt.NDArray[Any]) -> Any:
         return framework.from_numpy(array) if kind == FRAMEWORK_ARRAY else array.copy()
 
-    return _tree(packed.spec, packed, make)
+    return _trees([packed.spec], packed, make)[0]
 
 
 def read_outcome(packed: Packed, framework: Framework) -> Outcome:
@@ -269,40 +269,38 @@ def read_outcome(packed: Packed, framework: Framework) -> Outcome:
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
         DamagedError: As in `from_wire`, or it is not an outcome.
     """
-    spec = packed.spec
-    if spec[0] != TUPLE or spec[1] is not Outcome or not (_are_rows(spec[2][:-1]) and _is_dict(spec[2][-1])):
+    if not _is_outcome(packed.spec):
         raise DamagedError("a worker has sent something else than the outcome of an iteration")
-    *arrays, infos = spec[2]
-    values = _tree((TUPLE, tuple, arrays), packed, _as_it_is)
-    return Outcome._make((*values, from_wire(packed._replace(spec=infos), framework) if infos[1] else {}))
+    *arrays, infos = packed.spec[2]
+    values = _trees(arrays, packed, _as_it_is)
+    values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
+    return Outcome._make(values)
 
 
-def _is_dict(spec: tuple[Any, ...]) -> bool:
-    return spec[0] in (DICT, DICT_OF_OTHER_KEYS)
-
-
-@lru_cache(maxsize=256)
-def _are_rows(specs: tuple[tuple[Any, ...], ...]) -> bool:
-    """Return whether these are layouts of arrays, or dictionaries of arrays, with the same number of rows."""
+def _is_outcome(spec: tuple[Any, ...]) -> bool:
+    """Return whether a tree is an outcome: arrays with equally many rows, or dictionaries of such arrays, and infos."""
+    if spec[0] != TUPLE or spec[1] is not Outcome:
+        return False
+    *columns, infos = spec[2]
     rows = set()
-    for spec in specs:
-        for array in spec[2] if _is_dict(spec) else (spec,):
+    for column in columns:
+        for array in column[2] if column[0] in _DICTS else (column,):
             if array[0] > FRAMEWORK_ARRAY or not array[2]:
                 return False
             rows.add(array[2][0])
-    return len(rows) <= 1
+    return len(rows) <= 1 and infos[0] in _DICTS
 
 
 def _as_it_is(_: int, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
-def _tree(spec: tuple[Any, ...], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> Any:
-    """Return the tree of a layout."""
+def _trees(specs: Iterable[tuple[Any, ...]], packed: Packed, make: Callable[[int, npt.NDArray[Any]], Any]) -> list[Any]:
+    """Return the trees of some layouts."""
     if packed.data is None and packed.size:  # NumPy would take any memory
         raise DamagedError("a message has no data")
     try:
-        return _build(spec, packed, make)
+        return [_build(spec, packed, make) for spec in specs]
     except _LeafError as error:
         raise error.error() from error.__cause__
     except EnvError:  # from the framework
