@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.connections import KEY
+from tests.support.connections import KEY, Bomb
 from tests.support.processes import PATIENCE, ROOT
 from tests.support.schedule import IS_LONG, examples, full_or_short
 from workers.remote import listener as listening
@@ -247,16 +247,6 @@ def test_nobody_is_let_in_after_it_was_shut(door: Door, kind: str):
         assert stranger.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
         dial(door.by(kind), KEY, WORK, timeout=PATIENCE)
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.fuzz

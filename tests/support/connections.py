@@ -1,15 +1,23 @@
-"""Connections between a driver and a worker: both ends in one process, and what stands between them."""
+"""Connections between a driver and a worker: both ends in one process, and what stands between them or attacks them."""
 
 from __future__ import annotations
 
+import pickle
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from orchestrator.ray.connection import Link
+from tests.support.agents import NullAgent
 from tests.support.processes import PATIENCE
+from tests.support.service import spec
 from workers.remote.handshake import SERVE, WORK, Session, handshake
+from workers.remote.server import Server
+from workers.remote.service import Reply, Service
 from workers.remote.sockets import prepare
 
 KEY = b"k" * 32
@@ -69,6 +77,59 @@ def in_background(function: Any, *args: Any, **options: Any) -> Any:
         return value
 
     return result
+
+
+class BuiltWorker:
+    """A server on its own thread, whose worker is built."""
+
+    def __init__(self) -> None:
+        self.service = Service(pickle.dumps)
+        self.server = Server(self.service, pickle.dumps)
+        self.address = self.server.open("127.0.0.1", KEY)
+        self._thread = threading.Thread(target=self.server.serve, daemon=True)
+        self._thread.start()
+        self.seq = 0
+        assert self.ask("build", spec(NullAgent)).status == "ok"
+
+    def ask(self, method: str, *args: Any) -> Reply:
+        """Ask over a connection of its own."""
+        link = Link(self.address, KEY)
+        seq = self.service._last + 1
+        link.send(seq, method, args, ack=seq)
+        reply = link.receive(seq, PATIENCE)
+        link.close()
+        assert reply is not None
+        return reply
+
+    def close(self) -> None:
+        self.server.shut()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+
+class Bounded:
+    """Fails if a piece of code needs 64 MB more memory than it was given. `tracemalloc` must be running."""
+
+    def __init__(self, given: int) -> None:
+        self._given = given
+
+    def __enter__(self) -> None:
+        tracemalloc.reset_peak()
+        self._before, _ = tracemalloc.get_traced_memory()
+
+    def __exit__(self, *_: Any) -> None:
+        _, most = tracemalloc.get_traced_memory()
+        assert most - self._before - self._given < 64 * 1024 * 1024
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
 
 
 class Relay:
