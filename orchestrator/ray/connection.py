@@ -10,7 +10,6 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import ray
-from ray import cloudpickle
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.shm import Place, ReplyMemory
@@ -24,6 +23,7 @@ from orchestrator.ray.transport import (
     cause_of_death,
     unreadable,
 )
+from workers.remote.actor import dumps_by_value
 from workers.remote.channel import Channel, Message, UnreadableError
 from workers.remote.control import Controls
 from workers.remote.dialing import Address, dial
@@ -190,7 +190,7 @@ class Link:
     def _connect(self) -> bool:
         """Make a connection and return whether the worker is on this machine."""
         sock, session = dial(self._address, self._key, WORK, timeout=_CONNECT_TIMEOUT, signs_arrays=self._sign_arrays)
-        self._channel = Channel(sock, session, cloudpickle.dumps)
+        self._channel = Channel(sock, session, dumps_by_value)
         return sock.family == socket.AF_UNIX
 
     def _lose(self, error: Exception) -> None:

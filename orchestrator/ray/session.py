@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from ray import cloudpickle
-
 from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import StepPatience, Streams, payloads
 from workers.by_agent import map_arrays
 from workers.envs.statistics import Statistics
 from workers.errors import Failure, LifecycleError, WorkerError, close_all
+from workers.frameworks import load_framework
 from workers.infos import take_rows
 from workers.members import is_factory
 from workers.node import node_name
+from workers.remote.actor import dumps_by_value
 from workers.remote.wire import FrameworkArray, from_wire, read_outcome, to_wire
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
@@ -123,7 +123,8 @@ class RaySession:
         """Return the running statistics of each row's wrappers."""
         if self._worker is not None:
             return self._worker.statistics()
-        return [row for rows in self._request("statistics") for row in rows]
+        numpy = load_framework("numpy")
+        return [row for rows in self._request("statistics") for row in from_wire(rows, numpy)]
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
@@ -219,7 +220,7 @@ class _RemoteAgents:
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
-        pack = partial(to_wire, framework=self._framework, dumps=cloudpickle.dumps)
+        pack = partial(to_wire, framework=self._framework, dumps=dumps_by_value)
         each = _for_each(self._scopes, pack, trees, tick, phase)
         timestep = tick.timestep
         replies: list[Any] = self._streams.request(

@@ -5,7 +5,6 @@ Some are damaged on their way; others come from a peer with the key, which signs
 
 from __future__ import annotations
 
-import pickle
 import random
 import socket
 import struct
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError
 from tests.support.connections import KEY, Bounded, BuiltWorker
@@ -27,6 +27,7 @@ from tests.support.schedule import examples
 from tests.support.service import tick
 from workers.errors import EnvError, Failure
 from workers.frameworks import load_framework
+from workers.pickling import dumps
 from workers.remote.channel import Channel
 from workers.remote.control import Controls
 from workers.remote.dialing import dial
@@ -137,7 +138,7 @@ def test_a_worker_survives_damaged_messages(worker: BuiltWorker):
     for number in range(examples(400, long=5000)):
         method, args, packed, offer = random.choice(REQUESTS)
         sock, session = dial(worker.address, KEY, WORK, timeout=PATIENCE, signs_arrays=True)
-        channel = Damaging(sock, session, pickle.dumps)
+        channel = Damaging(sock, session, dumps)
         if number % 3:
             channel.damage = random.choice(DAMAGES)
         else:
@@ -168,7 +169,7 @@ def test_control_survives_damaged_messages(worker: BuiltWorker):
     random.seed(4)
     for number in range(examples(100, long=1000)):
         sock, session = dial(worker.address, KEY, CONTROL, timeout=PATIENCE)
-        channel = Damaging(sock, session, pickle.dumps)
+        channel = Damaging(sock, session, dumps)
         if number % 2:
             channel.damage = random.choice(DAMAGES)
         else:
@@ -186,8 +187,11 @@ def test_control_survives_damaged_messages(worker: BuiltWorker):
 
 
 OUTCOME = Outcome(
-    *(TORCH.from_numpy(ROWS + i) for i in range(4)),
-    {"a": ROWS + 4, "_a": np.array([True, False, True]), "text": np.array(["x", None, 3], object), 5: {"b": 2.5}},
+    TORCH.from_numpy(ROWS),
+    TORCH.from_numpy(ROWS + 1),
+    TORCH.from_numpy(ROWS + 2),
+    TORCH.from_numpy(ROWS + 3),
+    {"a": ROWS + 4, "_a": np.array([True, False, True]), "text": np.array(["x", None, 3], object), "b": {5: 2.5}},
 )
 FAILURE = Failure(scope=1, rows=(3, 5), phase="act", timestep=7, node="here", kind="ValueError", message="oh no")
 REPLIES: tuple[tuple[str, Any], ...] = (
@@ -216,7 +220,7 @@ class FalseWorker:
         threading.Thread(target=self._serve, args=(sock, session), daemon=True).start()
 
     def _serve(self, sock: socket.socket, session: Any) -> None:
-        channel = Damaging(sock, session, pickle.dumps)
+        channel = Damaging(sock, session, dumps)
         with suppress(OSError, EOFError):
             while (message := channel.receive()) is not None:
                 is_first = message.seq > self._sent_damaged
@@ -237,7 +241,9 @@ class FalseWorker:
 
 @pytest.mark.fuzz
 @pytest.mark.usefixtures("_measured")
-def test_a_driver_survives_damaged_messages():
+def test_a_driver_survives_damaged_messages(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(connection, "cause_of_death", lambda *_: None)
     random.seed(5)
     worker = FalseWorker()
     link = Link(worker.address, KEY, sign_arrays=True)

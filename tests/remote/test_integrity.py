@@ -55,7 +55,7 @@ def test_a_man_in_the_middle_who_relays_the_handshake_is_refused(
         controls = Controls({0: (address, KEY)})
         if link is None:
             assert controls.ping([0], PATIENCE)[0] is not None
-        played = []
+        played: list[int] = []
 
         def change(data: bytes, is_worker: bool, trick: Any = trick, played: list[int] = played) -> bytes:
             if is_worker == to_worker or played:
@@ -137,7 +137,7 @@ def test_unreadable_layouts_and_damaged_ones_are_told_apart():
     """A class that is missing here is an error of one message; what no layout is ends the connection."""
     ends = pair()
     one, other = (Channel(*end, pickle.dumps) for end in zip(ends, sessions(), strict=True))
-    one._dumps = lambda _: b"cnowhere\nNobody\n."
+    one._dumps = lambda _: b"\x80\x04\x8c\x07nowhere\x8c\x06Nobody\x93."
     one.send(1, b"", Packed(("one",), (), b"", 0))
     with pytest.raises(UnreadableError, match="nowhere"):
         other.receive(PATIENCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import socket
 import threading
 import tracemalloc
@@ -15,6 +14,7 @@ from orchestrator.ray.connection import Link
 from tests.support.agents import NullAgent
 from tests.support.processes import PATIENCE
 from tests.support.service import spec
+from workers.pickling import dumps
 from workers.remote.handshake import SERVE, WORK, Session, handshake
 from workers.remote.server import Server
 from workers.remote.service import Reply, Service
@@ -83,8 +83,8 @@ class BuiltWorker:
     """A server on its own thread, whose worker is built."""
 
     def __init__(self) -> None:
-        self.service = Service(pickle.dumps)
-        self.server = Server(self.service, pickle.dumps)
+        self.service = Service(dumps)
+        self.server = Server(self.service, dumps)
         self.address = self.server.open("127.0.0.1", KEY)
         self._thread = threading.Thread(target=self.server.serve, daemon=True)
         self._thread.start()
@@ -115,11 +115,10 @@ class Bounded:
 
     def __enter__(self) -> None:
         tracemalloc.reset_peak()
-        self._before, _ = tracemalloc.get_traced_memory()
+        self._before = tracemalloc.get_traced_memory()[0]
 
     def __exit__(self, *_: Any) -> None:
-        _, most = tracemalloc.get_traced_memory()
-        assert most - self._before - self._given < 64 * 1024 * 1024
+        assert tracemalloc.get_traced_memory()[1] - self._before - self._given < 64 * 1024 * 1024
 
 
 class Bomb:

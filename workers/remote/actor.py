@@ -11,6 +11,7 @@ from ray import cloudpickle
 
 from workers.errors import ends_process
 from workers.node import socket_domain
+from workers.pickling import dumper
 from workers.remote.control import Controls
 from workers.remote.dialing import Address
 from workers.remote.log import LogCollector
@@ -18,7 +19,10 @@ from workers.remote.server import Server
 from workers.remote.service import Busy, Service
 from workers.threads import THREAD_VARIABLES
 
-__all__ = ["ControlActor", "WorkerActor"]
+__all__ = ["ControlActor", "WorkerActor", "dumps_by_value"]
+
+dumps_by_value = dumper(cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
+"""Pickle a value, with classes and functions that the receiver cannot import; see `dumper`."""
 
 
 @ray.remote
@@ -36,8 +40,8 @@ class WorkerActor:
         asyncio.set_event_loop(asyncio.new_event_loop())  # as on the main thread of any program; Ray has removed it
         log = LogCollector()
         log.install()
-        self._service = Service(cloudpickle.dumps, log)
-        self._server = Server(self._service, cloudpickle.dumps)
+        self._service = Service(dumps_by_value, log)
+        self._server = Server(self._service, dumps_by_value)
 
     def open(self, key: bytes, domain: str | None) -> tuple[Address, str]:
         """Listen for the driver that knows the key. Return an address that it can reach, and the node's id.

@@ -11,7 +11,6 @@ says so.
 
 from __future__ import annotations
 
-import pickle
 import socket
 import struct
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from hmac import compare_digest
 from typing import Any, NamedTuple
 
 from workers.errors import ends_process, message_of
+from workers.pickling import dumps, loads
 from workers.remote.handshake import Session
 from workers.remote.layout import DamagedError, Layout, check_layout
 from workers.remote.sockets import set_timeout
@@ -136,7 +136,7 @@ class Channel:
         if packed is None:
             return _HEADER.pack(seq, ack, slot, -1, len(plain), 0, 0, 0, False) + plain, None
         spec, others, data, size = packed
-        pickled_others = pickle.dumps(others, pickle.HIGHEST_PROTOCOL) if others else b""
+        pickled_others = dumps(others) if others else b""
         number, pickled_spec = self._sent.get(spec, -1), b""
         if number < 0:
             pickled_spec = self._dumps(spec)
@@ -211,9 +211,9 @@ class Channel:
         middle = _HEAD + plain_size + spec_size
         try:
             if spec_size:
-                layout = check_layout(pickle.loads(message[_HEAD + plain_size : middle]))
+                layout = check_layout(loads(message[_HEAD + plain_size : middle]))
                 self._received[number] = layout
-            others = pickle.loads(message[middle:]) if others_size else ()
+            others = loads(message[middle:]) if others_size else ()
         except DamagedError:
             raise
         except self._catches as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 import struct
 from collections.abc import Mapping, Sequence
 from time import monotonic
 
+from workers.pickling import dumps
 from workers.remote.channel import Channel, UnreadableError
 from workers.remote.dialing import Address, dial
 from workers.remote.handshake import CONTROL
@@ -82,7 +82,7 @@ class _Control:
         try:
             if self._channel is None:
                 connection = dial(self._address, self._key, CONTROL, timeout=_CONNECT_TIMEOUT)
-                self._channel = Channel(*connection, pickle.dumps, stall_timeout=_CONNECT_TIMEOUT)
+                self._channel = Channel(*connection, dumps, stall_timeout=_CONNECT_TIMEOUT)
             self._channel.send(self._number, _HALT.pack(halted))
         except OSError:
             self.hang_up()

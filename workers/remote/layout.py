@@ -2,7 +2,7 @@
 
 A layout is made of nested tuples, which begin with a kind of node:
 
-- ``(ARRAY | FRAMEWORK_ARRAY, dtype, shape, offset)``
+- ``(ARRAY | FRAMEWORK_ARRAY, character of a dtype of numbers or another dtype, shape, offset)``
 - ``(DICT, keys, nodes)`` if all keys are strings, else ``(DICT_OF_OTHER_KEYS, keys, nodes, owners, type names)``
 - ``(TUPLE, class, nodes)``
 - ``(SCALAR | PICKLED, index)``
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from workers.pickling import NUMBERS
+
 __all__ = [
     "ALIGNMENT",
     "ARRAY",
@@ -24,7 +26,6 @@ __all__ = [
     "DICT_OF_OTHER_KEYS",
     "FRAMEWORK_ARRAY",
     "MOST_LEVELS",
-    "NUMBERS",
     "PICKLED",
     "SCALAR",
     "TUPLE",
@@ -43,8 +44,6 @@ ALIGNMENT = 64
 MOST_LEVELS = 100
 """How deep a tree may be."""
 
-NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))
-"""The dtypes of numbers, which go as bytes; see `goes_as_bytes`."""
 
 _LENGTHS = {ARRAY: 4, FRAMEWORK_ARRAY: 4, DICT: 3, DICT_OF_OTHER_KEYS: 5, TUPLE: 3, SCALAR: 2, PICKLED: 2}
 _MOST_BYTES = 2**40
@@ -105,7 +104,7 @@ class _Checks:
         self.size = 0
         self.others = 0
         self._seen: set[int] = set()
-        self._dtypes: set[int] = set()
+        self._sizes: dict[int, int] = {}  # of the dtypes that were checked
 
     def children(self, node: Any) -> tuple[Any, ...]:
         """Check a node and return the nodes in it."""
@@ -130,13 +129,18 @@ class _Checks:
         return nodes
 
     def _add_array(self, dtype: Any, shape: Any, offset: Any) -> None:
-        if id(dtype) not in self._dtypes:  # equal ones have been pickled once
+        if type(dtype) is str:
+            _require(dtype in NUMBERS, "a dtype is not one that is sent as bytes")
+            itemsize = NUMBERS[dtype].itemsize
+        elif id(dtype) not in self._sizes:  # equal ones have been pickled once
             _require(_is_sound(dtype) and dtype.subdtype is None, "a dtype is not one that is sent as bytes")
-            self._dtypes.add(id(dtype))
+            itemsize = self._sizes[id(dtype)] = dtype.itemsize
+        else:
+            itemsize = self._sizes[id(dtype)]
         _require(_is_shape(shape), "a shape is none")
-        _require(prod(filter(None, shape)) * dtype.itemsize <= _MOST_ELEMENTS, "a shape is too large")
+        _require(prod(filter(None, shape)) * itemsize <= _MOST_ELEMENTS, "a shape is too large")
         _require(type(offset) is int and offset == self.size, "the arrays do not follow each other")
-        size = prod(shape) * dtype.itemsize
+        size = prod(shape) * itemsize
         self.size += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         _require(self.size <= _MOST_BYTES, "the arrays are too large")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 import struct
+from types import NoneType
 from typing import Any
 
 from workers.errors import Failure, type_name
+from workers.pickling import dumps, loads
 from workers.remote.layout import DamagedError
 from workers.remote.log import LogEntry
 from workers.remote.segment import Offer
@@ -21,6 +22,14 @@ _NO_PICKLE = b"\0"
 """First byte of an iteration request; pickles start with another."""
 
 
+_FAILURE = [
+    *((name, (int, NoneType)) for name in ("scope", "timestep")),
+    *((name, (str,)) for name in ("phase", "node", "kind", "message", "traceback")),
+    ("rows", (tuple,)),
+]
+"""Fields of a failure and their types."""
+
+
 def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None) -> bytes:
     """Encode a request.
 
@@ -32,7 +41,7 @@ def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None)
     if method == "tick" and offer is None:
         (mode, timestep, timesteps), count = args
         return _TICK.pack(_NO_PICKLE, mode is Mode.TRAIN, timestep, timesteps, count)
-    return pickle.dumps((method, args, offer), pickle.HIGHEST_PROTOCOL)
+    return dumps((method, args, offer))
 
 
 def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
@@ -45,7 +54,7 @@ def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
     if data[:1] == _NO_PICKLE and len(data) == _TICK.size:
         _, is_training, timestep, timesteps, count = _TICK.unpack(data)
         return "tick", (Tick(Mode.TRAIN if is_training else Mode.EVAL, timestep, timesteps), count), None
-    request = pickle.loads(data)
+    request = loads(data)
     if type(request) is not tuple or [*map(type, request[:2])] != [str, tuple] or len(request) != 3:
         raise DamagedError(f"a request is a {type_name(type(request))}; expected its method, arguments and offer")
     method, args, offer = request
@@ -56,8 +65,8 @@ def dump_reply(reply: Reply) -> tuple[bytes, Packed | None]:
     """Encode a reply; its packed arrays are returned separately."""
     status, _, payload, log = reply
     if isinstance(payload, Packed):
-        return pickle.dumps(log, pickle.HIGHEST_PROTOCOL) if log else b"", payload
-    return pickle.dumps((status, payload, log), pickle.HIGHEST_PROTOCOL), None
+        return dumps(log) if log else b"", payload
+    return dumps((status, payload, log)), None
 
 
 def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
@@ -67,8 +76,8 @@ def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
         Exception: It cannot be unpickled.
     """
     if packed is not None:
-        return Reply("ok", seq, packed, pickle.loads(data) if data else ())
-    status, payload, log = pickle.loads(data)
+        return Reply("ok", seq, packed, loads(data) if data else ())
+    status, payload, log = loads(data)
     return Reply(status, seq, payload, log)
 
 
@@ -88,13 +97,9 @@ def check_reply(reply: Reply, method: str) -> None:
 
 
 def _is_failure(value: Any) -> bool:
-    if type(value) is not Failure:
+    if type(value) is not Failure or any(type(getattr(value, name, ...)) not in kinds for name, kinds in _FAILURE):
         return False
-    scope, rows, timestep = value.scope, value.rows, value.timestep
-    texts = value.phase, value.node, value.kind, value.message, value.traceback
-    numbers_or_none = all(one is None or type(one) is int for one in (scope, timestep))
-    are_rows = type(rows) is tuple and [*map(type, rows)] == [int, int]
-    return numbers_or_none and are_rows and all(type(text) is str for text in texts)
+    return [*map(type, value.rows)] == [int, int]
 
 
 def _is_entry(value: Any) -> bool:

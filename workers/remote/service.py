@@ -10,7 +10,6 @@ without being handled twice.
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from time import monotonic
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
-from workers.envs.statistics import Statistics
 from workers.errors import Failure, WorkerError, close_or_log, ends_process
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
+from workers.pickling import loads
 from workers.remote.log import LogCollector, LogEntry
 from workers.remote.wire import Packed, from_wire, to_wire
 from workers.scope.agent_group import AgentGroup
@@ -41,7 +40,7 @@ PAYLOADS: dict[str, type | tuple[type, ...]] = {
     "learn": NoneType,
     "collect": dict,
     "store": tuple,
-    "statistics": list,
+    "statistics": Packed,
     "restart": NoneType,
     "export": ExportedAgent,
     "close": NoneType,
@@ -227,14 +226,14 @@ class Service:
             return self._build_scope(spec, framework)
 
     def _build_scope(self, spec: WorkerSpec, framework: Framework) -> Description:
-        cfg, agent = pickle.loads(spec.cfg), pickle.loads(spec.agent)
-        space = None if spec.observation_space is None else pickle.loads(spec.observation_space)
+        cfg, agent = loads(spec.cfg), loads(spec.agent)
+        space = None if spec.observation_space is None else loads(spec.observation_space)
         action_space = None
         env_slice = None
         if spec.env is not None:
             self._doing = "building its environments"
             env_slice = EnvSlice(
-                pickle.loads(spec.env),
+                loads(spec.env),
                 framework,
                 cfg=cfg,
                 seed=spec.seed,
@@ -295,8 +294,8 @@ class Service:
     def _store(self) -> tuple[str, bytes]:
         return self._built_runner.agent_file()
 
-    def _statistics(self) -> list[Statistics]:
-        return self._owned_worker.statistics()
+    def _statistics(self) -> Packed:
+        return to_wire(tuple(self._owned_worker.statistics()), load_framework("numpy"), self._into, dumps=self._dumps)
 
     def _restart(self) -> None:
         if self._worker is None:

@@ -6,7 +6,6 @@ and are rebuilt on arrival.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +18,8 @@ import numpy.typing as npt
 from workers.errors import EnvError, ends_process, message_of, type_name
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
+from workers.pickling import NUMBER_DTYPES, loads
+from workers.pickling import dumps as plain_dumps
 from workers.remote.layout import (
     ALIGNMENT,
     ARRAY,
@@ -26,7 +27,6 @@ from workers.remote.layout import (
     DICT_OF_OTHER_KEYS,
     FRAMEWORK_ARRAY,
     MOST_LEVELS,
-    NUMBERS,
     PICKLED,
     SCALAR,
     TUPLE,
@@ -92,7 +92,7 @@ class _LeafError(Exception):
         return EnvError(before + "infos" + "".join(keys) + after)
 
 
-def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps = pickle.dumps) -> Packed:
+def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps = plain_dumps) -> Packed:
     """Copy all arrays of `tree` into one block. Tuples (including named tuples) and dictionaries may nest.
 
     Args:
@@ -130,7 +130,7 @@ def _flatten(
     level: int = 1,
 ) -> tuple[Any, ...]:
     """Return the layout of a tree and append its leaves to the lists."""
-    is_pickled = isinstance(tree, np.ndarray) and tree.dtype not in NUMBERS and not goes_as_bytes(tree.dtype)
+    is_pickled = isinstance(tree, np.ndarray) and tree.dtype not in NUMBER_DTYPES and not goes_as_bytes(tree.dtype)
     if framework.is_array(tree) and not is_pickled:
         kind, array = FRAMEWORK_ARRAY, framework.to_numpy(tree)
     elif isinstance(tree, dict):
@@ -161,7 +161,8 @@ def _flatten(
     start = stops[-1]
     arrays.append(array)
     stops.append(start + (array.nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
-    return kind, array.dtype, array.shape, start
+    dtype = array.dtype
+    return kind, dtype.char if dtype in NUMBER_DTYPES and not dtype.metadata else dtype, array.shape, start
 
 
 def _next(level: int) -> int:
@@ -196,7 +197,7 @@ def _check_key(key: Any, dumps: Dumps) -> None:
     if not is_small(key):
         raise _LeafError(before, f"{after}: it has too many parts; {remedy}")
     try:
-        if pickle.loads(dumps(key)) == key:
+        if loads(dumps(key)) == key:
             return
     except Exception as error:  # the class is the user's
         raise _LeafError(before, f"{after}: {type(error).__name__}: {error}; {remedy}") from error
@@ -206,7 +207,7 @@ def _check_key(key: Any, dumps: Dumps) -> None:
 def _pickled(leaf: Any, dumps: Dumps) -> bytes:
     try:
         if isinstance(leaf, np.ndarray) and _SCALARS.issuperset(map(type, leaf.flat)):
-            return pickle.dumps(leaf, pickle.HIGHEST_PROTOCOL)  # as `dumps`, but faster
+            return plain_dumps(leaf)  # as `dumps`, but faster
         return dumps(leaf)
     except Exception as error:
         keys, culprit, reason = _culprit(leaf, error, dumps)
@@ -339,7 +340,7 @@ def _unpickled(data: bytes) -> Any:
     if type(data) is not bytes:
         raise TypeError(f"a pickle is of type {type_name(type(data))}")
     try:
-        return pickle.loads(data)
+        return loads(data)
     except BaseException as error:  # the class is the user's
         if isinstance(error, KeyboardInterrupt) or ends_process(error):  # these are not
             raise

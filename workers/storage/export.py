@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 from workers.errors import AgentError
+from workers.pickling import dumps, loads
 
 __all__ = [
     "ExportedAgent",
@@ -76,12 +76,12 @@ def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
 
 def _loaded(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
     if exported.kind == "pickle":
-        return pickle.loads(exported.data)
+        return loads(exported.data)
     agent = make()
     if exported.kind == "state":
-        agent.load_state_dict(pickle.loads(exported.data))
+        agent.load_state_dict(loads(exported.data))
     elif exported.kind == "modules":
-        load_modules(agent, pickle.loads(exported.data))
+        load_modules(agent, loads(exported.data))
     else:
         load_file(agent, exported.data)
     return agent
@@ -175,13 +175,13 @@ def _load(modules: dict[str, Any], states: dict[str, Any]) -> None:
 def _dump_state(agent: Any) -> bytes:
     if not hasattr(agent, "load_state_dict"):
         raise AttributeError("it has no load_state_dict()")
-    return pickle.dumps(agent.state_dict())
+    return dumps(agent.state_dict())
 
 
 def _dump_modules(agent: Any) -> bytes:
     if not agent.checkpoint_modules:
         raise ValueError("checkpoint_modules is empty")
-    return pickle.dumps(module_states(agent))
+    return dumps(module_states(agent))
 
 
 def dump_file(agent: Any) -> bytes:
