@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -271,7 +271,7 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
     except LockstepError as error:
         raise ConfigError(hide(f"{key}: {error}", secrets_in(config.kwargs))) from error
     except Exception as error:  # the user's environments may raise anything
-        told = hide(_told(error), secrets_in(config.kwargs))
+        told = _told(error, secrets_in(config.kwargs))
         raise ConfigError(
             f"{key}: {config.id or config.factory} cannot be built with env.kwargs {redacted(config.kwargs)}: {told}"
         ) from error
@@ -304,11 +304,11 @@ def build_orchestrator(config: OrchestratorConfig) -> Orchestrator:
     return orchestrator
 
 
-def _told(error: BaseException) -> str:
-    """Describe an error in the user's code in one line: what and where."""
+def _told(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Describe an error in the user's code in one line, without secrets: what and where."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     where = f" (at {frames[-1].filename}:{frames[-1].lineno})"
     if isinstance(error, ModuleNotFoundError):
         where = f"; the module search path includes {os.getcwd()}"
-    text = str(error).replace("\n", "\\n")  # it may repeat keys of the configuration
+    text = hide(str(error), secrets).replace("\n", "\\n")
     return f"{type(error).__name__}: {text}{where}"
