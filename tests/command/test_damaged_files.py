@@ -21,10 +21,10 @@ from trainer.command.run_config import load_config
 from workers.errors import ConfigError
 
 SNIPPETS = [
-    "&a [*a]", "*a", "&a ", "<<: *a\n", "<<: [*a, *a]\n", "? [1]\n: 2\n", "!!int ''", "!!bool x", "!!timestamp x", "!!set {a}",
-    "!!omap [a: 1]", "!!binary x", "!!python/none", "!x", "2001-99-99", "1:59:59", "0x" + "f" * 5000, "9" * 5000, "1e999",
-    "\\x00", "\t", "'", '"', '"\\ud800"', "[" * 200, "{" * 200, "- " * 200, "|\n", ">\n", "%YAML 9.9\n---\n", "---\n", "...\n",
-    "#", ": ", ",", "\u202e", "\x1b", "\ufeff", "=", "~", "[[1,", "{a: b, a: b}",
+    "&a [*a]", "*a", "&a ", "<<: *a\n", "<<: [*a, *a]\n", "? [1]\n: 2\n", "!!int ''", "!!bool x", "!!timestamp x",
+    "!!set {a}", "!!omap [a: 1]", "!!binary x", "!!python/none", "!x", "2001-99-99", "1:59:59", "0x" + "f" * 5000,
+    "9" * 5000, "1e999", "\\x00", "\t", "'", '"', '"\\ud800"', "[" * 200, "{" * 200, "- " * 200, "|\n", ">\n",
+    "%YAML 9.9\n---\n", "---\n", "...\n", "#", ": ", ",", "\u202e", "\x1b", "\ufeff", "=", "~", "[[1,", "{a: b, a: b}",
 ]  # fmt: skip
 """What a parser of YAML has to cope with."""
 
@@ -50,10 +50,10 @@ def test_a_damaged_configuration_is_refused_or_read(tmp_path: Path):
     path, measured, refused = tmp_path / "config.yaml", Within(), 0
     for seed in range(examples(40, long=500)):
         rng = random.Random(seed)
-        path.write_bytes(damaged_yaml(rng))
+        path.write_bytes(data := damaged_yaml(rng))
         overrides = [f"env.kwargs.a={rng.choice(SNIPPETS)}"] if rng.random() < 0.2 else []
         told = ""
-        with measured.limits():
+        with measured.limits(len(data)):
             try:
                 load_config(read_config(str(path)), overrides)
             except ConfigError as error:
@@ -71,9 +71,10 @@ def test_a_damaged_status_is_refused_or_read(tmp_path: Path):
     for seed in range(examples(40, long=500)):
         rng = random.Random(seed)
         text = json.dumps(damaged_data(good, rng) if rng.random() < 0.5 else rng.choice([good, *JUNK]))
-        directory.write("status.json", text if rng.random() < 0.5 else damaged_bytes(text.encode(), rng))
+        data = text.encode() if rng.random() < 0.5 else damaged_bytes(text.encode(), rng)
+        directory.write("status.json", data)
         status, told = {"state": "failed", "timestep": 0}, ""
-        with measured.limits():
+        with measured.limits(len(data)):
             try:
                 status = directory.status()
             except ConfigError as error:

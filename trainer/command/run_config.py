@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -231,6 +232,7 @@ def parse(kind: type[Any], data: Any, key: str = "") -> Any:
         ) from None
 
 
+@cache
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     """Return an adapter for a list of `kind`: pydantic applies a config only to dataclasses nested in the type."""
     many: Any = list[kind]  # type: ignore[valid-type]
