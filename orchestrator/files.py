@@ -27,8 +27,8 @@ __all__ = [
     "replace_at",
 ]
 
-LARGEST_TEXT = 2**18
-"""Most bytes of a configuration or a status. Both have a few thousand."""
+LARGEST_TEXT = 2**19
+"""Most bytes of a configuration or a status. Most have a few thousand."""
 
 _PIPE_SECONDS = 0.8
 """Seconds within which a pipe must come to its end."""

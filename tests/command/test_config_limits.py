@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.files import LARGEST_TEXT
 from tests.command.test_run_config import GOOD
 from tests.support.command import run
 from trainer.command.run_config import RunConfig, dump_config, load_config, parse
 from workers.errors import ConfigError
-
-SIZE = 2**18
-"""Greatest size of a configuration."""
 
 
 def bomb(levels: int, indent: str = "") -> str:
@@ -26,29 +24,32 @@ def bomb(levels: int, indent: str = "") -> str:
     return "".join(f"{indent}{line}\n" for line in lines)
 
 
-TOO_MANY = "there are more than 10000 values, counting what aliases stand for"
+TOO_MANY = "there are more than 20000 keys and values, counting what aliases stand for"
 TOO_DEEP = "values are nested deeper than 50 levels"
 TOO_LONG = "the number is too long"
 TEXTS = {
     # sizes
     "aliases": (bomb(9), rf"line 5, column \d+: {TOO_MANY}"),
     "aliases in env.kwargs": (f"env:\n  id: a\n  kwargs:\n{bomb(9, '    ')}", TOO_MANY),
-    "aliases of a long text": (f"a: &a {'x' * 2**17}\nb: [{'*a, ' * 9}]", TOO_MANY),
+    "aliases of a long text": (f"a: &a {'x' * 2**17}\nb: [{'*a, ' * 12}]", TOO_MANY),
     "merged mappings": (
         "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 9)),
         TOO_MANY,
     ),
-    "values": (f"env: [{'a,' * 10_001}]", TOO_MANY),
-    "anchors": ("\n".join(f"k{i}: &a{i} x" for i in range(SIZE // 20)), TOO_MANY),
-    "text": ("#" * (SIZE + 1), f"the config has {SIZE + 1} characters; expected at most {SIZE}"),
-    "open lists": ("env: " + "[" * (SIZE - 5), TOO_DEEP),
+    "values": (f"env: [{'a,' * 20_001}]", TOO_MANY),
+    "anchors": ("\n".join(f"k{i}: &a{i} x" for i in range(LARGEST_TEXT // 20)), TOO_MANY),
+    "text": (
+        "#" * (LARGEST_TEXT + 1),
+        f"the config has {LARGEST_TEXT + 1} characters; expected at most {LARGEST_TEXT}",
+    ),
+    "open lists": ("env: " + "[" * (LARGEST_TEXT - 5), TOO_DEEP),
     "nested lists": (f"env: {'[' * 60}{']' * 60}", TOO_DEEP),
     "nested mappings": ("".join(f"{' ' * i}a:\n" for i in range(600)), TOO_DEEP),
-    "dashes": ("- " * (SIZE // 2), TOO_DEEP),
+    "dashes": ("- " * (LARGEST_TEXT // 2), TOO_DEEP),
     "digits": ("seed: " + "9" * 5000, f"line 1, column 7: {TOO_LONG}"),
-    "hexadecimal digits": ("seed: 0x" + "f" * (SIZE - 8), TOO_LONG),
-    "base 60": ("seed: 1" + ":59" * (SIZE // 3 - 3), TOO_LONG),
-    "base 60 with a fraction": ("seed: 1" + ":59" * (SIZE // 3 - 4) + ".5", TOO_LONG),
+    "hexadecimal digits": ("seed: 0x" + "f" * (LARGEST_TEXT - 8), TOO_LONG),
+    "base 60": ("seed: 1" + ":59" * (LARGEST_TEXT // 3 - 3), TOO_LONG),
+    "base 60 with a fraction": ("seed: 1" + ":59" * (LARGEST_TEXT // 3 - 4) + ".5", TOO_LONG),
     # loops
     "an anchor in itself": ("&a [*a]", "line 1, column 5: an anchor contains itself"),
     "a merged mapping in itself": ("a: &a {<<: *a}", "an anchor contains itself"),
@@ -170,35 +171,29 @@ def test_an_override_beyond_the_limits(override: str, message: str):
     assert "hunter2" not in str(caught.value)
 
 
-def test_what_is_stored_can_be_read_again():
-    config = load_config(f"env: {{id: CartPole-v1, kwargs: {{a: [{'1,' * 3000}]}}}}")
+def test_what_is_stored_can_be_read_again(monkeypatch: pytest.MonkeyPatch):
+    config = load_config(f"env: {{id: CartPole-v1, kwargs: {{a: [{'1,' * 300}]}}}}")
     assert load_config(dump_config(config)) == config
-    many = load_config(f"env: {{id: CartPole-v1, num_envs: 400}}\nagents: [{'{},' * 400}]")
-    with pytest.raises(ConfigError, match=f"the config with all defaults is not valid YAML: .*{TOO_MANY}"):
+    monkeypatch.setattr("trainer.command.config_file._MOST_VALUES", 500)
+    many = load_config(f"env: {{id: CartPole-v1, num_envs: 100}}\nagents: [{'{},' * 100}]")
+    with pytest.raises(
+        ConfigError, match=r"the config with all defaults is not valid YAML: .* more than 500 keys and v"
+    ):
         dump_config(many)
 
 
-def test_the_command_takes_a_configuration_from_a_pipe(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    path = tmp_path / "pipe"
+def test_the_command_takes_a_configuration_from_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, folder = tmp_path / "pipe", tmp_path / "run"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that the writer need not wait for the command
-    with path.open("wb") as file:
-        file.write(config.read_bytes())
     try:
-        code, lines, _ = run(
-            capsys,
-            "train",
-            f"/dev/fd/{reader}",
-            "--set",
-            f"logging.directory={tmp_path / 'run'}",
-            "evaluation.episodes=0",
-        )
+        path.write_text("{env: {id: CartPole-v1, num_envs: 2}, trainer: {timesteps: 0, headless: true}}")
+        settings = [f"logging.directory={folder}", "evaluation.episodes=0"]
+        code, lines, _ = run(capsys, "train", f"/dev/fd/{reader}", "--set", *settings)
     finally:
         os.close(reader)
     assert code == 0
-    assert f"run directory: {tmp_path / 'run'}" in lines
+    assert f"run directory: {folder}" in lines
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "doctor"])

@@ -13,8 +13,8 @@ from workers.errors import ConfigError
 
 __all__ = ["dump_yaml", "load_yaml", "read_config"]
 
-_MOST_VALUES = 10_000
-"""Most values in a configuration, with aliases written out; a long text counts as several."""
+_MOST_VALUES = 20_000
+"""Most keys and values in a configuration, counting what aliases stand for; a long text counts as several."""
 
 _CHARACTERS = 64
 """Number of characters of a text that count as one more value."""
@@ -97,7 +97,7 @@ class _Loader(yaml.SafeLoader):
         else:
             self._values += 1 + (len(node.value) // _CHARACTERS if isinstance(node, yaml.ScalarNode) else 0)
             self._sizes[node] = self._values - before
-        too_many = f"there are more than {_MOST_VALUES} values, counting what aliases stand for"
+        too_many = f"there are more than {_MOST_VALUES} keys and values, counting what aliases stand for"
         _check(self._values <= _MOST_VALUES, too_many, mark)
         return node
 
