@@ -162,8 +162,9 @@ class RunDirectory:
         name = f"agents/{scope}/{_STATISTICS}"
         if not self._filesystem.exists(f"{self._path}/{name}"):
             return []
+        data = self._read_agent(name)
         try:
-            rows: list[Statistics] = decode_state(self._read_agent(name), load_framework("numpy"))
+            rows: list[Statistics] = decode_state(data, load_framework("numpy"))
             if not are_statistics(rows):
                 raise AgentError("the file does not hold the statistics of environments")
         except AgentError as error:
@@ -219,7 +220,7 @@ class RunDirectory:
         try:
             return self._read(name)
         except OSError as error:
-            raise AgentError(f"the file cannot be read: {error}") from error
+            raise AgentError(f"{self.url}/{name} cannot be read: {error}") from error
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:

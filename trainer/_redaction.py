@@ -75,7 +75,15 @@ def redacted(value: Any, *, within: bool = False) -> Any:
         return [redacted(item, within=within) for item in value]
     if within and value is not None and not isinstance(value, bool):
         return _HIDDEN
-    return hide(value, secrets_in(value)) if isinstance(value, str) else value
+    if isinstance(value, str):
+        for pattern in _IN_TEXT:
+            value = pattern.sub(_without_group, value)
+    return value
+
+
+def _without_group(match: re.Match[str]) -> str:
+    start, stop = (place - match.start() for place in match.span(1))
+    return f"{match[0][:start]}{_HIDDEN}{match[0][stop:]}"
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:

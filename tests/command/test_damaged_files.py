@@ -73,7 +73,8 @@ def test_a_damaged_status_is_refused_or_read(tmp_path: Path):
         text = json.dumps(damaged_data(good, rng) if rng.random() < 0.5 else rng.choice([good, *JUNK]))
         data = text.encode() if rng.random() < 0.5 else damaged_bytes(text.encode(), rng)
         directory.write("status.json", data)
-        status, told = {"state": "failed", "timestep": 0}, ""
+        status: dict[str, Any] = {"state": "failed", "timestep": 0}
+        told = ""
         with measured.limits(len(data)):
             try:
                 status = directory.status()

@@ -62,6 +62,7 @@ def test_secrets_are_found_by_their_keys_and_by_what_is_before_them():
     assert "host=h password=*** dbname=d" in text
     for told in (str(KWARGS), json.dumps(KWARGS), repr(SECRET), ascii(SECRET), f"<{SECRET}>"):
         assert leaks(hide(told, secrets_in(KWARGS))) == []
+    assert redacted("https://bob:pw@host") == "https://bob:***@host"
     assert redacted({"token": None, "passwords": [True, 3, "a"]}) == {"token": None, "passwords": [True, "***", "***"]}
 
 

@@ -183,8 +183,13 @@ def test_no_link_is_followed_when_a_file_is_written(tmp_path: Path, monkeypatch:
 
 
 def test_temporary_names_differ_and_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen = []
-    monkeypatch.setattr(os, "replace", lambda source, target: seen.append(source) or os.rename(source, target))
+    seen: list[str] = []
+
+    def noted(source: str, target: str) -> None:
+        seen.append(source)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
     run = RunDirectory(str(tmp_path / "run"))
     for _ in range(20):
         run.write("config.yaml", "x: 1")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from trainer import __version__
 from trainer._console import conceal, shown
@@ -73,10 +73,10 @@ def _terminate(number: int, _frame: object) -> NoReturn:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser whose messages show arguments without what a terminal obeys."""
+    """Parser whose errors show arguments without what a terminal obeys."""
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        super()._print_message(shown(message), file)
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
 
 
 class _HelpWithDefaults(_Parser):

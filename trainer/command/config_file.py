@@ -71,8 +71,12 @@ def dump_yaml(data: Any) -> str:
     Raises:
         ConfigError: It is too large for `load_yaml`.
     """
-    text = yaml.safe_dump(_plain(data), sort_keys=False)
-    _parse(text, "the config with all defaults")
+    what = "the config with all defaults"
+    try:
+        text = yaml.safe_dump(_plain(data), sort_keys=False)
+    except RecursionError:
+        raise ConfigError(f"{what} is nested deeper than {_DEEPEST} levels") from None
+    _parse(text, what)
     return text
 
 

@@ -219,7 +219,8 @@ def parse(kind: type[Any], data: Any, key: str = "") -> Any:
     """
     try:
         # as JSON, so that a list is accepted for a tuple
-        return _adapter(kind).validate_json(json.dumps([data], default=str))[0]
+        adapter = _adapter(kind)  # type: ignore[arg-type]  # mypy does not know that a type is hashable
+        return adapter.validate_json(json.dumps([data], default=str))[0]
     except ValidationError as error:
         details = error.errors(include_url=False)
         lines = [_explain(kind, key, detail) for detail in details[:_MOST_TOLD]]
@@ -233,9 +234,9 @@ def parse(kind: type[Any], data: Any, key: str = "") -> Any:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Return an adapter for a list of `kind`: pydantic applies a config only to dataclasses nested in the type."""
-    many: Any = list[kind]  # type: ignore[valid-type]
+    many: Any = list[kind]
     return TypeAdapter(many, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
 
 
@@ -304,7 +305,8 @@ def dump_config(config: RunConfig) -> str:
 
 def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
     """Yield lines of YAML that show every key with its default and its meaning."""
-    properties = _adapter(kind).json_schema()["$defs"][kind.__name__]["properties"]
+    adapter = _adapter(kind)  # type: ignore[arg-type]
+    properties = adapter.json_schema()["$defs"][kind.__name__]["properties"]
     types = get_type_hints(kind)
     for item in dataclasses.fields(kind):
         nested = types[item.name]
