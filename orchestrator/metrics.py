@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from orchestrator.files import open_url
 
 __all__ = ["MetricsWriter"]
 
@@ -43,10 +43,13 @@ class MetricsWriter:
 
         Args:
             directory: A folder, or a URL that fsspec supports. Rows are appended to an existing ``metrics.csv``.
+
+        Raises:
+            ConfigError: The kind of URL is unknown, or a package that it needs is not installed.
         """
-        self._directory = os.path.expanduser(directory.rstrip("/"))  # fsspec does the same for the CSV
-        self._filesystem, path = fsspec.core.url_to_fs(directory)
-        self._csv = f"{path.rstrip('/')}/metrics.csv"
+        url, self._filesystem, path = open_url(directory)
+        self._directory = path if isinstance(self._filesystem, LocalFileSystem) else url
+        self._csv = f"{path}/metrics.csv"
         self._events: dict[int, EventFileWriter] = {}
 
     def write(self, timestep: int, scalars: Sequence[Mapping[str, float]]) -> None:

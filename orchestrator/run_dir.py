@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec.core
-
+from orchestrator.files import LARGEST_TEXT, make_folder, open_url, read_at, replace_at
 from orchestrator.metrics import MetricsWriter
 from orchestrator.origin import LARGEST, ORIGIN, Origin
-from workers.envs.statistics import Statistics
+from workers.envs.statistics import Statistics, are_statistics
 from workers.errors import AgentError, ConfigError, DivergedError
 from workers.frameworks import Framework, load_framework
 from workers.storage.agent_file import FILE_NAMES, OWN, STATE, load_agent, offers_state
@@ -23,6 +23,7 @@ CONFIG = "config.yaml"
 """Name of the configuration in a run directory."""
 
 _STATISTICS = "statistics.safetensors"
+_STATES = ("running", "interrupted", "failed", "finished")
 _MOST_TOLD = 5
 """Number of values of a diverged agent that an error names."""
 
@@ -41,37 +42,40 @@ class RunDirectory:
         evaluation.json   the returns that were printed at the end
         origin.json       proof that this user wrote the files that can run code: config.yaml and every agent.bin
 
-    Files are replaced as a whole, so they can be read at any time.
+    Files are replaced as a whole, so they can be read at any time. On a local disk only this user can enter the
+    directory, unless it is shared or existed before. Whatever is there may come from somebody else: it is read within
+    limits, and checked.
 
     Attributes:
         url: Location of the directory.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, shared: bool = False) -> None:
         """Point to a folder, which need not exist.
 
         Args:
             url: A path, or a URL that fsspec supports.
+            shared: Whether other users may read the directory if it is made here, as far as the umask allows.
 
         Raises:
             ConfigError: The kind of URL is unknown, or a package that it needs is not installed.
         """
-        self.url = url.rstrip("/")
-        try:
-            self._filesystem, path = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError, OSError) as error:
-            raise ConfigError(f"the run directory {url!r} cannot be opened: {error}") from error
-        self._path = path.rstrip("/")
-        self._origin = Origin(self._read_origin, lambda record: self.write(ORIGIN, record))
+        self.url, self._filesystem, self._path = open_url(url)
+        self._private = not shared
+        self._origin = Origin(lambda: self._read(ORIGIN, LARGEST), lambda record: self.write(ORIGIN, record))
 
     def check_new(self) -> None:
         """Check that the directory is empty or does not exist.
 
         Raises:
-            ConfigError: It exists and is not empty.
+            ConfigError: It exists and is not empty, or cannot be read.
         """
         files = self._filesystem
-        if files.exists(self._path) and (not files.isdir(self._path) or files.ls(self._path, detail=False)):
+        try:
+            taken = files.exists(self._path) and (not files.isdir(self._path) or files.ls(self._path, detail=False))
+        except Exception as error:  # filesystems of other packages may raise anything
+            raise ConfigError(f"the run directory {self.url!r} cannot be read: {error}") from error
+        if taken:
             raise ConfigError(f"the run directory {self.url!r} already exists and is not empty; choose another one")
 
     def create(self, config: str) -> None:
@@ -97,7 +101,7 @@ class RunDirectory:
             ConfigError: This is not a run directory.
         """
         try:
-            return self._read(CONFIG).decode()
+            return self._read(CONFIG, LARGEST_TEXT).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {CONFIG} ({error})") from error
 
@@ -107,13 +111,14 @@ class RunDirectory:
         Raises:
             ConfigError: This is not a run directory.
         """
-        try:
-            status: dict[str, Any] = dict(json.loads(self._read("status.json")))
-        except (OSError, TypeError, ValueError) as error:
+        status = self._read_json("status.json")
+        state, timestep = status.get("state"), status.get("timestep")
+        if state not in _STATES or type(timestep) is not int or timestep < 0:
             raise ConfigError(
-                f"{self.url!r} is not a run directory: it has no readable status.json ({error})"
-            ) from error
-        return status
+                f"{self.url!r} is not a run directory: its status.json has state {reprlib.repr(state)} and "
+                f"timestep {reprlib.repr(timestep)}; expected one of {', '.join(_STATES)}, and an integer of at least 0"
+            )
+        return {"state": state, "timestep": timestep}
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file, replacing it as a whole.
@@ -122,10 +127,9 @@ class RunDirectory:
             OSError: The file cannot be written.
         """
         path = f"{self._path}/{name}"
-        self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-        with self._filesystem.open(f"{path}.part", "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        self._filesystem.mv(f"{path}.part", path)
+        make_folder(self._filesystem, self._path, private=self._private)
+        make_folder(self._filesystem, path.rpartition("/")[0], private=False)
+        replace_at(self._filesystem, path, content.encode() if isinstance(content, str) else content)
 
     def metrics(self) -> MetricsWriter:
         """Return a writer for the scalars of the run."""
@@ -167,7 +171,13 @@ class RunDirectory:
         name = f"agents/{scope}/{_STATISTICS}"
         if not self._filesystem.exists(f"{self._path}/{name}"):
             return []
-        rows: list[Statistics] = decode_state(self._read(name), load_framework("numpy"))
+        data = self._read_agent(name)
+        try:
+            rows: list[Statistics] = decode_state(data, load_framework("numpy"))
+            if not are_statistics(rows):
+                raise AgentError("the file does not hold the statistics of environments")
+        except AgentError as error:
+            raise AgentError(f"{self.url}/{name}: {error}") from error
         return rows
 
     def load_agent(self, agent: Any, scope: int, framework: Framework, *, trust: bool = False) -> None:
@@ -215,7 +225,7 @@ class RunDirectory:
         """
         for name in (f"agents/{scope}/{file}" for file in FILE_NAMES):
             if self._filesystem.exists(f"{self._path}/{name}"):
-                return name, self._read(name)
+                return name, self._read_agent(name)
         raise AgentError(f"{self.url}/agents/{scope} has none of {', '.join(FILE_NAMES)}: no agent is stored there")
 
     def digest(self, scope: int) -> str:
@@ -234,7 +244,7 @@ class RunDirectory:
             if not found or not self._filesystem.exists(f"{self._path}/{path}"):
                 continue
             try:
-                stored = nonfinite_values(self._read(path))
+                stored = nonfinite_values(self._read_agent(path))
             except AgentError:  # damaged: nothing good is lost
                 continue
             # an infinity may be a constant of the agent, such as a mask
@@ -248,15 +258,25 @@ class RunDirectory:
         if told:
             raise DivergedError("\n".join(told))
 
-    def _read_origin(self) -> bytes:
-        path = f"{self._path}/{ORIGIN}"
-        if (kind := self._filesystem.info(path)["type"]) != "file":
-            raise ValueError(f"it is not a regular file ({kind})")
-        with self._filesystem.open(path, "rb") as file:
-            data: bytes = file.read(LARGEST + 1)
-        return data
+    def _read_agent(self, name: str) -> bytes:
+        try:
+            return self._read(name)
+        except OSError as error:
+            raise AgentError(f"{self.url}/{name} cannot be read: {error}") from error
 
-    def _read(self, name: str) -> bytes:
-        with self._filesystem.open(f"{self._path}/{name}", "rb") as file:
-            data: bytes = file.read()
-        return data
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._read(name, LARGEST_TEXT))
+            if not isinstance(found, dict):
+                raise TypeError(f"it is a {type(found).__name__}; expected a dictionary")
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {name} ({error})") from error
+        return found
+
+    def _read(self, name: str, most: int | None = None) -> bytes:
+        """Return the content of a file of `most` bytes at most.
+
+        Raises:
+            OSError: It cannot be read, or is not such a file.
+        """
+        return read_at(self._filesystem, f"{self._path}/{name}", most)

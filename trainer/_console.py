@@ -1,14 +1,33 @@
-"""Console output of Lockstep's log messages, from level INFO, for programs that do not configure logging."""
+"""Console output: of Lockstep's log messages, for programs that do not configure logging, and of the command."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["show_messages"]
+from trainer._redaction import escaped, hide
+
+__all__ = ["conceal", "show_messages", "shown"]
 
 _logger = logging.getLogger("lockstep")
+_concealed: list[str] = []
+
+
+def conceal(secrets: Iterable[str]) -> None:
+    """Replace these secrets, and no others, in everything that is shown from now on."""
+    _concealed[:] = set(secrets)
+
+
+def shown(text: str) -> str:
+    """Return a text, which may come from a file or an exception, in the form in which it is shown."""
+    return escaped(hide(text, _concealed))
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 class _Console(logging.StreamHandler[Any]):
@@ -16,7 +35,7 @@ class _Console(logging.StreamHandler[Any]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
-        self.setFormatter(logging.Formatter("lockstep: %(message)s"))
+        self.setFormatter(_Formatter("lockstep: %(message)s"))
 
     @property
     def stream(self) -> Any:
@@ -29,7 +48,7 @@ class _Console(logging.StreamHandler[Any]):
 
 
 def show_messages() -> None:
-    """Show the messages of the ``lockstep`` logger, unless the program has configured logging already."""
+    """Show the ``lockstep`` logger's messages from level INFO, unless the program has configured logging already."""
     if logging.getLogger().handlers or _logger.handlers or _logger.level != logging.NOTSET:
         return
     _logger.addHandler(_Console())

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from trainer import __version__
+from trainer._console import conceal, shown
+from trainer._redaction import secrets_in
+
+if TYPE_CHECKING:
+    from trainer.command.run_config import RunConfig
 
 __all__ = ["main"]
 
@@ -28,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 1 after a failure, 2 if the command line or a configuration is invalid, 128 plus
         the signal number if a signal ended the command.
     """
+    conceal(())  # what an earlier call has set
     options = _parser().parse_args(arguments)
+    conceal(secrets_in(vars(options)))
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(options)
@@ -41,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         for line in options.verb(options):
-            print(line, flush=True)
+            print(shown(line), flush=True)
     except (ConfigError, ScopeError, EnvError, AgentError) as error:
         return _failed(error, _USAGE_ERROR)
     except (LockstepError, OSError) as error:
@@ -54,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _failed(error: object, code: int) -> int:
-    text = getattr(error, "report", None) or str(error)
+    text = shown(getattr(error, "report", None) or str(error))
     for line in text.splitlines():
         print(f"lockstep: {line}", file=sys.stderr, flush=True)
     return code
@@ -64,7 +72,14 @@ def _terminate(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-class _HelpWithDefaults(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors show arguments without what a terminal obeys."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
+
+
+class _HelpWithDefaults(_Parser):
     """Parser whose help ends with every configuration key and its default."""
 
     def format_help(self) -> str:
@@ -86,7 +101,7 @@ class _HelpWithDefaults(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lockstep", description="Train simultaneous reinforcement-learning agents, in one process or with Ray."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -122,31 +137,31 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> Iterator[str]:
     """Train the agents of a configuration, store them with their metrics in a run directory, and evaluate them."""
     from orchestrator.run_dir import RunDirectory
-    from trainer.command.run_config import load_config
+    from trainer.command.config_file import read_config
     from trainer.command.training import train
     from trainer.command.trust import check_config
 
-    text = _read(options.config)
-    config = load_config(text, options.overrides)
+    text = read_config(options.config)
+    config = _load(text, options)
     if not options.trust:
         check_config(options.config, text, config, options.overrides)
     path = Path(options.config).absolute()
     name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    yield from train(config, RunDirectory(config.logging.directory or name))
+    url = name if config.logging.directory is None else config.logging.directory
+    yield from train(config, RunDirectory(url, shared=config.logging.shared))
 
 
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     """Evaluate the stored agents of a run, exactly as at the end of training."""
     from orchestrator.run_dir import RunDirectory
     from trainer.command.evaluation import evaluate
-    from trainer.command.run_config import load_config
     from trainer.command.training import report
     from trainer.command.trust import check_run
 
     directory = RunDirectory(options.run_dir)
     text = directory.config()
-    config = load_config(text, options.overrides)
+    config = _load(text, options)
     if not options.trust:
         check_run(directory, text, config, options.overrides)
     yield from report(evaluate(config, directory, trust=options.trust), config, directory)
@@ -154,33 +169,33 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
     """Check versions, frameworks, devices, threads, shared memory, write access, Ray and, if given, a configuration."""
+    from trainer.command.config_file import read_config
     from trainer.command.doctor import Finding, examine
-    from trainer.command.run_config import load_config
     from trainer.command.trust import check_config
     from workers.errors import ConfigError
 
     config, broken = None, []
     if options.config:
         try:
-            text = _read(options.config)
-            config = load_config(text, options.overrides)
+            text = read_config(options.config)
+            config = _load(text, options)
         except ConfigError as error:
             remedy = "change these keys; `lockstep train --help` lists all keys"
             broken = [Finding("configuration", str(error), remedy)]
     if config is not None and not options.trust:
         check_config(options.config, text, config, options.overrides)
     healthy = True
-    for finding in itertools.chain(examine(config), broken):
+    for finding in itertools.chain(broken, examine(config)):
         healthy &= finding.healthy
         yield str(finding)
     if not healthy:
         raise SystemExit(_FAILURE)
 
 
-def _read(path: str) -> str:
-    from workers.errors import ConfigError
+def _load(text: str, options: argparse.Namespace) -> RunConfig:
+    """Return the configuration with the overrides, and conceal its secrets."""
+    from trainer.command.run_config import load_config
 
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the config {path!r} cannot be read: {error}") from error
+    config = load_config(text, options.overrides)
+    conceal(secrets_in([vars(options), dataclasses.asdict(config)]))
+    return config

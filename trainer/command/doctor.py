@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import fsspec.core
-
+from orchestrator.files import check_writable, open_url
 from orchestrator.run_dir import RunDirectory
 from trainer.command.run import build_orchestrator, prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
@@ -112,15 +111,9 @@ def _write_access(directory: str | None) -> Finding:
             RunDirectory(directory).check_new()
         except ConfigError:
             taken = f"; {directory!r} is not empty: lockstep train needs another logging.directory"
-        filesystem, path = fsspec.core.url_to_fs(directory)
-        folder = path.rstrip("/")
-        while not filesystem.exists(folder) and "/" in folder.lstrip("/"):
-            folder = folder.rpartition("/")[0]
-        probe = f"{folder}/.lockstep-{uuid.uuid4().hex}"
-        with filesystem.open(probe, "wb") as file:
-            file.write(b"lockstep")
-        filesystem.rm(probe)
-    except (OSError, ValueError, ImportError) as error:
+        _, filesystem, path = open_url(directory)
+        folder = check_writable(filesystem, path)
+    except (OSError, ConfigError) as error:
         remedy = "set logging.directory to a new directory that this user can write to"
         return Finding(subject, f"{directory!r} cannot be written: {type(error).__name__}: {error}", remedy)
     return Finding(subject, f"run directories can be created in {folder}{taken}")

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,8 @@ from typing import Any
 
 from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
-from trainer.command.run_config import AgentConfig, EnvConfig, OrchestratorConfig, RunConfig, named, parse
+from trainer._redaction import hide, redacted, secrets_in
+from trainer.command.run_config import AgentConfig, EnvConfig, OrchestratorConfig, RunConfig, in_line, named, parse
 from trainer.command.trust import code
 from trainer.step import StepTrainer
 from workers.agents import load_ppo
@@ -176,8 +177,9 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
     try:
         inspect.signature(make).bind(**dict.fromkeys(given) | agent.cfg)
     except (TypeError, ValueError) as error:
+        arguments = ", ".join([*given, *map(in_line, agent.cfg)]) or "nothing"
         raise ConfigError(
-            f"{key}.cfg: {agent.agent} cannot be called with {', '.join([*given, *agent.cfg]) or 'nothing'}: {error}; "
+            f"{key}.cfg: {agent.agent} cannot be called with {arguments}: {error}; "
             f"it gets those of {', '.join(_GIVEN)} that are among its parameters, and the keys of cfg"
         ) from error
     return agent
@@ -270,10 +272,11 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
     except ConfigError:
         raise
     except LockstepError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(hide(f"{key}: {error}", secrets_in(config.kwargs))) from error
     except Exception as error:  # the user's environments may raise anything
+        told = _told(error, secrets_in(config.kwargs))
         raise ConfigError(
-            f"{key}: {config.id or config.factory} cannot be built with env.kwargs {config.kwargs}: {_told(error)}"
+            f"{key}: {config.id or config.factory} cannot be built with env.kwargs {redacted(config.kwargs)}: {told}"
         ) from error
 
 
@@ -304,10 +307,11 @@ def build_orchestrator(config: OrchestratorConfig) -> Orchestrator:
     return orchestrator
 
 
-def _told(error: BaseException) -> str:
-    """Describe an error in the user's code in one line: what and where."""
+def _told(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Describe an error in the user's code in one line, without secrets: what and where."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     where = f" (at {frames[-1].filename}:{frames[-1].lineno})"
     if isinstance(error, ModuleNotFoundError):
         where = f"; the module search path includes {os.getcwd()}"
-    return f"{type(error).__name__}: {error}{where}"
+    text = hide(str(error), secrets).replace("\n", "\\n")
+    return f"{type(error).__name__}: {text}{where}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.scopes import resolve_scopes
+from trainer._redaction import is_secret, redacted
+from trainer.command.config_file import dump_yaml, load_yaml
 from trainer.config import StepTrainerCfg
 from workers.errors import ConfigError, ScopeError
 
@@ -26,9 +27,13 @@ __all__ = [
     "OrchestratorConfig",
     "RunConfig",
     "dump_config",
+    "in_line",
     "load_config",
     "parse",
 ]
+
+_MOST_TOLD, _LONGEST_TOLD = 20, 80
+"""Number of errors that are told at once, and of characters of a value in one."""
 
 
 @dataclass(kw_only=True)
@@ -94,6 +99,9 @@ class LoggingConfig:
     directory: str | None = None
     """Directory or fsspec URL; must be empty or not exist yet. null: runs/<name of the config>-<date and time>."""
 
+    shared: bool = False
+    """Whether other users of the machine may read the run directory, as far as the umask allows."""
+
     interval: int | None = None
     """Number of timesteps between writes of metrics and agents. null: a hundredth of trainer.timesteps."""
 
@@ -150,6 +158,10 @@ class RunConfig:
         given = f"{env.id!r} and env.factory is {env.factory!r}"
         if (env.id is None) == (env.factory is None):
             raise ConfigError(f"env.id is {given}; expected one of them, and null for the other")
+        agents = {f"agents.{i}.agent": agent.agent for i, agent in enumerate(self.agents)}
+        names = {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory} | agents
+        for key, name in names.items():  # they are told as they are
+            _require(name is None or name.isprintable(), key, name, "printable characters")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
         _require(bool(self.agents), "agents", self.agents, "at least one agent")
         sized = [scope is not None for scope in scopes]
@@ -173,21 +185,6 @@ class RunConfig:
             )
         except ScopeError as error:
             raise ConfigError(f"agents.*.scope: {error}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Loader of YAML's safe types. 1e-3 is a number, as in YAML 1.2, and duplicate keys are errors."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if double := [key for key in keys if isinstance(key, str) and keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {double[0]!r}", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def _require(valid: bool, key: str, given: Any, expected: str) -> None:
@@ -222,24 +219,32 @@ def parse(kind: type[Any], data: Any, key: str = "") -> Any:
     """
     try:
         # as JSON, so that a list is accepted for a tuple
-        return _adapter(kind).validate_json(json.dumps([data], default=str))[0]
+        adapter = _adapter(kind)  # type: ignore[arg-type]  # mypy does not know that a type is hashable
+        return adapter.validate_json(json.dumps([data], default=str))[0]
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, key, detail) for detail in error.errors())) from None
-    except (TypeError, ValueError, RecursionError) as error:  # keys that JSON does not allow, or a loop of YAML anchors
+        details = error.errors(include_url=False)
+        lines = [_explain(kind, key, detail) for detail in details[:_MOST_TOLD]]
+        if len(details) > _MOST_TOLD:
+            lines.append(f"... and {len(details) - _MOST_TOLD} more errors")
+        raise ConfigError("\n".join(lines)) from None
+    except (TypeError, ValueError, RecursionError) as error:  # keys that JSON does not allow, very large integers
         raise ConfigError(
-            f"{key or 'the config'} is a {type(data).__name__}; expected a mapping with plain keys, no loops ({error})"
+            f"{key or 'the config'} is a {type(data).__name__}; expected a mapping with plain keys and values ({error})"
         ) from None
 
 
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Return an adapter for a list of `kind`: pydantic applies a config only to dataclasses nested in the type."""
-    many: Any = list[kind]  # type: ignore[valid-type]
+    many: Any = list[kind]
     return TypeAdapter(many, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
 
 
 def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
     location = detail["loc"][1:]
-    place = ".".join(map(str, (*filter(None, [key]), *location))) or "the config"
+    place = ".".join([*filter(None, [key]), *map(in_line, location)]) or "the config"
+    if detail["type"] == "json_invalid":
+        return f"{place} contains a character that is not Unicode, or too many levels ({detail['msg']})"
     if detail["type"] == "unexpected_keyword_argument":
         allowed = [field.name for field in dataclasses.fields(_type_at(kind, location[:-1]))]
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
@@ -252,12 +257,19 @@ def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
     expected = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
     if detail["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
         expected = "a mapping of keys to values"
-    return f"{place} is {_shortened(detail['input'])}; expected {expected}"
+    given = redacted(detail["input"], within=any(map(is_secret, location)))
+    return f"{place} is {_shortened(given)}; expected {expected}"
+
+
+def in_line(key: int | str) -> str:
+    """Return a part of a key as it is told within a line: a text from a file may imitate lines of output."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= _LONGEST_TOLD else _shortened(text)
 
 
 def _shortened(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= _LONGEST_TOLD else f"{text[: _LONGEST_TOLD - 3]}..."
 
 
 def _type_at(kind: Any, location: Sequence[int | str]) -> Any:
@@ -277,62 +289,24 @@ def load_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The text is not valid YAML, or a value is invalid; the message says what and where.
     """
-    try:
-        data = _plain(yaml.load(text, _Loader))  # copies, so that each use of an anchor can be overridden on its own
-    except RecursionError:
-        raise ConfigError("the config refers to itself; expected no loop of YAML anchors") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"the config is not valid YAML: {error}") from error
-    data = {} if data is None else data
-    if isinstance(data, dict) and any(override.startswith("agents.") for override in overrides):
-        data.setdefault("agents", [{}])
-    for override in overrides:
-        _apply(data, override)
-    config: RunConfig = parse(RunConfig, data)
+    config: RunConfig = parse(RunConfig, load_yaml(text, overrides))
     config.validate()
     return config
 
 
-def _apply(data: Any, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not all(parts := key.strip().split(".")):
-        raise ConfigError(f"--set {override!r}; expected key=value, such as trainer.timesteps=1000")
-    try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
-    *parents, last = parts
-    node = data
-    for part in parents:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, override)
-    if isinstance(node, dict):
-        node[last] = parsed
-    else:
-        _item(node, last, override)
-        node[int(last)] = parsed
-
-
-def _item(node: Any, part: str, override: str) -> Any:
-    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
-        expected = f"an index below {len(node)}" if isinstance(node, list) else "no key below a plain value"
-        raise ConfigError(f"--set {override!r}: the key contains {part!r}; expected {expected}")
-    return node[int(part)]
-
-
 def dump_config(config: RunConfig) -> str:
-    """Return the configuration as YAML with all defaults; `load_config` restores it."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    """Return the configuration as YAML with all defaults; `load_config` restores it.
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    Raises:
+        ConfigError: It is too large for `load_config`.
+    """
+    return dump_yaml(dataclasses.asdict(config))
 
 
 def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
     """Yield lines of YAML that show every key with its default and its meaning."""
-    properties = _adapter(kind).json_schema()["$defs"][kind.__name__]["properties"]
+    adapter = _adapter(kind)  # type: ignore[arg-type]
+    properties = adapter.json_schema()["$defs"][kind.__name__]["properties"]
     types = get_type_hints(kind)
     for item in dataclasses.fields(kind):
         nested = types[item.name]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
-__all__ = ["Statistics", "load_statistics", "read_statistics"]
+__all__ = ["Statistics", "are_statistics", "load_statistics", "read_statistics"]
 
 Statistics = Mapping[str, Mapping[str, Any]]
 """The statistics of one row: mean, var and count by the names of the wrapper and its attribute."""
@@ -45,6 +45,27 @@ def read_statistics(env: Any) -> list[Statistics]:
     """
     batch, copies, _ = _find(env)
     return [_read(batch | copy) for copy in copies]
+
+
+def are_statistics(value: object) -> bool:
+    """Return whether a value, such as one from a file, has the form of `read_statistics`, with possible numbers."""
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, Mapping) and all(map(_is_entry, row.items())) for row in rows)
+
+
+def _is_entry(entry: tuple[object, object]) -> bool:
+    name, held = entry
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or not isinstance(held, Mapping)
+        or set(held) != set(_FIELDS)
+    ):
+        return False
+    fields = [held[field] for field in _FIELDS]
+    if not all(isinstance(one, np.ndarray) and one.dtype.kind in "biuf" for one in fields):
+        return False
+    return not any((held[field] < 0).any() for field in ("var", "count"))
 
 
 def load_statistics(env: Any, rows: Sequence[Statistics]) -> list[str]:
@@ -126,7 +147,7 @@ def _read(found: Mapping[str, Any]) -> Statistics:
 
 def _put(name: str, held: Any, stored: Sequence[Mapping[str, Any] | None]) -> str:
     """Load the stored statistics, one or one for each row of the batch; return what is wrong, or nothing."""
-    parts = [part for part in stored if part is not None and np.shape(part["mean"]) == np.shape(held.mean)]
+    parts = [part for part in stored if part is not None and _fits(part, held)]
     if len(parts) < len(stored):
         return (
             f"no statistics that fit are stored for {name}: the evaluation starts with empty ones, so the agents see "
@@ -147,6 +168,10 @@ def _put(name: str, held: Any, stored: Sequence[Mapping[str, Any] | None]) -> st
             f"they go on changing in the evaluation; {_REMEDY}"
         )
     return ""
+
+
+def _fits(part: Mapping[str, Any], held: Any) -> bool:
+    return all(np.shape(part[field]) == np.shape(getattr(held, field)) for field in _FIELDS)
 
 
 def _no_update(*_args: Any, **_kwargs: Any) -> None:

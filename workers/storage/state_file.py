@@ -8,12 +8,12 @@ strings between them.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from workers.errors import AgentError
@@ -24,6 +24,9 @@ __all__ = ["conform_state", "decode_state", "encode_state", "nonfinite_values"]
 _DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 """Dtypes that `safetensors.numpy` both writes and reads."""
+
+_MOST_TOLD = 300
+"""Number of characters that an error tells of a damaged file."""
 
 
 def encode_state(state: Any, framework: Framework) -> bytes:
@@ -58,8 +61,9 @@ def decode_state(data: bytes, framework: Framework) -> Any:
         size = int.from_bytes(data[:8], "little")
         tree = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         return _decode(tree, arrays, framework)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AgentError(f"the file is not an agent's state, or is damaged: {type(error).__name__}: {error}") from error
+    except Exception as error:  # there is no end to what damaged bytes make a parser raise
+        told = f"{type(error).__name__}: {error}"[:_MOST_TOLD]
+        raise AgentError(f"the file is not an agent's state, or is damaged: {told}") from error
 
 
 def nonfinite_values(data: bytes) -> dict[str, str]:
@@ -82,13 +86,13 @@ def conform_state(state: Any, like: Any, framework: Framework, path: str = "stat
         TypeError: A value is not numeric.
     """
     if isinstance(like, Mapping):
-        names = list(state) if isinstance(state, Mapping) else type(state).__name__
+        names = reprlib.repr(list(state)) if isinstance(state, Mapping) else type(state).__name__
         if not isinstance(state, Mapping) or state.keys() != like.keys():
             raise ValueError(f"{path} is {names}; expected {list(like)}")
         return {key: conform_state(state[key], like[key], framework, f"{path}[{key!r}]") for key in like}
     array = framework.to_numpy(state) if framework.is_array(state) else np.asarray(state)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{path} is {state!r}; expected numbers")
+        raise TypeError(f"{path} is {reprlib.repr(state)}; expected numbers")
     shape = getattr(like, "shape", ())
     if (array.shape or (1,)) != (tuple(shape) or (1,)):  # not every framework has arrays without dimensions
         raise ValueError(f"{path} has shape {array.shape}; expected {tuple(shape)}")
@@ -142,17 +146,21 @@ def _nonfinite(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path.lstrip("/") or "state", "NaN" if np.isnan(value).any() else "infinity"
 
 
-def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]], framework: Framework) -> Any:
+def _decode(node: Any, arrays: dict[str, npt.NDArray[Any]], framework: Framework) -> Any:
     kind, content = node
     if kind == "dict":
+        if wrong := [key for key, _ in content if type(key) not in (str, int)]:
+            raise TypeError(f"a key is a {type(wrong[0]).__name__}; expected strings or integers")
         return {key: _decode(item, arrays, framework) for key, item in content}
     if kind in ("list", "tuple"):
         items = [_decode(item, arrays, framework) for item in content]
         return items if kind == "list" else tuple(items)
-    if kind == "array":
-        return framework.from_numpy(arrays[content])
-    if kind in ("numpy", "scalar"):
-        return arrays[content] if kind == "numpy" else arrays[content][()]
-    if kind != "value":
-        raise ValueError(f"unknown kind {kind!r} in a state")
+    if kind in ("array", "numpy", "scalar"):
+        # each has one place: a small file with one array in many places would fill the memory
+        array = arrays.pop(content)
+        if kind == "array":
+            return framework.from_numpy(array)
+        return array if kind == "numpy" else array[()]
+    if kind != "value" or isinstance(content, (dict, list)):
+        raise ValueError(f"unknown kind {reprlib.repr(kind)} of a {type(content).__name__} in a state")
     return content
