@@ -119,8 +119,6 @@ def _parse(record: bytes) -> tuple[str, dict[str, list[str]]]:
     Raises:
         ValueError: It is no record.
     """
-    if len(record) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST} bytes")
     try:
         data = json.loads(record)
         run, macs = data["run"], data["macs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -210,8 +211,8 @@ def test_a_record_that_cannot_be_read_says_so(name: str, tmp_path: Path):
     run.create("x: 1")
     run.write("origin.json", BROKEN[name])
     reason = RunDirectory(run.url).foreign("config.yaml", b"x: 1")
-    assert reason.startswith("its origin.json cannot be read: it ")
-    assert len(reason) < 100
+    assert re.match("its origin.json cannot be read: .*(is not a record of a run|expected at most 4194304)", reason)
+    assert len(reason) < 300
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "link to a device", "link to nothing", "nothing"])
@@ -230,7 +231,7 @@ def test_a_record_that_is_no_file(kind: str, tmp_path: Path):
     if "nothing" in kind:
         assert reason == "it has no origin.json"
     else:
-        assert reason.startswith("its origin.json cannot be read: it is not a regular file (")
+        assert re.match(r"its origin.json cannot be read: .*(is a pipe|Is a directory|is a device)", reason)
 
 
 def test_without_a_key_a_run_goes_on(url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
