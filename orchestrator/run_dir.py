@@ -145,10 +145,12 @@ class RunDirectory:
             statistics: The statistics of each scope's environments, by row. They are stored if there are any.
 
         Raises:
-            AgentError: A state cannot be read.
+            AgentError: A state cannot be read, or a file has another name than an agent's.
             DivergedError: An agent holds NaN, or infinity where it held none, and the stored one holds no NaN.
             OSError: A file cannot be written.
         """
+        if wrong := [name for name, _ in files if name not in FILE_NAMES]:
+            raise AgentError(f"an agent's file has the name {wrong[0]!r}; expected one of {', '.join(FILE_NAMES)}")
         self._check_finite(files)
         own = {f"agents/{scope}/{name}": data for scope, (name, data) in enumerate(files) if name == OWN}
         self._origin.sign(own)

@@ -41,7 +41,10 @@ _logger = logging.getLogger("lockstep")
 _CONNECT_TIMEOUT = 10.0
 
 _PATIENCE = 10.0
-"""Seconds for which a lost connection is made again, until something is received over it."""
+"""Seconds for which a lost connection is made again, until something is received over it or it lasts."""
+
+_LASTING = 1.0
+"""Seconds after which a connection over which nothing was received counts as restored: the request takes long."""
 
 _PAUSE = 0.2
 """Seconds before another attempt, in which Ray may report a death."""
@@ -77,7 +80,8 @@ class Link:
         """
         self._address, self._key, self._sign_arrays = address, key, sign_arrays
         self.serving: Any = None
-        self._lost_since: float | None = None  # until something is received again
+        self._lost_since: float | None = None  # until a connection works again
+        self._connected_at = 0.0
         self._unanswered: deque[_Sent] = deque()
         self._asked: deque[int] = deque()  # the numbers of the replies that this connection brings next
         self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies not yet asked for
@@ -138,6 +142,7 @@ class Link:
             NoReplyError: The reply cannot be read.
             UnreachableError: The worker is gone, or can no longer be connected to.
         """
+        deadline = monotonic() + timeout
         while seq not in self._early:
             try:
                 if self._channel is None:
@@ -146,6 +151,8 @@ class Link:
                     return None
             except (OSError, EOFError) as error:
                 self._lose(error)
+                if monotonic() >= deadline:
+                    return None
             except BaseException:
                 self.hang_up()
                 raise
@@ -191,6 +198,7 @@ class Link:
         """Make a connection and return whether the worker is on this machine."""
         sock, session = dial(self._address, self._key, WORK, timeout=_CONNECT_TIMEOUT, signs_arrays=self._sign_arrays)
         self._channel = Channel(sock, session, dumps_by_value)
+        self._connected_at = monotonic()
         return sock.family == socket.AF_UNIX
 
     def _lose(self, error: Exception) -> None:
@@ -199,11 +207,12 @@ class Link:
         Raises:
             UnreachableError: The worker is gone, or nothing has been received for long.
         """
+        now = monotonic()
+        has_lasted = self._channel is not None and now - self._connected_at >= _LASTING
         self.hang_up()
         if isinstance(error, DamagedError):
             _logger.warning("%s; connecting to the worker at %s again", error, self._address.host)
-        now = monotonic()
-        if self._lost_since is None:
+        if self._lost_since is None or has_lasted:
             self._lost_since = now
             return
         death = cause_of_death(self.serving, _PAUSE) if ray.is_initialized() else "Ray was shut down"

@@ -234,3 +234,59 @@ def test_a_reply_that_cannot_be_read_is_blamed_on_its_own_request(link: Link, mo
     assert step_of(receive(link, 3)) == 1
     with pytest.raises(NoReplyError, match="no licence"):
         link.receive(2, 30)
+
+
+class Cuts:
+    """Cuts a number of connections instead of passing a reply on."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self, data: bytes, is_worker: bool) -> bytes:
+        if is_worker and len(data) > 77 and self.left:  # longer than anything in a handshake
+            self.left -= 1
+            raise OSError("cut")
+        return data
+
+
+@pytest.fixture
+def _unknown_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has not noticed any death."""
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(connection, "cause_of_death", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_unknown_to_ray")
+def test_a_connection_that_is_cut_many_times_is_made_again(worker: Worker, link: Link):
+    agent = build(link)
+    worker.relay.change = Cuts(20)
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    assert step_of(receive(link, 2)) == 1
+    assert worker.relay.connections == 21
+    assert acted(agent) == [1]
+
+
+@pytest.mark.usefixtures("_unknown_to_ray")
+def test_a_connection_that_brings_nothing_is_given_up(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
+    build(link)
+    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
+    worker.relay.change = Cuts(10**9)
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    with pytest.raises(UnreachableError, match="lost and cannot be restored") as caught:
+        link.receive(2, PATIENCE)
+    assert caught.value.kind == "ConnectionLost"
+
+
+@pytest.mark.usefixtures("_unknown_to_ray")
+def test_a_connection_that_lasts_is_not_given_up(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
+    """A long request is waited for, however often the connection is cut; whoever waits is asked in between."""
+    build(link)
+    monkeypatch.setattr(connection, "_PATIENCE", 0)
+    monkeypatch.setattr(connection, "_LASTING", 0)
+    worker.relay.change = Cuts(50)
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    waits = 0
+    while (reply := link.receive(2, 0)) is None:
+        waits += 1
+    assert step_of(reply.payload) == 1
+    assert waits >= 50

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from gymnasium.spaces import Box
 
-from orchestrator.ray import RayOrchestrator, connection
+from orchestrator.ray import RayOrchestrator, connection, starting
 from orchestrator.ray.actor_calls import ActorCalls
 from orchestrator.ray.connection import Connections
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent, to_numpy
@@ -105,6 +106,40 @@ def test_threads_are_those_asked_for_whatever_the_cpus(ray_cluster, num_cpus, nu
         assert f", {num_threads} compute thread" in str(trainer)
 
 
+def pids_of(trainer: Any) -> list[int]:
+    return [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in trainer._session.workers]
+
+
+def listeners(pid: int) -> int:
+    """Return on how many TCP ports a process listens."""
+    return sum(one.status == psutil.CONN_LISTEN for one in psutil.Process(pid).net_connections("tcp"))
+
+
+def test_nothing_listens_on_the_network_if_driver_and_workers_share_a_machine(ray_cluster):
+    before = listeners(os.getpid())
+    with trainer_of([NullAgent] * 2) as trainer:
+        trainer.train()
+        assert [listeners(pid) for pid in pids_of(trainer)] == [1, 1]  # Ray's own
+        assert [link._channel._sock.family for link in links_of(trainer)] == [socket.AF_UNIX] * 2
+        assert listeners(os.getpid()) == before
+    with step_trainer("warp")(env=counting_factory(4), agents=[NullAgent(), NullAgent()], cfg=CFG) as trainer:
+        trainer.train()
+        assert listeners(os.getpid()) == before
+
+
+@pytest.mark.parametrize("sign_arrays", [False, True])
+def test_a_driver_on_another_machine_uses_tcp(ray_cluster, monkeypatch, sign_arrays):
+    dial = connection.dial
+    monkeypatch.setattr(starting, "socket_domain", lambda: "another machine")
+    monkeypatch.setattr(connection, "dial", lambda address, *a, **o: dial(address._replace(name=b""), *a, **o))
+    with trainer_of([RecordingAgent] * 2, sign_arrays=sign_arrays) as trainer:
+        assert to_numpy(trainer.train()[0])[:, 0].tolist() == [0, 1, 2, 3]
+        assert [listeners(pid) for pid in pids_of(trainer)] == [2, 2]
+        channels = [link._channel for link in links_of(trainer)]
+        assert [channel._sock.family for channel in channels] == [socket.AF_INET] * 2
+        assert [channel._signs_arrays for channel in channels] == [sign_arrays] * 2
+
+
 def mapped(pid: int) -> int:
     return Path(f"/proc/{pid}/maps").read_text().count("memfd:lockstep")
 
@@ -115,8 +150,7 @@ def test_large_outputs_go_by_shared_memory_and_stay_as_they_are(ray_cluster):
         kept = [trainer.train()[0] for _ in range(4)]
         assert mapped(os.getpid()) == 2
         kept += [outputs[0] for outputs in trainer.iterate(12, prefetch=2)]
-        pids = [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in trainer._session.workers]
-        assert [mapped(pid) for pid in pids] == [1, 1]
+        assert [mapped(pid) for pid in pids_of(trainer)] == [1, 1]
     for row in range(4):
         length = 3 + row % 4  # as in `CountingEnv`
         expected = [row * 1000 + (step % length) for step in range(1, 17)]

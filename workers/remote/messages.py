@@ -89,7 +89,7 @@ def check_reply(reply: Reply, method: str) -> None:
     """
     status, _, payload, log = reply
     if status == "ok":
-        is_valid = isinstance(payload, PAYLOADS[method])
+        is_valid = type(payload) in PAYLOADS[method]
     else:
         is_valid = status == "error" and type(payload) is tuple and bool(payload) and all(map(_is_failure, payload))
     if not is_valid or type(log) is not tuple or not all(map(_is_entry, log)):

@@ -33,19 +33,19 @@ from workers.types import Description, Phase, Scope, Tick
 
 __all__ = ["PAYLOADS", "Busy", "Reply", "Service", "WorkerSpec"]
 
-PAYLOADS: dict[str, type | tuple[type, ...]] = {
-    "build": Description,
+PAYLOADS: dict[str, tuple[type, ...]] = {
+    "build": (Description,),
     "tick": (Packed, NoneType),
-    "act": Packed,
-    "learn": NoneType,
-    "collect": dict,
-    "store": tuple,
-    "statistics": Packed,
-    "restart": NoneType,
-    "export": ExportedAgent,
-    "close": NoneType,
+    "act": (Packed,),
+    "learn": (NoneType,),
+    "collect": (dict,),
+    "store": (tuple,),
+    "statistics": (Packed,),
+    "restart": (NoneType,),
+    "export": (ExportedAgent,),
+    "close": (NoneType,),
 }
-"""The methods of requests, and what their replies hold."""
+"""The methods of requests, and of which types the payloads of their replies are."""
 
 _FARTHEST = 1000
 """How far the number of a request may lie ahead of the last one; a damaged number would end the order for good."""
