@@ -18,6 +18,7 @@ from orchestrator.ray.transport import (
     Request,
     Streams,
     UnreachableError,
+    uncoloured,
     unreadable,
 )
 from workers.remote.actor import ControlActor
@@ -60,9 +61,9 @@ class ActorCalls(Streams):
         except GetTimeoutError:
             return None
         except RayActorError as error:
-            raise UnreachableError("WorkerDied", f"the worker's process died: {error}") from error
+            raise UnreachableError("WorkerDied", f"the worker's process died: {uncoloured(error)}") from error
         except RayError as error:
-            raise NoReplyError(type(error).__name__, str(error)) from error
+            raise NoReplyError(type(error).__name__, uncoloured(error)) from error
         del self._refs[index][seq]
         try:
             reply: Reply = cloudpickle.loads(data)

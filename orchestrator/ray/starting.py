@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from orchestrator.ray.transport import Door, UnreachableError
+from orchestrator.ray.transport import Door, UnreachableError, uncoloured
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.node import socket_domain
 from workers.remote.service import Busy
@@ -156,7 +156,7 @@ def _failure(error: RayError, scope: Scope) -> Failure:
         timestep=None,
         node="an unknown node",
         kind="WorkerDied",
-        message=f"the worker's process did not start: {error}",
+        message=f"the worker's process did not start: {uncoloured(error)}",
     )
 
 

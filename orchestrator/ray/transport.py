@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
@@ -31,6 +32,7 @@ __all__ = [
     "UnreachableError",
     "cause_of_death",
     "payloads",
+    "uncoloured",
     "unreadable",
 ]
 
@@ -357,14 +359,19 @@ def payloads(replies: Sequence[Reply]) -> list[Any]:
     return [reply.payload for reply in replies]
 
 
+def uncoloured(error: RayError) -> str:
+    """Return the message of an error without the colours that Ray puts into some."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+
+
 def cause_of_death(ref: Any, timeout: float) -> str | None:
     """Return why an actor's endless call ended; None if, as far as Ray knows, it is still running."""
     try:
         ray.get(ref, timeout=timeout)
     except RayActorError as error:
-        return f"the worker's process died: {error}"
+        return f"the worker's process died: {uncoloured(error)}"
     except GetTimeoutError:
         return None
     except RayError as error:
-        return f"the worker no longer listens: {error}"
+        return f"the worker no longer listens: {uncoloured(error)}"
     return "the worker no longer listens"

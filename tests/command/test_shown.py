@@ -15,7 +15,7 @@ import yaml
 
 from tests.support.command import run
 from tests.support.envs import NoisyEnv
-from trainer._console import conceal, shown
+from trainer._console import _Console, conceal, shown
 from trainer._redaction import escaped, hide, redacted, secrets_in
 from trainer.command.cli import main
 from trainer.command.doctor import Finding
@@ -45,9 +45,8 @@ def _conceal_nothing() -> Iterator[None]:
 
 
 def console() -> logging.Handler:
-    """The handler of the log on the console."""
-    (handler,) = [one for one in logging.getLogger("lockstep").handlers if type(one).__name__ == "_Console"]
-    return handler
+    """The handler of the log on the console, which is not installed if another one was there first."""
+    return _Console()
 
 
 def leaks(text: str) -> list[str]:

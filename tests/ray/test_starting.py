@@ -221,7 +221,7 @@ class Process:
         if failing == "error":
             raise ModuleNotFoundError("No module named 'mine'")
 
-    def open(self, key: bytes) -> Any:
+    def open(self, key: bytes, domain: str | None) -> Any:
         if self.failing == "exit":
             os._exit(3)
         if self.failing:
