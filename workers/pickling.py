@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NUMBERS", "NUMBER_DTYPES", "dumper", "dumps", "loads"]
+__all__ = ["NUMBERS", "dumper", "dumps", "loads"]
 
-NUMBERS = {char: np.dtype(char) for char in "?bBhHiIlLqQefdgFDG"}
-"""The dtypes of numbers, by character."""
+NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))
+"""The dtypes of numbers."""
 
-NUMBER_DTYPES = frozenset(NUMBERS.values())
-_DESCRIBED = NUMBER_DTYPES | {np.dtype(object)}
-"""The dtypes that are pickled by their character."""
+_DESCRIBED = NUMBERS | {np.dtype(object)}
+"""The dtypes that are pickled by their characters."""
 
 
 def _reduced(dtype: np.dtype[Any]) -> Any:

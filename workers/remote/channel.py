@@ -31,12 +31,13 @@ __all__ = ["STALL_TIMEOUT", "Channel", "Message", "UnreadableError"]
 STALL_TIMEOUT = 60.0
 """Seconds for which a peer may stall in the middle of a message."""
 
+_TAG = 16
 _HEADER = struct.Struct("<QQiiQQQQB7x")
 """seq, ack, slot, number of the layout, lengths of the plain part, the spec, the other leaves and the data, and whether
 the data are in the message."""
 
-_TAG = 16
-_HEAD = _TAG + _HEADER.size
+_TAG_AND_HEADER = struct.Struct(f"<{_TAG}sQQiiQQQQB7x")
+_HEAD = _TAG_AND_HEADER.size
 _BUFFER = 64 * 1024
 _JOINED = 16 * 1024
 """Largest data, in bytes, that are sent in one piece with the rest of the message."""
@@ -155,7 +156,10 @@ class Channel:
             OSError: The connection is lost, or stalled.
         """
         message, data = encoded
-        tag = self._tag(self._sent_hash, message, data)
+        self._sent_hash.update(message)
+        if data is not None and self._signs_arrays:
+            self._sent_hash.update(data)
+        tag = self._sent_hash.digest()
         if data is None:
             self._sock.sendall(tag + message)
         elif len(data) <= _JOINED:
@@ -188,22 +192,22 @@ class Channel:
             except BlockingIOError:
                 return None
         self._have(_HEAD)
-        header = _HEADER.unpack_from(self._buffer, self._start + _TAG)
-        seq, ack, slot, number, plain_size, spec_size, others_size, size, is_here = header
-        is_described = number >= 0 and not spec_size
-        layout = self._received.get(number) if is_described else None
-        if (
-            (seq | ack) >= _MAX_NUMBER
-            or (plain_size | spec_size | others_size | size) >= _MAX_BYTES
-            or not -1 <= number < _MAX_LAYOUTS
-            or is_here > 1
-            or (is_described and (layout is None or layout.size != size))
-            or (number < 0 and (spec_size | others_size | size | is_here))
-        ):
-            raise DamagedError(f"a message has the header {header}, which no healthy peer sends")
+        header = _TAG_AND_HEADER.unpack_from(self._buffer, self._start)
+        tag, seq, ack, slot, number, plain_size, spec_size, others_size, size, is_here = header
+        layout = self._received.get(number)
+        if number < 0:
+            is_valid = number == -1 and not spec_size | others_size | size | is_here
+        else:
+            is_known = layout is not None and layout.size == size
+            is_valid = (is_known or spec_size) and number < _MAX_LAYOUTS and is_here <= 1
+        if not is_valid or (seq | ack) >= _MAX_NUMBER or (plain_size | spec_size | others_size | size) >= _MAX_BYTES:
+            raise DamagedError(f"a message has the header {header[1:]}, which no healthy peer sends")
         message = self._whole(_HEAD + plain_size + spec_size + others_size)
         data = self._take(size) if is_here else None
-        if not compare_digest(self._tag(self._received_hash, message[_TAG:], data), message[:_TAG]):
+        self._received_hash.update(message[_TAG:])
+        if data is not None and self._signs_arrays:
+            self._received_hash.update(data)
+        if not compare_digest(self._received_hash.digest(), tag):
             raise DamagedError("a message is not what the peer has sent")
         plain = bytes(message[_HEAD : _HEAD + plain_size])
         if number < 0:
@@ -224,14 +228,6 @@ class Channel:
         if type(others) is not tuple or len(others) != layout.others or layout.size != size:
             raise DamagedError("a message does not fit its layout")
         return Message(seq, ack, slot, plain, Packed(layout.spec, others, data, size))
-
-    def _tag(self, before: Any, message: bytes | memoryview, data: Any) -> bytes:
-        """Return the tag of a message that follows what was hashed before, which it is added to."""
-        before.update(message)
-        if data is not None and self._signs_arrays:
-            before.update(data)
-        tag: bytes = before.digest()
-        return tag
 
     def close(self) -> None:
         """Close the connection, even if a forked process also holds the socket."""
@@ -273,11 +269,11 @@ class Channel:
     def _take(self, count: int) -> bytearray:
         """Return `count` bytes in memory of their own, which grows as they arrive."""
         have = min(count, self._stop - self._start)
-        data = bytearray(min(count, _STEP))
-        data[:have] = self._buffer[self._start : self._start + have]
+        data = bytearray(self._buffer[self._start : self._start + have])
         self._start += have
         if have < count:
             self._set_timeout(self._stall_timeout)
+            data = data.ljust(min(count, _STEP))
         while have < count:
             if have == len(data):
                 data += bytes(min(count - have, _STEP))

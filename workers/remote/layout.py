@@ -2,7 +2,7 @@
 
 A layout is made of nested tuples, which begin with a kind of node:
 
-- ``(ARRAY | FRAMEWORK_ARRAY, character of a dtype of numbers or another dtype, shape, offset)``
+- ``(ARRAY | FRAMEWORK_ARRAY, dtype, shape, offset)``
 - ``(DICT, keys, nodes)`` if all keys are strings, else ``(DICT_OF_OTHER_KEYS, keys, nodes, owners, type names)``
 - ``(TUPLE, class, nodes)``
 - ``(SCALAR | PICKLED, index)``
@@ -16,8 +16,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from workers.pickling import NUMBERS
 
 __all__ = [
     "ALIGNMENT",
@@ -104,7 +102,7 @@ class _Checks:
         self.size = 0
         self.others = 0
         self._seen: set[int] = set()
-        self._sizes: dict[int, int] = {}  # of the dtypes that were checked
+        self._dtypes: set[int] = set()
 
     def children(self, node: Any) -> tuple[Any, ...]:
         """Check a node and return the nodes in it."""
@@ -129,18 +127,13 @@ class _Checks:
         return nodes
 
     def _add_array(self, dtype: Any, shape: Any, offset: Any) -> None:
-        if type(dtype) is str:
-            _require(dtype in NUMBERS, "a dtype is not one that is sent as bytes")
-            itemsize = NUMBERS[dtype].itemsize
-        elif id(dtype) not in self._sizes:  # equal ones have been pickled once
+        if id(dtype) not in self._dtypes:  # equal ones have been pickled once
             _require(_is_sound(dtype) and dtype.subdtype is None, "a dtype is not one that is sent as bytes")
-            itemsize = self._sizes[id(dtype)] = dtype.itemsize
-        else:
-            itemsize = self._sizes[id(dtype)]
+            self._dtypes.add(id(dtype))
         _require(_is_shape(shape), "a shape is none")
-        _require(prod(filter(None, shape)) * itemsize <= _MOST_ELEMENTS, "a shape is too large")
+        _require(prod(filter(None, shape)) * dtype.itemsize <= _MOST_ELEMENTS, "a shape is too large")
         _require(type(offset) is int and offset == self.size, "the arrays do not follow each other")
-        size = prod(shape) * itemsize
+        size = prod(shape) * dtype.itemsize
         self.size += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         _require(self.size <= _MOST_BYTES, "the arrays are too large")
 

@@ -17,8 +17,8 @@ from workers.types import Mode, Tick
 
 __all__ = ["check_reply", "dump_reply", "dump_request", "load_reply", "load_request"]
 
-_TICK = struct.Struct("<c?qqq")
-_NO_PICKLE = b"\0"
+_TICK = struct.Struct("<B?qqq")
+_NO_PICKLE = 0
 """First byte of an iteration request; pickles start with another."""
 
 
@@ -51,7 +51,7 @@ def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
         DamagedError: It is something else.
         Exception: It cannot be unpickled.
     """
-    if data[:1] == _NO_PICKLE and len(data) == _TICK.size:
+    if len(data) == _TICK.size and data[0] == _NO_PICKLE:
         _, is_training, timestep, timesteps, count = _TICK.unpack(data)
         return "tick", (Tick(Mode.TRAIN if is_training else Mode.EVAL, timestep, timesteps), count), None
     request = loads(data)
@@ -92,7 +92,7 @@ def check_reply(reply: Reply, method: str) -> None:
         is_valid = type(payload) in PAYLOADS[method]
     else:
         is_valid = status == "error" and type(payload) is tuple and bool(payload) and all(map(_is_failure, payload))
-    if not is_valid or type(log) is not tuple or not all(map(_is_entry, log)):
+    if not is_valid or type(log) is not tuple or (log and not all(map(_is_entry, log))):
         raise DamagedError(f"the reply to {method!r} is {status!r} with a {type_name(type(payload))}")
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from workers.errors import EnvError, ends_process, message_of, type_name
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
-from workers.pickling import NUMBER_DTYPES, loads
+from workers.pickling import NUMBERS, loads
 from workers.pickling import dumps as plain_dumps
 from workers.remote.layout import (
     ALIGNMENT,
@@ -45,6 +45,11 @@ _MOST_KEYS = 10
 """How deep to look for an object that cannot be pickled, and how many keys a message has."""
 
 _REMEDY = "for example in a wrapper of the environment, or train with orchestrator='local'"
+
+_OUTCOMES: dict[int, tuple[Any, ...]] = {}
+"""Layouts that were found to be outcomes, by identity: a connection brings the same ones again and again."""
+
+_MOST_OUTCOMES = 256
 
 Dumps = Callable[[Any], bytes]
 
@@ -130,7 +135,7 @@ def _flatten(
     level: int = 1,
 ) -> tuple[Any, ...]:
     """Return the layout of a tree and append its leaves to the lists."""
-    is_pickled = isinstance(tree, np.ndarray) and tree.dtype not in NUMBER_DTYPES and not goes_as_bytes(tree.dtype)
+    is_pickled = isinstance(tree, np.ndarray) and tree.dtype not in NUMBERS and not goes_as_bytes(tree.dtype)
     if framework.is_array(tree) and not is_pickled:
         kind, array = FRAMEWORK_ARRAY, framework.to_numpy(tree)
     elif isinstance(tree, dict):
@@ -161,8 +166,7 @@ def _flatten(
     start = stops[-1]
     arrays.append(array)
     stops.append(start + (array.nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
-    dtype = array.dtype
-    return kind, dtype.char if dtype in NUMBER_DTYPES and not dtype.metadata else dtype, array.shape, start
+    return kind, array.dtype, array.shape, start
 
 
 def _next(level: int) -> int:
@@ -270,9 +274,14 @@ def read_outcome(packed: Packed, framework: Framework) -> Outcome:
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
         DamagedError: As in `from_wire`, or it is not an outcome.
     """
-    if not _is_outcome(packed.spec):
-        raise DamagedError("a worker has sent something else than the outcome of an iteration")
-    *arrays, infos = packed.spec[2]
+    spec = packed.spec
+    if _OUTCOMES.get(id(spec)) is not spec:
+        if not _is_outcome(spec):
+            raise DamagedError("a worker has sent something else than the outcome of an iteration")
+        if len(_OUTCOMES) == _MOST_OUTCOMES:
+            _OUTCOMES.clear()
+        _OUTCOMES[id(spec)] = spec
+    *arrays, infos = spec[2]
     values = _trees(arrays, packed, _as_it_is)
     values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
     return Outcome._make(values)
