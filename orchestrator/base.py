@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -166,7 +168,10 @@ def check_num_threads(num_threads: object) -> None:
     """Check a number of compute threads.
 
     Raises:
-        ConfigError: It is not an integer of at least 1.
+        ConfigError: It is not an integer from 1 to some multiple of the CPUs: libraries end the process if they cannot
+            start their threads.
     """
-    if not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1:
-        raise ConfigError(f"num_threads is {num_threads!r}; expected an integer of at least 1")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not isinstance(num_threads, int) or isinstance(num_threads, bool) or not 1 <= num_threads <= most:
+        given = reprlib.repr(num_threads)
+        raise ConfigError(f"num_threads is {given}; expected an integer of at least 1, and at most {most}")

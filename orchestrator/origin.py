@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from orchestrator.user_key import key_path, user_key
+from workers.errors import ConfigError
 
 __all__ = ["LARGEST", "ORIGIN", "Origin"]
 
@@ -59,7 +60,7 @@ class Origin:
         if self._key is None:
             try:
                 self._key = user_key(create=True)
-            except OSError as error:
+            except (ConfigError, OSError) as error:
                 _logger.warning(
                     "there is no key to sign the run directory with (%s): lockstep eval will need --trust if the "
                     "configuration has import paths or an agent is stored as agent.bin",

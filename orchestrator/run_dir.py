@@ -15,7 +15,7 @@ from workers.envs.statistics import Statistics, are_statistics
 from workers.errors import AgentError, ConfigError, DivergedError
 from workers.frameworks import Framework, load_framework
 from workers.storage.agent_file import FILE_NAMES, OWN, STATE, load_agent, offers_state
-from workers.storage.state_file import decode_state, encode_state, nonfinite_values
+from workers.storage.state_file import check_start, decode_state, encode_state, nonfinite_values
 
 __all__ = ["CONFIG", "RunDirectory"]
 
@@ -199,7 +199,7 @@ class RunDirectory:
         asks = name == OWN and not trust and not offers_state(agent, framework)
         if asks and (reason := self.foreign(path, data)):
             raise AgentError(
-                f"{self.url}/{path} was not written by this user ({reason}), and loading it can run code; pass "
+                f"{self.url}/{path} is not known to be of this user ({reason}), and loading it can run code; pass "
                 "trust=True (lockstep eval --trust) if you trust it"
             )
         try:
@@ -262,9 +262,13 @@ class RunDirectory:
 
     def _read_agent(self, name: str) -> bytes:
         try:
+            if name.endswith(".safetensors"):  # before a large file is read
+                check_start(read_at(self._filesystem, f"{self._path}/{name}", only=8))
             return self._read(name)
         except OSError as error:
             raise AgentError(f"{self.url}/{name} cannot be read: {error}") from error
+        except AgentError as error:
+            raise AgentError(f"{self.url}/{name}: {error}") from error
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:

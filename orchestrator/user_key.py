@@ -80,7 +80,7 @@ def _read(path: Path) -> bytes | None:
 def _refused(path: Path, found: str) -> ConfigError:
     return ConfigError(
         f"the key {str(path)!r} {found}; expected a file of {_LENGTH} bytes that belongs to this user, with mode 600. "
-        "Mend it, remove it for a new one (then lockstep eval of earlier runs needs --trust), or set XDG_DATA_HOME"
+        "Fix it, remove it for a new one (then lockstep eval of earlier runs needs --trust), or set XDG_DATA_HOME"
     )
 
 

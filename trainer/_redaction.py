@@ -11,8 +11,11 @@ __all__ = ["escaped", "hide", "is_secret", "redacted", "secrets_in"]
 
 _HIDDEN = "***"
 
-_NAMES = r"passw|passphrase|pwd|secret|token|credential|auth|bearer|cookie|(?:api|access|private|ssh|account)[-_ ]?key"
-_NAME = re.compile(rf"{_NAMES}|(?:^|[-_ ])key$", re.IGNORECASE)
+_NAMES = (
+    r"passw|passphrase|pwd|secret|token(?!s|iz)|credential|auth(?!or)|bearer|cookie|"
+    r"(?:api|access|private|ssh|account)[-_ ]?key"
+)
+_NAME = re.compile(rf"{_NAMES}|^key$", re.IGNORECASE)
 """Names of secrets, also as a part of a name."""
 
 # with limits, so that the time grows only with the length of a text

@@ -142,7 +142,7 @@ def test_what_a_stranger_s_configuration_names_is_not_run(
     for verb, place in (("eval", folder), ("train", folder / "config.yaml"), ("doctor", folder / "config.yaml")):
         code, lines, message = run(capsys, verb, place)
         assert (code, lines) == (2, [])
-        start = f"lockstep: the run directory {str(folder)!r} was not written by this user ({STRANGE}"
+        start = f"lockstep: the run directory {str(folder)!r} is not known to be of this user ({STRANGE}"
         assert message.startswith(start)
         assert f"and these would be run or opened: {named}" in message
         assert message.endswith(". Read them, and pass --trust if you trust them\n")
@@ -193,7 +193,7 @@ def test_without_a_key_a_run_is_evaluated_by_the_process_that_wrote_it(
     assert printed[-1].startswith("scope 0: no episode ended, weights ")
     code, _, message = run(capsys, "eval", mine)
     assert code == 2
-    assert "was not written by this user (this user has no key in /dev/null/lockstep/key)" in message
+    assert "is not known to be of this user (this user has no key in /dev/null/lockstep/key)" in message
     assert run(capsys, "eval", mine, "--trust") == (0, printed[-1:], "")
 
 
@@ -243,15 +243,15 @@ def test_what_the_user_sets_is_the_user_s_own(tmp_path: Path, canary: Path, caps
 
     kwargs = ["env.kwargs.a.b = 'evil:b'", "env.kwargs.a.b = 'evil:ab'"]
     binaries = ["agents/0/agent.bin", "agents/1/agent.bin"]
-    named = [
-        f"agents.{name}" for name in ("0.agent = 'evil:agent'", "1.agent = 'evil:agent'", "1.cfg.hook = 'evil:hook'")
-    ]
-    assert left() == ", ".join(["env.factory = 'evil:build'", *kwargs, *named, *binaries])
-    assert left("env.factory=canary:build") == ", ".join([*kwargs, *named, *binaries])
+    named = ["agents.0.agent = 'evil:agent'", "agents.1.agent = 'evil:agent'"]
+    texts = [*kwargs, "agents.1.cfg.hook = 'evil:hook'"]
+    assert left() == ", ".join(["env.factory = 'evil:build'", *named, *texts, *binaries])
+    assert left("env.factory=canary:build") == ", ".join([*named, *texts, *binaries])
     # also what is written as in the file: the user has read it
     overrides = ["env.factory=evil:build", "agents.1.agent=evil:agent"]
-    assert left(*overrides) == ", ".join([*kwargs, named[0], named[2], *binaries])
-    assert left("env={id: CartPole-v1, num_envs: 2}", "agents.0.agent=ppo") == ", ".join([*named[1:], binaries[1]])
+    assert left(*overrides) == ", ".join([named[0], *texts, *binaries])
+    only = ", ".join([named[1], texts[2], binaries[1]])
+    assert left("env={id: CartPole-v1, num_envs: 2}", "agents.0.agent=ppo") == only
     assert left("env.factory=canary:build", "env.kwargs.a.b=1", "agents=[{}]") == kwargs[1]
     assert left("env.factory=canary:build", "env.kwargs={}", "agents=[{agent: 'canary:make'}]") == binaries[0]
     assert left("env.factory=canary:build", "env.kwargs={}", "agents=[{}]") == ""
@@ -268,7 +268,7 @@ def test_what_train_opens_beyond_code(tmp_path: Path, canary: Path, capsys: pyte
     directory = strange(str(folder), changes, [PICKLED])
     named = (
         "orchestrator.options.address = 'ray://evil:10001', "
-        "logging.directory = 'reference://::https://evil.example/refs.json'"
+        "logging.directory = 'reference://::https://evil.example/refs.json', orchestrator.kind = 'ray'"
     )
     for verb in ("train", "doctor"):
         code, lines, message = run(capsys, verb, folder / "config.yaml")
@@ -285,7 +285,7 @@ def test_a_configuration_by_itself_is_the_user_s_choice(
     assert run(capsys, "train", config, "--set", f"logging.directory={tmp_path / 'run'}")[0] == 0
     (tmp_path / "status.json").touch()
     code, _, message = run(capsys, "train", config, "--set", f"logging.directory={tmp_path / 'other'}")
-    assert (code, "was not written by this user (it has no origin.json)" in message) == (2, True)
+    assert (code, "is not known to be of this user (it has no origin.json)" in message) == (2, True)
 
 
 def test_what_names_no_code_needs_no_trust(
@@ -375,12 +375,34 @@ def test_the_library_does_not_load_what_is_not_trusted(tmp_path: Path, canary: P
     torch = load_framework("torch")
     directory = strange(str(tmp_path / "foreign"), agents(f"{__name__}:Pickled"), [("agent.bin", pickle.dumps(7.0))])
     agent = Pickled()
-    with pytest.raises(AgentError, match=r"foreign/agents/0/agent.bin was not written by this user .* trust=True"):
+    with pytest.raises(AgentError, match=r"foreign/agents/0/agent.bin is not known to be of this user .* trust=True"):
         directory.load_agent(agent, 0, torch)
     config = load_config(directory.config())
-    with pytest.raises(AgentError, match="was not written by this user"):
+    with pytest.raises(AgentError, match="is not known to be of this user"):
         evaluate(config, directory)
     assert agent.weight == 1.0
     directory.load_agent(agent, 0, torch, trust=True)
     assert agent.weight == 7.0
     assert len(evaluate(config, directory, trust=True)) == 1
+
+
+@pytest.mark.parametrize("beside", ["agents", "metrics.csv", "tensorboard", "evaluation.json", "status.json"])
+def test_whatever_a_run_writes_marks_its_folder(
+    beside: str, tmp_path: Path, canary: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "config.yaml").write_text("env: {factory: 'canary:build', num_envs: 2}")
+    (tmp_path / beside).write_text("")
+    code, _, message = run(capsys, "train", tmp_path / "config.yaml")
+    assert (code, "env.factory = 'canary:build'" in message) == (2, True)
+    assert not canary.exists()
+
+
+def test_what_names_code_is_told_before_texts_and_all_is_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    kwargs = {f"text{index}": "a:" + "b" * 250 for index in range(1000)}
+    directory = strange(
+        str(tmp_path / "foreign"), {"env": {"id": "CartPole-v1", "num_envs": 2, "kwargs": kwargs}}, [PICKLED]
+    )
+    code, _, message = run(capsys, "eval", directory.url, "--set", "agents=[{agent: ppo}, {agent: 'evil:agent'}]")
+    assert code == 2
+    assert len(message) < 10_000
+    assert "980 more texts in env.kwargs and agents.*.cfg" in message

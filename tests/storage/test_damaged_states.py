@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,24 @@ def test_a_state_that_does_not_fit_is_told_briefly():
         with pytest.raises(AgentError, match="the state does not fit this agent") as caught:
             load_agent(make("torch"), "state.safetensors", data, TORCH)
         assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("size", [0, 2**22 + 1, 2**63, 2**64 - 1])
+def test_a_header_that_is_empty_or_too_large_is_refused_before_the_file_is_read(size: int, tmp_path: Path):
+    """The file is a hole of ten gigabytes."""
+    (tmp_path / "agents" / "0").mkdir(parents=True)
+    for name in ("state.safetensors", "statistics.safetensors"):
+        path = tmp_path / "agents" / "0" / name
+        path.write_bytes(size.to_bytes(8, "little"))
+        os.truncate(path, 10 * 2**30)
+    directory = RunDirectory(str(tmp_path))
+    for read in (directory.digest, directory.statistics):
+        with pytest.raises(AgentError, match=f"safetensors: .* its header has {size} bytes"):
+            read(0)
+
+
+def test_a_damaged_state_adds_no_line():
+    header = json.dumps({"a": {"dtype": "F32\nscope 0: fine", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    with pytest.raises(AgentError, match="damaged") as caught:
+        decode_state(len(header).to_bytes(8, "little") + header, load_framework("numpy"))
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer import __version__
 from trainer._console import conceal, shown
-from trainer._redaction import secrets_in
+from trainer._redaction import escaped, redacted, secrets_in
 
 if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
@@ -49,11 +50,13 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         for line in options.verb(options):
-            print(shown(line), flush=True)
+            print(escaped(line), flush=True)  # a name or number of ours may equal a secret
     except (ConfigError, ScopeError, EnvError, AgentError) as error:
         return _failed(error, _USAGE_ERROR)
     except (LockstepError, OSError) as error:
         return _failed(error, _FAILURE)
+    except Exception:  # a fault of ours
+        return _failed(traceback.format_exc(), _FAILURE)
     except KeyboardInterrupt:
         return _failed("interrupted", 128 + signal.SIGINT)
     except SystemExit as end:
@@ -76,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     """Parser whose errors show arguments without what a terminal obeys."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(shown(message))
+        super().error(escaped(redacted(message)))
 
 
 class _HelpWithDefaults(_Parser):
@@ -187,7 +190,7 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
     healthy = True
     for finding in itertools.chain(broken, examine(config)):
         healthy &= finding.healthy
-        yield str(finding)
+        yield shown(str(finding))
     if not healthy:
         raise SystemExit(_FAILURE)
 

@@ -18,15 +18,18 @@ __all__ = ["check_config", "check_run", "code"]
 
 Key = tuple[str, ...]
 
-_OF_A_RUN = (ORIGIN, "status.json", "versions.json")
+_OF_A_RUN = (ORIGIN, "status.json", "versions.json", "agents", "metrics.csv", "tensorboard", "evaluation.json")
 """Names by which the folder of a configuration is known as a run directory."""
+
+_MOST_TEXTS, _LONGEST = 20, 200
+"""How many texts are told that may name code, and how many characters of a value."""
 
 
 def code(config: RunConfig) -> dict[Key, str]:
     """Return the values of a configuration that name code, by key: import paths, and names of modules.
 
-    Among the keyword arguments of environments and agents, these are all texts with a colon: some environments make
-    another one by its name, which may be an import path, and others open URLs.
+    Among the keyword arguments of environments and agents, these are all texts with a colon or a slash: some
+    environments make another one by its name, which may be an import path, and others open files and URLs.
     """
     found: dict[Key, str] = {}
     env = config.env
@@ -36,9 +39,10 @@ def code(config: RunConfig) -> dict[Key, str]:
         found["env", "id"] = env.id
     arguments = [*_texts(env.kwargs, ("env", "kwargs"))]
     for index, agent in enumerate(config.agents):
-        arguments += _texts(agent.agent, ("agents", str(index), "agent"))
+        if ":" in agent.agent:
+            found["agents", str(index), "agent"] = agent.agent
         arguments += _texts(agent.cfg, ("agents", str(index), "cfg"))
-    return found | {key: text for key, text in arguments if ":" in text}
+    return found | {key: text for key, text in arguments if any(mark in text for mark in ":/\\")}
 
 
 def check_run(directory: RunDirectory, text: str, config: RunConfig, overrides: Sequence[str]) -> None:
@@ -87,6 +91,8 @@ def check_config(path: str, text: str, config: RunConfig, overrides: Sequence[st
         named["orchestrator", "options", "address"] = address
     if folder is not None:
         named["logging", "directory"] = folder
+    if config.orchestrator.kind == "ray":  # its workers look for modules in the current folder first
+        named["orchestrator", "kind"] = "ray"
     directory = RunDirectory(str(place.parent))
     _refuse(directory, *_foreign(directory, text, named, overrides))
 
@@ -100,15 +106,28 @@ def _foreign(
     reason = directory.foreign(CONFIG, text.encode()) if left else ""
     if not reason:
         return [], []
+    texts = [
+        key for key in left if (key[0] == "env" and key[1] == "kwargs") or (key[0] == "agents" and key[2] == "cfg")
+    ]
+    told = [_told(key, value) for key, value in left.items() if key not in texts]
+    told += [_told(key, left[key]) for key in texts[:_MOST_TEXTS]]
+    if len(texts) > _MOST_TEXTS:
+        told.append(f"{len(texts) - _MOST_TEXTS} more texts in env.kwargs and agents.*.cfg")
+    return told, [reason]
+
+
+def _told(key: Key, value: str) -> str:
     # in ASCII: other letters may look like these, or move the cursor
-    return [f"{ascii('.'.join(key))[1:-1]} = {value!a}" for key, value in left.items()], [reason]
+    name, text = ascii(".".join(key))[1:-1], ascii(value)
+    return f"{name[:_LONGEST]} = {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
 
 
 def _refuse(directory: RunDirectory, told: Sequence[str], reasons: Sequence[str]) -> None:
     if told:
         raise ConfigError(
-            f"the run directory {directory.url!r} was not written by this user ({', '.join(dict.fromkeys(reasons))}), "
-            f"and these would be run or opened: {', '.join(told)}. Read them, and pass --trust if you trust them"
+            f"the run directory {directory.url!r} is not known to be of this user "
+            f"({', '.join(dict.fromkeys(reasons))}), and these would be run or opened: {', '.join(told)}. Read them, and "
+            "pass --trust if you trust them"
         )
 
 

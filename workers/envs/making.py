@@ -116,7 +116,7 @@ def imports_module(id: str) -> bool:
         from workers.envs.registry import is_registered
 
         return not is_registered(id)
-    except gymnasium.error.Error:  # make_env fails
+    except (gymnasium.error.Error, ValueError):  # make_env fails
         pass
     return False
 

@@ -19,7 +19,10 @@ from safetensors.numpy import load, save
 from workers.errors import AgentError
 from workers.frameworks import Framework, load_framework
 
-__all__ = ["conform_state", "decode_state", "encode_state", "nonfinite_values"]
+__all__ = ["check_start", "conform_state", "decode_state", "encode_state", "nonfinite_values"]
+
+_LARGEST_HEADER = 2**22
+"""Most bytes of a header, which has about 200 for each array."""
 
 _DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
 _DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
@@ -56,14 +59,29 @@ def decode_state(data: bytes, framework: Framework) -> Any:
     Raises:
         AgentError: The bytes are damaged, or are not from `encode_state`.
     """
+    check_start(data[:8])
     try:
         arrays = load(data)
         size = int.from_bytes(data[:8], "little")
         tree = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         return _decode(tree, arrays, framework)
     except Exception as error:  # there is no end to what damaged bytes make a parser raise
-        told = f"{type(error).__name__}: {error}"[:_MOST_TOLD]
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_TOLD]
         raise AgentError(f"the file is not an agent's state, or is damaged: {told}") from error
+
+
+def check_start(start: bytes) -> None:
+    """Check the first eight bytes of a state, which are the size of its header. The time to read one grows with it.
+
+    Raises:
+        AgentError: The state is damaged, or has a header that is too large.
+    """
+    size = int.from_bytes(start, "little")
+    if len(start) < 8 or not 0 < size <= _LARGEST_HEADER:
+        raise AgentError(
+            f"the file is not an agent's state, or is damaged: its header has {size} bytes; expected at most "
+            f"{_LARGEST_HEADER}"
+        )
 
 
 def nonfinite_values(data: bytes) -> dict[str, str]:
