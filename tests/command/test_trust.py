@@ -400,9 +400,10 @@ def test_whatever_a_run_writes_marks_its_folder(
 def test_what_names_code_is_told_before_texts_and_all_is_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     kwargs = {f"text{index}": "a:" + "b" * 250 for index in range(1000)}
     directory = strange(
-        str(tmp_path / "foreign"), {"env": {"id": "CartPole-v1", "num_envs": 2, "kwargs": kwargs}}, [PICKLED]
+        str(tmp_path / "foreign"), {"env": {"id": "CartPole-v1", "num_envs": 2, "kwargs": kwargs}}, [PICKLED, PICKLED]
     )
     code, _, message = run(capsys, "eval", directory.url, "--set", "agents=[{agent: ppo}, {agent: 'evil:agent'}]")
     assert code == 2
     assert len(message) < 10_000
+    assert "opened: agents.1.agent = 'evil:agent', env.kwargs.text0 = " in message
     assert "980 more texts in env.kwargs and agents.*.cfg" in message

@@ -126,8 +126,8 @@ def _refuse(directory: RunDirectory, told: Sequence[str], reasons: Sequence[str]
     if told:
         raise ConfigError(
             f"the run directory {directory.url!r} is not known to be of this user "
-            f"({', '.join(dict.fromkeys(reasons))}), and these would be run or opened: {', '.join(told)}. Read them, and "
-            "pass --trust if you trust them"
+            f"({', '.join(dict.fromkeys(reasons))}), and these would be run or opened: {', '.join(told)}. Read them, "
+            "and pass --trust if you trust them"
         )
 
 
