@@ -18,6 +18,7 @@ from orchestrator.run_dir import RunDirectory
 from orchestrator.user_key import user_key
 from tests.support.agents import NullAgent
 from tests.support.command import run
+from tests.support.damage import Bomb
 from trainer.command.evaluation import evaluate
 from trainer.command.run import prepare
 from trainer.command.run_config import load_config
@@ -54,16 +55,6 @@ class Pickled(NullAgent):
 
     def load(self, path: str) -> None:
         self.weight = pickle.loads(Path(path).read_bytes())
-
-
-class Bomb:
-    """Object whose pickle makes a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from orchestrator.ray.connection import Link
-from tests.support.connections import KEY, Bomb, Bounded, BuiltWorker, Relay, in_background, pair, sessions
+from tests.support.connections import KEY, Bounded, BuiltWorker, Relay, in_background, pair, sessions
+from tests.support.damage import Bomb
 from tests.support.processes import PATIENCE
 from tests.support.service import tick
 from workers.frameworks import load_framework

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.connections import KEY, Bomb
+from tests.support.connections import KEY
+from tests.support.damage import Bomb
 from tests.support.processes import PATIENCE, ROOT
 from tests.support.schedule import IS_LONG, examples, full_or_short
 from workers.remote import listener as listening

@@ -7,7 +7,6 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from orchestrator.ray.connection import Link
@@ -119,16 +118,6 @@ class Bounded:
 
     def __exit__(self, *_: Any) -> None:
         assert tracemalloc.get_traced_memory()[1] - self._before - self._given < 64 * 1024 * 1024
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 class Relay:
