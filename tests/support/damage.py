@@ -1,4 +1,4 @@
-"""Damage to files, made at random from a seed."""
+"""Damage to files, made at random from a seed, and a pickle that shows that it was loaded."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["JUNK", "Within", "damaged_bytes", "damaged_data", "damaged_state", "state_with"]
+__all__ = ["JUNK", "Bomb", "Within", "damaged_bytes", "damaged_data", "damaged_state", "state_with"]
 
 JUNK: list[Any] = [
     None, True, 0, -1, 3, 2**31, 2**63, 2**64 - 1, 10**400, 0.5, float("nan"), float("inf"), "", "x", "0", "\x1b[31m",
