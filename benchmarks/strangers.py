@@ -66,7 +66,7 @@ def measure(address: Address, behave: Callable[[socket.socket], None], count: in
     connects, reconnects = [], []
     controls = Controls({0: (address, KEY)})
     for number in range(TIMES):
-        for sock in strangers:  # those that were sent away come back
+        for sock in strangers:
             with suppress(OSError):
                 behave(sock)
         extra = [stranger(address) for _ in range(count // 10)]
