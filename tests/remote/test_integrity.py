@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import pickle
 import struct
+import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +17,15 @@ import numpy as np
 import pytest
 
 from orchestrator.ray.connection import Link
+from tests.support.agents import NullAgent
 from tests.support.connections import KEY, Bounded, BuiltWorker, Relay, in_background, pair, sessions
 from tests.support.damage import Bomb
 from tests.support.processes import PATIENCE
-from tests.support.service import tick
+from tests.support.service import spec, tick
 from workers.frameworks import load_framework
 from workers.remote.channel import Channel, UnreadableError
 from workers.remote.control import Controls
-from workers.remote.dialing import Address
+from workers.remote.dialing import Address, dial
 from workers.remote.handshake import CONTROL, WORK
 from workers.remote.layout import DamagedError, Layout
 from workers.remote.wire import Packed, to_wire
@@ -148,3 +153,63 @@ def test_unreadable_layouts_and_damaged_ones_are_told_apart():
         other.receive(PATIENCE)
     for end in ends:
         end.close()
+
+
+def test_a_damaged_build_does_not_end_the_named_errors(worker: BuiltWorker):
+    for damage in (lambda scope: scope.__dict__.pop("index"), lambda scope: scope.__dict__.update(start=None)):
+        damaged = spec(NullAgent)
+        damage(scope := copy.copy(damaged.scope))
+        object.__setattr__(damaged, "scope", scope)
+        reply = worker.ask("build", damaged)
+        assert (reply.status, reply.payload[0].phase) == ("error", "build")
+        assert worker.ask("tick", tick(3), 1).status == "ok"
+    assert worker.ask("build", "no description").payload[0].kind == "TypeError"
+    assert worker.ask("collect").status == "ok"
+
+
+def test_connections_that_are_replaced_are_closed(worker: BuiltWorker):
+    """The worker is busy meanwhile."""
+    go_on = threading.Event()
+    worker.service._tick = lambda *_: go_on.wait(PATIENCE) and None  # type: ignore[method-assign]
+    busy = Link(worker.address, KEY)
+    seq = worker.service._last + 1
+    busy.send(seq, "tick", (tick(3), 1), ack=seq)
+    assert busy.receive(seq, 0.1) is None
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        dial(worker.address, KEY, WORK, timeout=PATIENCE)[0].close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+    go_on.set()
+    assert worker.ask("collect").status == "ok"
+    busy.close()
+
+
+class Exiting:
+    """Ends the program when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_control_survives_what_would_end_a_program(worker: BuiltWorker):
+    channel = Channel(*dial(worker.address, KEY, CONTROL, timeout=PATIENCE), pickle.dumps)
+    channel.send(1, b"", Packed((Exiting(),), (), b"", 0))
+    with pytest.raises((EOFError, ConnectionResetError)):
+        channel.receive(PATIENCE)
+    channel.close()
+    controls = Controls({0: (worker.address, KEY)})
+    assert controls.ping([0], PATIENCE)[0] is not None
+    controls.close()
+
+
+def test_a_damaged_request_is_noticed_although_a_child_of_the_worker_holds_the_connection(worker: BuiltWorker):
+    channel = Channel(*dial(worker.address, KEY, WORK, timeout=PATIENCE), pickle.dumps)
+    channel.send(worker.service._last + 1, pickle.dumps(("collect", (), None)))
+    assert channel.receive(PATIENCE) is not None
+    (held,) = [one for one in worker.server._current.values()]
+    copy_of_child = os.dup(held.fileno())
+    channel._sock.sendall(bytes(200))
+    with pytest.raises((EOFError, ConnectionResetError)):
+        channel.receive(PATIENCE)
+    os.close(copy_of_child)
+    channel.close()

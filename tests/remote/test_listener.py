@@ -162,7 +162,8 @@ def test_a_silent_or_dripping_stranger_is_sent_away_in_time(door: Door, kind: st
                 except OSError:
                     break
                 drips = not select.select([sock], [], [], 0.01)[0]
-            assert sock.recv(1) == b""
+            with suppress(ConnectionResetError):  # a byte of it was not read
+                assert sock.recv(1) == b""
 
 
 def test_only_the_same_user_is_let_to_a_unix_socket(door: Door, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from workers.errors import ends_process, message_of
 from workers.pickling import dumps, loads
 from workers.remote.handshake import Session
 from workers.remote.layout import DamagedError, Layout, check_layout
-from workers.remote.sockets import set_timeout
+from workers.remote.sockets import hang_up, set_timeout
 from workers.remote.wire import Packed
 
 __all__ = ["STALL_TIMEOUT", "Channel", "Message", "UnreadableError"]
@@ -231,9 +230,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the connection, even if a forked process also holds the socket."""
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        hang_up(self._sock)
 
     def _read_some(self) -> None:
         """Read at least one byte into the buffer."""

@@ -12,12 +12,13 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
 from workers.remote.dialing import Address
 from workers.remote.handshake import SERVE, Session, handshake
-from workers.remote.sockets import prepare
+from workers.remote.sockets import hang_up, prepare
 
 __all__ = ["Listener"]
 
@@ -83,6 +84,8 @@ class Listener:
     def shut(self) -> None:
         """Stop listening. May be called from any thread."""
         self._is_shut = True
+        with suppress(OSError):
+            self._wakes.send(b"x")
         self._wakes.close()
 
     def _listen(self) -> None:
@@ -160,11 +163,11 @@ class Listener:
 
     def _send_away(self, sock: socket.socket) -> None:
         self._forget(sock)
-        sock.close()
+        hang_up(sock)
 
     def _forget(self, sock: socket.socket) -> None:
-        del self._strangers[sock]
         self._selector.unregister(sock)
+        del self._strangers[sock]
 
 
 class _Stranger:

@@ -21,6 +21,7 @@ from workers.remote.listener import Listener
 from workers.remote.messages import dump_reply, load_request
 from workers.remote.segment import Segment, attach
 from workers.remote.service import Reply, Service
+from workers.remote.sockets import hang_up
 
 __all__ = ["Server"]
 
@@ -76,7 +77,12 @@ class Server:
         """Let a new connection replace the one with the same role."""
         before = self._current.get(session.role)
         self._current[session.role] = sock
-        self._let_in[session.role].put((sock, session))
+        arrivals = self._let_in[session.role]
+        with suppress(queue.Empty):  # those that were not served yet are replaced, too
+            while (arrival := arrivals.get_nowait()) is not None:
+                hang_up(arrival[0])
+            arrivals.put(None)  # this server is shut
+        arrivals.put((sock, session))
         if before is not None:
             with suppress(OSError):
                 before.shutdown(socket.SHUT_RDWR)
@@ -96,7 +102,7 @@ class Server:
                     self._service.interrupt(error)
                 # the driver connects again, or is gone and this process ends with it
             finally:
-                sock.close()
+                hang_up(sock)
 
     def _control(self) -> None:
         """Answer control, over one connection after the other."""
@@ -104,11 +110,11 @@ class Server:
             sock, session = arrival
             try:
                 answer_control(Channel(sock, session, self._dumps), self._service)
-            except Exception as error:
+            except BaseException as error:  # what is unpickled may raise anything
                 if not isinstance(error, (OSError, EOFError)) or isinstance(error, DamagedError):
                     _logger.warning("%s; the driver connects again", error)
             finally:
-                sock.close()
+                hang_up(sock)
 
     def _answer(self, channel: Channel) -> None:
         while True:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from time import monotonic
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
-from workers.errors import Failure, WorkerError, close_or_log, ends_process
+from workers.errors import Failure, WorkerError, close_or_log, ends_process, type_name
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.pickling import loads
@@ -212,6 +212,7 @@ class Service:
         return Busy(self._busy, monotonic() - self._since, self._doing)
 
     def _build(self, spec: WorkerSpec) -> Description:
+        _check_spec(spec)
         self._scope = spec.scope
         self._doing = "importing what it needs"
         for name in spec.modules:
@@ -346,3 +347,16 @@ class Service:
         if method in ("act", "learn", "collect", "store") and runner is not None:
             return runner.phase.value, self._timestep
         return method, None
+
+
+def _check_spec(spec: Any) -> None:
+    """Check what every failure is told with.
+
+    Raises:
+        TypeError: It is not the description of a worker.
+    """
+    scope = getattr(spec, "scope", None)
+    if type(spec) is not WorkerSpec or type(scope) is not Scope or len(vars(spec)) != len(fields(WorkerSpec)):
+        raise TypeError(f"a worker cannot be built from a {type_name(type(spec))}")
+    if any(type(number) is not int for number in (scope.index, *scope.rows)):
+        raise TypeError("a worker cannot be built without numbers of its scope")

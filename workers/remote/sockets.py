@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import suppress
 
-__all__ = ["prepare", "set_timeout"]
+__all__ = ["hang_up", "prepare", "set_timeout"]
 
 
 def prepare(sock: socket.socket) -> None:
@@ -25,3 +26,10 @@ def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
     """
     whole, rest = divmod(seconds, 1)
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Close a connection, even if a forked process also holds the socket."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
