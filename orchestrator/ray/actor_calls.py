@@ -24,6 +24,7 @@ from orchestrator.ray.transport import (
 from workers.remote.actor import ControlActor
 from workers.remote.dialing import Address
 from workers.remote.service import Busy, Reply
+from workers.remote.wire import Packed, check_packed
 from workers.types import Scope
 
 __all__ = ["ActorCalls"]
@@ -67,6 +68,8 @@ class ActorCalls(Streams):
         del self._refs[index][seq]
         try:
             reply: Reply = cloudpickle.loads(data)
+            if isinstance(reply.payload, Packed):
+                check_packed(reply.payload)
         except Exception as error:
             raise unreadable(error) from error
         return reply

@@ -43,7 +43,7 @@ _CONNECT_TIMEOUT = 10.0
 _PATIENCE = 10.0
 """Seconds for which a lost connection is made again, until something is received over it or it lasts."""
 
-_LASTING = 1.0
+_LASTING = 0.1
 """Seconds after which a connection over which nothing was received counts as restored: the request takes long."""
 
 _PAUSE = 0.2
@@ -210,7 +210,7 @@ class Link:
         now = monotonic()
         has_lasted = self._channel is not None and now - self._connected_at >= _LASTING
         self.hang_up()
-        if isinstance(error, DamagedError):
+        if isinstance(error, DamagedError) and self._lost_since is None:  # once
             _logger.warning("%s; connecting to the worker at %s again", error, self._address.host)
         if self._lost_since is None or has_lasted:
             self._lost_since = now

@@ -77,8 +77,8 @@ class RaySession:
             seq, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
         )
         last = tick._replace(timestep=tick.timestep + count - 1)
-        read = partial(read_outcome, framework=framework)
-        outcomes = _for_each(scopes, read, payloads(replies), last, Phase.STEP)
+        trees = zip(payloads(replies), (scope.num_envs for scope in scopes), strict=True)
+        outcomes = _for_each(scopes, lambda tree: read_outcome(tree[0], framework, tree[1]), trees, last, Phase.STEP)
         try:
             return merge_outcomes(outcomes, scopes, framework)
         except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent

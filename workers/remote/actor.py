@@ -18,6 +18,7 @@ from workers.remote.dialing import Address
 from workers.remote.log import LogCollector
 from workers.remote.server import Server
 from workers.remote.service import Busy, Service
+from workers.remote.wire import Packed, check_packed
 from workers.threads import THREAD_VARIABLES
 
 __all__ = ["ControlActor", "WorkerActor", "dumps_by_value"]
@@ -69,6 +70,9 @@ class WorkerActor:
         """Handle one request with pickled arguments and return the pickled reply; see `Service.handle`."""
         try:
             arguments = cloudpickle.loads(args)
+            for argument in arguments:
+                if isinstance(argument, Packed):
+                    check_packed(argument)
         except BaseException as error:
             if ends_process(error):
                 raise

@@ -119,6 +119,7 @@ class Channel:
         self._sent: dict[Any, int] = {}
         self._new: tuple[Any, int] | None = None  # a layout that the next message describes
         self._received: dict[int, Layout] = {}
+        self._unreadable: dict[int, str] = {}  # layouts that cannot be unpickled here
 
     def send(self, seq: int, plain: bytes, packed: Packed | None = None, *, ack: int = 0, slot: int = -1) -> None:
         """Send a message; see `Message`, `encode` and `write`."""
@@ -198,7 +199,7 @@ class Channel:
             is_valid = number == -1 and not spec_size | others_size | size | is_here
         else:
             is_known = layout is not None and layout.size == size
-            is_valid = (is_known or spec_size) and number < _MAX_LAYOUTS and is_here <= 1
+            is_valid = (is_known or spec_size or number in self._unreadable) and number < _MAX_LAYOUTS and is_here <= 1
         if not is_valid or (seq | ack) >= _MAX_NUMBER or (plain_size | spec_size | others_size | size) >= _MAX_BYTES:
             raise DamagedError(f"a message has the header {header[1:]}, which no healthy peer sends")
         message = self._whole(_HEAD + plain_size + spec_size + others_size)
@@ -214,15 +215,22 @@ class Channel:
         middle = _HEAD + plain_size + spec_size
         try:
             if spec_size:
+                self._received.pop(number, None)
                 layout = check_layout(loads(message[_HEAD + plain_size : middle]))
                 self._received[number] = layout
+                self._unreadable.pop(number, None)
+            elif number in self._unreadable:
+                raise UnreadableError(seq, self._unreadable[number])
             others = loads(message[middle:]) if others_size else ()
-        except DamagedError:
+        except (DamagedError, UnreadableError):
             raise
         except self._catches as error:
             if ends_process(error):
                 raise
-            raise UnreadableError(seq, f"{type(error).__name__}: {message_of(error)}") from error
+            reason = f"{type(error).__name__}: {message_of(error)}"
+            if spec_size:
+                self._unreadable[number] = reason
+            raise UnreadableError(seq, reason) from error
         assert layout is not None, "the header was checked"
         if type(others) is not tuple or len(others) != layout.others or layout.size != size:
             raise DamagedError("a message does not fit its layout")

@@ -18,6 +18,8 @@ __all__ = ["Controls", "answer_control"]
 _HALT = struct.Struct("<q")
 _BUSY = struct.Struct("<qd")
 _CONNECT_TIMEOUT = 2.0
+_LONGEST, _MOST_CHARACTERS = 1e9, 1000
+"""Bounds of what a worker says that it is busy with: seconds and length of the text."""
 
 
 def answer_control(channel: Channel, service: Service) -> None:
@@ -123,6 +125,9 @@ class _Control:
 def _busy(answer: bytes) -> Busy:
     try:
         seq, seconds = _BUSY.unpack_from(answer)
-        return Busy(seq or None, seconds, answer[_BUSY.size :].decode())
+        doing = answer[_BUSY.size :].decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise DamagedError(f"a worker does not say what it is busy with: {error}") from error
+    if seq < 0 or not 0 <= seconds < _LONGEST or not (doing.isprintable() and len(doing) < _MOST_CHARACTERS):
+        raise DamagedError("a worker does not say what it is busy with")
+    return Busy(seq or None, seconds, doing)

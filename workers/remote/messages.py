@@ -78,6 +78,8 @@ def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
     if packed is not None:
         return Reply("ok", seq, packed, loads(data) if data else ())
     status, payload, log = loads(data)
+    if isinstance(payload, Packed):
+        raise DamagedError("a reply has arrays that were pickled")
     return Reply(status, seq, payload, log)
 
 

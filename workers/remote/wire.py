@@ -31,12 +31,13 @@ from workers.remote.layout import (
     SCALAR,
     TUPLE,
     DamagedError,
+    check_layout,
     goes_as_bytes,
     is_small,
 )
 from workers.types import Outcome
 
-__all__ = ["FrameworkArray", "Packed", "from_wire", "read_outcome", "to_wire"]
+__all__ = ["FrameworkArray", "Packed", "check_packed", "from_wire", "read_outcome", "to_wire"]
 
 _SCALARS = {bool, int, float, str, bytes, type(None)}
 _STRING = {str}
@@ -243,6 +244,19 @@ def _culprit(value: Any, error: Exception, dumps: Dumps) -> tuple[list[Any], Any
     return keys, value, error
 
 
+def check_packed(packed: Packed) -> None:
+    """Check a tree that arrived without a `Channel`, which checks its layout once.
+
+    Raises:
+        DamagedError: It is not one that `to_wire` makes.
+    """
+    layout = check_layout(packed.spec)
+    if type(packed.others) is not tuple or (len(packed.others), packed.size) != (layout.others, layout.size):
+        raise DamagedError("a tree does not fit its layout")
+    if not isinstance(packed.data, (bytes, bytearray)) or len(packed.data) != layout.size:
+        raise DamagedError("a tree does not have the data of its layout")
+
+
 def from_wire(packed: Packed, framework: Framework) -> Any:
     """Return the tree that was passed to `to_wire`, with new arrays.
 
@@ -261,7 +275,7 @@ def from_wire(packed: Packed, framework: Framework) -> Any:
     return _trees([packed.spec], packed, make)[0]
 
 
-def read_outcome(packed: Packed, framework: Framework) -> Outcome:
+def read_outcome(packed: Packed, framework: Framework, num_envs: int | None = None) -> Outcome:
     """Return the outcome that was passed to `to_wire`; its infos contain new arrays.
 
     The other arrays are NumPy views of the block: copy them before the block is reused.
@@ -269,6 +283,7 @@ def read_outcome(packed: Packed, framework: Framework) -> Outcome:
     Args:
         packed: As in `from_wire`.
         framework: The framework of its arrays.
+        num_envs: Number of its rows; None: any.
 
     Raises:
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
@@ -282,9 +297,17 @@ def read_outcome(packed: Packed, framework: Framework) -> Outcome:
             _OUTCOMES.clear()
         _OUTCOMES[id(spec)] = spec
     *arrays, infos = spec[2]
+    if num_envs is not None and _rows(arrays[0]) != num_envs:
+        raise DamagedError(f"a worker has sent {_rows(arrays[0])} rows; expected {num_envs}")
     values = _trees(arrays, packed, _as_it_is)
     values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
     return Outcome._make(values)
+
+
+def _rows(column: tuple[Any, ...]) -> int:
+    """Return the number of rows of an array, or of the first one of a dictionary of arrays."""
+    rows: int = (column[2][0] if column[0] in _DICTS else column)[2][0]
+    return rows
 
 
 def _is_outcome(spec: tuple[Any, ...]) -> bool:
