@@ -103,7 +103,7 @@ def compare(before: Path, kind: str, agents: int, *, turns: int, steps: int) -> 
     old, new = zip(*values, strict=True)
     more = [after - earlier for earlier, after in values]
     print(
-        f"{kind}, {agents} agents: before {spread(old)}, after {spread(new)}, difference {spread(more)} µs "
+        f"{kind}, {agents} agent(s): before {spread(old)}, after {spread(new)}, difference {spread(more)} µs "
         f"({turns} turns of {steps} steps)",
         flush=True,
     )

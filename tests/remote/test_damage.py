@@ -42,7 +42,6 @@ from workers.remote.wire import Packed, read_outcome, to_wire
 from workers.types import Outcome
 
 TORCH = load_framework("torch")
-MOST_ABOVE = 64 * 1024 * 1024
 HEADER = struct.Struct("<QQiiQQQQB7x")
 EXTREMES = (0, 1, 63, 64, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
@@ -207,12 +206,14 @@ class FalseWorker:
 
     Attributes:
         damage: How it damages the next reply before it signs it; None for after.
+        hangs_up: Whether it closes the connection after a damaged reply.
     """
 
     def __init__(self) -> None:
         self.damage: Callable[[bytes], bytes] | None = None
         self.to_send: Any = None
         self._sent_damaged = 0
+        self.hangs_up = True
         self._listener = Listener(KEY, self._let_in)
         self.address = self._listener.open(None)
 
@@ -231,7 +232,7 @@ class FalseWorker:
                 payload = to_wire(OUTCOME, TORCH) if self.to_send is OUTCOME else self.to_send
                 log = (LogEntry(30, "a warning"),) if message.seq % 4 == 0 else ()
                 channel.send(message.seq, *dump_reply(Reply(status, message.seq, payload, log)))  # type: ignore[arg-type]
-                if is_first:
+                if is_first and self.hangs_up:
                     sock.shutdown(socket.SHUT_WR)  # else the driver may wait for more
         channel.close()
 
@@ -275,7 +276,7 @@ def test_a_driver_survives_damaged_messages(monkeypatch: pytest.MonkeyPatch):
 def test_a_reply_that_nobody_asked_for_drops_the_connection(seq: int):
     """The number of the next reply is 1."""
     worker = FalseWorker()
-    worker.to_send = {"a": 1.0}
+    worker.to_send, worker.hangs_up = {"a": 1.0}, False
     worker.damage = lambda message: HEADER.pack(seq, *HEADER.unpack_from(message)[1:]) + message[HEADER.size :]
     link = Link(worker.address, KEY)
     link.send(1, "collect", (), ack=1)

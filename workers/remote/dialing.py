@@ -31,7 +31,7 @@ class Address(NamedTuple):
 
 
 class _HungUpError(ConnectionError):
-    """The worker closed the connection during the handshake: too many others were at its door."""
+    """The worker closed the connection during the handshake, for example because many others came."""
 
 
 def dial(

@@ -75,7 +75,7 @@ def handshake(key: bytes, role: bytes, *, signs_arrays: bool = False) -> Generat
 
     sides = (b"worker", b"driver") if is_worker else (b"driver", b"worker")
     mine, expected = (derived(side) for side in sides)
-    # a driver that has the worker's proof has been let in
+    # the worker's comes last, so that a driver that has it was not sent away before
     proof = yield (b"" if is_worker else mine), _PROOF
     if is_worker:
         yield mine, 0

@@ -48,7 +48,7 @@ PAYLOADS: dict[str, tuple[type, ...]] = {
 """The methods of requests, and of which types the payloads of their replies are."""
 
 _FARTHEST = 1000
-"""How far the number of a request may lie ahead of the last one; a damaged number would end the order for good."""
+"""How far the number of a request may lie ahead of the last one: after a damaged one, all others would be late."""
 
 
 @dataclass(frozen=True, kw_only=True)
