@@ -110,3 +110,20 @@ def test_only_methods_of_requests_are_called():
         assert (failure.kind, failure.phase) == ("ValueError", method)
         assert "no worker has the method" in failure.message
     assert {f"_{method}" for method in PAYLOADS} <= set(dir(Service))
+
+
+@pytest.mark.parametrize(
+    ("method", "payload"),
+    [
+        ("build", Description("an agent", None, 1)),  # type: ignore[arg-type]
+        ("build", Description("an agent", "here", 1, ("a", 5))),  # type: ignore[arg-type]
+        ("collect", {1: 2.0}),
+        ("collect", {"a": []}),
+        ("store", (1, b"")),
+        ("store", ("state.safetensors", b"", 3)),
+        ("export", ExportedAgent("pickle", "x")),  # type: ignore[arg-type]
+    ],
+)
+def test_the_content_of_a_reply_is_checked(method: str, payload: Any):
+    with pytest.raises(DamagedError, match=f"the reply to '{method}' is 'ok' with a "):
+        check_reply(Reply("ok", 1, payload), method)

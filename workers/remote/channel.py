@@ -31,11 +31,12 @@ STALL_TIMEOUT = 60.0
 """Seconds for which a peer may stall in the middle of a message."""
 
 _TAG = 16
-_HEADER = struct.Struct("<QQiiQQQQB7x")
+_FORMAT = "QQiiQQQQB7x"
+_HEADER = struct.Struct(f"<{_FORMAT}")
 """seq, ack, slot, number of the layout, lengths of the plain part, the spec, the other leaves and the data, and whether
 the data are in the message."""
 
-_TAG_AND_HEADER = struct.Struct(f"<{_TAG}sQQiiQQQQB7x")
+_TAG_AND_HEADER = struct.Struct(f"<{_TAG}s{_FORMAT}")
 _HEAD = _TAG_AND_HEADER.size
 _BUFFER = 64 * 1024
 _JOINED = 16 * 1024

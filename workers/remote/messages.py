@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from numbers import Real
 from types import NoneType
 from typing import Any
 
@@ -28,6 +30,17 @@ _FAILURE = [
     ("rows", (tuple,)),
 ]
 """Fields of a failure and their types."""
+
+_CONTENT: dict[str, Callable[[Any], bool]] = {
+    "build": lambda worker: (
+        [*map(type, worker)] == [str, str, int, tuple, tuple]
+        and all(type(text) is str for text in (*worker.team, *worker.notes))
+    ),
+    "collect": lambda scalars: all(type(tag) is str and isinstance(value, Real) for tag, value in scalars.items()),
+    "store": lambda file: [*map(type, file)] == [str, bytes],
+    "export": lambda agent: [*map(type, agent)] == [str, bytes],
+}
+"""Whether a payload of the right type has the right content."""
 
 
 def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None) -> bytes:
@@ -91,7 +104,7 @@ def check_reply(reply: Reply, method: str) -> None:
     """
     status, _, payload, log = reply
     if status == "ok":
-        is_valid = type(payload) in PAYLOADS[method]
+        is_valid = type(payload) in PAYLOADS[method] and (method not in _CONTENT or _CONTENT[method](payload))
     else:
         is_valid = status == "error" and type(payload) is tuple and bool(payload) and all(map(_is_failure, payload))
     if not is_valid or type(log) is not tuple or (log and not all(map(_is_entry, log))):

@@ -63,7 +63,7 @@ def import_agent(exported: ExportedAgent, make: Callable[[], Any]) -> Any:
     if exported.kind == "none":
         raise AgentError(
             "the trained agent cannot be brought back: it cannot be pickled, and none of state_dict(), "
-            f"checkpoint_modules and save() works ({exported.data.decode()})"
+            f"checkpoint_modules and save() works ({exported.data.decode(errors='replace')})"
         )
     try:
         return _loaded(exported, make)
