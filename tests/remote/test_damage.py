@@ -20,11 +20,12 @@ import pytest
 from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError
+from tests.support.agents import NullAgent
 from tests.support.connections import KEY, Bounded, BuiltWorker
 from tests.support.parity import assert_same
 from tests.support.processes import PATIENCE
 from tests.support.schedule import examples
-from tests.support.service import tick
+from tests.support.service import spec, tick
 from workers.errors import EnvError, Failure
 from workers.frameworks import load_framework
 from workers.pickling import dumps
@@ -124,6 +125,8 @@ REQUESTS: tuple[tuple[str, tuple[Any, ...], Packed | None, Offer | None], ...] =
     ("tick", (tick(5), 1), None, None),
     ("collect", (), None, None),
     ("statistics", (), None, None),
+    ("export", (), None, None),
+    ("build", (spec(NullAgent),), None, None),
     ("act", (tick(5),), to_wire((TORCH.from_numpy(ROWS), None, {"a": {1: "text"}, "b": ROWS}), TORCH), None),
     ("tick", (tick(6), 1), None, Offer(1, 5, "lockstep-" + "0" * 32, 4096)),
 )
@@ -173,7 +176,7 @@ def test_control_survives_damaged_messages(worker: BuiltWorker):
             channel.damage = random.choice(DAMAGES)
         else:
             channel._sock = Garbling(sock)  # type: ignore[assignment]
-        packed = REQUESTS[3][2] if number % 5 == 0 else None
+        packed = REQUESTS[5][2] if number % 5 == 0 else None
         with suppress(OSError, EOFError):
             channel.send(number, struct.pack("<q", 0), packed)
             sock.shutdown(socket.SHUT_WR)
