@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -290,3 +291,17 @@ def test_a_connection_that_lasts_is_not_given_up(worker: Worker, link: Link, mon
         waits += 1
     assert step_of(reply.payload) == 1
     assert waits >= 50
+
+
+@pytest.mark.usefixtures("_unknown_to_ray")
+def test_each_loss_is_judged_by_itself(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
+    """Connections are lost for longer than one is waited for, but every reply arrives."""
+    build(link)
+    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
+    monkeypatch.setattr(connection, "_LASTING", PATIENCE)
+    start, seq = monotonic(), 1
+    while monotonic() - start < 0.5:
+        seq += 1
+        worker.relay.change = Cuts(1)
+        link.send(seq, "tick", (tick(seq), 1), ack=seq)
+        assert step_of(receive(link, seq)) == seq - 1
