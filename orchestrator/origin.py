@@ -46,13 +46,12 @@ class Origin:
         self._macs: dict[str, list[str]] = {}
 
     def sign(self, files: Mapping[str, bytes]) -> None:
-        """Record that this user wrote these files, before they are written. Without a key only this process knows.
+        """Record that this user wrote these files, before they are written. Without a good key only this process knows.
 
         Args:
             files: The new content of files, by name.
 
         Raises:
-            ConfigError: This user's key is not private.
             OSError: The record cannot be written.
         """
         if not files:

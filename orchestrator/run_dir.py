@@ -85,7 +85,7 @@ class RunDirectory:
             config: The configuration of the run, as YAML.
 
         Raises:
-            ConfigError: The directory is not empty, or cannot be written; or this user's key is not private.
+            ConfigError: The directory is not empty, or cannot be written.
         """
         self.check_new()
         try:

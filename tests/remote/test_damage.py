@@ -21,7 +21,7 @@ from orchestrator.ray import connection
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError
 from tests.support.agents import NullAgent
-from tests.support.connections import KEY, Bounded, BuiltWorker
+from tests.support.connections import HEADER, KEY, Bounded, BuiltWorker
 from tests.support.parity import assert_same
 from tests.support.processes import PATIENCE
 from tests.support.schedule import examples
@@ -43,7 +43,6 @@ from workers.remote.wire import Packed, read_outcome, to_wire
 from workers.types import Outcome
 
 TORCH = load_framework("torch")
-HEADER = struct.Struct("<QQiiQQQQB7x")
 EXTREMES = (0, 1, 63, 64, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import struct
 
 import pytest
 
-from tests.support.connections import pair, sessions
+from tests.support.connections import HEADER, pair, sessions
 from tests.support.processes import PATIENCE
 from workers.remote.channel import Channel
 from workers.remote.layout import DamagedError, Layout
 
-HEADER = struct.Struct("<QQiiQQQQB7x")
 GOOD = {"seq": 1, "ack": 1, "slot": -1, "number": -1, "plain": 0, "spec": 0, "others": 0, "size": 0, "is_here": 0}
 KNOWN = {"number": 3, "size": 128, "is_here": 1}
 """A message with arrays of a known layout."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import struct
 import sys
 import threading
 import tracemalloc
@@ -18,7 +17,7 @@ import pytest
 
 from orchestrator.ray.connection import Link
 from tests.support.agents import NullAgent
-from tests.support.connections import KEY, Bounded, BuiltWorker, Relay, in_background, pair, sessions
+from tests.support.connections import HEADER, KEY, Bounded, BuiltWorker, Relay, in_background, pair, sessions
 from tests.support.damage import Bomb
 from tests.support.processes import PATIENCE
 from tests.support.service import spec, tick
@@ -29,8 +28,6 @@ from workers.remote.dialing import Address, dial
 from workers.remote.handshake import CONTROL, WORK
 from workers.remote.layout import DamagedError, Layout
 from workers.remote.wire import Packed, to_wire
-
-HEADER = struct.Struct("<QQiiQQQQB7x")
 
 
 @pytest.fixture

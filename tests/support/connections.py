@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from workers.remote.service import Reply, Service
 from workers.remote.sockets import prepare
 
 KEY = b"k" * 32
+HEADER = struct.Struct("<QQiiQQQQB7x")
+"""What follows the tag of a message; see `workers.remote.channel`."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -106,9 +106,7 @@ def _foreign(
     reason = directory.foreign(CONFIG, text.encode()) if left else ""
     if not reason:
         return [], []
-    texts = [
-        key for key in left if (key[0] == "env" and key[1] == "kwargs") or (key[0] == "agents" and key[2] == "cfg")
-    ]
+    texts = [key for key in left if key[:2] == ("env", "kwargs") or (key[0] == "agents" and key[2] == "cfg")]
     told = [_told(key, value) for key, value in left.items() if key not in texts]
     told += [_told(key, left[key]) for key in texts[:_MOST_TEXTS]]
     if len(texts) > _MOST_TEXTS:
