@@ -11,7 +11,10 @@ import yaml
 from orchestrator.files import LARGEST_TEXT, read_file
 from workers.errors import ConfigError
 
-__all__ = ["dump_yaml", "load_yaml", "read_config"]
+__all__ = ["LONGEST_TOLD", "dump_yaml", "load_yaml", "read_config", "shortened"]
+
+LONGEST_TOLD = 80
+"""Most characters of a value in a message."""
 
 _MOST_VALUES = 20_000
 """Most keys and values in a configuration, counting what aliases stand for; a long text counts as several."""
@@ -110,7 +113,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
-                _check(key.value not in seen, f"duplicate key {_shortened(key.value)}", key.start_mark)
+                _check(key.value not in seen, f"duplicate key {shortened(key.value)}", key.start_mark)
                 seen.add(key.value)
         return node
 
@@ -153,13 +156,15 @@ def _told(error: Exception) -> str:
     return ": ".join([*parts, *filter(None, [error.context, error.problem])])[:_MOST_TOLD]
 
 
-def _shortened(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+def shortened(value: Any) -> str:
+    """Return a value as it is told within a message: its `repr`, up to a length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_TOLD else f"{text[: LONGEST_TOLD - 3]}..."
 
 
 def _apply(data: Any, override: str) -> None:
     key, equals, value = override.partition("=")
-    shown = f"--set {_shortened(key)}"  # without the value, which may be a password
+    shown = f"--set {shortened(key)}"  # without the value, which may be a password
     if not equals or not all(parts := key.strip().split(".")):
         raise ConfigError(f"{shown}; expected key=value, such as trainer.timesteps=1000")
     if len(parts) > _DEEPEST:
@@ -179,7 +184,7 @@ def _apply(data: Any, override: str) -> None:
 def _item(node: Any, part: str, shown: str) -> Any:
     if not isinstance(node, list) or not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
         expected = f"an index below {len(node)}" if isinstance(node, list) else "no key below a plain value"
-        raise ConfigError(f"{shown}: the key contains {_shortened(part)}; expected {expected}")
+        raise ConfigError(f"{shown}: the key contains {shortened(part)}; expected {expected}")
     return node[int(part)]
 
 

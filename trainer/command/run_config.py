@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.scopes import resolve_scopes
 from trainer._redaction import is_secret, redacted
-from trainer.command.config_file import dump_yaml, load_yaml
+from trainer.command.config_file import LONGEST_TOLD, dump_yaml, load_yaml, shortened
 from trainer.config import StepTrainerCfg
 from workers.errors import ConfigError, ScopeError
 
@@ -32,8 +32,8 @@ __all__ = [
     "parse",
 ]
 
-_MOST_TOLD, _LONGEST_TOLD = 20, 80
-"""Number of errors that are told at once, and of characters of a value in one."""
+_MOST_TOLD = 20
+"""Number of errors that are told at once."""
 
 
 @dataclass(kw_only=True)
@@ -258,18 +258,13 @@ def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
     if detail["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
         expected = "a mapping of keys to values"
     given = redacted(detail["input"], within=any(map(is_secret, location)))
-    return f"{place} is {_shortened(given)}; expected {expected}"
+    return f"{place} is {shortened(given)}; expected {expected}"
 
 
 def in_line(key: int | str) -> str:
     """Return a part of a key as it is told within a line: a text from a file may imitate lines of output."""
     text = str(key)
-    return text if text.isprintable() and len(text) <= _LONGEST_TOLD else _shortened(text)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_TOLD else f"{text[: _LONGEST_TOLD - 3]}..."
+    return text if text.isprintable() and len(text) <= LONGEST_TOLD else shortened(text)
 
 
 def _type_at(kind: Any, location: Sequence[int | str]) -> Any:

@@ -25,9 +25,9 @@ from workers.remote.layout import DamagedError, Layout, check_layout
 from workers.remote.sockets import hang_up, set_timeout
 from workers.remote.wire import Packed
 
-__all__ = ["STALL_TIMEOUT", "Channel", "Message", "UnreadableError"]
+__all__ = ["Channel", "Message", "UnreadableError"]
 
-STALL_TIMEOUT = 60.0
+_STALL_TIMEOUT = 60.0
 """Seconds for which a peer may stall in the middle of a message."""
 
 _TAG = 16
@@ -93,7 +93,7 @@ class Channel:
         session: Session,
         dumps: Callable[[Any], bytes],
         *,
-        stall_timeout: float = STALL_TIMEOUT,
+        stall_timeout: float = _STALL_TIMEOUT,
         catches: type[BaseException] = Exception,
     ) -> None:
         """Use an authenticated connection.
