@@ -77,7 +77,7 @@ def build(link: Link) -> Any:
 
 def step_of(packed: Any) -> int:
     """Return the steps of the last row, whose episodes are longest."""
-    return int(read_outcome(packed, load_framework("torch")).infos["nested"]["step"][-1])
+    return int(read_outcome(packed, load_framework("torch"), 3).infos["nested"]["step"][-1])
 
 
 def acted(agent: Any) -> list[int]:

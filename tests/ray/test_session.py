@@ -53,7 +53,7 @@ def test_outcomes_are_merged():
     ("payload", "message"),
     [
         (outcome(4)._replace(data=b"short"), "a message cannot be read: TypeError: buffer is too small"),
-        (to_wire((1, 2), TORCH), "a worker has sent something else than the outcome of an iteration"),
+        (to_wire((1, 2), TORCH), "a worker has sent something else than the outcome of 3 rows"),
         (5, "AttributeError"),
     ],
 )

@@ -168,6 +168,20 @@ def test_workers_that_do_not_answer_are_given_up_in_time(worker: Worker, monkeyp
     mute.close()
 
 
+def test_workers_that_do_not_answer_are_waited_for_together(monkeypatch: pytest.MonkeyPatch):
+    all_are_dialed = threading.Barrier(8, timeout=PATIENCE)
+
+    def wait_for_others(*args: Any, **options: Any) -> Any:
+        all_are_dialed.wait()
+        raise TimeoutError
+
+    monkeypatch.setattr(control, "dial", wait_for_others)
+    controls = Controls({index: (Address("127.0.0.1", 0), KEY) for index in range(8)})
+    assert set(controls.ping(range(8), 0.01).values()) == {None}
+    controls.halt(range(8), 5)
+    controls.halt([], 5)
+
+
 def test_a_worker_whose_port_cannot_be_opened_is_reached_on_its_machine(caplog: pytest.LogCaptureFixture):
     server = Server(Service(pickle.dumps), pickle.dumps)
     address = server.open("192.0.2.77", KEY)

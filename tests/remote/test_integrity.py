@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,26 @@ def test_memory_grows_with_what_arrives():
                 received()
         tracemalloc.stop()
         channel.close()
+
+
+def test_a_large_content_takes_its_memory_once():
+    ends = pair()
+    mine, peers = sessions()
+    content, sent = bytes(80_000_000), bytearray()
+    sender = Channel(ends[0], mine, pickle.dumps)
+    sender._sock = SimpleNamespace(sendall=sent.extend)  # type: ignore[assignment]
+    sender.send(1, content)
+    receiver = Channel(ends[1], peers, pickle.dumps)
+    tracemalloc.start()
+    with Bounded(len(content)):
+        done = in_background(ends[0].sendall, sent)
+        message = receiver.receive(PATIENCE)
+    done()
+    tracemalloc.stop()
+    assert message is not None
+    assert message.plain == content
+    for end in ends:
+        end.close()
 
 
 def test_unreadable_layouts_and_damaged_ones_are_told_apart():

@@ -32,7 +32,7 @@ NOTHING = to_wire((None, None, None), load_framework("numpy"))
 
 def steps(packed: Any) -> Any:
     """Return the steps since the last reset, which the environments put into their infos."""
-    return read_outcome(packed, load_framework("torch")).infos["nested"]["step"].tolist()
+    return read_outcome(packed, load_framework("torch"), len(ROWS)).infos["nested"]["step"].tolist()
 
 
 def refuse(*_: Any) -> Any:

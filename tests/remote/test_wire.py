@@ -292,17 +292,17 @@ def test_what_is_no_outcome_is_named(tree: Any):
     adapter = load_framework("numpy")
     packed = to_wire(tree, adapter)
     assert_same_tree(from_wire(packed, adapter), tree)
-    with pytest.raises(DamagedError, match="something else than the outcome of an iteration"):
-        read_outcome(packed, adapter)
+    with pytest.raises(DamagedError, match="something else than the outcome of 3 rows"):
+        read_outcome(packed, adapter, 3)
 
 
 def test_outcomes_arrive():
     adapter = load_framework("numpy")
     by_agent = {"one": ROWS, 2: ROWS + 1}
-    for outcome in (
-        Outcome(ROWS, ROWS[:, :1], ROWS > 1, ROWS > 2, {}),
-        Outcome(by_agent, by_agent, by_agent, by_agent, {1: 5, "a": {"b": ROWS}}),  # type: ignore[dict-item]
-        Outcome({}, {}, {}, {}, {}),
-        Outcome(ROWS[:0], ROWS[:0], ROWS[:0], ROWS[:0], {}),
+    for rows, outcome in (
+        (3, Outcome(ROWS, ROWS[:, :1], ROWS > 1, ROWS > 2, {})),
+        (3, Outcome(by_agent, by_agent, by_agent, by_agent, {1: 5, "a": {"b": ROWS}})),  # type: ignore[dict-item]
+        (3, Outcome({}, {}, {}, {}, {})),
+        (0, Outcome(ROWS[:0], ROWS[:0], ROWS[:0], ROWS[:0], {})),
     ):
-        assert_same_tree(read_outcome(to_wire(outcome, adapter), adapter), outcome)
+        assert_same_tree(read_outcome(to_wire(outcome, adapter), adapter, rows), outcome)

@@ -185,7 +185,7 @@ def test_where_a_scope_lacks_the_key(framework: str):
 
 def carried(outcome: Outcome, framework: Framework) -> Outcome:
     """Return the outcome as read from the wire, with NumPy arrays."""
-    return read_outcome(to_wire(outcome, framework), framework)
+    return read_outcome(to_wire(outcome, framework), framework, len(outcome.observations))
 
 
 def test_a_single_scope_is_unchanged(framework: str):

@@ -86,7 +86,9 @@ def slices_run(steps: int, name: str, env: EnvFactory, agents: Any, sizes: Any) 
     outputs = []
     for step in range(1, steps + 1):
         replies = [service.handle(step + 1, "tick", (Tick(Mode.TRAIN, step, steps),)) for service in services]
-        outcomes = [read_outcome(reply.payload, framework) for reply in replies]
+        outcomes = [
+            read_outcome(reply.payload, framework, scope.num_envs) for reply, scope in zip(replies, scopes, strict=True)
+        ]
         outputs.append(copied_outputs(merge_outcomes(outcomes, scopes, framework)))
     exported = [service.handle(steps + 2, "export", ()).payload for service in services]
     return outputs, [copied(cloudpickle.loads(part.data).state_dict()) for part in exported]

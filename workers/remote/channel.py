@@ -70,14 +70,14 @@ class Message(NamedTuple):
         seq: Number of the request.
         ack: Requests before this one will not be sent again.
         slot: Slot of shared memory that the reply may use, -1 for none.
-        plain: Content without arrays; see `workers.remote.messages`.
+        plain: Content without arrays, valid until the next message is received; see `workers.remote.messages`.
         packed: Its arrays, or None.
     """
 
     seq: int
     ack: int
     slot: int
-    plain: bytes
+    plain: bytes | memoryview
     packed: Packed | None
 
 
@@ -210,7 +210,7 @@ class Channel:
             self._received_hash.update(data)
         if not compare_digest(self._received_hash.digest(), tag):
             raise DamagedError("a message is not what the peer has sent")
-        plain = bytes(message[_HEAD : _HEAD + plain_size])
+        plain = message[_HEAD : _HEAD + plain_size]  # no copy: it may be large
         if number < 0:
             return Message(seq, ack, slot, plain, None)
         middle = _HEAD + plain_size + spec_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 from workers.pickling import dumps
@@ -18,6 +19,7 @@ __all__ = ["Controls", "answer_control"]
 _HALT = struct.Struct("<q")
 _BUSY = struct.Struct("<qd")
 _CONNECT_TIMEOUT = 2.0
+_MOST_THREADS = 32
 _LONGEST, _MOST_CHARACTERS = 1e9, 1000
 """Bounds of what a worker says that it is busy with: seconds and length of the text."""
 
@@ -53,15 +55,18 @@ class Controls:
 
     def ping(self, indices: Sequence[int], timeout: float) -> dict[int, Busy | None]:
         """Return what workers are busy with; None for those that do not answer within `timeout` seconds."""
-        for index in indices:
-            self._controls[index].ask()
+        self._ask(indices)
         deadline = monotonic() + timeout
         return {index: self._controls[index].answer(deadline) for index in indices}
 
     def halt(self, indices: Sequence[int], seq: int) -> None:
         """Let workers stop requests up to `seq` early; see `Service.halt`. Those that cannot be reached are skipped."""
-        for index in indices:
-            self._controls[index].ask(halted=seq)
+        self._ask(indices, halted=seq)
+
+    def _ask(self, indices: Sequence[int], halted: int = 0) -> None:
+        """Send a question to workers, to all at once: each that cannot be connected to takes a while."""
+        with ThreadPoolExecutor(min(len(indices), _MOST_THREADS) or 1) as pool:
+            list(pool.map(lambda index: self._controls[index].ask(halted), indices))
 
     def close(self) -> None:
         """Close all connections."""
@@ -122,10 +127,10 @@ class _Control:
             channel.close()
 
 
-def _busy(answer: bytes) -> Busy:
+def _busy(answer: bytes | memoryview) -> Busy:
     try:
         seq, seconds = _BUSY.unpack_from(answer)
-        doing = answer[_BUSY.size :].decode()
+        doing = str(answer[_BUSY.size :], "utf-8")
     except (struct.error, UnicodeDecodeError) as error:
         raise DamagedError(f"a worker does not say what it is busy with: {error}") from error
     if seq < 0 or not 0 <= seconds < _LONGEST or not (doing.isprintable() and len(doing) < _MOST_CHARACTERS):

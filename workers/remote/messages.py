@@ -57,7 +57,7 @@ def dump_request(method: str, args: tuple[Any, ...], offer: Offer | None = None)
     return dumps((method, args, offer))
 
 
-def load_request(data: bytes) -> tuple[str, tuple[Any, ...], Offer | None]:
+def load_request(data: bytes | memoryview) -> tuple[str, tuple[Any, ...], Offer | None]:
     """Decode what `dump_request` encoded, from an authenticated peer.
 
     Raises:
@@ -82,7 +82,7 @@ def dump_reply(reply: Reply) -> tuple[bytes, Packed | None]:
     return dumps((status, payload, log)), None
 
 
-def load_reply(seq: int, data: bytes, packed: Packed | None) -> Reply:
+def load_reply(seq: int, data: bytes | memoryview, packed: Packed | None) -> Reply:
     """Decode what `dump_reply` encoded, from an authenticated peer; see `check_reply`.
 
     Raises:

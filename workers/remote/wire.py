@@ -47,11 +47,6 @@ _MOST_KEYS = 10
 
 _REMEDY = "for example in a wrapper of the environment, or train with orchestrator='local'"
 
-_OUTCOMES: dict[int, tuple[Any, ...]] = {}
-"""Layouts that were found to be outcomes, by identity: a connection brings the same ones again and again."""
-
-_MOST_OUTCOMES = 256
-
 Dumps = Callable[[Any], bytes]
 
 
@@ -275,7 +270,7 @@ def from_wire(packed: Packed, framework: Framework) -> Any:
     return _trees([packed.spec], packed, make)[0]
 
 
-def read_outcome(packed: Packed, framework: Framework, num_envs: int | None = None) -> Outcome:
+def read_outcome(packed: Packed, framework: Framework, num_envs: int) -> Outcome:
     """Return the outcome that was passed to `to_wire`; its infos contain new arrays.
 
     The other arrays are NumPy views of the block: copy them before the block is reused.
@@ -283,45 +278,27 @@ def read_outcome(packed: Packed, framework: Framework, num_envs: int | None = No
     Args:
         packed: As in `from_wire`.
         framework: The framework of its arrays.
-        num_envs: Number of its rows; None: any.
+        num_envs: Number of its rows.
 
     Raises:
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
-        DamagedError: As in `from_wire`, or it is not an outcome.
+        DamagedError: As in `from_wire`, or it is not an outcome of so many rows.
     """
     spec = packed.spec
-    if _OUTCOMES.get(id(spec)) is not spec:
-        if not _is_outcome(spec):
-            raise DamagedError("a worker has sent something else than the outcome of an iteration")
-        if len(_OUTCOMES) == _MOST_OUTCOMES:
-            _OUTCOMES.clear()
-        _OUTCOMES[id(spec)] = spec
-    *arrays, infos = spec[2]
-    if num_envs is not None and _rows(arrays[0]) != num_envs:
-        raise DamagedError(f"a worker has sent {_rows(arrays[0])} rows; expected {num_envs}")
-    values = _trees(arrays, packed, _as_it_is)
+    if spec[0] != TUPLE or spec[1] is not Outcome or spec[2][-1][0] not in _DICTS:
+        raise _not_an_outcome(num_envs)
+    *columns, infos = spec[2]
+    for column in columns:
+        for array in column[2] if column[0] in _DICTS else (column,):
+            if array[0] > FRAMEWORK_ARRAY or array[2][:1] != (num_envs,):
+                raise _not_an_outcome(num_envs)
+    values = _trees(columns, packed, _as_it_is)
     values.append(from_wire(packed._replace(spec=infos), framework) if infos[1] else {})
     return Outcome._make(values)
 
 
-def _rows(column: tuple[Any, ...]) -> int:
-    """Return the number of rows of an array, or of the first one of a dictionary of arrays."""
-    rows: int = (column[2][0] if column[0] in _DICTS else column)[2][0]
-    return rows
-
-
-def _is_outcome(spec: tuple[Any, ...]) -> bool:
-    """Return whether a tree is an outcome: arrays with equally many rows, or dictionaries of such arrays, and infos."""
-    if spec[0] != TUPLE or spec[1] is not Outcome:
-        return False
-    *columns, infos = spec[2]
-    rows = set()
-    for column in columns:
-        for array in column[2] if column[0] in _DICTS else (column,):
-            if array[0] > FRAMEWORK_ARRAY or not array[2]:
-                return False
-            rows.add(array[2][0])
-    return len(rows) <= 1 and infos[0] in _DICTS
+def _not_an_outcome(num_envs: int) -> DamagedError:
+    return DamagedError(f"a worker has sent something else than the outcome of {num_envs} rows")
 
 
 def _as_it_is(_: int, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
