@@ -127,6 +127,21 @@ def test_either_connection_is_made_again_without_the_other(worker: Worker):
     assert worker.link._channel is work
 
 
+def test_an_answer_to_a_question_that_nobody_asked_is_refused(worker: Worker):
+    assert worker.ping() is not None
+    asked = worker.controls._controls[7]
+    channel, ask = asked._channel, asked.ask
+
+    def ask_one_too_high(halted: int = 0) -> None:
+        asked._number += 1
+        ask(halted)
+        asked._number -= 1
+
+    asked.ask = ask_one_too_high  # type: ignore[method-assign]
+    assert worker.ping() is None
+    assert asked._channel is not channel
+
+
 def test_a_later_answer_is_not_taken_for_that_of_a_later_question(worker: Worker, monkeypatch: pytest.MonkeyPatch):
     answer = worker.service.busy
     go_on = threading.Event()

@@ -232,6 +232,46 @@ def test_a_full_table_of_files_keeps_the_driver_out_only_while_nobody_can_leave(
                     dial(address, KEY, WORK, timeout=0.3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_driver_that_was_sent_away_comes_again(door: Door, kind: str, monkeypatch: pytest.MonkeyPatch):
+    to_send_away = [True, True]
+    greet = door.listener._greet
+
+    def greet_or_hang_up(sock: socket.socket) -> None:
+        if to_send_away and to_send_away.pop():
+            sock.close()
+        else:
+            greet(sock)
+
+    monkeypatch.setattr(door.listener, "_greet", greet_or_hang_up)
+    door.let_in(kind)
+    assert not to_send_away
+
+
+def test_memory_that_is_full_for_a_moment_does_not_end_the_listener(door: Door, monkeypatch: pytest.MonkeyPatch):
+    left = [True, True]
+    time_left = door.listener._time_left
+
+    def no_memory() -> float | None:
+        if left and left.pop():
+            raise MemoryError
+        return time_left()
+
+    monkeypatch.setattr(door.listener, "_time_left", no_memory)
+    for kind in KINDS:
+        door.let_in(kind)
+    assert not left
+
+
+def test_small_messages_are_sent_at_once_over_tcp(door: Door):
+    sock, _ = dial(door.by("TCP"), KEY, WORK, timeout=PATIENCE)
+    worker, _ = door.came.get(timeout=PATIENCE)
+    for end in (sock, worker):
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        end.close()
+
+
 def test_a_listener_without_a_host_listens_on_no_network_address():
     listener = Listener(KEY, lambda *_: None)
     address = listener.open(None)
