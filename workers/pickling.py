@@ -16,13 +16,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NUMBERS", "dumper", "dumps", "loads"]
+__all__ = ["dumper", "dumps", "loads"]
 
-NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))
-"""The dtypes of numbers."""
-
-_DESCRIBED = NUMBERS | {np.dtype(object)}
-"""The dtypes that are pickled by their characters."""
+_DESCRIBED = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDGO"))
+"""The dtypes that are pickled by their characters: those of numbers and objects."""
 
 
 def _reduced(dtype: np.dtype[Any]) -> Any:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.processes import python
 from workers.errors import EnvError
 from workers.frameworks import load_framework
 from workers.remote.layout import MOST_LEVELS, check_layout
-from workers.remote.wire import from_wire, to_wire
+from workers.remote.wire import FrameworkArray, from_wire, to_wire
 
 NUMPY = load_framework("numpy")
 
@@ -32,6 +33,8 @@ DTYPES: list[Any] = [
     *"?bBhHiIlLqQefdgFDG",
     *(">f8", ">c16", "S3", "U3", ">U3", "V5", "M8", ">M8[25s]", "m8[ns]", "m8"),
     *(jnp.bfloat16, jnp.float8_e5m2, jnp.int4),
+]
+PICKLED_DTYPES: list[Any] = [
     np.dtype("f4", metadata={"unit": "m"}),
     [("a", ">f4"), ("b", "i2", (2, 3)), ("c", [("d", "S2")])],
     [(("title", "name"), "f4"), ("other", "i4")],
@@ -39,24 +42,35 @@ DTYPES: list[Any] = [
     ALIGNED,
     ALIGNED.newbyteorder(),
     (np.record, [("a", "f4"), ("b", "i1")]),
+    INHERITED,
 ]
-PICKLED_DTYPES: list[Any] = ["S0", "U0", "V0", [], INHERITED, "O", [("a", "O")], np.dtypes.StringDType()]
+EMPTY_DTYPES: list[Any] = ["S0", "U0", "V0", [], "O", [("a", "O")], np.dtypes.StringDType()]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=repr)
-def test_arrays_of_any_dtype_arrive_as_bytes(dtype: Any):
+@pytest.mark.parametrize("dtype", DTYPES + PICKLED_DTYPES, ids=repr)
+def test_arrays_of_any_dtype_arrive(dtype: Any):
     array = np.frombuffer(bytes(range(256)) * 6, np.dtype(dtype), 12).reshape(3, 4)
-    packed = to_wire(array, NUMPY)
-    assert not packed.others
-    arrived = sent(array)
+    values = FrameworkArray(array) if array.dtype.isbuiltin == 2 else array
+    packed = to_wire(values, NUMPY)
+    assert bool(packed.others) == any(dtype is one for one in PICKLED_DTYPES)
+    arrived = sent(values)
     assert arrived.dtype == array.dtype
+    assert arrived.dtype.metadata == array.dtype.metadata
     for name in array.dtype.names or [...]:  # without what is between fields
         assert arrived[name].tobytes() == array[name].tobytes()
     assert sent(array[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("dtype", PICKLED_DTYPES, ids=repr)
-def test_arrays_of_other_dtypes_are_pickled(dtype: Any):
+def test_arrays_of_the_dtypes_of_other_packages_bring_the_package_along():
+    """The receiver may not have imported it."""
+    array = np.arange(3).astype(jnp.bfloat16)
+    code = "import sys, pickle; print(pickle.loads(bytes.fromhex(sys.argv[1])).dtype, 'ml_dtypes' in sys.modules)"
+    packed = to_wire(array, NUMPY)
+    assert python("-c", code, packed.others[0].hex()).stdout == "bfloat16 True\n"
+
+
+@pytest.mark.parametrize("dtype", EMPTY_DTYPES, ids=repr)
+def test_arrays_of_dtypes_without_bytes_are_pickled(dtype: Any):
     array = np.zeros((2, 3), [("a", dtype), ("b", "i1")])["a"] if dtype in ("S0", "U0") else np.zeros((2, 3), dtype)
     assert to_wire(array, NUMPY).size == 0
     arrived = sent(array)

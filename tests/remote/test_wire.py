@@ -238,7 +238,7 @@ def test_what_ends_a_program_on_arrival_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
-F4 = ROWS.dtype
+F4 = ROWS.dtype.str
 
 
 @pytest.mark.parametrize(
@@ -261,9 +261,9 @@ def test_leaves_that_do_not_fit_the_layout_are_named(spec: Any, others: Any, dat
         from_wire(packed, load_framework("numpy"))
 
 
-@pytest.mark.parametrize("dtype", ["U3", "S3", ">f4", "M8[s]", "g", [("a", "f4")]], ids=str)
+@pytest.mark.parametrize("dtype", ["<U3", "|S3", ">f4", "<M8[s]", "<f16"])
 def test_arrays_that_the_framework_lacks_are_named(framework: str, dtype: Any):
-    layout = check_layout((FRAMEWORK_ARRAY, np.dtype(dtype), (2,), 0))
+    layout = check_layout((FRAMEWORK_ARRAY, dtype, (2,), 0))
     packed = Packed(layout.spec, (), bytearray(layout.size), layout.size)
     with pytest.raises(DamagedError, match=r"^a message cannot be read: (Type|Value|Runtime)Error: "):
         from_wire(packed, load_framework(framework))

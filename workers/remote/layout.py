@@ -2,7 +2,7 @@
 
 A layout is made of nested tuples, which begin with a kind of node:
 
-- ``(ARRAY | FRAMEWORK_ARRAY, dtype, shape, offset)``
+- ``(ARRAY | FRAMEWORK_ARRAY, dtype, shape, offset)``; the dtype is a text, see `describe`
 - ``(DICT, keys, nodes)`` if all keys are strings, else ``(DICT_OF_OTHER_KEYS, keys, nodes, owners, type names)``
 - ``(TUPLE, class, nodes)``
 - ``(SCALAR | PICKLED, index)``
@@ -10,7 +10,8 @@ A layout is made of nested tuples, which begin with a kind of node:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ __all__ = [
     "DamagedError",
     "Layout",
     "check_layout",
+    "describe",
     "goes_as_bytes",
     "is_small",
 ]
@@ -48,12 +50,14 @@ _MOST_BYTES = 2**40
 _MOST_ELEMENTS = 2**63 - 1
 _MOST_DIMENSIONS = 64
 _MOST_PARTS = 1000
-_MOST_FIELDS = 10_000
-_ALIGNED_STRUCT = 0x80
-"""Flag of a dtype."""
+_LONGEST_DTYPE = 32
+"""Most characters of the text of a dtype."""
 
-_BYTES, _STR, _VOID, _DATETIME, _TIMEDELTA, _FIRST_OF_USERS = 18, 19, 20, 21, 22, 256
-"""Numbers of NumPy's types."""
+_DESCRIPTION = re.compile(r"[<>|][biufcSUVMm][0-9]+(\[([1-9][0-9]*)?[A-Za-z]+\])?|[a-z][a-z0-9_]*")
+"""What `describe` returns. NumPy divides by zero in some other texts."""
+
+_BUILT_IN, _OF_OTHER_PACKAGES = 1, 2
+"""`isbuiltin` of NumPy's dtypes of one size, and of those that another package has added, such as bfloat16."""
 
 
 class DamagedError(ConnectionError):
@@ -102,7 +106,6 @@ class _Checks:
         self.size = 0
         self.others = 0
         self._seen: set[int] = set()
-        self._dtypes: set[int] = set()
 
     def children(self, node: Any) -> tuple[Any, ...]:
         """Check a node and return the nodes in it."""
@@ -121,19 +124,19 @@ class _Checks:
         nodes: tuple[Any, ...] = node[2]
         _require(type(nodes) is tuple, "the nodes in a node are not a tuple")
         if kind == TUPLE:
-            _require(_is_tuple_class(node[1], len(nodes)), "a tuple is of a class that is none")
+            _require(_is_tuple_class(node[1], len(nodes)), "the class of a tuple is not one of tuples")
         else:
             _check_keys(kind, len(nodes), node[1], *node[3:])
         return nodes
 
     def _add_array(self, dtype: Any, shape: Any, offset: Any) -> None:
-        if id(dtype) not in self._dtypes:  # equal ones have been pickled once
-            _require(_is_sound(dtype) and dtype.subdtype is None, "a dtype is not one that is sent as bytes")
-            self._dtypes.add(id(dtype))
-        _require(_is_shape(shape), "a shape is none")
-        _require(prod(filter(None, shape)) * dtype.itemsize <= _MOST_ELEMENTS, "a shape is too large")
+        is_short = type(dtype) is str and len(dtype) <= _LONGEST_DTYPE
+        item_size = _item_size(dtype) if is_short else 0
+        _require(item_size > 0, "a dtype is not one that is sent as bytes")
+        _require(_is_shape(shape), "a shape is not a tuple of lengths")
+        _require(prod(filter(None, shape)) * item_size <= _MOST_ELEMENTS, "a shape is too large")
         _require(type(offset) is int and offset == self.size, "the arrays do not follow each other")
-        size = prod(shape) * dtype.itemsize
+        size = prod(shape) * item_size
         self.size += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         _require(self.size <= _MOST_BYTES, "the arrays are too large")
 
@@ -190,7 +193,7 @@ def _check_keys(kind: int, length: int, keys: Any, owners: Any = None, types: An
     else:
         _require(all(map(is_small, keys)), "a key has too many parts")
         _require(type(owners) is tuple and len(owners) == length, "the masks are not as many as the keys")
-        _require(all(type(owner) is int and -1 <= owner < length for owner in owners), "a mask is of no key")
+        _require(all(type(owner) is int and -1 <= owner < length for owner in owners), "a mask belongs to no key")
         _require(type(types) is tuple and len(types) == length, "the types are not as many as the keys")
         _require(all(type(name) is str for name in types), "the type of a key is not a name")
     try:
@@ -200,89 +203,30 @@ def _check_keys(kind: int, length: int, keys: Any, owners: Any = None, types: An
     _require(are_unique, "a key occurs twice")
 
 
-@lru_cache(maxsize=1024)
 def goes_as_bytes(dtype: np.dtype[Any]) -> bool:
-    """Return whether arrays of a dtype are sent as their bytes; others are pickled."""
-    return _is_sound(dtype)
+    """Return whether arrays of a dtype are sent as their bytes; others, such as those with fields, are pickled."""
+    if dtype.isbuiltin == _BUILT_IN:
+        return not dtype.hasobject and dtype.itemsize > 0
+    # not those of other packages, which the receiver may not have imported
+    return not (dtype.isbuiltin or dtype.names or dtype.metadata) and _item_size(dtype.str) > 0
 
 
-def _is_sound(dtype: Any) -> bool:
-    """Return whether a dtype has bytes, which are no objects, and is what NumPy itself makes of its description.
+@lru_cache(maxsize=1024)
+def describe(dtype: np.dtype[Any]) -> str:
+    """Return the text from which `np.dtype` makes a dtype without fields.
 
-    A pickle can make others: NumPy then reads objects from arbitrary addresses, or writes beyond the array. Nothing is
-    done with such a dtype but to read its attributes: to compare or to hash it may crash as well.
+    A pickled dtype is no good for this: NumPy does not check it, and a damaged one makes it read and write anywhere.
     """
+    return dtype.name if dtype.isbuiltin == _OF_OTHER_PACKAGES else dtype.str
+
+
+@lru_cache(maxsize=1024)
+def _item_size(text: str) -> int:
+    """Return the bytes of an element of the dtype that `describe` describes; 0 if there is none with elements."""
+    if not _DESCRIPTION.fullmatch(text):
+        return 0
     try:
-        return issubclass(type(dtype), np.dtype) and dtype.itemsize > 0 and _Rebuilding().of(dtype, 1) is not None
-    except Exception:  # NumPy's; which one depends on the fault
-        return False
-
-
-class _Rebuilding:
-    """Makes dtypes anew from their descriptions."""
-
-    def __init__(self) -> None:
-        self._fields = 0
-
-    def of(self, dtype: np.dtype[Any], level: int) -> np.dtype[Any] | None:
-        """Return the dtype that NumPy makes of the same description; None if it differs, or holds objects."""
-        self._fields += 1
-        if level > MOST_LEVELS or self._fields > _MOST_FIELDS:
-            return None
-        if dtype.fields is not None:
-            made = self._structured(dtype, level)
-        elif dtype.subdtype is not None:
-            made = self._subarray(dtype, level)
-        else:
-            made = _plain(dtype)
-        if made is None or made.hasobject or _attributes(made) != _attributes(dtype):
-            return None
-        is_sound = isinstance(dtype.metadata, (Mapping, type(None))) and 0 < dtype.alignment <= ALIGNMENT
-        return made if is_sound else None
-
-    def _structured(self, dtype: np.dtype[Any], level: int) -> np.dtype[Any] | None:
-        names, fields = dtype.names, dtype.fields
-        if type(names) is not tuple or fields is None or not issubclass(dtype.type, np.void):
-            return None
-        formats, offsets, titles = [], [], []
-        for name in names:
-            field, offset, *title = fields[name]
-            made = self.of(field, level + 1) if issubclass(type(field), np.dtype) else None
-            if made is None or type(offset) is not int or not 0 <= offset <= dtype.itemsize - made.itemsize:
-                return None
-            formats.append(made)
-            offsets.append(offset)
-            titles.append(title[0] if title else None)
-        if any(type(name) is not str for name in (*names, *filter(None, titles))):
-            return None
-        if len(fields) != len({*names, *filter(None, titles)}):
-            return None
-        parts = {"names": names, "formats": formats, "offsets": offsets, "titles": titles, "itemsize": dtype.itemsize}
-        made = np.dtype(parts, align=bool(dtype.flags & _ALIGNED_STRUCT))  # type: ignore[call-overload]
-        return made if dtype.type is np.void else np.dtype((dtype.type, made))
-
-    def _subarray(self, dtype: np.dtype[Any], level: int) -> np.dtype[Any] | None:
-        assert dtype.subdtype is not None
-        base, shape = dtype.subdtype
-        made = self.of(base, level + 1) if _is_shape(shape) else None
-        return None if made is None else np.dtype((made, shape))
-
-
-def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype that has neither fields nor a shape."""
-    if dtype.num == _BYTES:
-        made = np.dtype(f"S{dtype.itemsize}")
-    elif dtype.num == _STR:
-        made = np.dtype(f"U{dtype.itemsize // 4}")
-    elif dtype.num == _VOID:
-        made = np.dtype(f"V{dtype.itemsize}")
-    elif dtype.num in (_DATETIME, _TIMEDELTA):
-        unit, count = np.datetime_data(dtype)
-        made = np.dtype(f"{dtype.char}8" if unit == "generic" else f"{dtype.char}8[{count}{unit}]")
-    else:
-        made = np.dtype(dtype.char if dtype.num < _FIRST_OF_USERS else dtype.type)
-    return made if made.byteorder == dtype.byteorder else made.newbyteorder(dtype.byteorder)
-
-
-def _attributes(dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    return type(dtype), dtype.type, dtype.num, dtype.itemsize, dtype.byteorder, dtype.names, dtype.flags
+        dtype = np.dtype(text)
+    except (TypeError, ValueError):
+        return 0
+    return dtype.itemsize if describe(dtype) == text and not dtype.hasobject else 0

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from workers.errors import EnvError, ends_process, message_of, type_name
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
-from workers.pickling import NUMBERS, loads
 from workers.pickling import dumps as plain_dumps
+from workers.pickling import loads
 from workers.remote.layout import (
     ALIGNMENT,
     ARRAY,
@@ -32,6 +32,7 @@ from workers.remote.layout import (
     TUPLE,
     DamagedError,
     check_layout,
+    describe,
     goes_as_bytes,
     is_small,
 )
@@ -131,7 +132,7 @@ def _flatten(
     level: int = 1,
 ) -> tuple[Any, ...]:
     """Return the layout of a tree and append its leaves to the lists."""
-    is_pickled = isinstance(tree, np.ndarray) and tree.dtype not in NUMBERS and not goes_as_bytes(tree.dtype)
+    is_pickled = isinstance(tree, np.ndarray) and not goes_as_bytes(tree.dtype)
     if framework.is_array(tree) and not is_pickled:
         kind, array = FRAMEWORK_ARRAY, framework.to_numpy(tree)
     elif isinstance(tree, dict):
@@ -162,7 +163,7 @@ def _flatten(
     start = stops[-1]
     arrays.append(array)
     stops.append(start + (array.nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
-    return kind, array.dtype, array.shape, start
+    return kind, describe(array.dtype), array.shape, start
 
 
 def _next(level: int) -> int:
