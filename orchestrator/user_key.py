@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from workers.errors import ConfigError
@@ -92,9 +93,7 @@ def _create(path: Path) -> None:
             file.write(secrets.token_bytes(_LENGTH))
             file.flush()
             os.fsync(descriptor)
-        try:
+        with suppress(FileExistsError):
             os.link(draft, path)  # as a whole, and never over the key of a process that was faster
-        except FileExistsError:
-            return
     finally:
         os.unlink(draft)

@@ -39,6 +39,7 @@ __all__ = [
     "close_all",
     "close_or_log",
     "ends_process",
+    "ends_program",
     "mark_row",
     "marked_row",
     "marks_row",
@@ -226,6 +227,11 @@ def _traceback_of(error: BaseException) -> str:
 def ends_process(error: BaseException) -> bool:
     """Return whether Ray raised `error` to end this process, on SIGTERM."""
     return isinstance(error, SystemExit) and hasattr(error, "ray_terminate_msg")
+
+
+def ends_program(error: BaseException) -> bool:
+    """Return whether `error` ends this program: Ctrl-C, or Ray."""
+    return isinstance(error, KeyboardInterrupt) or ends_process(error)
 
 
 class WorkerError(LockstepError, RuntimeError):

@@ -23,6 +23,7 @@ from orchestrator.ray.transport import (
     cause_of_death,
     unreadable,
 )
+from workers.errors import ends_program
 from workers.remote.actor import dumps_by_value
 from workers.remote.channel import Channel, Message, UnreadableError
 from workers.remote.control import Controls
@@ -43,7 +44,7 @@ _CONNECT_TIMEOUT = 10.0
 _PATIENCE = 10.0
 """Seconds for which a lost connection is made again, until something is received over it or it lasts."""
 
-_LASTING = 0.1
+_LASTING = 1.0
 """Seconds after which a connection over which nothing was received counts as restored: the request takes long."""
 
 _PAUSE = 0.2
@@ -212,13 +213,15 @@ class Link:
         self.hang_up()
         if isinstance(error, DamagedError) and self._lost_since is None:  # once
             _logger.warning("%s; connecting to the worker at %s again", error, self._address.host)
-        if self._lost_since is None or has_lasted:
+        if self._lost_since is None:
             self._lost_since = now
             return
         death = cause_of_death(self.serving, _PAUSE) if ray.is_initialized() else "Ray was shut down"
         if death is not None:
             raise UnreachableError("WorkerDied", death) from error
-        if now - self._lost_since >= _PATIENCE:
+        if has_lasted:
+            self._lost_since = now
+        elif now - self._lost_since >= _PATIENCE:
             raise UnreachableError(
                 "ConnectionLost", f"the connection was lost and cannot be restored: {error}"
             ) from error
@@ -246,7 +249,9 @@ class Link:
         try:
             packed = None if message.packed is None else self._memory.read(message.packed, place)
             return load_reply(message.seq, message.plain, packed)
-        except Exception as error:
+        except BaseException as error:  # the classes are the user's
+            if ends_program(error):
+                raise
             return unreadable(error)
 
     def _answered(self, seq: int) -> Place | None:

@@ -12,14 +12,15 @@ from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import StepPatience, Streams, payloads
 from workers.by_agent import map_arrays
-from workers.envs.statistics import Statistics
+from workers.envs.statistics import Statistics, are_statistics
 from workers.errors import Failure, LifecycleError, WorkerError, close_all
 from workers.frameworks import load_framework
 from workers.infos import take_rows
 from workers.members import is_factory
 from workers.node import node_name
 from workers.remote.actor import dumps_by_value
-from workers.remote.wire import FrameworkArray, from_wire, read_outcome, to_wire
+from workers.remote.layout import DamagedError
+from workers.remote.wire import FrameworkArray, Packed, from_wire, read_outcome, to_wire
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.seeding import RandomStream, skrl_key
@@ -78,12 +79,14 @@ class RaySession:
         )
         last = tick._replace(timestep=tick.timestep + count - 1)
         trees = zip(payloads(replies), (scope.num_envs for scope in scopes), strict=True)
-        outcomes = _for_each(scopes, lambda tree: read_outcome(tree[0], framework, tree[1]), trees, last, Phase.STEP)
+        outcomes = _for_each(
+            scopes, lambda tree: read_outcome(tree[0], framework, tree[1]), trees, last.timestep, Phase.STEP
+        )
         try:
             return merge_outcomes(outcomes, scopes, framework)
         except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent
             rows = (0, scopes[-1].stop)
-            raise WorkerError([_failure(error, None, rows, last, Phase.STEP)]) from error
+            raise WorkerError([_failure(error, None, rows, last.timestep, Phase.STEP)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
@@ -123,8 +126,17 @@ class RaySession:
         """Return the running statistics of each row's wrappers."""
         if self._worker is not None:
             return self._worker.statistics()
-        numpy = load_framework("numpy")
-        return [row for rows in self._request("statistics") for row in from_wire(rows, numpy)]
+        scopes, numpy = self._plan.scopes, load_framework("numpy")
+
+        def read(tree: tuple[Packed, Scope]) -> list[Statistics]:
+            packed, scope = tree
+            rows = list(from_wire(packed, numpy))
+            if len(rows) != scope.num_envs or not are_statistics(rows):
+                raise DamagedError(f"a worker has sent something else than the statistics of {scope.num_envs} rows")
+            return rows
+
+        trees = zip(self._request("statistics"), scopes, strict=True)
+        return [row for rows in _for_each(scopes, read, trees, None, Phase.STORE) for row in rows]
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
@@ -202,7 +214,7 @@ class _RemoteAgents:
         infos_of_each = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
         rows = zip(self._split(observations), self._split(states), infos_of_each, strict=True)
         parts = self._request("act", tick, Phase.ACT, rows)
-        return _for_each(self._scopes, partial(from_wire, framework=self._framework), parts, tick, Phase.ACT)
+        return _for_each(self._scopes, partial(from_wire, framework=self._framework), parts, tick.timestep, Phase.ACT)
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         columns = [*map(self._split, transition[:5]), self._split_infos(transition.infos)]
@@ -221,8 +233,8 @@ class _RemoteAgents:
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
         pack = partial(to_wire, framework=self._framework, dumps=dumps_by_value)
-        each = _for_each(self._scopes, pack, trees, tick, phase)
         timestep = tick.timestep
+        each = _for_each(self._scopes, pack, trees, timestep, phase)
         replies: list[Any] = self._streams.request(
             method, (tick,), each, patience=StepPatience(self._timeout), phase=phase.value, timestep=timestep
         )
@@ -239,7 +251,7 @@ class _RemoteAgents:
 
 
 def _for_each(
-    scopes: Sequence[Scope], function: Callable[[Any], Any], trees: Iterable[Any], tick: Tick, phase: Phase
+    scopes: Sequence[Scope], function: Callable[[Any], Any], trees: Iterable[Any], timestep: int | None, phase: Phase
 ) -> list[Any]:
     """Send or read the tree of each scope, and report all scopes whose tree cannot be sent or read."""
     results, failures, cause = [], [], None
@@ -248,14 +260,14 @@ def _for_each(
             results.append(function(tree))
         except Exception as error:
             cause = error
-            failures.append(_failure(error, scope.index, scope.rows, tick, phase))
+            failures.append(_failure(error, scope.index, scope.rows, timestep, phase))
     if failures:
         raise WorkerError(failures) from cause
     return results
 
 
-def _failure(error: Exception, scope: int | None, rows: tuple[int, int], tick: Tick, phase: Phase) -> Failure:
-    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=tick.timestep, node=node_name())
+def _failure(error: Exception, scope: int | None, rows: tuple[int, int], timestep: int | None, phase: Phase) -> Failure:
+    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=timestep, node=node_name())
 
 
 def _rows(scope: Scope, array: Any) -> Any:

@@ -342,7 +342,7 @@ class Streams(ABC):
         )
 
 
-def unreadable(error: Exception) -> NoReplyError:
+def unreadable(error: BaseException) -> NoReplyError:
     """Return the error for a reply that cannot be read."""
     return NoReplyError("UnreadableError", f"the reply cannot be read: {type(error).__name__}: {message_of(error)}")
 

@@ -271,6 +271,7 @@ def test_a_connection_that_is_cut_many_times_is_made_again(worker: Worker, link:
 def test_a_connection_that_brings_nothing_is_given_up(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
     build(link)
     monkeypatch.setattr(connection, "_PATIENCE", 0.2)
+    monkeypatch.setattr(connection, "_LASTING", PATIENCE)
     worker.relay.change = Cuts(10**9)
     link.send(2, "tick", (tick(1), 1), ack=2)
     with pytest.raises(UnreachableError, match="lost and cannot be restored") as caught:

@@ -148,6 +148,29 @@ def test_a_message_that_stalls_is_an_error(sent: int):
         end.close()
 
 
+@pytest.mark.parametrize("does", ["sends", "takes"])
+def test_a_peer_that_sends_or_takes_single_bytes_does_not_hold_the_other(does: str):
+    end, slow = pair()
+    channel = Channel(end, sessions()[0], pickle.dumps, stall_timeout=0.2)
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.02):
+            if does == "sends":
+                slow.send(b"x")
+            else:
+                slow.recv(1)
+
+    done = in_background(drip)
+    wait = (lambda: channel.receive(30)) if does == "sends" else (lambda: channel.send(1, bytes(50_000_000)))
+    with pytest.raises((TimeoutError, BlockingIOError)):
+        wait()
+    over.set()
+    done()
+    channel.close()
+    slow.close()
+
+
 def test_data_in_shared_memory_are_not_sent(channels: tuple[Channel, Channel]):
     one, other = channels
     into = memoryview(bytearray(4096))

@@ -10,7 +10,6 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,10 +85,12 @@ def test_a_man_in_the_middle_who_relays_the_handshake_is_refused(
 class Keeping:
     """Socket that keeps what it is to send."""
 
-    sent = b""
+    def __init__(self) -> None:
+        self.sent = bytearray()
 
-    def sendall(self, data: Any) -> None:
-        self.sent += bytes(data)
+    def send(self, data: Any) -> int:
+        self.sent += data
+        return len(data)
 
 
 @pytest.mark.parametrize("signs_arrays", [False, True])
@@ -140,14 +141,14 @@ def test_memory_grows_with_what_arrives():
 def test_a_large_content_takes_its_memory_once():
     ends = pair()
     mine, peers = sessions()
-    content, sent = bytes(80_000_000), bytearray()
+    content = bytes(80_000_000)
     sender = Channel(ends[0], mine, pickle.dumps)
-    sender._sock = SimpleNamespace(sendall=sent.extend)  # type: ignore[assignment]
+    sender._sock = kept = Keeping()  # type: ignore[assignment]
     sender.send(1, content)
     receiver = Channel(ends[1], peers, pickle.dumps)
     tracemalloc.start()
     with Bounded(len(content)):
-        done = in_background(ends[0].sendall, sent)
+        done = in_background(ends[0].sendall, kept.sent)
         message = receiver.receive(PATIENCE)
     done()
     tracemalloc.stop()

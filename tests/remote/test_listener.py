@@ -171,7 +171,7 @@ def test_only_the_same_user_is_let_to_a_unix_socket(door: Door, monkeypatch: pyt
     monkeypatch.setattr(listening.os, "geteuid", lambda: user + 1)
     with door.stranger("Unix") as sock:
         assert sock.recv(1) == b""  # not even a greeting
-    with pytest.raises(ConnectionError):
+    with pytest.raises((ConnectionError, TimeoutError)):
         dial(door.by("Unix"), KEY, WORK, timeout=0.1)
     door.let_in("TCP")
     monkeypatch.undo()
@@ -278,6 +278,17 @@ def test_a_listener_without_a_host_listens_on_no_network_address():
     assert address.port == 0
     assert [sock.family for sock in listener._listeners] == [socket.AF_UNIX]
     listener.shut()
+
+
+@pytest.mark.parametrize("port", [0, 1])
+def test_a_door_at_which_too_many_wait_is_named(port: int):
+    name = b"\0lockstep-" + os.urandom(16).hex().encode()
+    with socket.socket(socket.AF_UNIX) as full, ExitStack() as stack:
+        full.bind(name)
+        full.listen(0)
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(name)
+        with pytest.raises(TimeoutError, match="the worker did not accept the connection in time"):
+            dial(Address("127.0.0.1", port, name), KEY, WORK, timeout=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
+from trainer._redaction import redacted
 from trainer.command.evaluation import Evaluation, evaluate
 from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, dump_config
@@ -85,7 +86,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
     with run.opened() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
         log = _Log(run.config, trainer, directory, metrics)
         yield str(trainer)
-        yield f"run directory: {directory.url}"
+        yield f"run directory: {redacted(directory.url)}"
         try:
             _run(trainer, run.config.trainer.timesteps, log, stop)
             log.finish("interrupted" if stop.signal else "finished")
@@ -96,7 +97,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
             log.save_what_can_be()
             raise
         if stop.signal:
-            yield f"stopped at timestep {log.timestep}; the agents are stored in {directory.url}"
+            yield f"stopped at timestep {log.timestep}; the agents are stored in {redacted(directory.url)}"
             raise SystemExit(128 + stop.signal)
     if config.evaluation.episodes:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -23,12 +22,8 @@ from workers.threads import THREAD_VARIABLES
 
 __all__ = ["ControlActor", "WorkerActor", "dumps_by_value"]
 
-_dumps = dumper(cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
-
-
-def dumps_by_value(value: Any) -> bytes:
-    """Pickle a value, with classes and functions that the receiver cannot import; see `dumper`."""
-    return _dumps(value)
+dumps_by_value = dumper(cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
+"""Pickle a value, with classes and functions that the receiver cannot import; see `dumper`."""
 
 
 @ray.remote

@@ -16,9 +16,10 @@ import struct
 from collections.abc import Callable
 from hashlib import blake2b
 from hmac import compare_digest
+from time import monotonic
 from typing import Any, NamedTuple
 
-from workers.errors import ends_process, message_of
+from workers.errors import ends_program, message_of
 from workers.pickling import dumps, loads
 from workers.remote.handshake import Session
 from workers.remote.layout import DamagedError, Layout, check_layout
@@ -28,7 +29,7 @@ from workers.remote.wire import Packed
 __all__ = ["Channel", "Message", "UnreadableError"]
 
 _STALL_TIMEOUT = 60.0
-"""Seconds for which a peer may stall in the middle of a message."""
+"""Seconds that a peer may take for `_STEP` bytes of a message, or for its rest."""
 
 _TAG = 16
 _FORMAT = "QQiiQQQQB7x"
@@ -43,7 +44,7 @@ _JOINED = 16 * 1024
 """Largest data, in bytes, that are sent in one piece with the rest of the message."""
 
 _STEP = 16 * 1024 * 1024
-"""Most bytes of memory that are allocated for what has not arrived yet."""
+"""Bytes of a message that share a time limit, and most bytes of memory for what has not arrived yet."""
 
 _MAX_LAYOUTS = 64
 _MAX_NUMBER = 2**63
@@ -94,7 +95,7 @@ class Channel:
         dumps: Callable[[Any], bytes],
         *,
         stall_timeout: float = _STALL_TIMEOUT,
-        catches: type[BaseException] = Exception,
+        ends: Callable[[BaseException], bool] = ends_program,
     ) -> None:
         """Use an authenticated connection.
 
@@ -102,8 +103,8 @@ class Channel:
             sock: The connection.
             session: Its keys.
             dumps: Pickles layouts, including keys of classes that the peer cannot import.
-            stall_timeout: Seconds for which the peer may neither send nor receive anything in the middle of a message.
-            catches: What a class that cannot be unpickled may raise. `Exception`: an interrupt belongs to this program.
+            stall_timeout: Seconds that the peer may take to send or receive 16 MB, or the rest of a message.
+            ends: Returns whether an exception ends this program, and is not what a class raised while it was unpickled.
         """
         sock.settimeout(None)  # the system keeps the time, which saves a call
         set_timeout(sock, socket.SO_SNDTIMEO, stall_timeout)
@@ -111,7 +112,7 @@ class Channel:
         self._signs_arrays = session.signs_arrays
         self._dumps = dumps
         self._stall_timeout = stall_timeout
-        self._catches = catches
+        self._ends = ends
         self._timeout = -1.0
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._stop = 0
@@ -119,8 +120,7 @@ class Channel:
         self._received_hash = blake2b(key=session.receive_key, digest_size=_TAG)
         self._sent: dict[Any, int] = {}
         self._new: tuple[Any, int] | None = None  # a layout that the next message describes
-        self._received: dict[int, Layout] = {}
-        self._unreadable: dict[int, str] = {}  # layouts that cannot be unpickled here
+        self._received: dict[int, Layout | str] = {}  # or why it cannot be unpickled here
 
     def send(self, seq: int, plain: bytes, packed: Packed | None = None, *, ack: int = 0, slot: int = -1) -> None:
         """Send a message; see `Message`, `encode` and `write`."""
@@ -162,12 +162,12 @@ class Channel:
             self._sent_hash.update(data)
         tag = self._sent_hash.digest()
         if data is None:
-            self._sock.sendall(tag + message)
+            self._send(tag + message)
         elif len(data) <= _JOINED:
-            self._sock.sendall(b"".join((tag, message, data)))
+            self._send(b"".join((tag, message, data)))
         else:
-            self._sock.sendall(tag + message)
-            self._sock.sendall(data)
+            self._send(tag + message)
+            self._send(data)
         if self._new is not None:
             spec, number = self._new
             self._sent[spec] = number
@@ -199,8 +199,8 @@ class Channel:
         if number < 0:
             is_valid = number == -1 and not spec_size | others_size | size | is_here
         else:
-            is_known = layout is not None and layout.size == size
-            is_valid = (is_known or spec_size or number in self._unreadable) and number < _MAX_LAYOUTS and is_here <= 1
+            is_known = isinstance(layout, str) or (layout is not None and layout.size == size)
+            is_valid = (is_known or spec_size) and number < _MAX_LAYOUTS and is_here <= 1
         if not is_valid or (seq | ack) >= _MAX_NUMBER or (plain_size | spec_size | others_size | size) >= _MAX_BYTES:
             raise DamagedError(f"a message has the header {header[1:]}, which no healthy peer sends")
         message = self._whole(_HEAD + plain_size + spec_size + others_size)
@@ -214,32 +214,47 @@ class Channel:
         if number < 0:
             return Message(seq, ack, slot, plain, None)
         middle = _HEAD + plain_size + spec_size
-        try:
-            if spec_size:
-                self._received.pop(number, None)
-                layout = check_layout(loads(message[_HEAD + plain_size : middle]))
-                self._received[number] = layout
-                self._unreadable.pop(number, None)
-            elif number in self._unreadable:
-                raise UnreadableError(seq, self._unreadable[number])
-            others = loads(message[middle:]) if others_size else ()
-        except (DamagedError, UnreadableError):
-            raise
-        except self._catches as error:
-            if ends_process(error):
-                raise
-            reason = f"{type(error).__name__}: {message_of(error)}"
-            if spec_size:
-                self._unreadable[number] = reason
-            raise UnreadableError(seq, reason) from error
+        if spec_size:
+            layout = self._received[number] = self._layout(message[_HEAD + plain_size : middle])
+        if isinstance(layout, str):
+            raise UnreadableError(seq, layout)
         assert layout is not None, "the header was checked"
+        try:
+            others = loads(message[middle:]) if others_size else ()
+        except BaseException as error:
+            raise UnreadableError(seq, self._reason(error)) from error
         if type(others) is not tuple or len(others) != layout.others or layout.size != size:
             raise DamagedError("a message does not fit its layout")
         return Message(seq, ack, slot, plain, Packed(layout.spec, others, data, size))
 
+    def _layout(self, pickled: memoryview) -> Layout | str:
+        """Return a layout, or why it cannot be unpickled."""
+        try:
+            spec = loads(pickled)
+        except BaseException as error:
+            return self._reason(error)
+        return check_layout(spec)
+
+    def _reason(self, error: BaseException) -> str:
+        """Describe why something cannot be unpickled."""
+        if self._ends(error):
+            raise error
+        return f"{type(error).__name__}: {message_of(error)}"
+
     def close(self) -> None:
         """Close the connection, even if a forked process also holds the socket."""
         hang_up(self._sock)
+
+    def _send(self, data: bytes | bytearray) -> None:
+        """Send all data."""
+        sent = self._sock.send(data)
+        if sent == len(data):
+            return
+        pace = _Pace(self._stall_timeout)
+        with memoryview(data) as rest:
+            while sent < len(rest):
+                pace.check(sent)
+                sent += self._sock.send(rest[sent : sent + _STEP])
 
     def _read_some(self) -> None:
         """Read at least one byte into the buffer."""
@@ -261,8 +276,10 @@ class Channel:
             rest = self._stop - self._start
             self._buffer[:rest] = self._buffer[self._start : self._stop]
             self._start, self._stop = 0, rest
+        pace = _Pace(self._stall_timeout)
         while self._stop - self._start < count:
             self._read_some()
+            pace.check(0)
 
     def _whole(self, count: int) -> memoryview:
         """Return `count` bytes, which are in the buffer if they fit."""
@@ -280,12 +297,14 @@ class Channel:
         if have < count:
             self._set_timeout(self._stall_timeout)
             data = data.ljust(min(count, _STEP))
+        pace = _Pace(self._stall_timeout)
         while have < count:
             if have == len(data):
                 data += bytes(min(count - have, _STEP))
             with memoryview(data) as memory:
                 while have < len(memory):
                     have += self._read_into(memory[have:])
+                    pace.check(have)
         return data
 
     def _set_timeout(self, seconds: float) -> None:
@@ -293,3 +312,23 @@ class Channel:
         if seconds != self._timeout:
             self._timeout = seconds
             set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)
+
+
+class _Pace:
+    """The least pace of a message: a peer that sends or takes single bytes must not hold this process for long."""
+
+    def __init__(self, timeout: float) -> None:
+        """Allow `timeout` seconds for each `_STEP` bytes."""
+        self._timeout = timeout
+        self._start, self._next = monotonic(), _STEP
+
+    def check(self, count: int) -> None:
+        """Check the time after `count` bytes.
+
+        Raises:
+            TimeoutError: The peer is too slow.
+        """
+        if count >= self._next:
+            self._start, self._next = monotonic(), count + _STEP
+        elif monotonic() - self._start > self._timeout:
+            raise TimeoutError(f"the peer took longer than {self._timeout} s for {_STEP} bytes")

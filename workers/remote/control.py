@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import monotonic
 
 from workers.pickling import dumps
@@ -18,8 +19,9 @@ __all__ = ["Controls", "answer_control"]
 
 _HALT = struct.Struct("<q")
 _BUSY = struct.Struct("<qd")
-_CONNECT_TIMEOUT = 2.0
-_MOST_THREADS = 32
+_TIMEOUT = 2.0
+"""Seconds to connect to a worker that is to stop early, and for which a worker may stall in a message."""
+
 _LONGEST, _MOST_CHARACTERS = 1e9, 1000
 """Bounds of what a worker says that it is busy with: seconds and length of the text."""
 
@@ -55,18 +57,28 @@ class Controls:
 
     def ping(self, indices: Sequence[int], timeout: float) -> dict[int, Busy | None]:
         """Return what workers are busy with; None for those that do not answer within `timeout` seconds."""
-        self._ask(indices)
         deadline = monotonic() + timeout
+        self._ask(indices, deadline)
         return {index: self._controls[index].answer(deadline) for index in indices}
 
     def halt(self, indices: Sequence[int], seq: int) -> None:
         """Let workers stop requests up to `seq` early; see `Service.halt`. Those that cannot be reached are skipped."""
-        self._ask(indices, halted=seq)
+        self._ask(indices, monotonic() + _TIMEOUT, seq)
 
-    def _ask(self, indices: Sequence[int], halted: int = 0) -> None:
-        """Send a question to workers, to all at once: each that cannot be connected to takes a while."""
-        with ThreadPoolExecutor(min(len(indices), _MOST_THREADS) or 1) as pool:
-            list(pool.map(lambda index: self._controls[index].ask(halted), indices))
+    def _ask(self, indices: Sequence[int], deadline: float, halted: int = 0) -> None:
+        """Send a question to workers. Those without a connection are dialed together, as a silent one takes long."""
+        threads = []
+        for index in indices:
+            control = self._controls[index]
+            if not control.is_connected:
+                thread = threading.Thread(target=control.ask, args=(deadline, halted), daemon=True)
+                with suppress(RuntimeError):  # no thread can be started, for example at the end of the program
+                    thread.start()
+                    threads.append(thread)
+                    continue
+            control.ask(deadline, halted)
+        for thread in threads:
+            thread.join()
 
     def close(self) -> None:
         """Close all connections."""
@@ -82,19 +94,24 @@ class _Control:
         self._channel: Channel | None = None
         self._number = 0
 
-    def ask(self, halted: int = 0) -> None:
-        """Send a question, if the worker can be connected to."""
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection. It may be lost without notice."""
+        return self._channel is not None
+
+    def ask(self, deadline: float, halted: int = 0) -> None:
+        """Send a question, if the worker can be connected to in time."""
         self._number += 1
         is_new = self._channel is None
         try:
             if self._channel is None:
-                connection = dial(self._address, self._key, CONTROL, timeout=_CONNECT_TIMEOUT)
-                self._channel = Channel(*connection, dumps, stall_timeout=_CONNECT_TIMEOUT)
+                connection = dial(self._address, self._key, CONTROL, timeout=deadline - monotonic())
+                self._channel = Channel(*connection, dumps, stall_timeout=_TIMEOUT)
             self._channel.send(self._number, _HALT.pack(halted))
         except OSError:
             self.hang_up()
             if not is_new:  # it may have been lost since the last question
-                self.ask(halted)
+                self.ask(deadline, halted)
         except BaseException:
             self.hang_up()  # a partly sent message cannot be continued
             raise
@@ -114,7 +131,7 @@ class _Control:
             except (OSError, EOFError, UnreadableError):
                 self.hang_up()
                 if deadline > monotonic():
-                    self.ask()
+                    self.ask(deadline)
             except BaseException:
                 self.hang_up()
                 raise

@@ -30,10 +30,6 @@ class Address(NamedTuple):
     name: bytes = b""
 
 
-class _HungUpError(ConnectionError):
-    """The worker closed the connection during the handshake, for example because many others came."""
-
-
 def dial(
     address: Address, key: bytes, role: bytes, *, timeout: float, signs_arrays: bool = False
 ) -> tuple[socket.socket, Session]:
@@ -57,7 +53,7 @@ def dial(
         try:
             prepare(sock)
             return sock, _authenticated(sock, key, role, deadline, signs_arrays=signs_arrays)
-        except (_HungUpError, ConnectionResetError, BrokenPipeError):
+        except (ConnectionResetError, BrokenPipeError):
             sock.close()
             if monotonic() + _PAUSE >= deadline:
                 raise
@@ -77,10 +73,10 @@ def _connected(address: Address, deadline: float) -> socket.socket:
             return sock
         except OSError as error:
             sock.close()
-            if not address.port:
-                raise
             if isinstance(error, BlockingIOError):  # it is here, but does not accept
                 raise TimeoutError("the worker did not accept the connection in time") from None
+            if not address.port:
+                raise
         except BaseException:
             sock.close()
             raise
@@ -98,7 +94,7 @@ def _authenticated(sock: socket.socket, key: bytes, role: bytes, deadline: float
             sock.settimeout(_left(deadline))
             part = sock.recv(count - len(received))
             if not part:
-                raise _HungUpError("the peer closed the connection")
+                raise ConnectionResetError("the peer closed the connection")
             received += part
         try:
             message, count = steps.send(received)

@@ -53,6 +53,8 @@ class Server:
             role: queue.SimpleQueue() for role in (WORK, CONTROL)
         }
         self._listener: Listener | None = None
+        self._lock = threading.Lock()  # nobody is let in after `shut`
+        self._is_shut = False
 
     def open(self, host: str | None, key: bytes) -> Address:
         """Listen for the driver that knows the key.
@@ -70,19 +72,24 @@ class Server:
         """Stop listening; `serve` returns when the driver disconnects. May be called from another thread."""
         if self._listener is not None:
             self._listener.shut()
-        for arrivals in self._let_in.values():
-            arrivals.put(None)
+        with self._lock:
+            self._is_shut = True
+            for arrivals in self._let_in.values():
+                arrivals.put(None)
 
     def _take_over(self, sock: socket.socket, session: Session) -> None:
         """Let a new connection replace the one with the same role."""
+        arrivals = self._let_in[session.role]
+        with self._lock:
+            if self._is_shut:
+                hang_up(sock)
+                return
+            with suppress(queue.Empty):  # one that was not served yet is replaced, too
+                while (arrival := arrivals.get_nowait()) is not None:
+                    hang_up(arrival[0])
+            arrivals.put((sock, session))
         before = self._current.get(session.role)
         self._current[session.role] = sock
-        arrivals = self._let_in[session.role]
-        with suppress(queue.Empty):  # those that were not served yet are replaced, too
-            while (arrival := arrivals.get_nowait()) is not None:
-                hang_up(arrival[0])
-            arrivals.put(None)  # this server is shut
-        arrivals.put((sock, session))
         if before is not None:
             with suppress(OSError):
                 before.shutdown(socket.SHUT_RDWR)
@@ -92,7 +99,7 @@ class Server:
         while (arrival := self._let_in[WORK].get()) is not None:
             sock, session = arrival
             try:
-                self._answer(Channel(sock, session, self._dumps, catches=BaseException))
+                self._answer(Channel(sock, session, self._dumps, ends=ends_process))
             except BaseException as error:
                 if ends_process(error):
                     raise

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from workers.errors import EnvError, ends_process, message_of, type_name
+from workers.errors import EnvError, ends_program, message_of, type_name
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
 from workers.pickling import dumps as plain_dumps
@@ -271,13 +271,13 @@ def from_wire(packed: Packed, framework: Framework) -> Any:
     return _trees([packed.spec], packed, make)[0]
 
 
-def read_outcome(packed: Packed, framework: Framework, num_envs: int) -> Outcome:
+def read_outcome(packed: Packed | None, framework: Framework, num_envs: int) -> Outcome:
     """Return the outcome that was passed to `to_wire`; its infos contain new arrays.
 
     The other arrays are NumPy views of the block: copy them before the block is reused.
 
     Args:
-        packed: As in `from_wire`.
+        packed: As in `from_wire`; None is no outcome.
         framework: The framework of its arrays.
         num_envs: Number of its rows.
 
@@ -285,6 +285,8 @@ def read_outcome(packed: Packed, framework: Framework, num_envs: int) -> Outcome
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
         DamagedError: As in `from_wire`, or it is not an outcome of so many rows.
     """
+    if packed is None:  # of a worker that should stop, but was not asked to
+        raise _not_an_outcome(num_envs)
     spec = packed.spec
     if spec[0] != TUPLE or spec[1] is not Outcome or spec[2][-1][0] not in _DICTS:
         raise _not_an_outcome(num_envs)
@@ -352,7 +354,7 @@ def _unpickled(data: bytes) -> Any:
     try:
         return loads(data)
     except BaseException as error:  # the class is the user's
-        if isinstance(error, KeyboardInterrupt) or ends_process(error):  # these are not
+        if ends_program(error):
             raise
         raise _LeafError(
             "",
