@@ -170,6 +170,16 @@ def test_an_override_is_told_without_its_secret(override: str, tmp_path: Path, c
     assert "hunter2" not in messages
 
 
+def test_the_url_of_a_run_directory_is_told_without_its_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"env": {"id": "CartPole-v1", "num_envs": 1}, "evaluation": {"episodes": 0}}))
+    url = f"memory://bob:hunter2-of-url@host/{tmp_path.name}"
+    code, lines, messages = run(capsys, "train", path, "--set", "trainer.timesteps=1", f"logging.directory={url}")
+    assert code == 0
+    assert f"run directory: memory://bob:***@host/{tmp_path.name}" in lines
+    assert "hunter2" not in "\n".join([*lines, messages])
+
+
 CONTROLS = [
     chr(code)
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xDCFF)

@@ -43,7 +43,7 @@ def test_what_a_side_has_sent_cannot_be_sent_back_to_it(role: bytes):
     side = handshake(KEY, role)
     greeting, count = next(side)
     assert count == len(greeting)
-    with pytest.raises(AuthenticationError, match="other side"):
+    with pytest.raises(AuthenticationError, match="expected a driver and a worker"):
         side.send(greeting)
 
 

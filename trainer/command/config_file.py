@@ -125,7 +125,7 @@ class _Loader(yaml.SafeLoader):
         except yaml.YAMLError:
             raise
         except Exception:  # PyYAML has no error of its own for a value that does not fit its tag
-            _check(False, f"the value is no {node.tag.removeprefix(_TAG)}", node.start_mark)
+            _check(False, f"the value is not of type {node.tag.removeprefix(_TAG)}", node.start_mark)
 
 
 _Loader.add_implicit_resolver(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -22,8 +23,12 @@ from workers.threads import THREAD_VARIABLES
 
 __all__ = ["ControlActor", "WorkerActor", "dumps_by_value"]
 
-dumps_by_value = dumper(cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
-"""Pickle a value, with classes and functions that the receiver cannot import; see `dumper`."""
+_dumps = dumper(cloudpickle.Pickler, cloudpickle.Pickler.dispatch_table)
+
+
+def dumps_by_value(value: Any) -> bytes:
+    """Pickle a value, with classes and functions that the receiver cannot import; see `dumper`."""
+    return _dumps(value)  # Ray pickles the actors below with what they name, and cannot pickle `_dumps`
 
 
 @ray.remote

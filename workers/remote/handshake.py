@@ -2,6 +2,7 @@
 
 Each side sends a greeting with its role and a random number, then, the driver first, a proof: an HMAC-SHA256 of both
 greetings under the key and its side's label. A proof can therefore neither be sent back to its author nor used again.
+The worker sends its proof even if that of the driver is wrong: such a driver learns at once that it has another key.
 Both sides then derive a key for each direction from the greetings; `workers.remote.channel` signs messages with it.
 """
 
@@ -68,7 +69,7 @@ def handshake(key: bytes, role: bytes, *, signs_arrays: bool = False) -> Generat
     greeting, answer = (theirs, mine) if is_worker else (mine, theirs)
     driver_role, worker_role = (one[len(_PROTOCOL) : len(_PROTOCOL) + 1] for one in (greeting, answer))
     if driver_role not in (WORK, CONTROL) or worker_role != SERVE:
-        raise AuthenticationError("the peer is not on the other side of such a connection")
+        raise AuthenticationError(f"the roles are {driver_role!r} and {worker_role!r}; expected a driver and a worker")
 
     def derived(label: bytes) -> bytes:
         return hmac.digest(key, label + greeting + answer, "sha256")
