@@ -1,7 +1,7 @@
-"""Pickles that another process sends: damaged ones take no more memory than they bring, and crash NumPy less easily.
+"""Pickles that another process sends: damaged ones take no more memory than they bring, and do not crash NumPy.
 
 `pickle.loads` allocates what a length or the number of a memo entry says before it looks for it. NumPy pickles a dtype
-as a state that it does not check when it is unpickled.
+and an array of objects as a state that it does not check when it is unpickled, so both are described instead.
 """
 
 from __future__ import annotations
@@ -12,23 +12,63 @@ import pickle
 import pickletools
 from collections import ChainMap
 from collections.abc import Callable, MutableMapping
+from math import prod
 from typing import Any
 
 import numpy as np
 
-__all__ = ["dumper", "dumps", "loads"]
+__all__ = ["dumper", "dumps", "loads", "objects"]
 
-_DESCRIBED = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDGO"))
+_CHARACTERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDGO"))
 """The dtypes that are pickled by their characters: those of numbers and objects."""
 
 
 def _reduced(dtype: np.dtype[Any]) -> Any:
-    if dtype in _DESCRIBED and not dtype.metadata:
-        return np.dtype, (dtype.char,)
+    """Return what makes a dtype from a description, unless that would make another one."""
+    if not dtype.metadata:
+        if dtype in _CHARACTERS:
+            return np.dtype, (dtype.char,)
+        description = _description(dtype)
+        made = np.dtype(*description)
+        if (made, made.type, made.flags) == (dtype, dtype.type, dtype.flags):
+            return np.dtype, description
     return dtype.__reduce__()
 
 
-_REDUCERS: dict[type, Any] = {type(dtype): _reduced for dtype in _DESCRIBED}
+def _description(dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return arguments of `np.dtype`."""
+    if dtype.subdtype is not None:
+        return (dtype.subdtype,)
+    if dtype.fields is None or dtype.names is None:
+        return (dtype.str,)
+    fields = [(*dtype.fields[name], None)[:3] for name in dtype.names]
+    formats, offsets, titles = (list(column) for column in zip(*fields, strict=True)) if fields else ([], [], [])
+    parts = {"names": list(dtype.names), "formats": formats, "offsets": offsets, "titles": titles}
+    description: Any = ({**parts, "itemsize": dtype.itemsize}, dtype.isalignedstruct)
+    return description if dtype.type is np.void else ((dtype.type, np.dtype(*description)),)
+
+
+def _reduced_array(array: np.ndarray[Any, Any]) -> Any:
+    if array.dtype == object:
+        return objects, (array.shape, array.ravel().tolist())
+    return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+def objects(shape: tuple[int, ...], values: list[Any]) -> np.ndarray[Any, Any]:
+    """Return an array of objects, given in C order.
+
+    Raises:
+        ValueError: They are not as many as the shape says.
+    """
+    if prod(shape) != len(values):
+        raise ValueError(f"{len(values)} objects do not fit the shape {shape}")
+    return np.fromiter(values, object, len(values)).reshape(shape)
+
+
+_REDUCERS: dict[type, Any] = {
+    **{type(np.dtype(code)): _reduced for code in "?bBhHiIlLqQefdgFDGOSUVMm"},
+    np.ndarray: _reduced_array,
+}
 
 _STOP = ord(".")
 _REFUSED = 0

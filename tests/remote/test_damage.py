@@ -193,7 +193,13 @@ OUTCOME = Outcome(
     TORCH.from_numpy(ROWS + 1),
     TORCH.from_numpy(ROWS + 2),
     TORCH.from_numpy(ROWS + 3),
-    {"a": ROWS + 4, "_a": np.array([True, False, True]), "text": np.array(["x", None, 3], object), "b": {5: 2.5}},
+    {
+        "a": ROWS + 4,
+        "_a": np.array([True, False, True]),
+        "text": np.array(["x", None, 3], object),
+        "fields": np.array([(1.5, b"x"), (2.5, b"yz"), (3.5, b"")], [("number", "f4"), ("text", "S2")]),
+        "b": {5: 2.5},
+    },
 )
 FAILURE = Failure(scope=1, rows=(3, 5), phase="act", timestep=7, node="here", kind="ValueError", message="oh no")
 REPLIES: tuple[tuple[str, Any], ...] = (

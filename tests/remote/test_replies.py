@@ -61,6 +61,7 @@ def test_a_reply_holds_what_its_method_returns(method: str):
     [
         Reply("maybe", 1, None),  # type: ignore[arg-type]
         Reply(["ok"], 1, None),  # type: ignore[arg-type]
+        Reply(lacking("scope"), 1, None),  # type: ignore[arg-type]
         Reply("error", 1, ()),
         Reply("error", 1, [FAILURE]),
         Reply("error", 1, (FAILURE, "oh no")),

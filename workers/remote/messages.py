@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from numbers import Real
+from reprlib import repr as short
 from types import NoneType
 from typing import Any
 
@@ -108,7 +109,8 @@ def check_reply(reply: Reply, method: str) -> None:
     else:
         is_valid = status == "error" and type(payload) is tuple and bool(payload) and all(map(_is_failure, payload))
     if not is_valid or type(log) is not tuple or (log and not all(map(_is_entry, log))):
-        raise DamagedError(f"the reply to {method!r} is {status!r} with a {type_name(type(payload))}")
+        said = short(status) if type(status) is str else f"a {type_name(type(status))}"
+        raise DamagedError(f"the reply to {method!r} is {said} with a {type_name(type(payload))}")
 
 
 def _is_failure(value: Any) -> bool:
