@@ -63,7 +63,7 @@ def read_file(path: str, most: int | None = None, *, only: int = -1, may_be_pipe
     Args:
         path: Path of the file.
         most: Most bytes that it may have; None: no limit.
-        only: Number of bytes to read from its start; -1: all.
+        only: Number of bytes to read from its start, where there is no limit; -1: all.
         may_be_pipe: Whether it may be a pipe, such as that of ``<(command)`` in a shell. A pipe needs a limit.
 
     Raises:

@@ -98,7 +98,7 @@ for _opcode in pickletools.opcodes:
 def dumper(
     kind: type[pickle.Pickler], reducers: MutableMapping[type, Any] = copyreg.dispatch_table
 ) -> Callable[[Any], bytes]:
-    """Return a function that pickles values, with dtypes of numbers by their characters.
+    """Return a function that pickles values, with dtypes and arrays of objects as their descriptions.
 
     Args:
         kind: The class of picklers to use.

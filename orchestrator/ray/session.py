@@ -78,10 +78,11 @@ class RaySession:
             seq, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
         )
         last = tick._replace(timestep=tick.timestep + count - 1)
-        trees = zip(payloads(replies), (scope.num_envs for scope in scopes), strict=True)
-        outcomes = _for_each(
-            scopes, lambda tree: read_outcome(tree[0], framework, tree[1]), trees, last.timestep, Phase.STEP
-        )
+
+        def read(packed: Packed | None, scope: Scope) -> Outcome:
+            return read_outcome(packed, framework, scope.num_envs)
+
+        outcomes = _for_each(scopes, read, payloads(replies), last.timestep, Phase.STEP)
         try:
             return merge_outcomes(outcomes, scopes, framework)
         except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent
@@ -126,17 +127,16 @@ class RaySession:
         """Return the running statistics of each row's wrappers."""
         if self._worker is not None:
             return self._worker.statistics()
-        scopes, numpy = self._plan.scopes, load_framework("numpy")
+        numpy = load_framework("numpy")
 
-        def read(tree: tuple[Packed, Scope]) -> list[Statistics]:
-            packed, scope = tree
+        def read(packed: Packed, scope: Scope) -> list[Statistics]:
             rows = list(from_wire(packed, numpy))
             if len(rows) != scope.num_envs or not are_statistics(rows):
                 raise DamagedError(f"a worker has sent something else than the statistics of {scope.num_envs} rows")
             return rows
 
-        trees = zip(self._request("statistics"), scopes, strict=True)
-        return [row for rows in _for_each(scopes, read, trees, None, Phase.STORE) for row in rows]
+        of_each = _for_each(self._plan.scopes, read, self._request("statistics"), None, Phase.STORE)
+        return [row for rows in of_each for row in rows]
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
@@ -214,7 +214,9 @@ class _RemoteAgents:
         infos_of_each = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
         rows = zip(self._split(observations), self._split(states), infos_of_each, strict=True)
         parts = self._request("act", tick, Phase.ACT, rows)
-        return _for_each(self._scopes, partial(from_wire, framework=self._framework), parts, tick.timestep, Phase.ACT)
+        return _for_each(
+            self._scopes, lambda packed, _: from_wire(packed, self._framework), parts, tick.timestep, Phase.ACT
+        )
 
     def learn(self, tick: Tick, transition: Transition) -> None:
         columns = [*map(self._split, transition[:5]), self._split_infos(transition.infos)]
@@ -232,8 +234,11 @@ class _RemoteAgents:
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
-        pack = partial(to_wire, framework=self._framework, dumps=dumps_by_value)
         timestep = tick.timestep
+
+        def pack(tree: Any, _: Scope) -> Packed:
+            return to_wire(tree, self._framework, dumps=dumps_by_value)
+
         each = _for_each(self._scopes, pack, trees, timestep, phase)
         replies: list[Any] = self._streams.request(
             method, (tick,), each, patience=StepPatience(self._timeout), phase=phase.value, timestep=timestep
@@ -251,13 +256,17 @@ class _RemoteAgents:
 
 
 def _for_each(
-    scopes: Sequence[Scope], function: Callable[[Any], Any], trees: Iterable[Any], timestep: int | None, phase: Phase
+    scopes: Sequence[Scope],
+    function: Callable[[Any, Scope], Any],
+    trees: Iterable[Any],
+    timestep: int | None,
+    phase: Phase,
 ) -> list[Any]:
     """Send or read the tree of each scope, and report all scopes whose tree cannot be sent or read."""
     results, failures, cause = [], [], None
     for scope, tree in zip(scopes, trees, strict=True):
         try:
-            results.append(function(tree))
+            results.append(function(tree, scope))
         except Exception as error:
             cause = error
             failures.append(_failure(error, scope.index, scope.rows, timestep, phase))

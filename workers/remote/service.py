@@ -155,7 +155,7 @@ class Service:
             error, self._interruption = self._interruption, None
             self._has_failed = self._has_failed or method == "tick"
             return self.refuse(seq, "between requests", error)
-        if not self._last < seq <= self._last + _FARTHEST:
+        if not self._comes_next(seq):
             error = RuntimeError(f"request {seq} ({method}) arrived after {self._last}; requests must be in order")
             return Reply("error", seq, (self._failure(error, method),))
         if method not in PAYLOADS:
@@ -180,12 +180,15 @@ class Service:
 
     def refuse(self, seq: int, what: str, error: BaseException) -> Reply:
         """Return an error reply to a request that cannot be read, or whose own reply cannot be sent."""
-        if self._last < seq <= self._last + _FARTHEST:
+        if self._comes_next(seq):
             self._last = seq
         elif seq not in self._kept:
             return Reply("error", seq, (self._failure(error, what),))
         log = self._kept[seq].log if seq in self._kept else ()
         return self._keep(Reply("error", seq, (self._failure(error, what),), log))
+
+    def _comes_next(self, seq: int) -> bool:
+        return self._last < seq <= self._last + _FARTHEST
 
     def interrupt(self, error: BaseException) -> None:
         """Let the next request fail with an exception that came between requests, such as from a signal handler."""
