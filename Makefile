@@ -11,13 +11,15 @@ export MKL_NUM_THREADS := 1
 export NPROC := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup train test test-long fuzz check format bench bench-peers
+.PHONY: help setup train test test-long test-cluster fuzz check format bench bench-peers
 
 help:
 	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  train and evaluate two simultaneous PPO agents on 64 CartPole-v1"
 	@echo "                                          environments, or those of CONFIG, such as examples/pendulum.yaml"
 	@echo "make test     run the tests"
 	@echo "make test-long  run the tests with full matrices and long schedules"
+	@echo "make test-cluster  run \`ray up cluster.yaml\` on hosts in namespaces of this machine (Linux; root, iproute2, rsync"
+	@echo "                   and openssh-server)"
 	@echo "make fuzz     run the tests with damaged messages and files, with many of them"
 	@echo "make check    check lint, format, types and import directions"
 	@echo "make bench    measure step times against skrl, environment copies against a plain loop, and the fan-out"
@@ -41,6 +43,14 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	LOCKSTEP_TESTS=long $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-cluster: $(STAMP) build/cluster/wheels
+	LOCKSTEP_TESTS=cluster $(BIN)/python -m pytest tests/cluster
+
+# what the hosts install: they have no network
+build/cluster/wheels: pyproject.toml constraints.txt
+	$(BIN)/python -m pip download --quiet --dest $@ --constraint constraints.txt torch==2.13.0 '.[torch,multiagent]' 'setuptools>=77' wheel
+	touch $@
 
 fuzz: $(STAMP)
 	LOCKSTEP_TESTS=long $(BIN)/python -m pytest -m fuzz --numprocesses 2
