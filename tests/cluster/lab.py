@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.support.processes import ROOT, wait_for
@@ -128,9 +129,9 @@ class Lab:
                 found[int(pid)] = args
         return found
 
-    def kill(self, host: str, pid: int, signal: str = "KILL") -> None:
+    def kill(self, host: str, pid: int, name: str = "KILL") -> None:
         """Send a signal to a process of a host."""
-        self.run(host, "kill", f"-{signal}", str(pid))
+        self.run(host, "kill", f"-{name}", str(pid))
 
     def plug(self, host: str, *, connected: bool) -> None:
         """Put a host's cable into the switch, or pull it."""
@@ -138,7 +139,7 @@ class Lab:
 
     def end(self, host: str) -> None:
         """End all processes of a host at once, as if it lost its power."""
-        os.kill(self._pids[host], 9)
+        _kill(self._pids[host])
 
 
 _SSH = (
@@ -224,17 +225,24 @@ def _start(command: Sequence[str], namespaces: Sequence[str], cleanup: ExitStack
         start_new_session=True,
     )
     cleanup.callback(process.wait, timeout=30)
-    cleanup.callback(process.kill)
     if "--fork" not in namespaces:
+        cleanup.callback(process.kill)
         _wait_until_apart(process.pid)
         return process.pid
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         if children:
+            # the first process of a host ends when all others have, and `unshare` after it
+            cleanup.callback(_kill, int(children[0]))
             return int(children[0])
         time.sleep(0.01)
     raise TimeoutError(f"{command} has not started")
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _wait_until_apart(pid: int) -> None:
