@@ -141,7 +141,7 @@ def test_ray_starts_with_the_token_and_what_jobs_need(file: str, role: str, vers
     autoscaler = {"RAY_enable_autoscaler_v2": "1"} if version == "2" else {}
     set_up(file, role, home)
     commands = with_envs(load(file)[f"{role}_start_ray_commands"], {**autoscaler, "RAY_HEAD_IP": "192.0.2.10"})
-    stop, start = [run(command, home) for command in commands]
+    stop, start = [run(command, home) for command in commands[:2]]
     assert stop.startswith("ray stop")
     call, *environment = start.splitlines()
     assert "RAY_AUTH_MODE=token" in environment
@@ -159,7 +159,7 @@ def test_ray_starts_with_the_token_and_what_jobs_need(file: str, role: str, vers
 def test_ray_may_open_65536_files_or_as_many_as_the_host_allows(file: str, most: int, home: Path):
     for role in ("head", "worker"):
         set_up(file, role, home)
-        start = run(load(file)[f"{role}_start_ray_commands"][-1], home, most_open_files=most)
+        start = run(load(file)[f"{role}_start_ray_commands"][1], home, most_open_files=most)
         assert f"open files: {min(65_536, most)}\n" in start
 
 
