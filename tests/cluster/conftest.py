@@ -1,4 +1,4 @@
-"""A cluster of three bare hosts in the lab, brought up and used by the commands of docs/cluster.md."""
+"""A cluster of three bare hosts in the lab, brought up and used by the commands of the README."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _OF_A_BARE_HOST = ("sshd", "sleep", "host.sh", "ps -eo")
 
 
 def commands(start: str) -> list[str]:
-    """Return the commands on the page that begin with `start`, in their order."""
-    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    """Return the commands of the README that begin with `start`, in their order."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## On a cluster", 1)[1]
     block = page.split("```sh\n", 1)[1].split("```", 1)[0]
     found = [re.sub(r"\s+# .*", "", line) for line in block.splitlines() if line.startswith(start)]
-    assert found, f"docs/cluster.md has no command that begins with {start!r}"
+    assert found, f"README.md has no command that begins with {start!r}"
     return found
 
 
