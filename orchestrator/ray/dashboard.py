@@ -93,9 +93,11 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def surroundings(address: str) -> Iterator[None]:
-    """Keep Ray's client from using another address, which environment variables set, or a proxy to this machine."""
+    """Set the environment for Ray's client: no other address, no proxy to this machine, no excludes of its own."""
     host = urlsplit(address).hostname or ""
     changes: dict[str, str | None] = {"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None}
+    if "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES" not in os.environ:  # it would warn of each
+        changes["RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"] = ""
     if _is_loopback(host):
         others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         changes["no_proxy"] = f"{others},{host}" if others else host

@@ -158,13 +158,13 @@ class Jobs:
             metadata=info.metadata or {},
         )
 
-    def stop(self, job_id: str) -> None:
-        """Ask a job to end. It gets SIGTERM and, after `STOP_SECONDS`, SIGKILL.
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to end: it gets SIGTERM and, after `STOP_SECONDS`, SIGKILL. Return whether it was running.
 
         Raises:
             ClusterError: There is no such job, or the head cannot be reached.
         """
-        self._ask(self._client.stop_job, job_id)
+        return bool(self._ask(self._client.stop_job, job_id))
 
     def log(self, job_id: str) -> str:
         """Return the log of a job: everything that the command has written.
@@ -193,33 +193,37 @@ class Jobs:
                 lines.restart()
                 for chunk in tail.chunks(until=deadline):
                     yield from lines.added(chunk)
-            state = self._state_again(job_id)
+            state = self._state_again(job_id, tail.error if lines.seen > told else None)
+            told = lines.seen
             if state.has_ended:
                 endings += 1
                 if tail.is_complete or endings > _MOST_ENDINGS:
                     break
-            elif tail.error is not None and lines.seen > told:
-                _logger.warning("the connection to the log broke (%s); reading on where it was", tail.error)
-                told = lines.seen
             if monotonic() > deadline:
                 raise ClusterError(f"job {job_id} is still {state.status} after {timeout:.0f} s")
             threading.Event().wait(_PAUSE)
         yield from lines.rest()
 
-    def _state_again(self, job_id: str) -> JobState:
-        """Return the state of a job, and connect again if the connection was lost."""
+    def _state_again(self, job_id: str, error: Exception | None) -> JobState:
+        """Return the state of a job, and connect again if the connection was lost.
+
+        Args:
+            job_id: The job.
+            error: Sign that the connection was lost.
+        """
         lost = 0.0
         while True:
+            if error is not None and not lost:
+                _logger.warning("the connection was lost; the job goes on. Connecting again ... (%s)", error)
+                lost = monotonic()
             try:
-                if lost:
+                if error is not None:
                     self._renew()
                 state = self.state(job_id)
-            except ClusterError as error:
-                if not lost:
-                    _logger.warning("the connection was lost; the job goes on. Connecting again ... (%s)", error)
-                    lost = monotonic()
-                elif monotonic() - lost > _PATIENCE:
+            except ClusterError as failure:
+                if lost and monotonic() - lost > _PATIENCE:
                     raise
+                error = failure
                 threading.Event().wait(_PAUSE)
             else:
                 if lost:
@@ -233,7 +237,8 @@ class Jobs:
         except AuthenticationError as error:
             raise ClusterError(f"{self.address} refuses the request: {error}; {TOKEN_REMEDY}") from None
         except (RuntimeError, ValueError, OSError) as error:
-            raise ClusterError(f"Ray at {self.address}: {type(error).__name__}: {error}") from error
+            hint = "; `ray job list` lists the jobs" if "does not exist" in str(error) else ""
+            raise ClusterError(f"Ray at {self.address}: {type(error).__name__}: {error}{hint}") from error
 
 
 class _Lines:

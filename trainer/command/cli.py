@@ -223,7 +223,7 @@ def _submit(options: argparse.Namespace) -> Iterator[str]:
             yield from stop(options.stop, jobs, place)
             return
         if job is not None:
-            yield from start(job, jobs)
+            yield from start(job, jobs, place)
         name = options.follow if job is None else job.name
         yield from detached(name, place) if options.detach else follow(name, jobs, place)
 

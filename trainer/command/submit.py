@@ -139,6 +139,11 @@ class Job:
         folder, file = Path(working_dir).resolve(), Path(path).resolve()
         if not folder.is_dir():
             raise ConfigError(f"--working-dir is {working_dir!r}, which is no folder")
+        if Path.home().resolve().is_relative_to(folder):
+            raise ConfigError(
+                f"the working directory is {str(folder)!r}, with your home and all that is in it, and would be sent to "
+                "the cluster; choose the folder of your project with --working-dir"
+            )
         if not file.is_relative_to(folder) or not file.is_file():
             raise ConfigError(
                 f"the config {path!r} is not a file in the working directory {str(folder)!r}, which is sent to the "
@@ -188,7 +193,7 @@ def defaults(overrides: Sequence[str], config: RunConfig, name: str) -> list[str
     return [f"{key}={value}" for key, value in added.items()]
 
 
-def start(job: Job, jobs: Jobs) -> Iterator[str]:
+def start(job: Job, jobs: Jobs, place: Place) -> Iterator[str]:
     """Submit a job.
 
     Raises:
@@ -210,6 +215,10 @@ def start(job: Job, jobs: Jobs) -> Iterator[str]:
             env_vars={SUBMITTED_BY: __version__},
             metadata={_DIRECTORY: redacted(job.directory)},
         )
+    except KeyboardInterrupt:
+        for line in (f"job {job.name} may have been submitted", *detached(job.name, place)):
+            _logger.warning(line)
+        raise
     except ClusterError as error:
         if size <= _LARGE:
             raise
@@ -233,7 +242,8 @@ def follow(name: str, jobs: Jobs, place: Place) -> Iterator[str]:
             if not line.startswith("Running entrypoint for job "):  # with all overrides
                 yield shown(redacted(line))
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        _logger.warning("\n".join(["detached: the job goes on", *detached(name, place)]))
+        for line in ("detached: the job goes on", *detached(name, place)):
+            _logger.warning(line)
         raise
     yield from _end(name, jobs, place)
 
@@ -249,25 +259,26 @@ def stop(name: str, jobs: Jobs, place: Place) -> Iterator[str]:
 
     Raises:
         ClusterError: There is no such job, or it does not end.
-        SystemExit: The job has not succeeded.
+        SystemExit: The job has failed.
     """
     from orchestrator.ray.jobs import STOP_SECONDS
 
     seen = len(jobs.log(name))
-    jobs.stop(name)
+    if not jobs.stop(name):
+        _logger.warning("job %s is not running", name)
     for line in jobs.follow(name, seen=seen, timeout=STOP_SECONDS + _STOPPING):
         yield shown(redacted(line))
-    yield from _end(name, jobs, place)
+    yield from _end(name, jobs, place, wanted=("SUCCEEDED", "STOPPED"))
 
 
-def _end(name: str, jobs: Jobs, place: Place) -> Iterator[str]:
+def _end(name: str, jobs: Jobs, place: Place, wanted: Sequence[str] = ("SUCCEEDED",)) -> Iterator[str]:
     state = jobs.state(name)
     told = shown(redacted(state.message.partition(", last available logs")[0]))
     yield f"job {name}: {state.status.lower()}{': ' if told else ''}{told}"
     if state.exit_code == 127:
         _logger.error("a command was not found: `lockstep` must be on the PATH with which Ray was started on the head")
     yield from _fetched(state.metadata.get(_DIRECTORY), jobs.log(name), place)
-    if state.status != "SUCCEEDED":
+    if state.status not in wanted:
         raise SystemExit(1)
 
 
