@@ -19,6 +19,7 @@ from trainer._redaction import escaped, redacted, secrets_in
 
 if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
+    from trainer.command.submit import Job
 
 __all__ = ["main"]
 
@@ -119,7 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verbs.add_parser("doctor", help="check this machine and a configuration", description=_doctor.__doc__)
     doctor.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to check as well")
     doctor.set_defaults(verb=_doctor)
-    for verb in (train, evaluate, doctor):
+    submit = verbs.add_parser("submit", help="train on a Ray cluster, as a job", description=_submit.__doc__)
+    what = submit.add_mutually_exclusive_group(required=True)
+    what.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration in the working directory")
+    what.add_argument("--follow", metavar="JOB", help="follow a job again, and fetch its run directory at its end")
+    what.add_argument("--stop", metavar="JOB", help="stop a job, which stores everything first")
+    where = submit.add_mutually_exclusive_group()
+    where.add_argument("--address", metavar="URL", help="dashboard of the cluster, such as http://127.0.0.1:8265")
+    where.add_argument("--cluster", metavar="CLUSTER.yaml", help="the file for `ray up`: use an SSH tunnel to its head")
+    submit.add_argument("--working-dir", metavar="DIR", default=".", help="folder that is sent; by default the current")
+    submit.add_argument("--detach", action="store_true", help="do not wait for the end of the job")
+    submit.set_defaults(verb=_submit)
+    for verb in (train, evaluate, doctor, submit):
         verb.add_argument(
             "--trust",
             action="store_true",
@@ -141,9 +153,11 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
     """Train the agents of a configuration, store them with their metrics in a run directory, and evaluate them."""
     from orchestrator.run_dir import RunDirectory
     from trainer.command.config_file import read_config
+    from trainer.command.job import check_sender, lasting
     from trainer.command.training import train
     from trainer.command.trust import check_config
 
+    check_sender()
     text = read_config(options.config)
     config = _load(text, options)
     if not options.trust:
@@ -152,7 +166,7 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
     name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     url = name if config.logging.directory is None else config.logging.directory
-    yield from train(config, RunDirectory(url, shared=config.logging.shared))
+    yield from train(config, RunDirectory(lasting(url), shared=config.logging.shared))
 
 
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:
@@ -193,6 +207,41 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
         yield shown(str(finding))
     if not healthy:
         raise SystemExit(_FAILURE)
+
+
+def _submit(options: argparse.Namespace) -> Iterator[str]:
+    """Train on a Ray cluster as a job: check, send the working directory, follow, and fetch the run directory.
+
+    Ctrl-C ends the following; the job goes on.
+    """
+    from trainer.command.submit import Place, detached, follow, start, stop
+
+    job = None if options.config is None else _job(options)
+    place = Place.of(options.address, options.cluster)
+    with place.jobs() as jobs:
+        if options.stop is not None:
+            yield from stop(options.stop, jobs, place)
+            return
+        if job is not None:
+            yield from start(job, jobs, place)
+        name = options.follow if job is None else job.name
+        yield from detached(name, place) if options.detach else follow(name, jobs, place)
+
+
+def _job(options: argparse.Namespace) -> Job:
+    """Return the job of a configuration, which is checked as far as it can be checked here."""
+    from trainer.command.config_file import read_config
+    from trainer.command.run import build_orchestrator
+    from trainer.command.submit import Job, defaults, name_of
+    from trainer.command.trust import check_config
+
+    text, name = read_config(options.config), name_of(options.config)
+    options.overrides += defaults(options.overrides, _load(text, options), name)
+    config = _load(text, options)
+    build_orchestrator(config.orchestrator)
+    if not options.trust:
+        check_config(options.config, text, config, options.overrides)
+    return Job.of(name, config, options.config, options.working_dir, options.overrides)
 
 
 def _load(text: str, options: argparse.Namespace) -> RunConfig:

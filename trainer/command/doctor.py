@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.files import check_writable, open_url
 from orchestrator.run_dir import RunDirectory
+from trainer.command.job import lasting
 from trainer.command.run import build_orchestrator, prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.command.versions import versions
@@ -103,7 +104,7 @@ def _shared_memory() -> Finding:
 
 def _write_access(directory: str | None) -> Finding:
     """Try to write where the run directory will be, and leave nothing behind."""
-    directory = directory or f"runs/{uuid.uuid4().hex}"
+    directory = lasting(directory or f"runs/{uuid.uuid4().hex}")
     subject = "write access"
     taken = ""
     try:

@@ -17,7 +17,7 @@ from workers.envs.statistics import Statistics, load_statistics
 from workers.frameworks import load_framework
 from workers.scope.episodes import Episodes
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "rounded"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -47,14 +47,14 @@ class Evaluation:
     def __str__(self) -> str:
         if not self.returns:
             return "no episode ended"
-        of_team = [f"{name} {_rounded(np.mean(returns))}" for name, returns in self.agents.items() if returns]
+        of_team = [f"{name} {rounded(np.mean(returns))}" for name, returns in self.agents.items() if returns]
         team = "team " if self.agents else ""
-        mean, deviation = _rounded(np.mean(self.returns)), _rounded(np.std(self.returns))
-        episodes = f"{len(self.returns)} episodes of length {_rounded(np.mean(self.lengths))}"
+        mean, deviation = rounded(np.mean(self.returns)), rounded(np.std(self.returns))
+        episodes = f"{len(self.returns)} episodes of length {rounded(np.mean(self.lengths))}"
         return ", ".join([f"{team}return {mean} ± {deviation} ({episodes})", *of_team])
 
 
-def _rounded(value: Any) -> str:
+def rounded(value: Any) -> str:
     """Format a number with four significant digits and without an exponent."""
     return np.format_float_positional(value, precision=4, fractional=False, trim="-")
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Any
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
-from trainer.command.evaluation import Evaluation, evaluate
+from trainer.command.evaluation import Evaluation, evaluate, rounded
 from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, dump_config
 from trainer.command.versions import versions
@@ -32,6 +33,14 @@ _DIGITS = 8
 
 _MOMENT = 0.3
 """Seconds that workers may run on their own: a signal waits about this long, or for one iteration."""
+
+_TELLING = 10.0
+"""Seconds between two lines of progress."""
+
+_MOST_SCOPES = 4
+"""Number of scopes whose returns a line of progress tells one by one."""
+
+_RETURN, _RATE = "Episode / Return (mean)", "Rate / Environment steps per second"
 
 
 class Stop:
@@ -88,7 +97,7 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         yield str(trainer)
         yield f"run directory: {redacted(directory.url)}"
         try:
-            _run(trainer, run.config.trainer.timesteps, log, stop)
+            yield from _run(trainer, run.config.trainer.timesteps, log, stop)
             log.finish("interrupted" if stop.signal else "finished")
         except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
             log.status("interrupted")
@@ -113,8 +122,15 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         directory.write("evaluation.json", json.dumps(stored, indent=1))
 
 
-def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> None:
-    """Train in groups of iterations, each of which ends before the next write and takes about `_MOMENT` at most."""
+def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> Iterator[str]:
+    """Train in groups of iterations, each of which ends before the next write and takes about `_MOMENT` at most.
+
+    Yields:
+        Lines of progress, if no progress bar is shown.
+    """
+    bar = trainer.cfg.disable_progressbar
+    has_bar = not bar and (bar is False or sys.stdout.isatty())
+    told = perf_counter()
     done, count = 0, 1
     while done < timesteps and not stop.signal:
         count = min(count, timesteps - done, log.until_next(done))
@@ -127,7 +143,27 @@ def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> No
         seconds = perf_counter() - start
         done += count
         log.after(done)
+        if not has_bar and log.scalars and perf_counter() - told >= _TELLING:
+            yield f"timestep {done:,} of {timesteps:,}: {progress(log.scalars)}"
+            told, log.scalars = perf_counter(), []
         count = max(1, int(count * _MOMENT / seconds))
+
+
+def progress(scalars: Sequence[Mapping[str, float]]) -> str:
+    """Return the mean return of each scope, or the range of many, and the environment steps per second of all.
+
+    Args:
+        scalars: The scalars of each scope, by tag.
+    """
+    rate = f"{sum(one[_RATE] for one in scalars):,.0f} environment steps/s"
+    found = [one[_RETURN] for one in scalars if _RETURN in one]
+    if not found:
+        return f"no episode ended; {rate}"
+    if len(scalars) > _MOST_SCOPES:
+        return f"returns {rounded(min(found))} to {rounded(max(found))} in {len(scalars)} scopes; {rate}"
+    *most, last = [rounded(one[_RETURN]) if _RETURN in one else "(no episode ended)" for one in scalars]
+    returns = f"returns {', '.join(most)} and" if most else "return"
+    return f"{returns} {last}; {rate}"
 
 
 def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirectory) -> Iterator[str]:
@@ -152,12 +188,14 @@ class _Log:
 
     Attributes:
         timestep: Number of timesteps after which the agents were last stored.
+        scalars: The scalars of each scope that were last written.
     """
 
     def __init__(
         self, config: RunConfig, trainer: StepTrainer[Any], directory: RunDirectory, metrics: MetricsWriter
     ) -> None:
         self.timestep = 0
+        self.scalars: Sequence[Mapping[str, float]] = []
         self._trainer, self._directory, self._metrics = trainer, directory, metrics
         self._interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
         self._done = 0
@@ -235,5 +273,6 @@ class _Log:
         seconds, self._since = perf_counter() - self._since, perf_counter()
         if count:
             for one, (start, stop) in zip(scalars, self._trainer.scopes, strict=True):
-                one["Rate / Environment steps per second"] = count * (stop - start) / seconds
+                one[_RATE] = count * (stop - start) / seconds
+            self.scalars = scalars
             self._metrics.write(self._done, scalars)
