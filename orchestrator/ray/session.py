@@ -62,6 +62,11 @@ class RaySession:
             agents = _RemoteAgents(streams, plan, step_timeout)
             self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
+    @property
+    def transport(self) -> str:
+        """What carries the steps, which may be another transport than was asked for; see `Streams`."""
+        return self._streams.transport
+
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""
         seq = 0 if self._worker is not None else self._streams.send("tick", (tick, count))
