@@ -29,8 +29,8 @@ class NodeReport(TypedDict):
         import_error: Why the module that was asked for cannot be imported; empty if it can.
         cpu: Type of the CPU.
         shared_memory: Free and total bytes of ``/dev/shm``; None if there is none.
-        token: Where Ray's token is: ``"none"`` if Ray asks for none, ``"environment"``, or the mode of its file, such as
-            ``"0600"``.
+        token: Where Ray's token is: ``"none"`` if Ray asks for none, ``"environment"``, the mode of its file, such as
+            ``"0600"``, or ``"missing"``.
         token_file: Path of that file; empty if there is none.
         open_files: Number of files and sockets that a process may open.
     """

@@ -179,7 +179,7 @@ def _is_lost(node: Mapping[str, Any], ends: Mapping[str, float]) -> bool:
 
 def _dead(node: Mapping[str, Any], ends: Mapping[str, float]) -> Node:
     end = ends.get(node["NodeID"])
-    since = "" if end is None else f"since {time.strftime('%H:%M:%S', time.localtime(end))}, "
+    since = "" if end is None else f"since {time.strftime('%H:%M:%S', time.localtime(end))}: "
     reason = node["DeathReasonMessage"].strip() or "Ray does not say why"
     return Node(
         id=node["NodeID"],

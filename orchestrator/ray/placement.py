@@ -46,7 +46,8 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
         _logger.warning("waiting up to %.0f s for the cluster to fit %s; now it fits %d", timeout, request, fitting)
     else:
         raise _no_room(cluster, request, asked, fitting)
-    group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK")
+    # a bundle must ask for something; a byte is free on every node
+    group = placement_group([asked or {"memory": 1}] * workers, strategy="PACK")
     started = monotonic()
     try:
         while not group.wait(timeout_seconds=min(_LOOK_INTERVAL, timeout)):

@@ -63,9 +63,9 @@ class RaySession:
             self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
     @property
-    def transport(self) -> str:
-        """What carries the steps, which may be another transport than was asked for; see `Streams`."""
-        return self._streams.transport
+    def transport(self) -> tuple[str, str]:
+        """What carries the steps, and why no connections do if workers cannot be reached; see `Streams`."""
+        return self._streams.transport, self._streams.unreachable
 
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""

@@ -165,11 +165,13 @@ class Streams(ABC):
 
     Attributes:
         transport: What carries the requests: ``"connection"`` or ``"ray"``, as for `RayOrchestrator`.
+        unreachable: Why the workers cannot be connected to, if this is why Ray carries the requests; else empty.
         cluster: The cluster in which the workers live.
         nodes: Where each worker lives, for its failures.
     """
 
     transport: ClassVar[str]
+    unreachable = ""
 
     def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
         self.cluster = cluster

@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import NamedTuple
 
+from orchestrator.ray import RayOrchestrator
 from orchestrator.ray.cluster import Cluster, connect
 from orchestrator.ray.nodes import Node, ask_nodes, missing_resources, orchestrator_on
-from trainer.command.doctor import Finding, LEAST_SHARED_MEMORY, can_run, write_access
-from trainer.command.empty_step import measure_empty_step
-from trainer.command.run import build_orchestrator
-from trainer.command.run_config import OrchestratorConfig, RunConfig
+from trainer.command.doctor import Finding, can_run, write_access
+from trainer.command.empty_step import Step, measure_empty_step
+from trainer.command.node_findings import node_findings, node_table
+from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
 from trainer.command.versions import PACKAGES
 from workers import node_report
-from workers.errors import ClusterError, ConfigError, LockstepError
+from workers.errors import ClusterError, ConfigError
 
-__all__ = ["Step", "examine_cluster", "findings", "table"]
+__all__ = ["examine_cluster"]
 
 _CONNECT_TIMEOUT = 30.0
 _ANSWER_TIMEOUT = 30.0
 _STEPS_TIMEOUT = 60.0
-"""Seconds after which no further empty step is measured: nodes take a second each."""
-
-_MOST_CLOCK = 1.0
-_LEAST_OPEN_FILES, _FEW_OPEN_FILES = 1024, 4096
-_MOST_NAMED = 4
-
-_FRAMEWORKS = {"torch": "torch", "jax": "jax", "warp": "warp-lang"}
-_HEADER = ("node", "host", "alive", "CPUs", "GPUs", "memory", "/dev/shm", "token", "clock", "empty step")
-
-
-class Step(NamedTuple):
-    """The empty step to one node.
-
-    Attributes:
-        seconds: Median time; None if there is none.
-        transport: What carried it: ``"connection"`` or ``"ray"``.
-        error: Why there is no time; empty if there is one.
-    """
-
-    seconds: float | None
-    transport: str = ""
-    error: str = ""
+"""Seconds after which no further empty step is measured. One takes about a second."""
 
 
 def examine_cluster(address: str, config: RunConfig | None) -> Iterator[Finding]:
@@ -53,25 +30,62 @@ def examine_cluster(address: str, config: RunConfig | None) -> Iterator[Finding]
 
     Args:
         address: Address of the cluster, as for `RayOrchestrator`.
-        config: A configuration to check as well, or None. Its agents live on this cluster, whatever it says.
+        config: A configuration to check as well, or None. Its agents live in this cluster, whatever it says.
     """
     started = monotonic()
     try:
         cluster = connect(address, timeout=_CONNECT_TIMEOUT)
     except ClusterError as error:
-        remedy = "correct the address, start Ray there, open its ports, or take the cluster's token, as the reason says"
+        remedy = (
+            "correct the address, or start Ray there. If it asks for a token, set RAY_AUTH_MODE=token and copy the "
+            "cluster's ~/.ray/auth_token to this machine"
+        )
         yield Finding("cluster", str(error), remedy)
         return
     try:
-        nodes = ask_nodes(PACKAGES, timeout=_ANSWER_TIMEOUT)
-        seconds = monotonic() - started
-        here = node_report.report(PACKAGES, "workers")
+        try:
+            nodes = ask_nodes(PACKAGES, timeout=_ANSWER_TIMEOUT)
+        except Exception as error:  # any error is a finding
+            yield Finding(
+                "cluster", f"{type(error).__name__}: {error}", f"look at the cluster at {address}: `ray status`"
+            )
+            return
         steps = _steps(nodes)
-        counted = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
-        yield Finding("cluster", f"{address}: {counted}, asked in {seconds:.1f} s\n{table(nodes, steps)}")
-        yield from findings(nodes, steps, here, config.framework if config else None)
+        number = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+        took = f"{monotonic() - started:.1f} s"
+        yield Finding("cluster", f"{number} at {address}, examined in {took}\n{node_table(nodes, steps)}")
+        driver = node_report.report(PACKAGES, __name__)
+        yield from node_findings(nodes, steps, driver, config.framework if config else None)
         yield write_access(config.logging.directory if config else None)
         if config is not None:
             yield _configuration(cluster, config)
     finally:
         cluster.disconnect()
+
+
+def _steps(nodes: Sequence[Node]) -> dict[str, Step | str]:
+    """Measure the empty step to each node in turn, or say why that fails."""
+    steps: dict[str, Step | str] = {}
+    end = monotonic() + _STEPS_TIMEOUT
+    for node in nodes:
+        if node.report is not None and not node.report["import_error"] and monotonic() < end:
+            try:
+                steps[node.id] = measure_empty_step(orchestrator_on(node))
+            except Exception as error:  # any error is a finding
+                steps[node.id] = f"{type(error).__name__}: {error}"
+    return steps
+
+
+def _configuration(cluster: Cluster, config: RunConfig) -> Finding:
+    """Build the workers in the cluster and do one iteration, if there is room."""
+    # without an address, this process's connection is used
+    options = {**config.orchestrator.options, "address": None}
+    try:
+        orchestrator = parse(RayOrchestrator, options, "orchestrator.options")
+        missing = missing_resources(cluster, orchestrator, len(config.agents))
+    except ConfigError:  # told by the check below
+        missing = ""
+    if missing:
+        remedy = "use fewer simultaneous agents or fewer resources for each, or add nodes"
+        return Finding("resources", missing, remedy)
+    return can_run(dataclasses.replace(config, orchestrator=OrchestratorConfig(kind="ray", options=options)))

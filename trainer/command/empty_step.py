@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from orchestrator.ray.session import RaySession
 from trainer.step import StepTrainer
 from workers.envs import EnvFactory, Wrapper
 
-__all__ = ["measure_empty_step"]
+__all__ = ["Step", "measure_empty_step"]
 
 _WARM_UP, _STEPS = 20, 200
 _MOST_SECONDS = 0.5
@@ -36,7 +36,7 @@ class _NoOpEnv(Wrapper):
         zeros, flags = np.zeros((1, 1), np.float32), np.zeros((1, 1), bool)
         self._outputs: Any = zeros, zeros, flags, flags, {}
 
-    def reset(self) -> Any:
+    def reset(self, *, seed: int | None = None) -> Any:
         return self._outputs[0], {}
 
     def step(self, actions: npt.NDArray[Any]) -> Any:
@@ -81,14 +81,28 @@ class _NoOpTrainer(StepTrainer[npt.NDArray[Any]]):
     framework = "numpy"  # nothing else has to be imported
 
     @property
-    def transport(self) -> str:
-        """What carries the steps."""
+    def transport(self) -> tuple[str, str]:
+        """What carries the steps; see `RaySession.transport`."""
         assert isinstance(self._session, RaySession)
         return self._session.transport
 
 
-def measure_empty_step(orchestrator: RayOrchestrator) -> tuple[float, str]:
-    """Return the median time of an empty step of one worker in seconds, and what carries it; see `RayOrchestrator`.
+class Step(NamedTuple):
+    """An empty step.
+
+    Attributes:
+        seconds: Its median time.
+        transport: What carries it; see `RaySession.transport`.
+        unreachable: Why no connection does, if the worker cannot be reached; else empty.
+    """
+
+    seconds: float
+    transport: str
+    unreachable: str = ""
+
+
+def measure_empty_step(orchestrator: RayOrchestrator) -> Step:
+    """Measure the empty step of one worker.
 
     Args:
         orchestrator: Where the worker is started.
@@ -99,24 +113,25 @@ def measure_empty_step(orchestrator: RayOrchestrator) -> tuple[float, str]:
     env = EnvFactory(lambda num_envs, first_env: _NoOpEnv(), num_envs=1)
     cfg: Any = {"headless": True, "disable_progressbar": True}
     with (
-        _without_progress(),
+        _quiet(),
         _NoOpTrainer(env=env, agents=lambda scope: _NoOpAgent(), cfg=cfg, orchestrator=orchestrator) as trainer,
     ):
         trainer.run(_WARM_UP)
-        times, end = [], monotonic() + _MOST_SECONDS
+        times: list[float] = []
+        end = monotonic() + _MOST_SECONDS
         while len(times) < _STEPS and monotonic() < end:
             started = perf_counter()
             trainer.train()
             times.append(perf_counter() - started)
-        return statistics.median(times), trainer.transport
+        return Step(statistics.median(times), *trainer.transport)
 
 
 @contextmanager
-def _without_progress() -> Iterator[None]:
-    """Show only warnings and errors of Lockstep."""
+def _quiet() -> Iterator[None]:
+    """Show only errors of Lockstep. What it warns of is in the result."""
     logger = logging.getLogger("lockstep")
     before = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
