@@ -40,6 +40,8 @@ class ActorCalls(Streams):
     is started when it is needed first.
     """
 
+    transport = "ray"
+
     def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
         super().__init__(cluster, actors, scopes)
         self._refs: list[dict[int, Any]] = [{} for _ in actors]

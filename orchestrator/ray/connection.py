@@ -271,6 +271,8 @@ class Link:
 class Connections(Streams):
     """Request streams over an authenticated connection to each worker."""
 
+    transport = "connection"
+
     def __init__(
         self,
         cluster: Cluster,

@@ -164,12 +164,16 @@ class RayOrchestrator:
         self, cluster: Cluster, actors: list[Any], scopes: Sequence[Scope], doors: Sequence[Door], *, connects: bool
     ) -> Streams:
         """Return the request streams to the actors."""
+        unreachable = ""
         if connects:
             try:
                 return Connections(cluster, actors, scopes, doors, sign_arrays=self.sign_arrays)
             except OSError as error:
-                _logger.warning("%s: %s: %s", _ACTOR_CALLS, type(error).__name__, error)
-        return ActorCalls(cluster, actors, scopes, doors)
+                unreachable = f"{type(error).__name__}: {error}"
+                _logger.warning("%s: %s", _ACTOR_CALLS, unreachable)
+        calls = ActorCalls(cluster, actors, scopes, doors)
+        calls.unreachable = unreachable
+        return calls
 
 
 def _recipe(env: Any) -> EnvFactory | None:

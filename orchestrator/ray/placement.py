@@ -11,7 +11,7 @@ from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.starting import StartTime
 from workers.errors import ClusterError
 
-__all__ = ["release", "reserve"]
+__all__ = ["lacking", "release", "reserve"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -46,7 +46,8 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
         _logger.warning("waiting up to %.0f s for the cluster to fit %s; now it fits %d", timeout, request, fitting)
     else:
         raise _no_room(cluster, request, asked, fitting)
-    group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK")
+    # a bundle must ask for something; a byte is free on every node
+    group = placement_group([asked or {"memory": 1}] * workers, strategy="PACK")
     started = monotonic()
     try:
         while not group.wait(timeout_seconds=min(_LOOK_INTERVAL, timeout)):
@@ -58,6 +59,18 @@ def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float,
         remove_placement_group(group)
         raise
     return group
+
+
+def lacking(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float) -> str:
+    """Return what workers would need that the nodes of the cluster do not have; empty if they fit; see `reserve`."""
+    asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    fitting = _fitting(asked, cluster.nodes)
+    if fitting >= workers:
+        return ""
+    return (
+        f"{workers} workers with {_text(asked, asked)} each are configured, but Ray has "
+        f"{_text(cluster.resources, asked)}; at most {fitting:g} such workers fit on its nodes"
+    )
 
 
 def release(cluster: Cluster, group: PlacementGroup) -> None:

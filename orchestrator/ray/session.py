@@ -62,6 +62,11 @@ class RaySession:
             agents = _RemoteAgents(streams, plan, step_timeout)
             self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
+    @property
+    def transport(self) -> tuple[str, str]:
+        """What carries the steps, and why no connections do if workers cannot be reached; see `Streams`."""
+        return self._streams.transport, self._streams.unreachable
+
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""
         seq = 0 if self._worker is not None else self._streams.send("tick", (tick, count))

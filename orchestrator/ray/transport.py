@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -164,9 +164,14 @@ class Streams(ABC):
     and its failure replaces its replies.
 
     Attributes:
+        transport: What carries the requests: ``"connection"`` or ``"ray"``, as for `RayOrchestrator`.
+        unreachable: Why the workers cannot be connected to, if this is why Ray carries the requests; else empty.
         cluster: The cluster in which the workers live.
         nodes: Where each worker lives, for its failures.
     """
+
+    transport: ClassVar[str]
+    unreachable = ""
 
     def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
         self.cluster = cluster

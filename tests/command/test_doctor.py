@@ -18,7 +18,7 @@ from workers.threads import THREAD_VARIABLES
 @pytest.fixture
 def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accept any amount of shared memory, wherever the tests run."""
-    monkeypatch.setattr("trainer.command.doctor._LEAST_SHARED_MEMORY", 0)
+    monkeypatch.setattr("trainer.command.doctor.LEAST_SHARED_MEMORY", 0)
 
 
 @pytest.mark.parametrize("overrides", [(), RAY], ids=["local", "ray"])

@@ -117,8 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("eval", help="evaluate the agents of a run", description=_evaluate.__doc__)
     evaluate.add_argument("run_dir", metavar="RUN_DIR", help="a run directory written by lockstep train")
     evaluate.set_defaults(verb=_evaluate)
-    doctor = verbs.add_parser("doctor", help="check this machine and a configuration", description=_doctor.__doc__)
+    doctor = verbs.add_parser(
+        "doctor", help="check this machine or a cluster, and a configuration", description=_doctor.__doc__
+    )
     doctor.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to check as well")
+    doctor.add_argument("--address", help="check the Ray cluster at this address, such as auto or host:6379, instead")
     doctor.set_defaults(verb=_doctor)
     submit = verbs.add_parser("submit", help="train on a Ray cluster, as a job", description=_submit.__doc__)
     what = submit.add_mutually_exclusive_group(required=True)
@@ -185,7 +188,10 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
-    """Check versions, frameworks, devices, threads, shared memory, write access, Ray and, if given, a configuration."""
+    """Check versions, frameworks, devices, threads, shared memory, write access, Ray and, if given, a configuration.
+
+    With --address, check every node of a cluster instead, and the configuration there.
+    """
     from trainer.command.config_file import read_config
     from trainer.command.doctor import Finding, examine
     from trainer.command.trust import check_config
@@ -201,8 +207,14 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
             broken = [Finding("configuration", str(error), remedy)]
     if config is not None and not options.trust:
         check_config(options.config, text, config, options.overrides)
+    if options.address is None:
+        found = examine(config)
+    else:
+        from trainer.command.doctor_cluster import examine_cluster
+
+        found = examine_cluster(options.address, config)
     healthy = True
-    for finding in itertools.chain(broken, examine(config)):
+    for finding in itertools.chain(broken, found):
         healthy &= finding.healthy
         yield shown(str(finding))
     if not healthy:

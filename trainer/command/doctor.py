@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from fsspec.implementations.local import LocalFileSystem
+
 from orchestrator.files import check_writable, open_url
 from orchestrator.run_dir import RunDirectory
 from trainer.command.job import lasting
@@ -22,10 +24,14 @@ from workers.errors import ConfigError, LockstepError
 from workers.frameworks import available_frameworks, load_framework
 from workers.threads import HeldThreads
 
-__all__ = ["Finding", "examine"]
+__all__ = ["LEAST_SHARED_MEMORY", "SHARED_MEMORY_REMEDY", "Finding", "can_run", "examine", "write_access"]
 
 _SHARED_MEMORY = Path("/dev/shm")
-_LEAST_SHARED_MEMORY = 2**29
+
+LEAST_SHARED_MEMORY = 2**29
+"""Bytes that should be free."""
+
+SHARED_MEMORY_REMEDY = "give Ray at least 0.5 GiB: start a container with --shm-size=2g, else free space"
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,10 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     for name in names:
         yield _framework(name, num_threads, needed=name in needed)
     yield _shared_memory()
-    yield _write_access(config.logging.directory if config else None)
+    yield write_access(config.logging.directory if config else None)
     yield _ray(config.orchestrator if config else OrchestratorConfig())
     if config is not None:
-        finding = _run(config)
+        finding = can_run(config)
         yield finding
         if finding.healthy:
             yield _environments(config)
@@ -97,12 +103,12 @@ def _shared_memory() -> Finding:
         return Finding(subject, f"this system has no {_SHARED_MEMORY}; Ray uses files instead")
     free = shutil.disk_usage(_SHARED_MEMORY).free
     detail = f"{free / 2**30:.1f} GiB free in {_SHARED_MEMORY}"
-    if free >= _LEAST_SHARED_MEMORY:
+    if free >= LEAST_SHARED_MEMORY:
         return Finding(subject, detail)
-    return Finding(subject, detail, "give Ray at least 0.5 GiB: start a container with --shm-size=2g, else free space")
+    return Finding(subject, detail, SHARED_MEMORY_REMEDY)
 
 
-def _write_access(directory: str | None) -> Finding:
+def write_access(directory: str | None) -> Finding:
     """Try to write where the run directory will be, and leave nothing behind."""
     directory = lasting(directory or f"runs/{uuid.uuid4().hex}")
     subject = "write access"
@@ -114,10 +120,12 @@ def _write_access(directory: str | None) -> Finding:
             taken = f"; {directory!r} is not empty: lockstep train needs another logging.directory"
         _, filesystem, path = open_url(directory)
         folder = check_writable(filesystem, path)
+        is_local = isinstance(filesystem, LocalFileSystem)
+        free = f", with {shutil.disk_usage(folder).free / 2**30:.1f} GiB free" if is_local else ""
     except (OSError, ConfigError) as error:
         remedy = "set logging.directory to a new directory that this user can write to"
         return Finding(subject, f"{directory!r} cannot be written: {type(error).__name__}: {error}", remedy)
-    return Finding(subject, f"run directories can be created in {folder}{taken}")
+    return Finding(subject, f"run directories can be created in {folder}{free}{taken}")
 
 
 def _ray(config: OrchestratorConfig) -> Finding:
@@ -144,7 +152,7 @@ def _ray(config: OrchestratorConfig) -> Finding:
     return _tried(subject, look, remedy)
 
 
-def _run(config: RunConfig) -> Finding:
+def can_run(config: RunConfig) -> Finding:
     """Build the workers where they would live, and do one iteration. Nothing is stored."""
 
     def build() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+
+from workers import node_report
 
 __all__ = ["PACKAGES", "versions"]
 
@@ -27,10 +28,5 @@ PACKAGES = (
 
 def versions() -> dict[str, str | None]:
     """Return the version of Python, the platform, and the version of each package (None if it is not installed)."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    machine = {"python": platform.python_version(), "platform": platform.platform()}
+    return machine | node_report.versions(PACKAGES)
