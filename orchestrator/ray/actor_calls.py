@@ -17,7 +17,7 @@ from orchestrator.ray.transport import (
     NoReplyError,
     Request,
     Streams,
-    UnreachableError,
+    death,
     uncoloured,
     unreadable,
 )
@@ -37,7 +37,7 @@ class ActorCalls(Streams):
     """Request streams of plain actor calls.
 
     A worker cannot answer such a call during another one. Pings and halts go through a helper actor on its node, which
-    is started when it is needed first.
+    is started when it is needed first. A host that is gone is learnt from Ray alone, which takes about a minute.
     """
 
     transport = "ray"
@@ -64,7 +64,7 @@ class ActorCalls(Streams):
         except GetTimeoutError:
             return None
         except RayActorError as error:
-            raise UnreachableError("WorkerDied", f"the worker's process died: {uncoloured(error)}") from error
+            raise death(error) from error
         except RayError as error:
             raise NoReplyError(type(error).__name__, uncoloured(error)) from error
         del self._refs[index][seq]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from time import monotonic
 from typing import Any, NamedTuple
 
-import ray
-
 from orchestrator.ray.cluster import Cluster
+from orchestrator.ray.outage import Outage
 from orchestrator.ray.shm import Place, ReplyMemory
 from orchestrator.ray.transport import (
     PING_TIMEOUT,
@@ -19,36 +18,26 @@ from orchestrator.ray.transport import (
     NoReplyError,
     Request,
     Streams,
-    UnreachableError,
-    cause_of_death,
     unreadable,
 )
 from workers.errors import ends_program
 from workers.remote.actor import dumps_by_value
 from workers.remote.channel import Channel, Message, UnreadableError
 from workers.remote.control import Controls
-from workers.remote.dialing import Address, dial
-from workers.remote.handshake import WORK
+from workers.remote.dialing import Address, dial, dial_in_background
+from workers.remote.handshake import WORK, Session
 from workers.remote.layout import DamagedError
 from workers.remote.messages import dump_request, load_reply
 from workers.remote.service import Busy, Reply
+from workers.remote.sockets import hang_up
 from workers.remote.wire import Packed
 from workers.types import Scope
 
 __all__ = ["Connections"]
 
-_logger = logging.getLogger("lockstep")
-
 _CONNECT_TIMEOUT = 10.0
-
-_PATIENCE = 10.0
-"""Seconds for which a lost connection is made again, until something is received over it or it lasts."""
-
-_LASTING = 1.0
-"""Seconds after which a connection over which nothing was received counts as restored: the request takes long."""
-
-_PAUSE = 0.2
-"""Seconds before another attempt, in which Ray may report a death."""
+_ATTEMPT = 2.0
+"""Seconds for one attempt to connect again: the system soon sends lost packets only every few seconds."""
 
 
 class _Sent(NamedTuple):
@@ -62,32 +51,31 @@ class _Sent(NamedTuple):
 
 
 class Link:
-    """The request stream to one worker, which reconnects after a lost connection.
+    """The request stream to one worker, which reconnects after a lost connection."""
 
-    Attributes:
-        serving: Ray's reference to the worker's `serve` call.
-    """
-
-    def __init__(self, address: Address, key: bytes, *, sign_arrays: bool = False) -> None:
+    def __init__(self, address: Address, key: bytes, *, scope: int = 0, sign_arrays: bool = False) -> None:
         """Connect to the worker.
 
         Args:
             address: Where the worker listens.
             key: Secret that only this worker knows.
+            scope: Index of its scope, for the log.
             sign_arrays: Whether the data of arrays are signed, too.
 
         Raises:
             OSError: The worker cannot be connected to, or does not know the key.
         """
         self._address, self._key, self._sign_arrays = address, key, sign_arrays
-        self.serving: Any = None
-        self._lost_since: float | None = None  # until a connection works again
+        self._outage = Outage(f"scope {scope} on {address.host}")
+        self._dialing: Future[tuple[socket.socket, Session]] | None = None
         self._connected_at = 0.0
         self._unanswered: deque[_Sent] = deque()
         self._asked: deque[int] = deque()  # the numbers of the replies that this connection brings next
         self._early: dict[int, tuple[Reply | NoReplyError, Place]] = {}  # replies not yet asked for
         self._channel: Channel | None = None
-        self._memory = ReplyMemory(usable=self._connect())
+        sock, session = dial(address, key, WORK, timeout=_CONNECT_TIMEOUT, signs_arrays=sign_arrays)
+        self._memory = ReplyMemory(usable=sock.family == socket.AF_UNIX)
+        self._use(sock, session)
 
     def send(
         self,
@@ -146,8 +134,8 @@ class Link:
         deadline = monotonic() + timeout
         while seq not in self._early:
             try:
-                if self._channel is None:
-                    self._reconnect()
+                if self._channel is None and not self._reconnect(max(0.0, deadline - monotonic())):
+                    return None
                 if not self._receive_next(timeout):
                     return None
             except (OSError, EOFError) as error:
@@ -177,6 +165,10 @@ class Link:
             self._early[message.seq] = self._read(message, place), place
         return True
 
+    def serves(self, ref: Any) -> None:
+        """Take Ray's reference to the worker's `serve` call, which ends when the worker dies."""
+        self._outage.serving = ref
+
     def abandon(self) -> None:
         """Stop waiting for any reply."""
         self._unanswered.clear()
@@ -193,44 +185,54 @@ class Link:
         """Close the connection for good."""
         self.abandon()
         self.hang_up()
+        dialing, self._dialing = self._dialing, None
+        if dialing is not None:
+            dialing.add_done_callback(_hang_up)
         self._memory = ReplyMemory(usable=False)
 
-    def _connect(self) -> bool:
-        """Make a connection and return whether the worker is on this machine."""
-        sock, session = dial(self._address, self._key, WORK, timeout=_CONNECT_TIMEOUT, signs_arrays=self._sign_arrays)
+    def _use(self, sock: socket.socket, session: Session) -> None:
+        """Use a connection from now on."""
         self._channel = Channel(sock, session, dumps_by_value)
         self._connected_at = monotonic()
-        return sock.family == socket.AF_UNIX
 
     def _lose(self, error: Exception) -> None:
-        """Hang up after an error, and wait before the next attempt if this was not the first.
+        """Hang up after an error.
 
         Raises:
             UnreachableError: The worker is gone, or nothing has been received for long.
         """
-        now = monotonic()
-        has_lasted = self._channel is not None and now - self._connected_at >= _LASTING
+        lasted = 0.0 if self._channel is None else monotonic() - self._connected_at
         self.hang_up()
-        if isinstance(error, DamagedError) and self._lost_since is None:  # once
-            _logger.warning("%s; connecting to the worker at %s again", error, self._address.host)
-        if self._lost_since is None:
-            self._lost_since = now
-            return
-        death = cause_of_death(self.serving, _PAUSE) if ray.is_initialized() else "Ray was shut down"
-        if death is not None:
-            raise UnreachableError("WorkerDied", death) from error
-        if has_lasted:
-            self._lost_since = now
-        elif now - self._lost_since >= _PATIENCE:
-            raise UnreachableError(
-                "ConnectionLost", f"the connection was lost and cannot be restored: {error}"
-            ) from error
+        self._outage.go_on(error, lasted)
 
-    def _reconnect(self) -> None:
-        """Connect again and resend unanswered requests; the worker handles none of them twice."""
-        self._connect()
+    def _reconnect(self, timeout: float) -> bool:
+        """Connect again and resend unanswered requests, of which the worker handles none twice.
+
+        Returns:
+            Whether it is done; else, it goes on.
+
+        Raises:
+            OSError: This attempt has failed.
+            UnreachableError: Ray says that the worker is dead.
+        """
+        if self._dialing is None:
+            pause, signs = self._outage.pause, self._sign_arrays
+            self._dialing = dial_in_background(
+                self._address, self._key, WORK, timeout=_ATTEMPT, pause=pause, signs_arrays=signs
+            )
+        try:
+            error = self._dialing.exception(timeout)
+        except TimeoutError:
+            self._outage.ask_ray()
+            return False
+        dialed, self._dialing = self._dialing, None
+        if error is not None:
+            raise error
+        self._use(*dialed.result())
+        self._outage.connected()
         for sent in self._unanswered:
             self._write(sent.seq, self._encode(sent))
+        return True
 
     def _encode(self, sent: _Sent) -> tuple[bytes, Any] | None:
         if self._channel is None:
@@ -262,10 +264,16 @@ class Link:
         """
         if not self._asked or self._asked.popleft() != seq:
             raise DamagedError(f"a worker replies to request {seq}, which is not the next one")
-        self._lost_since = None
+        self._outage.end()
         if self._unanswered and self._unanswered[0].seq == seq:
             return self._unanswered.popleft().place
         return None
+
+
+def _hang_up(dialed: Future[tuple[socket.socket, Session]]) -> None:
+    """Close a connection that nobody waits for any more."""
+    if dialed.exception() is None:
+        hang_up(dialed.result()[0])
 
 
 class Connections(Streams):
@@ -299,13 +307,13 @@ class Connections(Streams):
         self._links: list[Link] = []
         self._controls = Controls({index: (address, key) for index, (address, key, _) in enumerate(doors)})
         try:
-            for address, key, _ in doors:
-                self._links.append(Link(address, key, sign_arrays=sign_arrays))
+            for scope, (address, key, _) in zip(scopes, doors, strict=True):
+                self._links.append(Link(address, key, scope=scope.index, sign_arrays=sign_arrays))
         except BaseException:
             self.close()
             raise
         for link, actor in zip(self._links, actors, strict=True):
-            link.serving = actor.serve.remote()
+            link.serves(actor.serve.remote())
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         seq, method, common, each = request

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 
 from orchestrator.ray.cluster import Cluster
 from workers.errors import ClusterError, Failure, WorkerError, message_of
@@ -30,7 +30,8 @@ __all__ = [
     "StepPatience",
     "Streams",
     "UnreachableError",
-    "cause_of_death",
+    "death",
+    "death_of",
     "payloads",
     "uncoloured",
     "unreadable",
@@ -45,7 +46,10 @@ _ASKING_TIMEOUT = 30.0
 """Seconds within which somebody can ask a worker what it is busy with."""
 
 _LOOK_INTERVAL = 0.5
-"""Seconds to wait for one worker before checking the others."""
+"""Seconds in which all workers that have not replied are looked at once."""
+
+_NODE_DEATHS = ("because its node has died", "the actor's node was terminated")
+"""Words that only Ray's errors about dead nodes have."""
 
 _LONGER_ITERATIONS = "if an iteration may take longer, increase RayOrchestrator(step_timeout=…)"
 
@@ -272,8 +276,10 @@ class Streams(ABC):
         try:
             while len(replies) < len(self._actors):
                 missing = [index for index in range(len(self._actors)) if index not in replies]
+                wait = _LOOK_INTERVAL / len(missing)
                 for index in missing:
-                    reply = self._reply(index, seq, deadlines[index], phase, timestep)
+                    timeout = max(0.0, min(deadlines[index] - monotonic(), wait))
+                    reply = self._reply(index, seq, timeout, phase, timestep)
                     if reply is not None:
                         replies[index] = reply
                         if reply.log:
@@ -297,12 +303,12 @@ class Streams(ABC):
             self._under_way.clear()
             self._halt_all()
 
-    def _reply(self, index: int, seq: int, deadline: float, phase: str, timestep: int | None) -> Reply | None:
+    def _reply(self, index: int, seq: int, timeout: float, phase: str, timestep: int | None) -> Reply | None:
         """Return the reply of one worker or the error that replaces it; None if it may still arrive."""
         try:
             if index in self._lost:
                 raise self._lost[index]
-            reply = self._receive(index, seq, max(0.0, min(deadline - monotonic(), _LOOK_INTERVAL)))
+            reply = self._receive(index, seq, timeout)
             if reply is not None:
                 check_reply(reply, self._under_way[seq])
             return reply
@@ -369,14 +375,22 @@ def uncoloured(error: RayError) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
-def cause_of_death(ref: Any, timeout: float) -> str | None:
+def death_of(ref: Any) -> UnreachableError | None:
     """Return why an actor's endless call ended; None if, as far as Ray knows, it is still running."""
     try:
-        ray.get(ref, timeout=timeout)
-    except RayActorError as error:
-        return f"the worker's process died: {uncoloured(error)}"
-    except GetTimeoutError:
+        ray.get(ref, timeout=0)
+    except (GetTimeoutError, ActorUnavailableError, ConnectionError):  # it runs, or Ray cannot tell
         return None
+    except RayActorError as error:
+        return death(error)
     except RayError as error:
-        return f"the worker no longer listens: {uncoloured(error)}"
-    return "the worker no longer listens"
+        return UnreachableError("WorkerDied", f"the worker no longer listens: {uncoloured(error)}")
+    return UnreachableError("WorkerDied", "the worker no longer listens")
+
+
+def death(error: RayActorError) -> UnreachableError:
+    """Return what Ray says about an actor that died, or about its node."""
+    text = uncoloured(error)
+    if any(words in text for words in _NODE_DEATHS):
+        return UnreachableError("NodeDied", f"the worker's node died or cannot be reached: {text}")
+    return UnreachableError("WorkerDied", f"the worker's process died: {text}")

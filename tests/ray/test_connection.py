@@ -8,86 +8,44 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from ray import cloudpickle
 
-from orchestrator.ray import connection
+from orchestrator.ray import outage
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError, UnreachableError
-from tests.support.connections import KEY, Relay
+from tests.support.connections import KEY
+from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE
-from tests.support.service import LiveRecordingAgent, spec, tick
-from workers.frameworks import load_framework
+from tests.support.service import tick
 from workers.remote.dialing import Address
-from workers.remote.server import Server
 from workers.remote.service import Service
-from workers.remote.wire import read_outcome
 
 
-class Worker:
-    """A server on its own thread, behind a relay."""
-
-    def __init__(self) -> None:
-        self.service = Service(cloudpickle.dumps)
-        self.server = Server(self.service, cloudpickle.dumps)
-        self.address = self.server.open("127.0.0.1", KEY)
-        self.relay = Relay((self.address.host, self.address.port))
-        self._thread = threading.Thread(target=self.server.serve, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.shut()
-        self.relay.close()
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
+@pytest.fixture(autouse=True)
+def _unknown_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has not noticed any death."""
+    monkeypatch.setattr(outage.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(outage, "death_of", lambda _: None)
+    monkeypatch.setattr(outage, "_PAUSE", 0)
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
-    LiveRecordingAgent.made.clear()
-    one = Worker()
+def worker() -> Iterator[RelayedWorker]:
+    one = RelayedWorker()
     yield one
     one.close()
 
 
-def connect(worker: Worker, key: bytes = KEY) -> Link:
-    host, port = worker.relay.address
-    return Link(Address(host, port), key)
-
-
 @pytest.fixture
-def link(worker: Worker) -> Iterator[Link]:
-    one = connect(worker)
+def link(worker: RelayedWorker) -> Iterator[Link]:
+    one = worker.link()
     yield one
-    one.hang_up()
-
-
-def receive(link: Link, seq: int) -> Any:
-    reply = link.receive(seq, 30)
-    assert reply is not None
-    assert (reply.seq, reply.status) == (seq, "ok"), reply.payload
-    return reply.payload
-
-
-def build(link: Link) -> Any:
-    link.send(1, "build", (spec(),), ack=1)
-    receive(link, 1)
-    (agent,) = LiveRecordingAgent.made
-    return agent
-
-
-def step_of(packed: Any) -> int:
-    """Return the steps of the last row, whose episodes are longest."""
-    return int(read_outcome(packed, load_framework("torch"), 3).infos["nested"]["step"][-1])
-
-
-def acted(agent: Any) -> list[int]:
-    return [call["timestep"] for name, call in agent.calls if name == "act"]
+    one.close()
 
 
 @pytest.mark.parametrize("threshold", [1, 1 << 20])
 @pytest.mark.parametrize("cut_after", [0, 1, 50, 400, 700])
 def test_what_was_under_way_when_the_connection_is_cut_is_done_once(
-    worker: Worker, link: Link, cut_after: int, threshold: int, monkeypatch: pytest.MonkeyPatch
+    worker: RelayedWorker, link: Link, cut_after: int, threshold: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Three requests are in flight. The connection is cut before, within or after the reply to the first."""
     monkeypatch.setattr("orchestrator.ray.shm.THRESHOLD", threshold)
@@ -104,7 +62,7 @@ def test_what_was_under_way_when_the_connection_is_cut_is_done_once(
     assert acted(agent) == [1, 2, 3, 4, 5]
 
 
-def test_a_connection_that_is_cut_between_requests_is_made_again(worker: Worker, link: Link):
+def test_a_connection_that_is_cut_between_requests_is_made_again(worker: RelayedWorker, link: Link):
     agent = build(link)
     for seq in (2, 3):
         link.hang_up()
@@ -123,7 +81,7 @@ def test_replies_may_be_asked_for_in_another_order(link: Link):
     assert step_of(receive(link, 3)) == 2
 
 
-def test_what_was_given_up_is_neither_waited_for_nor_sent_again(worker: Worker, link: Link):
+def test_what_was_given_up_is_neither_waited_for_nor_sent_again(worker: RelayedWorker, link: Link):
     agent = build(link)
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)  # not received by anyone yet
@@ -181,13 +139,12 @@ def test_a_request_that_cannot_be_read_and_a_reply_that_cannot_be_sent_are_error
 
 
 def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
-    worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch
 ):
     build(link)
-    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
-    causes = [None, "the worker's process died: out of memory"]
-    monkeypatch.setattr(connection, "cause_of_death", lambda *_: causes.pop(0))
-    monkeypatch.setattr(connection, "_PATIENCE", 0)
+    causes = [None, UnreachableError("WorkerDied", "the worker's process died: out of memory")]
+    monkeypatch.setattr(outage, "death_of", lambda _: causes.pop(0))
+    monkeypatch.setattr(outage, "_PATIENCE", 0)
     worker.relay.close()
     for seq, kind in ((2, "ConnectionLost"), (3, "WorkerDied")):
         link.hang_up()
@@ -198,7 +155,7 @@ def test_a_worker_that_cannot_be_connected_to_any_more_is_named(
     assert "out of memory" in str(caught.value)
 
 
-def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
+def test_on_its_machine_a_worker_is_reached_by_name(worker: RelayedWorker):
     assert worker.address.name
     one = Link(worker.address, KEY)
     build(one)
@@ -213,14 +170,15 @@ def test_on_its_machine_a_worker_is_reached_by_name(worker: Worker):
     two.hang_up()
 
 
-def test_a_connection_that_is_lost_during_a_long_request_is_made_again_at_once(worker: Worker, link: Link):
+def test_a_connection_that_is_lost_during_a_long_request_is_made_again_at_once(worker: RelayedWorker, link: Link):
     agent = build(link)
     go_on = threading.Event()
     agent.pre_interaction = lambda **_: go_on.wait(PATIENCE)
     link.send(2, "tick", (tick(1), 1), ack=2)
     assert link.receive(2, 0.1) is None
     link.hang_up()
-    assert link.receive(2, 0.1) is None  # connected again while the worker is busy
+    while link._channel is None:  # until it is connected again, while the worker is busy
+        assert link.receive(2, 0.1) is None
     assert worker.relay.connections == 2
     go_on.set()
     assert step_of(receive(link, 2)) == 1
@@ -250,15 +208,7 @@ class Cuts:
         return data
 
 
-@pytest.fixture
-def _unknown_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray has not noticed any death."""
-    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(connection, "cause_of_death", lambda *_: None)
-
-
-@pytest.mark.usefixtures("_unknown_to_ray")
-def test_a_connection_that_is_cut_many_times_is_made_again(worker: Worker, link: Link):
+def test_a_connection_that_is_cut_many_times_is_made_again(worker: RelayedWorker, link: Link):
     agent = build(link)
     worker.relay.change = Cuts(20)
     link.send(2, "tick", (tick(1), 1), ack=2)
@@ -267,11 +217,12 @@ def test_a_connection_that_is_cut_many_times_is_made_again(worker: Worker, link:
     assert acted(agent) == [1]
 
 
-@pytest.mark.usefixtures("_unknown_to_ray")
-def test_a_connection_that_brings_nothing_is_given_up(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
+def test_a_connection_that_brings_nothing_is_given_up(
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch
+):
     build(link)
-    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
-    monkeypatch.setattr(connection, "_LASTING", PATIENCE)
+    monkeypatch.setattr(outage, "_PATIENCE", 0.2)
+    monkeypatch.setattr(outage, "_LASTING", PATIENCE)
     worker.relay.change = Cuts(10**9)
     link.send(2, "tick", (tick(1), 1), ack=2)
     with pytest.raises(UnreachableError, match="lost and cannot be restored") as caught:
@@ -279,27 +230,25 @@ def test_a_connection_that_brings_nothing_is_given_up(worker: Worker, link: Link
     assert caught.value.kind == "ConnectionLost"
 
 
-@pytest.mark.usefixtures("_unknown_to_ray")
-def test_a_connection_that_lasts_is_not_given_up(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
+def test_a_connection_that_lasts_is_not_given_up(worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch):
     """A long request is waited for, however often the connection is cut; whoever waits is asked in between."""
     build(link)
-    monkeypatch.setattr(connection, "_PATIENCE", 0)
-    monkeypatch.setattr(connection, "_LASTING", 0)
-    worker.relay.change = Cuts(50)
+    monkeypatch.setattr(outage, "_PATIENCE", 0)
+    monkeypatch.setattr(outage, "_LASTING", 0)
+    worker.relay.change = Cuts(10)
     link.send(2, "tick", (tick(1), 1), ack=2)
     waits = 0
     while (reply := link.receive(2, 0)) is None:
         waits += 1
     assert step_of(reply.payload) == 1
-    assert waits >= 50
+    assert waits >= 10
 
 
-@pytest.mark.usefixtures("_unknown_to_ray")
-def test_each_loss_is_judged_by_itself(worker: Worker, link: Link, monkeypatch: pytest.MonkeyPatch):
+def test_each_loss_is_judged_by_itself(worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch):
     """Connections are lost for longer than one is waited for, but every reply arrives."""
     build(link)
-    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
-    monkeypatch.setattr(connection, "_LASTING", PATIENCE)
+    monkeypatch.setattr(outage, "_PATIENCE", 0.2)
+    monkeypatch.setattr(outage, "_LASTING", PATIENCE)
     start, seq = monotonic(), 1
     while monotonic() - start < 0.5:
         seq += 1

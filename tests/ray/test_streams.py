@@ -44,15 +44,16 @@ class World(Streams):
         began: For each worker, the times at which its iterations start; None if it does not answer pings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 3) -> None:
         self.now = 0.0
         self.replies: list[tuple[float, Any]] = []
-        self.began: list[list[float] | None] = [[0.0]] * 3
+        self.began: list[list[float] | None] = [[0.0]] * number
         self.log: tuple[LogEntry, ...] = ()
         self.pings = 0
         self.is_initialized = True
-        self.halted: list[list[int]] = [[], [], []]
-        super().__init__(Cluster(self), [None] * 3, SCOPES)
+        self.halted: list[list[int]] = [[] for _ in range(number)]
+        scopes = [*SCOPES, *(Scope(index, index + 3, index + 4) for index in range(3, number))]
+        super().__init__(Cluster(self), [None] * number, scopes)
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         self.asked = request
@@ -156,6 +157,17 @@ def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
     world.replies = [(before, "a"), (before, "b"), (before, "c")]
     assert [one[0] for one in failures(world.ask())] == [1, 2]
     assert world.now == before
+
+
+@pytest.mark.parametrize("number", [3, 100])
+def test_all_workers_are_looked_at_twice_a_second(number: int, world: World):
+    """However many are silent, for example on lost hosts, a death is noticed in time."""
+    world.__init__(number)  # type: ignore[misc]
+    world.replies = [(9.0, "late")] * (number - 1) + [(1.0, UnreachableError("NodeDied", "the worker's node died"))]
+    noticed: list[float] = []
+    world._halt = lambda indices, seq: noticed.append(world.now)  # type: ignore[method-assign]
+    assert [one[1] for one in failures(world.ask(halts=True))] == ["NodeDied"]
+    assert 1.0 <= noticed[0] <= 1.6
 
 
 def test_an_error_lets_the_others_stop_only_where_it_may(world: World):

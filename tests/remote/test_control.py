@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from orchestrator.ray.connection import Link
-from tests.support.connections import KEY
+from tests.support.connections import KEY, pair, sessions
 from tests.support.processes import PATIENCE
 from tests.support.service import LiveRecordingAgent, spec, tick
 from workers.remote import control
+from workers.remote.channel import Channel
 from workers.remote.control import Controls
 from workers.remote.dialing import Address, dial
 from workers.remote.handshake import CONTROL
@@ -131,10 +132,11 @@ def test_an_answer_to_a_question_that_nobody_asked_is_refused(worker: Worker):
     asked = worker.controls._controls[7]
     channel, ask = asked._channel, asked.ask
 
-    def ask_one_too_high(deadline: float, halted: int = 0) -> None:
+    def ask_one_too_high(halted: int = 0) -> bool:
         asked._number += 1
-        ask(deadline, halted)
+        is_asked = ask(halted)
         asked._number -= 1
+        return is_asked
 
     asked.ask = ask_one_too_high  # type: ignore[method-assign]
     assert worker.ping() is None
@@ -193,6 +195,32 @@ def test_workers_that_do_not_answer_are_waited_for_together(monkeypatch: pytest.
     assert set(controls.ping(range(8), 0.01).values()) == {None}
     controls.halt(range(8), 5)
     controls.halt([], 5)
+
+
+def test_those_who_answer_are_asked_before_lost_connections_are_made_again(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+):
+    """The machine of worker 3 is gone, so that a new connection takes all the time there is."""
+    controls = Controls({3: (worker.address, KEY), 7: (worker.address, KEY)})
+    assert controls.ping([7], PATIENCE)[7] is not None
+    driver, gone = pair()
+    controls._controls[3]._channel = Channel(driver, sessions()[0], pickle.dumps)
+    driver.shutdown(socket.SHUT_WR)
+    is_asked = threading.Event()
+
+    def busy() -> Busy:
+        is_asked.set()
+        return Busy(9, 1.5)
+
+    def wait_in_vain(*args: Any, **options: Any) -> Any:
+        assert is_asked.wait(PATIENCE)
+        raise TimeoutError
+
+    monkeypatch.setattr(worker.service, "busy", busy)
+    monkeypatch.setattr(control, "dial", wait_in_vain)
+    assert controls.ping([3, 7], PATIENCE) == {3: None, 7: Busy(9, 1.5)}
+    controls.close()
+    gone.close()
 
 
 def test_workers_are_asked_one_after_the_other_where_no_thread_can_be_started(

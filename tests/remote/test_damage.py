@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.ray import connection
+from orchestrator.ray import outage
 from orchestrator.ray.connection import Link
 from orchestrator.ray.transport import NoReplyError
 from tests.support.agents import NullAgent
@@ -252,8 +252,9 @@ class FalseWorker:
 @pytest.mark.fuzz
 @pytest.mark.usefixtures("_measured")
 def test_a_driver_survives_damaged_messages(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(connection, "cause_of_death", lambda *_: None)
+    monkeypatch.setattr(outage, "_PAUSE", 0)
+    monkeypatch.setattr(outage.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(outage, "death_of", lambda _: None)
     random.seed(5)
     worker = FalseWorker()
     link = Link(worker.address, KEY, sign_arrays=True)

@@ -73,6 +73,26 @@ def door() -> Iterator[Door]:
     one.listener.shut()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
+def test_both_ends_notice_a_machine_that_is_gone(door: Door):
+    """A driver also notices it while something that it sent is unacknowledged."""
+    driver, _ = dial(door.by("TCP"), KEY, WORK, timeout=PATIENCE)
+    worker, _ = door.came.get(timeout=PATIENCE)
+    for end, patience in ((driver, 10_000), (worker, 60_000)):
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        names = ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        values = [end.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+        assert values == [1, 3, 2, 3, patience]
+        end.close()
+
+
+@pytest.mark.parametrize("missing", [(), ("TCP_USER_TIMEOUT",), ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")])
+def test_what_a_system_does_not_have_is_not_set(missing: tuple[str, ...], door: Door, monkeypatch: pytest.MonkeyPatch):
+    for name in missing:
+        monkeypatch.delattr(socket, name)
+    door.let_in("TCP")
+
+
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """Allow as many open files as some tests need."""

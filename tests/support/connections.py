@@ -32,7 +32,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
         server, _ = listener.accept()
     for end in (client, server):
         end.settimeout(PATIENCE)
-        prepare(end)
+        prepare(end, patience=PATIENCE)
     return client, server
 
 
@@ -129,14 +129,18 @@ class Relay:
     Attributes:
         cut_after: Bytes of replies after which this connection, but not the next, is cut; None for never.
         change: Takes what a side has sent and whether that is the worker, and returns what is passed on.
+        is_up: Set while anything is passed on; else it is kept, as on a cable that is pulled.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.cut_after: int | None = None
         self.change: Callable[[bytes, bool], bytes] = lambda data, _: data
+        self.is_up = threading.Event()
+        self.is_up.set()
         self.connections = 0
         self._target = target
         self._ends: list[socket.socket] = []
+        self._is_closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -147,16 +151,25 @@ class Relay:
                 driver, _ = self._listener.accept()
             except OSError:
                 return
+            self._ends.append(driver)
             self.connections += 1
-            worker = socket.create_connection(self._target, timeout=PATIENCE)
+            try:
+                worker = socket.create_connection(self._target, timeout=PATIENCE)
+            except OSError:  # it is gone
+                driver.close()
+                continue
             worker.settimeout(None)
-            self._ends += driver, worker
+            self._ends.append(worker)
+            if self._is_closed:
+                self.close()
+                return
             for source, sink, is_worker in ((driver, worker, False), (worker, driver, True)):
                 threading.Thread(target=self._copy, args=(source, sink, is_worker), daemon=True).start()
 
     def _copy(self, source: socket.socket, sink: socket.socket, is_worker: bool) -> None:
         try:
             while data := source.recv(65536):
+                assert self.is_up.wait(PATIENCE)
                 if is_worker and self.cut_after is not None:
                     if len(data) >= self.cut_after:
                         sink.sendall(data[: self.cut_after])
@@ -172,6 +185,8 @@ class Relay:
 
     def close(self) -> None:
         """Close the listener and all connections."""
+        self._is_closed = True
+        self.is_up.set()
         for end in (self._listener, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from time import monotonic
 
 from workers.pickling import dumps
@@ -67,16 +66,15 @@ class Controls:
 
     def _ask(self, indices: Sequence[int], deadline: float, halted: int = 0) -> None:
         """Send a question to workers. Those without a connection are dialed together, as a silent one takes long."""
+        lost = [control for control in map(self._controls.__getitem__, indices) if not control.ask(halted)]
         threads = []
-        for index in indices:
-            control = self._controls[index]
-            if not control.is_connected:
-                thread = threading.Thread(target=control.ask, args=(deadline, halted), daemon=True)
-                with suppress(RuntimeError):  # no thread can be started, for example at the end of the program
-                    thread.start()
-                    threads.append(thread)
-                    continue
-            control.ask(deadline, halted)
+        for control in lost:
+            thread = threading.Thread(target=control.dial_and_ask, args=(deadline, halted), daemon=True)
+            try:
+                thread.start()
+                threads.append(thread)
+            except RuntimeError:  # no thread can be started, for example at the end of the program
+                control.dial_and_ask(deadline, halted)
         for thread in threads:
             thread.join()
 
@@ -94,27 +92,29 @@ class _Control:
         self._channel: Channel | None = None
         self._number = 0
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection. It may be lost without notice."""
-        return self._channel is not None
-
-    def ask(self, deadline: float, halted: int = 0) -> None:
-        """Send a question, if the worker can be connected to in time."""
+    def ask(self, halted: int = 0) -> bool:
+        """Send a question over the connection; return whether there is one, as far as is known."""
+        if self._channel is None:
+            return False
         self._number += 1
-        is_new = self._channel is None
         try:
-            if self._channel is None:
-                connection = dial(self._address, self._key, CONTROL, timeout=deadline - monotonic())
-                self._channel = Channel(*connection, dumps, stall_timeout=_TIMEOUT)
             self._channel.send(self._number, _HALT.pack(halted))
         except OSError:
             self.hang_up()
-            if not is_new:  # it may have been lost since the last question
-                self.ask(deadline, halted)
+            return False
         except BaseException:
             self.hang_up()  # a partly sent message cannot be continued
             raise
+        return True
+
+    def dial_and_ask(self, deadline: float, halted: int = 0) -> None:
+        """Send a question over a new connection, if the worker can be connected to in time."""
+        try:
+            connection = dial(self._address, self._key, CONTROL, timeout=deadline - monotonic())
+        except OSError:
+            return
+        self._channel = Channel(*connection, dumps, stall_timeout=_TIMEOUT)
+        self.ask(halted)
 
     def answer(self, deadline: float) -> Busy | None:
         """Return the answer to the last question; None if it does not arrive in time."""
@@ -131,7 +131,7 @@ class _Control:
             except (OSError, EOFError, UnreadableError):
                 self.hang_up()
                 if deadline > monotonic():
-                    self.ask(deadline)
+                    self.dial_and_ask(deadline)
             except BaseException:
                 self.hang_up()
                 raise

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import socket
+import threading
+from concurrent.futures import Future
 from time import monotonic, sleep
 from typing import NamedTuple
 
 from workers.remote.handshake import Session, handshake
 from workers.remote.sockets import prepare, set_timeout
 
-__all__ = ["Address", "dial"]
+__all__ = ["Address", "dial", "dial_in_background"]
+
+_SILENCE_TIMEOUT = 10.0
+"""Seconds after which a worker's machine that acknowledges nothing is gone."""
 
 _SHORTEST_WAIT = 1e-3
 _PAUSE = 0.01
@@ -51,7 +56,7 @@ def dial(
     while True:
         sock = _connected(address, deadline)
         try:
-            prepare(sock)
+            prepare(sock, patience=_SILENCE_TIMEOUT)
             return sock, _authenticated(sock, key, role, deadline, signs_arrays=signs_arrays)
         except (ConnectionResetError, BrokenPipeError):
             sock.close()
@@ -61,6 +66,29 @@ def dial(
             sock.close()
             raise
         sleep(_PAUSE)
+
+
+def dial_in_background(
+    address: Address, key: bytes, role: bytes, *, timeout: float, pause: float = 0.0, signs_arrays: bool = False
+) -> Future[tuple[socket.socket, Session]]:
+    """Start to `dial` after a pause, so that a silent machine holds nobody up.
+
+    If no thread can be started, for example at the end of the program, the dial is over when this returns.
+    """
+    dialing: Future[tuple[socket.socket, Session]] = Future()
+
+    def run() -> None:
+        try:
+            sleep(pause)
+            dialing.set_result(dial(address, key, role, timeout=timeout, signs_arrays=signs_arrays))
+        except BaseException as error:
+            dialing.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="lockstep-dial", daemon=True).start()
+    except RuntimeError:
+        run()
+    return dialing
 
 
 def _connected(address: Address, deadline: float) -> socket.socket:

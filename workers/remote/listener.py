@@ -29,6 +29,9 @@ _MOST_AT_THE_DOOR = 64
 """Maximum number of connections that are not authenticated yet; beyond it, the oldest is closed."""
 
 _BACKLOG = 1024
+_UNTAKEN_TIMEOUT = 60.0
+"""Seconds for which a driver that is busy may leave a large reply where it is: Linux counts that as silence, too."""
+
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE = 0.1
 """Seconds before the next connection, if there is no room for one and nobody to send away."""
@@ -130,7 +133,7 @@ class Listener:
             if not _is_of_this_user(sock):
                 raise PermissionError("the peer is another user")
             sock.setblocking(False)
-            prepare(sock)
+            prepare(sock, patience=_UNTAKEN_TIMEOUT)
             if len(self._strangers) == _MOST_AT_THE_DOOR:
                 self._send_oldest_away()
             stranger = _Stranger(sock, self._key)

@@ -1,0 +1,106 @@
+"""Outage: for how long a lost connection is made again, and what the log says about it."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any
+
+import ray
+
+from orchestrator.ray.transport import UnreachableError, death_of
+from workers.remote.layout import DamagedError
+from workers.remote.sockets import is_silence
+
+__all__ = ["Outage"]
+
+_logger = logging.getLogger("lockstep")
+
+_PATIENCE = 10.0
+"""Seconds for which a connection is made again, until something is received over it or it lasts."""
+
+_SILENCE_PATIENCE = 60.0
+"""The same for a worker whose machine does not answer at all: its cable may come back, and Ray tells if it is dead."""
+
+_LASTING = 1.0
+"""Seconds after which a connection over which nothing was received counts as restored: the request takes long."""
+
+_PAUSE = 0.2
+"""Seconds before another attempt, in which Ray may report a death."""
+
+
+class Outage:
+    """The time from the loss of a connection to a worker until something is received over another one.
+
+    Attributes:
+        serving: Ray's reference to the worker's `serve` call.
+        pause: Seconds to wait before the next attempt to connect.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Prepare for the first outage of the worker with this name."""
+        self.serving: Any = None
+        self.pause = 0.0
+        self._name = name
+        self._since: float | None = None
+        self._is_silent = False
+        self._is_told = False
+
+    def go_on(self, error: Exception, lasted: float) -> None:
+        """Judge a lost connection, or an attempt that failed.
+
+        Args:
+            error: How it was lost, or failed.
+            lasted: Seconds since the connection was made; 0 for an attempt.
+
+        Raises:
+            UnreachableError: The worker is gone, or nothing has been received for long.
+        """
+        now, silent = monotonic(), is_silence(error)
+        is_first, is_same = self._since is None, silent == self._is_silent
+        self._is_silent = silent
+        self._tell(error, is_first=is_first)
+        if not is_first:
+            self.pause = _PAUSE
+            self.ask_ray()
+        if self._since is None or lasted >= _LASTING or not is_same:
+            self._since = now
+        elif now - self._since >= (patience := _SILENCE_PATIENCE if silent else _PATIENCE):
+            reason = f"the connection was lost and cannot be restored: {error}; tried again for {patience:g} s"
+            raise UnreachableError("ConnectionLost", reason) from error
+
+    def ask_ray(self) -> None:
+        """Ask Ray about the worker if its connection is lost.
+
+        Raises:
+            UnreachableError: It is dead.
+        """
+        if self._since is None:
+            return
+        if not ray.is_initialized():
+            raise UnreachableError("WorkerDied", "Ray was shut down")
+        if (death := death_of(self.serving)) is not None:
+            raise death
+
+    def connected(self) -> None:
+        """Note that there is a connection again."""
+        if self._is_told:
+            self._is_told = False
+            _logger.warning("%s is connected again", self._name)
+
+    def end(self) -> None:
+        """Note that something was received."""
+        self._since = None
+        self.pause = 0.0
+
+    def _tell(self, error: Exception, *, is_first: bool) -> None:
+        """Log, once, what the user should know about."""
+        if self._is_silent and not self._is_told:
+            self._is_told = True
+            _logger.warning(
+                "%s cannot be reached any more: %s; trying again until it answers or Ray says that it is dead, for up "
+                "to %.0f s",
+                *(self._name, error, _SILENCE_PATIENCE),
+            )
+        elif is_first and isinstance(error, DamagedError):
+            _logger.warning("%s; connecting to %s again", error, self._name)

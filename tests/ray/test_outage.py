@@ -1,0 +1,208 @@
+"""A lost connection: a machine that is silent, one that answers, and what Ray and the log say meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import re
+import threading
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+import pytest
+from ray.exceptions import RayActorError
+
+from orchestrator.ray import connection, outage
+from orchestrator.ray.connection import Link
+from orchestrator.ray.outage import Outage
+from orchestrator.ray.transport import UnreachableError, death
+from tests.support.links import RelayedWorker, acted, build, receive, step_of
+from tests.support.processes import PATIENCE
+from tests.support.service import tick
+from workers.remote.listener import Listener
+
+
+@pytest.fixture(autouse=True)
+def _unknown_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has not noticed any death."""
+    monkeypatch.setattr(outage.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(outage, "death_of", lambda _: None)
+    monkeypatch.setattr(outage, "_PAUSE", 0)
+
+
+@pytest.fixture
+def worker() -> Iterator[RelayedWorker]:
+    one = RelayedWorker()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def link(worker: RelayedWorker) -> Iterator[Link]:
+    one = worker.link()
+    yield one
+    one.close()
+
+
+def poll(link: Link, seq: int, until: Callable[[], object]) -> None:
+    """Ask for a reply without waiting, until something has happened; the reply must not have arrived."""
+    deadline = monotonic() + PATIENCE
+    while not until():
+        assert monotonic() < deadline
+        assert link.receive(seq, 0) is None
+
+
+def test_a_cable_that_is_pulled_is_told_and_costs_only_its_time(
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Nobody answers for many attempts and longer than a machine that answers is waited for."""
+    monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
+    monkeypatch.setattr(outage, "_PATIENCE", 0)
+    agent = build(link)
+    worker.relay.is_up.clear()
+    link.hang_up()
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    poll(link, 2, lambda: worker.relay.connections > 10)
+    monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
+    worker.relay.is_up.set()
+    assert step_of(receive(link, 2)) == 1
+    assert acted(agent) == [1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "scope 0 on 127.0.0.1 cannot be reached any more: timed out; trying again until it answers or Ray says that it "
+        "is dead, for up to 60 s",
+        "scope 0 on 127.0.0.1 is connected again",
+    ]
+
+
+def test_a_machine_that_stays_silent_holds_nobody_up_and_ray_is_asked_meanwhile(
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """After the first attempt, the second is under way all the time."""
+    build(link)
+    worker.relay.is_up.clear()
+    link.hang_up()
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    monkeypatch.setattr(connection, "_ATTEMPT", 0.01)
+    poll(link, 2, lambda: caplog.records)
+    monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
+    started = monotonic()
+    assert link._dialing is None
+    for _ in range(3):
+        assert link.receive(2, 0) is None
+    assert monotonic() - started < PATIENCE / 2
+    word = UnreachableError("NodeDied", "the worker's node died")
+    monkeypatch.setattr(outage, "death_of", lambda _: word)
+    with pytest.raises(UnreachableError) as caught:
+        link.receive(2, 0)
+    assert caught.value is word
+    link.close()
+
+
+def test_a_worker_that_only_holds_its_interpreter_is_not_given_up(
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch
+):
+    """Its system accepts connections, but it answers no handshake."""
+    monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
+    build(link)
+    hear, waiting = Listener._hear, threading.Semaphore(0)
+    monkeypatch.setattr(Listener, "_hear", lambda *_: waiting.release())
+    link.hang_up()
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    poll(link, 2, lambda: worker.relay.connections > 5)
+    monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
+    monkeypatch.setattr(Listener, "_hear", hear)
+    assert step_of(receive(link, 2)) == 1
+
+
+def test_where_no_thread_can_be_started_connections_are_made_again(
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch
+):
+    build(link)
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "lockstep-dial":
+            raise RuntimeError("can't start new thread")
+        original(thread)
+
+    original = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    link.hang_up()
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    assert step_of(receive(link, 2)) == 1
+
+
+def test_a_connection_that_comes_after_the_end_is_closed(
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch
+):
+    build(link)
+    worker.relay.is_up.clear()
+    link.hang_up()
+    link.send(2, "tick", (tick(1), 1), ack=2)
+    poll(link, 2, lambda: worker.relay.connections == 2)
+    dialing = link._dialing
+    assert dialing is not None
+    link.close()
+    is_over = threading.Event()
+    dialing.add_done_callback(lambda _: is_over.set())  # after what `close` has added
+    worker.relay.is_up.set()
+    assert is_over.wait(PATIENCE)
+    sock, _ = dialing.result()
+    assert sock.fileno() == -1
+
+
+REFUSED, SILENT = ConnectionRefusedError("refused"), TimeoutError("silent")
+UNREACHABLE = OSError(errno.EHOSTUNREACH, "No route to host")
+
+
+@pytest.mark.parametrize(
+    ("errors", "given_up"),
+    [
+        ({0: REFUSED, 9: REFUSED, 10: REFUSED}, 10),
+        ({0: SILENT, 10: SILENT, 59: UNREACHABLE, 60: SILENT}, 60),
+        ({0: UNREACHABLE, 59: UNREACHABLE, 61: UNREACHABLE}, 61),
+        ({0: EOFError(), 1: SILENT, 60: SILENT, 61: SILENT}, 61),  # a silence is judged by itself
+        ({0: SILENT, 50: REFUSED, 59: REFUSED, 60: REFUSED}, 60),  # and so is what comes after it
+        ({0: SILENT, 50: REFUSED, 59: REFUSED, 60: SILENT, 119: SILENT, 120: SILENT}, 120),
+    ],
+)
+def test_a_silent_machine_is_waited_for_longer_than_one_that_answers(
+    errors: dict[int, Exception], given_up: int, monkeypatch: pytest.MonkeyPatch
+):
+    now = [0.0]
+    monkeypatch.setattr(outage, "monotonic", lambda: now[0])
+    one = Outage("scope 1 on 10.0.0.1")
+    for second, error in errors.items():
+        now[0] = second
+        if second < given_up:
+            one.go_on(error, 0.0)
+            continue
+        with pytest.raises(UnreachableError, match=rf"{re.escape(str(error))}; tried again for (10|60) s") as caught:
+            one.go_on(error, 0.0)
+        assert caught.value.kind == "ConnectionLost"
+
+
+def test_each_outage_is_told_once(caplog: pytest.LogCaptureFixture):
+    one = Outage("scope 1 on 10.0.0.1")
+    for _ in range(2):
+        for error in (EOFError(), SILENT, UNREACHABLE):
+            one.go_on(error, 0.0)
+        one.connected()
+        one.end()
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(";")[0] for text in said] == [
+        "scope 1 on 10.0.0.1 cannot be reached any more: silent",
+        "scope 1 on 10.0.0.1 is connected again",
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("The actor died because its node has died. Node Id: 12ab", "NodeDied"),
+        ("the actor's node was terminated unexpectedly: health check failed", "NodeDied"),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR", "WorkerDied"),
+    ],
+)
+def test_a_death_of_a_node_has_a_name_of_its_own(text: str, kind: str):
+    one = death(RayActorError(error_msg=text))
+    assert one.kind == kind
+    assert text in str(one)
