@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -182,6 +183,39 @@ def test_data_in_shared_memory_are_not_sent(channels: tuple[Channel, Channel]):
     assert received.data is None
     assert_same(from_wire(received._replace(data=into), NUMPY), tree)
     assert to_wire(np.zeros(5000, np.int8), NUMPY, into).data is not None  # does not fit
+
+
+def test_memory_of_large_data_is_used_again_unless_somebody_holds_it(channels: tuple[Channel, Channel]):
+    one, other = channels
+    size = 300_000
+    prepared = [to_wire(np.full(size, value, np.int64), NUMPY) for value in range(6)]
+
+    def exchange(packed: Packed) -> tuple[Any, int]:
+        """Return the values that arrive, and how much memory they needed."""
+        sent = in_background(one.send, 0, PLAIN, packed)
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        message = receive(other)
+        needed = tracemalloc.get_traced_memory()[1] - before
+        sent()
+        return np.ndarray(message.packed.size // 8, np.int64, message.packed.data), needed
+
+    tracemalloc.start()
+    try:
+        whole, _ = exchange(prepared[0])
+        rows = exchange(prepared[1])[0][7:9]
+        first, _ = exchange(prepared[2])
+        assert [set(values.tolist()) for values in (whole, rows, first)] == [{0}, {1}, {2}]
+        del first
+        again, needed = exchange(prepared[3])
+        assert needed < 8 * size / 2
+        del again
+        other_size, _ = exchange(to_wire(np.arange(200_000), NUMPY))
+        again, _ = exchange(prepared[4])
+        assert other_size.tolist() == list(range(200_000))
+        assert [set(values.tolist()) for values in (whole, rows, again)] == [{0}, {1}, {4}]
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_message_that_is_not_written_describes_nothing(channels: tuple[Channel, Channel]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from hashlib import blake2b
 from hmac import compare_digest
@@ -45,6 +46,12 @@ _JOINED = 16 * 1024
 
 _STEP = 16 * 1024 * 1024
 """Bytes of a message that share a time limit, and most bytes of memory for what has not arrived yet."""
+
+_WORTH_KEEPING = 4096
+"""Bytes of arrays from which their memory is used again."""
+
+_NOBODY_ELSE = 2
+"""What `sys.getrefcount` returns for the value of an attribute that nobody else holds."""
 
 _MAX_LAYOUTS = 64
 _MAX_NUMBER = 2**63
@@ -116,6 +123,7 @@ class Channel:
         self._timeout = -1.0
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._stop = 0
+        self._data = bytearray()  # of the last arrays
         self._sent_hash = blake2b(key=session.send_key, digest_size=_TAG)
         self._received_hash = blake2b(key=session.receive_key, digest_size=_TAG)
         self._sent: dict[Any, int] = {}
@@ -204,7 +212,7 @@ class Channel:
         if not is_valid or (seq | ack) >= _MAX_NUMBER or (plain_size | spec_size | others_size | size) >= _MAX_BYTES:
             raise DamagedError(f"a message has the header {header[1:]}, which no healthy peer sends")
         message = self._whole(_HEAD + plain_size + spec_size + others_size)
-        data = self._take(size) if is_here else None
+        data = self._take_data(size) if is_here else None
         self._received_hash.update(message[_TAG:])
         if data is not None and self._signs_arrays:
             self._received_hash.update(data)
@@ -289,14 +297,30 @@ class Channel:
         self._start += count
         return self._buffer[self._start - count : self._start]
 
-    def _take(self, count: int) -> bytearray:
-        """Return `count` bytes in memory of their own, which grows as they arrive."""
+    def _take_data(self, count: int) -> bytearray:
+        """Return the data of arrays. The memory of the last ones is used again if nobody else holds it.
+
+        New memory for the data of many workers costs more than receiving them: the system takes it back in between.
+        """
+        if not _WORTH_KEEPING <= count <= _STEP:
+            return self._take(count)
+        is_free = len(self._data) == count and sys.getrefcount(self._data) == _NOBODY_ELSE
+        self._data = self._take(count, self._data if is_free else None)
+        return self._data
+
+    def _take(self, count: int, data: bytearray | None = None) -> bytearray:
+        """Return `count` bytes in `data`, or else in memory of their own, which grows as they arrive."""
         have = min(count, self._stop - self._start)
-        data = bytearray(self._buffer[self._start : self._start + have])
+        arrived = self._buffer[self._start : self._start + have]
         self._start += have
+        if data is not None:
+            data[:have] = arrived
+        else:
+            data = bytearray(arrived)
+            if have < count:
+                data = data.ljust(min(count, _STEP))
         if have < count:
             self._set_timeout(self._stall_timeout)
-            data = data.ljust(min(count, _STEP))
         pace = _Pace(self._stall_timeout)
         while have < count:
             if have == len(data):
