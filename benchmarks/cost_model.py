@@ -215,7 +215,7 @@ def report(given: Assumptions) -> str:
     for size in SIZES:
         for count in COUNTS:
             step = modelled(count, size, given)
-            rows.append([f"{size:,}", count, *(f"{value / 1e3:.1f}" for value in step)])
+            rows.append([f"{size:,}", f"{count:,}", *(f"{value / 1e3:.1f}" for value in step)])
     columns = [
         "bytes a worker",
         "workers",

@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python benchmarks/hosts.py
 
-Needs a cluster of at least two hosts with a CPU for each of four workers, and nothing else that uses them. The driver
-is where the job runs. Linux only: it asks the kernel how many bytes each connection has carried.
+Needs a cluster of at least two hosts that nothing else uses. The driver is where the job runs. Linux only: it asks the
+kernel how many bytes each connection has carried.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def nodes() -> tuple[str, str, str, str]:
 def on(nodes: list[str], count: int, transport: str = "connection") -> RayOrchestrator:
     """Return an orchestrator whose workers live on these nodes in turns."""
     where = [{"ray.io/node-id": nodes[index % len(nodes)]} for index in range(count)]
-    return RayOrchestrator(label_selector=where, transport=transport, step_timeout=120)
+    return RayOrchestrator(label_selector=where, num_cpus=0.1, transport=transport, step_timeout=120)
 
 
 def times(ours: StepTrainer) -> list[str]:
