@@ -38,9 +38,6 @@ _PAUSE = 1.0
 _QUIET = 300.0
 """Seconds without output after which the log is asked for again: its connection may be dead without a sign."""
 
-_MOST_ENDINGS = 3
-"""How often the log of a job that has ended is tried again."""
-
 
 @dataclass(frozen=True)
 class JobState:
@@ -187,7 +184,7 @@ class Jobs:
             ClusterError: There is no such job, the connection cannot be made again, or the time is over.
         """
         self.state(job_id)  # a job that does not exist is told at once
-        lines, deadline, endings, told = _Lines(seen), monotonic() + timeout, 0, -1
+        lines, deadline, told = _Lines(seen), monotonic() + timeout, -1
         while True:
             with _Tail(self._client, job_id) as tail:
                 lines.restart()
@@ -196,9 +193,10 @@ class Jobs:
             state = self._state_again(job_id, tail.error if lines.seen > told else None)
             told = lines.seen
             if state.has_ended:
-                endings += 1
-                if tail.is_complete or endings > _MOST_ENDINGS:
-                    break
+                if not tail.is_complete:
+                    lines.restart()
+                    yield from lines.added(self.log(job_id))
+                break
             if monotonic() > deadline:
                 raise ClusterError(f"job {job_id} is still {state.status} after {timeout:.0f} s")
             threading.Event().wait(_PAUSE)

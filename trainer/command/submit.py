@@ -237,12 +237,14 @@ def follow(name: str, jobs: Jobs, place: Place) -> Iterator[str]:
         ClusterError: There is no such job, or the connection is lost.
         SystemExit: The job has not succeeded.
     """
+    jobs.state(name)  # a job that does not exist cannot go on
     try:
         for line in jobs.follow(name):
             if not line.startswith("Running entrypoint for job "):  # with all overrides
                 yield shown(redacted(line))
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        for line in ("detached: the job goes on", *detached(name, place)):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, ClusterError) as end:
+        known = "may go on" if isinstance(end, ClusterError) else "goes on"
+        for line in (f"detached: the job {known}", *detached(name, place)):
             _logger.warning(line)
         raise
     yield from _end(name, jobs, place)
@@ -288,11 +290,12 @@ def _fetched(directory: str | None, log: str, place: Place) -> Iterator[str]:
         _logger.warning("the job is not one of lockstep submit: its files stay where they are")
         return
     said = [line.removeprefix("run directory: ") for line in log.splitlines() if line.startswith("run directory: ")]
-    on_head = [one for one in said if one.startswith("/") and one.endswith(f"/{directory}")]
-    if not said or not on_head:
+    parts = Path(directory).parts
+    on_head = [one for one in said if one.startswith("/") and Path(one).parts[-len(parts) :] == parts]
+    if not on_head:  # an absolute path, which may be shared, or a URL
         yield from [f"run directory: {shown(one)}" for one in said[-1:]]
         return
-    source, target = on_head[-1], Path("runs", on_head[-1].rpartition("/")[2])
+    source, target = on_head[-1], Path("runs", Path(on_head[-1]).name)
     if place.cluster is None:
         yield f"run directory, on the head: {shown(source)}; copy it from there, or use --cluster cluster.yaml"
         return

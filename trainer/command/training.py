@@ -129,7 +129,7 @@ def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> It
         Lines of progress, if no progress bar is shown.
     """
     bar = trainer.cfg.disable_progressbar
-    has_bar = not bar and (bar is False or sys.stdout.isatty())
+    has_bar = bar is False or (bar is None and sys.stdout.isatty())
     told = perf_counter()
     done, count = 0, 1
     while done < timesteps and not stop.signal:
