@@ -67,7 +67,7 @@ class Node:
 def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[Node]:
     """Ask all nodes of the connected cluster for a report at once, and compare their clocks with that of this process.
 
-    Nodes that were lost in the last hour are listed, too, unless their address is in use again.
+    Nodes that were lost in the last hour are listed, too, once for each address, unless it is in use again.
 
     Args:
         packages: Names of the packages whose versions to report.
@@ -83,7 +83,9 @@ def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[Node]:
     addresses = {node.address for node in nodes}
     ends = _ends()
     dead = [node for node in known if not node["Alive"] and node["NodeManagerAddress"] not in addresses]
-    return nodes + [_dead(node, ends) for node in dead if _is_lost(node, ends)]
+    dead.sort(key=lambda node: ends.get(node["NodeID"], 0.0))
+    last = {node["NodeManagerAddress"]: node for node in dead}
+    return nodes + [_dead(node, ends) for node in last.values() if _is_lost(node, ends)]
 
 
 def missing_resources(cluster: Cluster, orchestrator: RayOrchestrator, workers: int) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,12 @@ import ray
 from orchestrator.ray import RayOrchestrator, nodes
 from orchestrator.ray.nodes import Node
 from tests.support.command import run
+from tests.support.schedule import full_or_short, only_long
 from trainer.command import doctor_cluster
+from trainer.command.doctor import Finding
 from trainer.command.empty_step import measure_empty_step
+from trainer.command.run import build_orchestrator
+from trainer.command.run_config import RunConfig
 from workers.errors import ClusterError
 
 
@@ -25,18 +28,25 @@ def plain_nodes(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     """Accept any token, shared memory and limit, wherever the tests run."""
 
     def ask(packages: Sequence[str], *, timeout: float) -> list[Node]:
-        return [replace(node, report={**node.report, **plain}) for node in nodes.ask_nodes(packages, timeout=timeout)]  # type: ignore[typeddict-item]
+        found = nodes.ask_nodes(packages, timeout=timeout)
+        for node in found:
+            assert node.report is not None
+            node.report.update({"token": "0600", "shared_memory": (2**30, 2**31), "open_files": 4096})
+        return found
 
-    plain = {"token": "0600", "shared_memory": (2**30, 2**31), "open_files": 4096}
     monkeypatch.setattr(doctor_cluster, "ask_nodes", ask)
     # one machine has one node
     monkeypatch.setattr(doctor_cluster, "orchestrator_on", lambda node: RayOrchestrator(num_cpus=0))
 
 
-def test_doctor_of_a_healthy_cluster(config: Path, capsys: pytest.CaptureFixture[str], plain_nodes: None):
+@pytest.mark.parametrize("has_config", full_or_short([False, True], [False]))
+def test_doctor_of_a_healthy_cluster(
+    has_config: bool, config: Path, capsys: pytest.CaptureFixture[str], caplog: Any, plain_nodes: None
+):
     """The agents live in the cluster, although the configuration says nothing of Ray."""
-    agents = ["agents=[{agent: ppo}]", "env.num_envs=2"]
-    code, lines, messages = run(capsys, "doctor", "--address", "auto", config, "--set", *agents)
+    given = [config, "--set", "agents=[{agent: ppo}]", "env.num_envs=2"] if has_config else []
+    with caplog.at_level("INFO", logger="lockstep"):
+        code, lines, _ = run(capsys, "doctor", "--address", "auto", *given)
     assert code == 0, lines
     assert re.fullmatch(r"ok   cluster: 1 node at auto, examined in \d+\.\d s", lines[0])
     header, row = (re.split(r"  +", line) for line in lines[1:3])
@@ -46,10 +56,10 @@ def test_doctor_of_a_healthy_cluster(config: Path, capsys: pytest.CaptureFixture
     assert re.fullmatch(r"\d[\d,]* µs", told["empty step"])
     assert re.fullmatch(r"[+-]\d+\.\d ms", told["clock"])
     subjects = [line[5:].partition(":")[0] for line in lines[3:] if line.startswith("ok   ")]
-    assert subjects == ["versions", "CPU types", "write access", "configuration"]
+    assert subjects == ["versions", "CPU types", "write access", *["configuration"] * has_config]
     assert re.search(r"^ok   write access: .* with \d+\.\d GiB free", "\n".join(lines), re.MULTILINE)
-    assert "scope 0: environments 0:2, PPO, on " in lines[-1]
-    assert messages.count("ready after") == 1  # the workers of empty steps are not told
+    assert ("scope 0: environments 0:2, PPO, on " in lines[-1]) == has_config
+    assert caplog.text.count("ready after") == has_config  # the workers of empty steps are not told
 
 
 @pytest.fixture
@@ -66,6 +76,25 @@ def test_agents_that_do_not_fit_are_not_waited_for(config: Path, capsys: pytest.
         "FAIL resources: 2 workers with 7 CPU each are configured, but Ray has 4 CPU; at most 0 "
     )
     assert lines[-1].startswith("     remedy: ")
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_the_agents_live_in_this_cluster_whatever_the_configuration_says(
+    kind: str, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_nodes: None
+):
+    tried: list[RunConfig] = []
+
+    def can_run(config: RunConfig) -> Finding:
+        tried.append(config)
+        return Finding("configuration", "tried")
+
+    monkeypatch.setattr(doctor_cluster, "can_run", can_run)
+    options = ["num_threads: 3", *["address: '127.0.0.1:1'", "num_cpus: 0.5"] * (kind == "ray")]
+    settings = [f"orchestrator.kind={kind}", f"orchestrator.options={{{', '.join(options)}}}"]
+    code, lines, _ = run(capsys, "doctor", "--address", "auto", config, "--set", *settings)
+    assert (code, lines[-1]) == (0, "ok   configuration: tried")
+    orchestrator = build_orchestrator(tried[0].orchestrator)
+    assert orchestrator == RayOrchestrator(num_threads=3, num_cpus=0.5 if kind == "ray" else 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +123,6 @@ def test_a_fault_of_the_configuration(
     [
         ("127.0.0.1:1", "Ray cannot be reached at '127.0.0.1:1' (ConnectionRefusedError: "),
         ("nonsense", "Ray's address is 'nonsense'; expected 'auto', 'host:port' or "),
-        ("", "Ray's address is ''; expected "),
     ],
 )
 def test_a_cluster_that_cannot_be_reached(
@@ -106,6 +134,13 @@ def test_a_cluster_that_cannot_be_reached(
     assert lines[0].startswith(f"FAIL cluster: {reason}")
     assert lines[1].startswith("     remedy: ")
     assert len(lines) == 2
+
+
+def test_an_address_that_is_empty(capsys: pytest.CaptureFixture[str]):
+    """As of a shell variable that is not set: no other Ray is looked for or started."""
+    code, lines, messages = run(capsys, "doctor", "--address", "")
+    assert (code, lines) == (2, [])
+    assert messages == "lockstep: --address is ''; expected 'auto', 'host:port' or 'ray://host:port'\n"
 
 
 def test_a_cluster_that_is_lost_meanwhile(
@@ -146,8 +181,8 @@ def test_steps_are_measured_one_after_the_other_as_long_as_there_is_time(monkeyp
     assert doctor_cluster._steps(cluster) == {"id1": "a step", "id4": "ClusterError: no room"}
 
 
-@pytest.mark.parametrize("transport", ["connection", "ray"])
-def test_an_empty_step_is_measured_on_a_busy_node(transport: Any, ray_cluster: None):
+@pytest.fixture
+def busy(ray_cluster: None) -> Iterator[None]:
     """All CPUs are in use."""
 
     @ray.remote(num_cpus=4)
@@ -155,20 +190,29 @@ def test_an_empty_step_is_measured_on_a_busy_node(transport: Any, ray_cluster: N
         def ready(self) -> None:
             pass
 
-    busy = Busy.remote()  # type: ignore[attr-defined]
-    ray.get(busy.ready.remote(), timeout=60)
+    actor = Busy.remote()  # type: ignore[attr-defined]
+    ray.get(actor.ready.remote(), timeout=60)
+    yield
+    ray.kill(actor)
+
+
+@only_long
+@pytest.mark.parametrize("transport", ["connection", "ray"])
+def test_an_empty_step_is_measured_on_a_busy_node(transport: Any, busy: None):
     started = time.monotonic()
     step = measure_empty_step(RayOrchestrator(num_cpus=0, transport=transport))
     assert 1e-6 < step.seconds < time.monotonic() - started
     assert (step.transport, step.unreachable) == (transport, "")
-    ray.kill(busy)
 
 
-def test_a_worker_that_cannot_be_connected_to(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: Any):
+def test_a_worker_on_a_busy_node_that_cannot_be_connected_to(
+    busy: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     def refuse(*_: Any, **__: Any) -> None:
         raise TimeoutError("timed out")
 
     monkeypatch.setattr("orchestrator.ray.connection.dial", refuse)
     step = measure_empty_step(RayOrchestrator(num_cpus=0))
+    assert step.seconds > 1e-6
     assert (step.transport, step.unreachable) == ("ray", "TimeoutError: timed out")
     assert caplog.records == []

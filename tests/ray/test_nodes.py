@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -71,13 +72,15 @@ def test_a_node_without_lockstep_can_answer(ray_cluster, tmp_path, monkeypatch):
     sent = []
 
     def remote(**options: Any) -> Any:
-        assert options == {"num_cpus": 0, "max_retries": 0}
-        return lambda function: sent.append(cloudpickle.dumps(function)) or ray.remote(**options)(function)
+        def task(function: Any) -> Any:
+            sent.append(cloudpickle.dumps(function))
+            return real(**options)(function)
+
+        return task
 
     real = ray.remote
-    monkeypatch.setattr(nodes.ray, "remote", lambda **options: monkeypatch.undo() or remote(**options))
+    monkeypatch.setattr(ray, "remote", remote)
     nodes.ask_nodes(PACKAGES, timeout=60)
-    assert ray.remote is real
     (tmp_path / "report").write_bytes(sent[0])
     done = python("-c", ELSEWHERE, tmp_path / "report", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -86,7 +89,7 @@ def test_a_node_without_lockstep_can_answer(ray_cluster, tmp_path, monkeypatch):
     assert version == node_report.versions(["numpy"])["numpy"]
 
 
-def dead(name: str, *, address: str = "10.0.0.9", reason: int = NodeDeathInfo.UNEXPECTED_TERMINATION) -> dict[str, Any]:
+def dead(name: str, *, address: str, reason: int = NodeDeathInfo.UNEXPECTED_TERMINATION) -> dict[str, Any]:
     return {
         "Alive": False,
         "NodeID": name,
@@ -104,15 +107,16 @@ def test_only_nodes_that_were_lost_lately_are_told(monkeypatch):
     known = [
         alive,
         dead("returned", address="10.0.0.2"),
-        dead("stopped", reason=NodeDeathInfo.EXPECTED_TERMINATION),
-        dead("idle", reason=NodeDeathInfo.AUTOSCALER_DRAIN_IDLE),
-        dead("preempted", reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED),
-        dead("old"),
-        dead("lost"),
-        dead("unknown", reason=NodeDeathInfo.UNSPECIFIED),
+        dead("stopped", address="10.0.0.3", reason=NodeDeathInfo.EXPECTED_TERMINATION),
+        dead("idle", address="10.0.0.4", reason=NodeDeathInfo.AUTOSCALER_DRAIN_IDLE),
+        dead("preempted", address="10.0.0.5", reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED),
+        dead("old", address="10.0.0.6"),
+        dead("lost", address="10.0.0.7"),
+        dead("lost-before", address="10.0.0.7"),
+        dead("unknown", address="10.0.0.8", reason=NodeDeathInfo.UNSPECIFIED),
     ]
     now = time.time()
-    ends = {"old": now - 4000, "lost": now - 60, "preempted": now - 5}
+    ends = {"old": now - 4000, "lost-before": now - 90, "lost": now - 60, "preempted": now - 5}
     monkeypatch.setattr(ray, "nodes", lambda: known)
     monkeypatch.setattr(nodes, "_ends", lambda: ends)
     monkeypatch.setattr(
@@ -122,12 +126,12 @@ def test_only_nodes_that_were_lost_lately_are_told(monkeypatch):
     at = time.strftime("%H:%M:%S", time.localtime(now - 60))
     assert [(node.host, bool(node.death)) for node in found] == [
         ("back", False),
-        ("preempted", True),
-        ("lost", True),
         ("unknown", True),
+        ("lost", True),
+        ("preempted", True),
     ]
     assert found[2].death == f"since {at}: lost fell over"
-    assert found[3].death == "unknown fell over"
+    assert found[1].death == "unknown fell over"
 
 
 @pytest.mark.parametrize(
@@ -163,14 +167,17 @@ importlib.metadata.version = lambda name: "2.12.0" if name == "torch" else versi
 """
 
 CLUSTER = """
-import os, sys
+import sys
 from ray.cluster_utils import Cluster
+from orchestrator.ray import RayOrchestrator
+from trainer.command import doctor_cluster
 from trainer.command.cli import main
 
+doctor_cluster.orchestrator_on = lambda node: RayOrchestrator(num_cpus=1)  # until it takes a label_selector
 small = {"object_store_memory": 80_000_000}
-cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 1, "include_dashboard": False})
+cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 2, "include_dashboard": False})
 cluster.add_node(**small, num_cpus=0, node_ip_address="127.0.0.2", env_vars={"PYTHONPATH": sys.argv[1]})
-code = main(["doctor", "--address", cluster.address])
+code = main(["doctor", "--address", cluster.address, "examples/cartpole.yaml", "--set", sys.argv[2]])
 cluster.shutdown()
 raise SystemExit(code)
 """
@@ -180,6 +187,17 @@ raise SystemExit(code)
 def test_a_cluster_in_which_a_node_is_another_machine(tmp_path):
     """Its second node has no Lockstep, and another torch."""
     (tmp_path / "sitecustomize.py").write_text(ANOTHER_MACHINE)
-    done = python("-c", CLUSTER, tmp_path, env={"RAY_AUTH_MODE": None})
+    done = python("-c", CLUSTER, tmp_path, f"logging.directory={tmp_path / 'run'}", env={"RAY_AUTH_MODE": None})
     assert done.returncode == 1, done.stderr
-    print(done.stdout)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok   cluster: 2 nodes at ")
+    rows = [re.split("  +", line) for line in lines[1:4]]
+    assert [row[0] for row in rows[1:]][1] == "127.0.0.2"
+    assert [row[2:5] for row in rows] == [["alive", "CPUs", "GPUs"], ["yes", "2", "0"], ["yes", "0", "0"]]
+    assert rows[1][-1].endswith(" µs")
+    assert rows[2][-1] == "-"
+    failed = [line for line in lines if line.startswith("FAIL ")]
+    assert len(failed) == 2
+    assert re.match(r"FAIL workers: 127\.0\.0\.2 \(.*\): Lockstep cannot be imported: ModuleNotFoundError: ", failed[0])
+    assert re.match(r"FAIL versions: 127\.0\.0\.2 \(.*\): torch 2\.12\.0 \(driver: 2\.13\.0", failed[1])
+    assert any(line.startswith("ok   configuration: builds, steps and can be stored") for line in lines)

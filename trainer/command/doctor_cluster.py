@@ -31,7 +31,12 @@ def examine_cluster(address: str, config: RunConfig | None) -> Iterator[Finding]
     Args:
         address: Address of the cluster, as for `RayOrchestrator`.
         config: A configuration to check as well, or None. Its agents live in this cluster, whatever it says.
+
+    Raises:
+        ConfigError: There is no address.
     """
+    if address in ("", "local"):  # would start another Ray
+        raise ConfigError(f"--address is {address!r}; expected 'auto', 'host:port' or 'ray://host:port'")
     started = monotonic()
     try:
         cluster = connect(address, timeout=_CONNECT_TIMEOUT)
