@@ -72,7 +72,7 @@ class Lab:
             tools = Path(sys.executable).parent
             found |= {"HOME": str(self.home), "USER": "root", "PATH": f"{tools}:{found['PATH']}", "TERM": "dumb"}
             found |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        variables = [f"{name}={value}" for name, value in (found | env).items()]
+        variables = [f"{name}={value}" for name, value in {**found, **env}.items()]
         line = words if len(words) > 1 else ["bash", "-c", words[0]]
         return [
             "nsenter",

@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", help="check this machine or a cluster, and a configuration", description=_doctor.__doc__
     )
     doctor.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to check as well")
-    doctor.add_argument("--address", help="check the Ray cluster at this address, such as auto or host:6379, instead")
+    there = doctor.add_mutually_exclusive_group()
+    there.add_argument("--address", help="check a Ray cluster instead: auto, host:6379, or http://... of its dashboard")
+    there.add_argument("--cluster", metavar="CLUSTER.yaml", help="check the cluster of this file for `ray up` instead")
     doctor.set_defaults(verb=_doctor)
     submit = verbs.add_parser("submit", help="train on a Ray cluster, as a job", description=_submit.__doc__)
     what = submit.add_mutually_exclusive_group(required=True)
@@ -155,16 +157,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> Iterator[str]:
     """Train the agents of a configuration, store them with their metrics in a run directory, and evaluate them."""
     from orchestrator.run_dir import RunDirectory
-    from trainer.command.config_file import read_config
     from trainer.command.job import check_sender, lasting
     from trainer.command.training import train
-    from trainer.command.trust import check_config
 
     check_sender()
-    text = read_config(options.config)
-    config = _load(text, options)
-    if not options.trust:
-        check_config(options.config, text, config, options.overrides)
+    config = _read(options)
     path = Path(options.config).absolute()
     name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -190,8 +187,11 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
     """Check versions, frameworks, devices, threads, shared memory, write access, Ray and, if given, a configuration.
 
-    With --address, check every node of a cluster instead, and the configuration there.
+    With --address or --cluster, check every node of a cluster instead, and the configuration there.
     """
+    if options.cluster is not None or (options.address or "").startswith("http"):
+        yield from _run_there(options, _check(options))
+        return
     from trainer.command.config_file import read_config
     from trainer.command.doctor import Finding, examine
     from trainer.command.trust import check_config
@@ -226,34 +226,67 @@ def _submit(options: argparse.Namespace) -> Iterator[str]:
 
     Ctrl-C ends the following; the job goes on.
     """
-    from trainer.command.submit import Place, detached, follow, start, stop
+    from trainer.command.submit import Place, detached, follow, stop
 
-    job = None if options.config is None else _job(options)
+    if options.config is not None:
+        yield from _run_there(options, _training(options))
+        return
     place = Place.of(options.address, options.cluster)
     with place.jobs() as jobs:
         if options.stop is not None:
             yield from stop(options.stop, jobs, place)
-            return
-        if job is not None:
-            yield from start(job, jobs, place)
-        name = options.follow if job is None else job.name
-        yield from detached(name, place) if options.detach else follow(name, jobs, place)
+        elif options.detach:
+            yield from detached(options.follow, place)
+        else:
+            yield from follow(options.follow, jobs, place)
 
 
-def _job(options: argparse.Namespace) -> Job:
-    """Return the job of a configuration, which is checked as far as it can be checked here."""
-    from trainer.command.config_file import read_config
+def _run_there(options: argparse.Namespace, job: Job) -> Iterator[str]:
+    """Submit a job and follow it."""
+    from trainer.command.submit import Place, detached, follow, start
+
+    place = Place.of(options.address, options.cluster)
+    with place.jobs() as jobs:
+        yield from start(job, jobs, place)
+        yield from detached(job.name, place) if options.detach else follow(job.name, jobs, place)
+
+
+def _training(options: argparse.Namespace) -> Job:
+    """Return the job that trains, with a configuration that is checked as far as it can be checked here."""
     from trainer.command.run import build_orchestrator
     from trainer.command.submit import Job, defaults, name_of
+
+    name = name_of(options.config)
+    options.overrides += defaults(options.overrides, _read(options), name)
+    config = _read(options)
+    build_orchestrator(config.orchestrator)
+    return Job.training(name, config, options.config, options.working_dir, options.overrides)
+
+
+def _check(options: argparse.Namespace) -> Job:
+    """Return the job that checks the cluster it runs on, and a configuration."""
+    from trainer.command.submit import Job, name_of
+
+    options.detach = False
+    if options.config is not None:
+        _read(options)
+    return Job.check(name_of("doctor"), options.config, options.overrides)
+
+
+def _read(options: argparse.Namespace) -> RunConfig:
+    """Return the configuration of the command line; see `_load`.
+
+    Raises:
+        ConfigError: It is invalid, or may run code of somebody else.
+    """
+    from trainer.command.config_file import read_config
     from trainer.command.trust import check_config
 
-    text, name = read_config(options.config), name_of(options.config)
-    options.overrides += defaults(options.overrides, _load(text, options), name)
+    text = read_config(options.config)
     config = _load(text, options)
-    build_orchestrator(config.orchestrator)
     if not options.trust:
         check_config(options.config, text, config, options.overrides)
-    return Job.of(name, config, options.config, options.working_dir, options.overrides)
+    return config
 
 
 def _load(text: str, options: argparse.Namespace) -> RunConfig:

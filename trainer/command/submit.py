@@ -108,27 +108,27 @@ class Place:
 
 @dataclass(frozen=True)
 class Job:
-    """A training to submit.
+    """A command to submit.
 
     Attributes:
         name: Name of the job and of its run.
         entrypoint: Its shell command.
-        folder: The working directory, which is sent.
-        directory: The run directory, as it is configured.
+        folder: The working directory, which is sent; None if it needs none.
+        directory: The run directory, as it is configured; empty if it makes none.
     """
 
     name: str
     entrypoint: str
-    folder: Path
+    folder: Path | None
     directory: str
 
     @classmethod
-    def of(cls, name: str, config: RunConfig, path: str, working_dir: str, overrides: Sequence[str]) -> Job:
-        """Return the job of a configuration. What it may run was checked here, so it is trusted on the cluster.
+    def training(cls, name: str, config: RunConfig, path: str, working_dir: str, overrides: Sequence[str]) -> Job:
+        """Return the job that trains, after the same checks as those of `check`.
 
         Args:
             name: Name of the job and of its run.
-            config: The configuration, with all overrides.
+            config: The configuration, with all overrides. What it may run was checked here, so it is trusted there.
             path: Its path.
             working_dir: The folder to send.
             overrides: ``key=value``, those of `defaults` included.
@@ -136,26 +136,54 @@ class Job:
         Raises:
             ConfigError: The configuration is not among what is sent.
         """
-        folder, file = Path(working_dir).resolve(), Path(path).resolve()
-        if not folder.is_dir():
-            raise ConfigError(f"--working-dir is {working_dir!r}, which is no folder")
-        if Path.home().resolve().is_relative_to(folder):
-            raise ConfigError(
-                f"the working directory is {str(folder)!r}, with your home and all that is in it, and would be sent to "
-                "the cluster; choose the folder of your project with --working-dir"
-            )
-        if not file.is_relative_to(folder) or not file.is_file():
-            raise ConfigError(
-                f"the config {path!r} is not a file in the working directory {str(folder)!r}, which is sent to the "
-                "cluster; move it there, or choose another --working-dir"
-            )
-        inside = file.relative_to(folder)
-        if _is_excluded(inside):
-            raise ConfigError(f"the config {path!r} is among what is not sent: {', '.join(EXCLUDED)}; copy it")
-        arguments = [inside.as_posix(), "--trust", "--set", *overrides]
-        check = shlex.join(["lockstep", "doctor", *arguments, "--address", "auto"])
-        entrypoint = f"{check} && exec {shlex.join(['lockstep', 'train', *arguments])}"
-        return cls(name, entrypoint, folder, config.logging.directory or f"runs/{name}")
+        first = cls.check(name, path, overrides, working_dir)
+        train = ["lockstep", "train", *_arguments(path, first.folder, overrides)]
+        entrypoint = f"{first.entrypoint} && exec {shlex.join(train)}"
+        return cls(name, entrypoint, first.folder, config.logging.directory or f"runs/{name}")
+
+    @classmethod
+    def check(cls, name: str, path: str | None, overrides: Sequence[str], working_dir: str = ".") -> Job:
+        """Return the job that checks the cluster and, if given, a configuration.
+
+        Args:
+            name: Name of the job.
+            path: Path of a configuration, which is trusted there, or None.
+            overrides: ``key=value``.
+            working_dir: The folder to send.
+
+        Raises:
+            ConfigError: The configuration is not among what is sent.
+        """
+        folder = None if path is None else Path(working_dir).resolve()
+        entrypoint = ["lockstep", "doctor", *_arguments(path, folder, overrides), "--address", "auto"]
+        return cls(name, shlex.join(entrypoint), folder, "")
+
+
+def _arguments(path: str | None, folder: Path | None, overrides: Sequence[str]) -> list[str]:
+    """Return the arguments for a configuration in the folder that is sent.
+
+    Raises:
+        ConfigError: It is not among what is sent.
+    """
+    if path is None or folder is None:
+        return []
+    file = Path(path).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"--working-dir is {str(folder)!r}, which is no folder")
+    if Path.home().resolve().is_relative_to(folder):
+        raise ConfigError(
+            f"the working directory is {str(folder)!r}, with your home and all that is in it, and would be sent to "
+            "the cluster; choose the folder of your project with --working-dir"
+        )
+    if not file.is_relative_to(folder) or not file.is_file():
+        raise ConfigError(
+            f"the config {path!r} is not a file in the working directory {str(folder)!r}, which is sent to the "
+            "cluster; move it there, or choose another --working-dir"
+        )
+    inside = file.relative_to(folder)
+    if _is_excluded(inside):
+        raise ConfigError(f"the config {path!r} is among what is not sent: {', '.join(EXCLUDED)}; copy it")
+    return [inside.as_posix(), "--trust", *(["--set", *overrides] if overrides else [])]
 
 
 def name_of(path: str) -> str:
@@ -202,10 +230,11 @@ def start(job: Job, jobs: Jobs, place: Place) -> Iterator[str]:
     ours = versions()["ray"]
     if ours != jobs.ray_version:
         _logger.warning("this machine has Ray %s, the cluster %s", ours, jobs.ray_version)
-    size, largest = _sizes(job.folder)
+    size, largest = (0, "") if job.folder is None else _sizes(job.folder)
     if size > _LARGE:
         _logger.warning("%s holds %s before .gitignore is applied: %s", job.folder, _megabytes(size), largest)
-    yield f"sending {job.folder} ..."
+    if job.folder is not None:
+        yield f"sending {job.folder} ..."
     try:
         jobs.submit(
             job.name,
@@ -286,6 +315,8 @@ def _end(name: str, jobs: Jobs, place: Place, wanted: Sequence[str] = ("SUCCEEDE
 
 def _fetched(directory: str | None, log: str, place: Place) -> Iterator[str]:
     """Copy the run directory of a job, if it is on the head's disk and there is a way; say where it is otherwise."""
+    if directory == "":  # it has none
+        return
     if directory is None:
         _logger.warning("the job is not one of lockstep submit: its files stay where they are")
         return
