@@ -63,6 +63,7 @@ class Tunnel:
         """
         if self._process is not None and self._process.poll() is None:
             return
+        self.close()  # its SSH client may live
         self._output.seek(0)
         self._output.truncate()
         self._process = _started(("dashboard", "--port", str(self._port), self._cluster), self._output)
@@ -90,7 +91,7 @@ class Tunnel:
         try:
             self.renew()
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
         return self
 

@@ -322,11 +322,12 @@ def _fetched(directory: str | None, log: str, place: Place) -> Iterator[str]:
         return
     said = [line.removeprefix("run directory: ") for line in log.splitlines() if line.startswith("run directory: ")]
     parts = Path(directory).parts
-    on_head = [one for one in said if one.startswith("/") and Path(one).parts[-len(parts) :] == parts]
-    if not on_head:  # an absolute path, which may be shared, or a URL
+    on_head = [Path(one) for one in said if one.startswith("/") and Path(one).parts[-len(parts) :] == parts]
+    is_inside = parts and parts[0] != "/" and ".." not in parts
+    if not on_head or not is_inside:  # an absolute path, which may be shared, a URL, or a trick of a stranger
         yield from [f"run directory: {shown(one)}" for one in said[-1:]]
         return
-    source, target = on_head[-1], Path("runs", Path(on_head[-1]).name)
+    source, target = str(on_head[-1]), Path("runs", on_head[-1].name)
     if place.cluster is None:
         yield f"run directory, on the head: {shown(source)}; copy it from there, or use --cluster cluster.yaml"
         return

@@ -1,0 +1,401 @@
+"""`lockstep submit`: what is checked before, the job, its log and its end, against a stand-in for Ray's dashboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.ray import jobs, launcher
+from tests.support import fake_ray
+from tests.support.command import CONFIG, run
+from tests.support.jobs_api import TOKEN, JobsAPI, jobs_api
+from tests.support.schedule import full_or_short
+from trainer import __version__
+from trainer.command import job, submit
+from trainer.command.run_config import load_config
+from trainer.command.training import progress
+
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # by Ray's client
+
+SECRET = "hunter2-of-config"
+
+
+class Shown:
+    """What the command has told: pytest takes the messages of the log away from the console."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+        self._capsys, self._caplog = capsys, caplog
+
+    def run(self, *arguments: object) -> tuple[int, list[str], str]:
+        """Run the command, and return its exit code, the lines of its output, and its messages."""
+        self._caplog.clear()
+        code, lines, messages = run(self._capsys, *arguments)
+        logged = [record.getMessage() for record in self._caplog.records if record.name == "lockstep"]
+        return code, lines, "\n".join([*logged, messages])
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Shown:
+    caplog.set_level("WARNING", logger="lockstep")
+    return Shown(capsys, caplog)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a configuration."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    config = {**CONFIG, "agents": [{}, {}], "orchestrator": {"kind": "local", "options": {"num_threads": 1}}}
+    (folder / "my cart's.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def api(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsAPI]:
+    monkeypatch.setattr(jobs, "_PAUSE", 0.01)
+    with jobs_api() as api:
+        yield api
+
+
+@pytest.fixture
+def cluster(api: JobsAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster whose head is this machine."""
+    monkeypatch.setattr(launcher, "RAY", fake_ray.COMMAND)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"to {api.address.rpartition(':')[2]}")
+    return path
+
+
+def parts(entrypoint: str) -> tuple[list[str], list[str]]:
+    check, _, train = entrypoint.partition(" && exec ")
+    return shlex.split(check), shlex.split(train)
+
+
+def test_a_job_is_submitted_and_followed(api: JobsAPI, command: Shown):
+    api.log += f"password={SECRET} \x1b[31m\nrun directory: s3://bucket/run\n"
+    options = ("--address", api.address, "--set", "trainer.timesteps=7", "logging.directory=s3://me:secret@bucket/run")
+    code, lines, messages = command.run("submit", "my cart's.yaml", *options)
+    assert (code, messages) == (0, "")
+    ((name, sent),) = api.submitted.items()
+    assert name.startswith("my-cart-s-20")
+    assert lines == [
+        f"sending {Path.cwd()} ...",
+        f"job {name} is submitted",
+        "first line",
+        "second line",
+        r"password=*** \x1b[31m",
+        "run directory: s3://bucket/run",
+        f"job {name}: succeeded: Job finished successfully.",
+        "run directory: s3://bucket/run",
+    ]
+    check, train = parts(sent["entrypoint"])
+    assert check[:3] == ["lockstep", "doctor", "my cart's.yaml"]
+    assert check[-2:] == ["--address", "auto"]
+    assert train[:5] == ["lockstep", "train", "my cart's.yaml", "--trust", "--set"]
+    assert train[2:] == check[2:-2]
+    overrides = train[5:]
+    assert overrides[:2] == ["trainer.timesteps=7", "logging.directory=s3://me:secret@bucket/run"]
+    config = load_config(Path("my cart's.yaml").read_text(), overrides)
+    assert (config.orchestrator.kind, config.orchestrator.options["address"]) == ("ray", "auto")
+    assert config.trainer.disable_progressbar is None
+    assert sent["metadata"] == {"lockstep_run_directory": "s3://me:***@bucket/run"}
+    variables = sent["runtime_env"]["env_vars"]
+    assert (variables["RAY_JOB_STOP_WAIT_TIME_S"], variables["LOCKSTEP_SUBMITTED_BY"]) == ("60", __version__)
+    assert len(api.packages) == 1
+
+
+def test_what_is_sent(api: JobsAPI, project: Path, command: Shown):
+    """Folders that are never needed count nothing, and one of the user that is called runs is sent."""
+    options = ("submit", "my cart's.yaml", "--address", api.address, "--detach")
+    assert command.run(*options)[0] == 0
+    (before,) = api.packages.values()
+    for name in ("runs", ".git", ".venv-3", "venv", "__pycache__", ".mypy_cache", "inner/__pycache__"):
+        (project / name).mkdir(parents=True)
+        (project / name / "large").write_bytes(os.urandom(50_000))
+    (project / ".gitignore").write_text("/data\n")
+    (project / "data").write_bytes(os.urandom(50_000))
+    code, _, messages = command.run(*options)
+    assert (code, messages) == (0, "")
+    assert max(api.packages.values()) < before + 2000
+    (project / "inner" / "runs").write_bytes(os.urandom(50_000))
+    assert command.run(*options)[0] == 0
+    assert max(api.packages.values()) > 50_000
+
+
+def test_a_large_working_directory_is_told_with_its_largest_folders(
+    api: JobsAPI, project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    api.largest = 10**5
+    monkeypatch.setattr(submit, "_LARGE", 10**5)
+    (project / "data" / "more").mkdir(parents=True)
+    (project / "data" / "more" / "x").write_bytes(os.urandom(3 * 2**20))
+    code, lines, messages = command.run("submit", "my cart's.yaml", "--address", api.address)
+    assert code == 1
+    assert lines == [f"sending {project} ..."]
+    assert "status code 413: Maximum request body size" in messages
+    assert f"The largest in {project}: data 3 MiB, my cart's.yaml 0 MiB. Name what the job does not need" in messages
+    assert api.submitted == {}
+
+
+def test_jobs_have_only_what_the_user_has_not_set(api: JobsAPI, command: Shown):
+    options = ["orchestrator={kind: local}", "trainer.disable_progressbar=true", "logging.directory=/shared/x"]
+    code, _, _ = command.run("submit", "my cart's.yaml", "--address", api.address, "--detach", "--set", *options)
+    assert code == 0
+    ((_, sent),) = api.submitted.items()
+    assert parts(sent["entrypoint"])[1][5:] == options
+
+
+def test_an_address_of_its_own_is_told_and_not_used(api: JobsAPI, command: Shown):
+    Path("c.yaml").write_text(
+        yaml.safe_dump({**CONFIG, "orchestrator": {"kind": "ray", "options": {"address": "a:1"}}})
+    )
+    code, _, messages = command.run("submit", "c.yaml", "--address", api.address, "--detach")
+    assert code == 0
+    assert "orchestrator.options.address is not used" in messages
+    ((_, sent),) = api.submitted.items()
+    assert "orchestrator.options.address=auto" in parts(sent["entrypoint"])[1]
+
+
+def test_mistakes_are_told_before_anything_is_sent(
+    api: JobsAPI, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    (tmp_path / "outside.yaml").write_text("env: {id: CartPole-v1}")
+    (project / "runs").mkdir()
+    (project / "runs" / "c.yaml").write_text("env: {id: CartPole-v1}")
+    good, where = "my cart's.yaml", ("--address", api.address)
+    mistakes = [
+        ((good,), "no cluster is given; expected --cluster cluster.yaml, or the address of the dashboard"),
+        ((good, "--address", "head:8265"), "--address is 'head:8265'; expected --cluster cluster.yaml, or"),
+        ((good, "--address", "ray://head:10001"), "--address is 'ray://head:10001'; expected"),
+        ((good, "--cluster", "none.yaml"), "--cluster is 'none.yaml', which is no file"),
+        ((good, *where, "--set", "seed=x"), "seed is 'x'; expected"),
+        ((good, *where, "--set", "orchestrator.options.num_cpu=1"), "orchestrator.options.num_cpu: unknown key"),
+        (("../outside.yaml", *where), "is not a file in the working directory"),
+        ((good, *where, "--working-dir", "runs"), "is not a file in the working directory"),
+        ((good, *where, "--working-dir", "nowhere"), "--working-dir is 'nowhere', which is no folder"),
+        (("runs/c.yaml", *where), "the config 'runs/c.yaml' is among what is not sent: /runs, .git, "),
+        (("none.yaml", *where), "the config 'none.yaml' cannot be read"),
+    ]
+    for arguments, told in mistakes:
+        code, lines, messages = command.run("submit", *arguments)
+        assert (code, lines) == (2, []), arguments
+        assert told in messages
+    monkeypatch.setenv("HOME", str(project / "home"))
+    assert "with your home and all that is in it" in command.run("submit", good, *where)[2]
+    for arguments in ((), (good, "--follow", "x"), ("--follow", "x", "--stop", "x")):
+        with pytest.raises(SystemExit, match="2"):
+            command.run("submit", *arguments)
+    assert api.headers == []
+
+
+def test_the_configuration_of_a_strangers_run_needs_trust(api: JobsAPI, project: Path, command: Shown):
+    (project / "theirs").mkdir()
+    (project / "theirs" / "status.json").touch()
+    (project / "theirs" / "config.yaml").write_text("env: {factory: 'their.code:build'}")
+    options = ("submit", "theirs/config.yaml", "--address", api.address, "--detach")
+    code, _, messages = command.run(*options)
+    assert code == 2
+    assert "env.factory = 'their.code:build'" in messages
+    assert command.run(*options, "--trust")[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_detaches_and_says_how_to_go_on(number: signal.Signals, api: JobsAPI, command: Shown):
+    api.cuts, api.at_end = [80], lambda: os.kill(os.getpid(), number)
+    code, lines, messages = command.run("submit", "my cart's.yaml", "--address", api.address)
+    ((name, _),) = api.submitted.items()
+    assert code == 128 + number
+    assert "first line" in lines
+    assert lines[-1] != f"job {name}: succeeded: Job finished successfully."
+    assert "detached: the job goes on" in messages
+    for verb in ("follow", "stop"):
+        assert f"to {verb} it: lockstep submit --{verb} {name} --address {api.address}\n" in messages
+    assert api.stopped == []
+    api.at_end = lambda: None
+    code, lines, _ = command.run("submit", "--follow", name, "--address", api.address)
+    assert code == 0
+    assert lines == ["first line", "second line", f"job {name}: succeeded: Job finished successfully."]
+
+
+def test_detach_does_not_wait(api: JobsAPI, command: Shown, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", api.address)
+    code, lines, _ = command.run("submit", "my cart's.yaml", "--detach")
+    ((name, _),) = api.submitted.items()
+    assert code == 0
+    assert lines[-2:] == [
+        f"to {verb} it: lockstep submit --{verb} {name} --address {api.address}" for verb in ("follow", "stop")
+    ]
+
+
+@pytest.mark.parametrize(("status", "code"), [("FAILED", 1), ("STOPPED", 1), ("SUCCEEDED", 0)])
+def test_the_exit_code_is_that_of_the_job(status: str, code: int, api: JobsAPI, command: Shown):
+    api.status, api.message = status, "it ended, last available logs (truncated to 20,000 chars):\nsecond line"
+    done, lines, _ = command.run("submit", "my cart's.yaml", "--address", api.address)
+    assert done == code
+    assert lines[-1].endswith(f": {status.lower()}: it ended")
+
+
+def test_a_command_that_is_not_found_is_told(api: JobsAPI, command: Shown):
+    api.status, api.exit_code, api.message = "FAILED", 127, "Job entrypoint command failed with exit code 127"
+    code, _, messages = command.run("submit", "my cart's.yaml", "--address", api.address)
+    assert code == 1
+    assert "`lockstep` must be on the PATH" in messages
+
+
+def head(api: JobsAPI, tmp_path: Path, folder: str = "runs/x") -> Path:
+    """A run on the head, and its line in the log."""
+    place = tmp_path / "head" / folder
+    place.mkdir(parents=True)
+    (place / "status.json").write_text("{}")
+    api.log += f"run directory: {place}\n"
+    return place
+
+
+@pytest.mark.parametrize("status", full_or_short(["SUCCEEDED", "FAILED"], ["FAILED"]))
+def test_the_run_directory_is_fetched(status: str, api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
+    head(api, tmp_path)
+    api.status = status
+    options = ("--cluster", cluster, "--set", "logging.directory=./runs//x/")
+    code, lines, messages = command.run("submit", "my cart's.yaml", *options)
+    assert (code, messages) == (int(status == "FAILED"), "")
+    assert lines[-1] == "run directory: runs/x"
+    assert [path.name for path in Path("runs").iterdir()] == ["x"]
+    assert (Path("runs") / "x" / "status.json").read_text() == "{}"
+    ((name, _),) = api.submitted.items()
+    (Path("runs") / "x" / "mine").touch()
+    _, _, messages = command.run("submit", "--follow", name, "--cluster", cluster)
+    assert "runs/x exists already" in messages
+    assert (Path("runs") / "x" / "mine").exists()
+
+
+def test_without_a_tunnel_the_place_on_the_head_is_told(api: JobsAPI, tmp_path: Path, command: Shown):
+    place = head(api, tmp_path)
+    options = ("--address", api.address, "--set", "logging.directory=runs/x")
+    _, lines, _ = command.run("submit", "my cart's.yaml", *options)
+    assert lines[-1] == f"run directory, on the head: {place}; copy it from there, or use --cluster cluster.yaml"
+
+
+def test_a_line_that_imitates_a_run_directory_is_not_fetched(
+    api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown
+):
+    head(api, tmp_path, "other")
+    code, lines, _ = command.run("submit", "my cart's.yaml", "--cluster", cluster)
+    assert code == 0
+    assert lines[-1] == f"run directory: {tmp_path}/head/other"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("directory", full_or_short(["..", "../..", ".", "/", ""], ["..", "/"]))
+def test_a_strangers_job_is_fetched_into_runs_only(
+    directory: str, api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown
+):
+    metadata = {"lockstep_run_directory": directory}
+    api.submitted["theirs"] = {"submission_id": "theirs", "entrypoint": "", "metadata": metadata}
+    api.log += f"run directory: {tmp_path}/head/../..\nrun directory: {tmp_path}/head/.\nrun directory: /\n"
+    (tmp_path / "head").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    command.run("submit", "--follow", "theirs", "--cluster", cluster)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == [tmp_path / "pids"]
+
+
+def test_a_stopped_job_stores_everything_and_is_fetched(api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
+    head(api, tmp_path)
+    options = ("--detach", "--cluster", cluster, "--set", "logging.directory=runs/x")
+    assert command.run("submit", "my cart's.yaml", *options)[0] == 0
+    ((name, _),) = api.submitted.items()
+    code, lines, messages = command.run("submit", "--stop", name, "--cluster", cluster)
+    assert (code, messages) == (0, "")
+    told = f"job {name}: stopped: Job was intentionally stopped."
+    assert lines == ["stored", told, "run directory: runs/x"]
+    assert api.stopped == [name]
+    _, lines, messages = command.run("submit", "--stop", name, "--cluster", cluster)
+    assert f"job {name} is not running" in messages
+    assert lines == [told]
+
+
+def test_no_secret_is_told(api: JobsAPI, command: Shown):
+    api.log += f"env says {SECRET}\n"
+    options = ("--address", api.address, "--set", f"env.kwargs.token={SECRET}", "logging.directory=runs/x")
+    told = []
+    for status in ("FAILED", "SUCCEEDED"):
+        api.status, api.message = status, f"ended with {SECRET}"
+        told += [str(command.run("submit", "my cart's.yaml", *options))]
+    assert api.submitted
+    assert not any(secret in text for secret in (SECRET, TOKEN) for text in told)
+
+
+IN_JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "x", "job_name": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("directory", "expected"),
+    [
+        ("runs/x", "{home}/runs/x"),
+        ("file://runs/x", "{home}/runs/x"),
+        ("local://runs/x", "{home}/runs/x"),
+        ("/data/x", "/data/x"),
+        ("file:///data/x", "/data/x"),
+        ("~/x", "~/x"),
+        ("memory://runs/x", "memory://runs/x"),
+    ],
+)
+def test_relative_run_directories_of_jobs_outlive_their_working_directory(
+    directory: str, expected: str, project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for text in ("", "no json", "{}", "[]", '{"metadata": null}', '{"metadata": {"job_name": "x"}}'):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", text)
+        assert job.lasting(directory) == directory
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", IN_JOB)
+    assert job.lasting(directory) == expected.format(home=os.environ["HOME"])
+
+
+def test_a_job_of_another_version_is_told(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", IN_JOB)
+    options = ("train", "my cart's.yaml", "--set", "trainer.timesteps=1", "evaluation.episodes=0")
+    monkeypatch.setenv("LOCKSTEP_SUBMITTED_BY", "99.0")
+    code, lines, messages = command.run(*options)
+    assert code == 0
+    assert "submitted by Lockstep 99.0, but this cluster has" in messages
+    (line,) = [line for line in lines if line.startswith("run directory: ")]
+    assert line.startswith(f"run directory: {tmp_path}/home/runs/my cart's-20")
+
+
+def test_progress_is_told_where_there_is_no_progress_bar(
+    project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    options = ("train", "my cart's.yaml", "--set", "evaluation.episodes=0")
+    _, lines, _ = command.run(*options)
+    assert not any(line.startswith("timestep ") for line in lines)  # a short run stays tidy
+    monkeypatch.setattr("trainer.command.training._TELLING", 0.0)
+    _, lines, _ = command.run(*options)
+    told = [line for line in lines if line.startswith("timestep ")]
+    assert [line.partition(":")[0] for line in told] == [f"timestep {i} of 120" for i in range(20, 121, 20)]
+    assert told[-1].endswith(" environment steps/s")
+    _, lines, _ = command.run(*options, "trainer.disable_progressbar=false")
+    assert not any(line.startswith("timestep ") for line in lines)
+
+
+def test_progress_is_one_line_for_any_number_of_scopes():
+    def scalars(*returns: float | None) -> list[dict[str, float]]:
+        rate = {"Rate / Environment steps per second": 10_670.0}
+        return [rate | ({} if one is None else {"Episode / Return (mean)": one}) for one in returns]
+
+    assert progress(scalars(112.52, 98.1)) == "returns 112.5 and 98.1; 21,340 environment steps/s"
+    assert progress(scalars(-2.0)) == "return -2; 10,670 environment steps/s"
+    assert progress(scalars(1.0, None, 3.0)) == "returns 1, (no episode ended) and 3; 32,010 environment steps/s"
+    assert progress(scalars(None, None)) == "no episode ended; 21,340 environment steps/s"
+    assert progress(scalars(*range(16))) == "returns 0 to 15 in 16 scopes; 170,720 environment steps/s"
