@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ __all__ = ["Node", "ask_nodes", "missing_resources", "orchestrator_on"]
 
 _WORKER_MODULE = "workers.remote.actor"
 """What the process of a worker imports."""
+
+_CLOCK_TIMEOUT, _CLOCK_ROUNDS = 10.0, 3
 
 _RECENT = 3600.0
 """Seconds for which a dead node is told."""
@@ -73,19 +76,17 @@ def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[Node]:
         packages: Names of the packages whose versions to report.
         timeout: Time for all reports, in seconds.
     """
-    known = ray.nodes()
-    alive = [node for node in known if node["Alive"]]
-    ids = [node["NodeID"] for node in alive]
+    ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     reports = _ask(ids, node_report.report, list(packages), _WORKER_MODULE, timeout=timeout)
-    # the processes have started
-    clocks = _ask([id for id in ids if not reports[id].error], node_report.clock, timeout=timeout)
-    nodes = [_alive(node, reports[node["NodeID"]], clocks.get(node["NodeID"])) for node in alive]
-    addresses = {node.address for node in nodes}
-    ends = _ends()
-    dead = [node for node in known if not node["Alive"] and node["NodeManagerAddress"] not in addresses]
-    dead.sort(key=lambda node: ends.get(node["NodeID"], 0.0))
-    last = {node["NodeManagerAddress"]: node for node in dead}
-    return nodes + [_dead(node, ends) for node in last.values() if _is_lost(node, ends)]
+    answering = [id for id in ids if not reports[id].error]
+    # the first call of each may have to start a process
+    rounds = [_ask(answering, node_report.clock, timeout=_CLOCK_TIMEOUT) for _ in range(_CLOCK_ROUNDS)]
+    clocks = {id: [answers[id] for answers in rounds] for id in answering}
+    known = ray.nodes()  # again, because a node may have died meanwhile
+    alive = [node for node in known if node["Alive"] and node["NodeID"] in reports]
+    nodes = [_alive(node, reports[node["NodeID"]], clocks.get(node["NodeID"], [])) for node in alive]
+    nodes += _lost([node for node in known if not node["Alive"]], {node.address for node in nodes})
+    return sorted(nodes, key=lambda node: _in_order(node.address))
 
 
 def missing_resources(cluster: Cluster, orchestrator: RayOrchestrator, workers: int) -> str:
@@ -149,10 +150,13 @@ def _result(call: Any) -> tuple[Any, str]:
         return None, f"{type(error).__name__}: {uncoloured(error).strip()}"
 
 
-def _alive(node: Mapping[str, Any], report: _Answer, clock: _Answer | None) -> Node:
-    ahead, error = None, 0.0
-    if clock is not None and not clock.error:
-        ahead, error = clock.value - (clock.sent + clock.received) / 2, (clock.received - clock.sent) / 2
+def _alive(node: Mapping[str, Any], report: _Answer, clocks: Sequence[_Answer]) -> Node:
+    told = [
+        ((clock.received - clock.sent) / 2, clock.value - (clock.sent + clock.received) / 2)
+        for clock in clocks
+        if not clock.error
+    ]
+    error, ahead = min(told, default=(0.0, None))
     return Node(
         id=node["NodeID"],
         address=node["NodeManagerAddress"],
@@ -173,10 +177,22 @@ def _ends() -> dict[str, float]:
     return {id.hex(): info.end_time_ms / 1000 for id, info in client.get_all_node_info(timeout=10.0).items()}
 
 
-def _is_lost(node: Mapping[str, Any], ends: Mapping[str, float]) -> bool:
-    """Return whether a dead node was lost not long ago."""
-    is_recent = time.time() - ends.get(node["NodeID"], time.time()) < _RECENT
-    return is_recent and node["DeathReason"] not in _INTENDED
+def _lost(dead: Sequence[Mapping[str, Any]], in_use: Container[str]) -> list[Node]:
+    """Return the dead nodes that were lost not long ago, once for each address that is not in use."""
+    ends, now = _ends(), time.time()
+    last = {node["NodeManagerAddress"]: node for node in sorted(dead, key=lambda node: ends.get(node["NodeID"], now))}
+    return [
+        _dead(node, ends)
+        for address, node in last.items()
+        if address not in in_use
+        and node["DeathReason"] not in _INTENDED
+        and now - ends.get(node["NodeID"], now) < _RECENT
+    ]
+
+
+def _in_order(address: str) -> list[str | int]:
+    """Return a key that sorts numbers in addresses by their value."""
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", address)]
 
 
 def _dead(node: Mapping[str, Any], ends: Mapping[str, float]) -> Node:

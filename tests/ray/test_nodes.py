@@ -115,9 +115,11 @@ def test_only_nodes_that_were_lost_lately_are_told(monkeypatch):
         dead("lost-before", address="10.0.0.7"),
         dead("unknown", address="10.0.0.8", reason=NodeDeathInfo.UNSPECIFIED),
     ]
+    dying = dead("dying", address="10.0.0.10")
+    looks = iter([[{**dying, "Alive": True}, *known], [dying, *known]])  # before and after the nodes are asked
     now = time.time()
     ends = {"old": now - 4000, "lost-before": now - 90, "lost": now - 60, "preempted": now - 5}
-    monkeypatch.setattr(ray, "nodes", lambda: known)
+    monkeypatch.setattr(ray, "nodes", lambda: next(looks))
     monkeypatch.setattr(nodes, "_ends", lambda: ends)
     monkeypatch.setattr(
         nodes, "_ask", lambda ids, *_, timeout: dict.fromkeys(ids, nodes._Answer(None, "busy", now, now))
@@ -126,12 +128,13 @@ def test_only_nodes_that_were_lost_lately_are_told(monkeypatch):
     at = time.strftime("%H:%M:%S", time.localtime(now - 60))
     assert [(node.host, bool(node.death)) for node in found] == [
         ("back", False),
-        ("unknown", True),
-        ("lost", True),
         ("preempted", True),
+        ("lost", True),
+        ("unknown", True),
+        ("dying", True),
     ]
     assert found[2].death == f"since {at}: lost fell over"
-    assert found[1].death == "unknown fell over"
+    assert found[3].death == "unknown fell over"
 
 
 @pytest.mark.parametrize(
