@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -137,9 +138,9 @@ class Job:
             ConfigError: The configuration is not among what is sent.
         """
         first = cls.check(name, path, overrides, working_dir)
-        train = ["lockstep", "train", *_arguments(path, first.folder, overrides)]
-        entrypoint = f"{first.entrypoint} && exec {shlex.join(train)}"
-        return cls(name, entrypoint, first.folder, config.logging.directory or f"runs/{name}")
+        train = shlex.join(["lockstep", "train", *_arguments(path, overrides, working_dir)])
+        directory = config.logging.directory or f"runs/{name}"
+        return dataclasses.replace(first, entrypoint=f"{first.entrypoint} && exec {train}", directory=directory)
 
     @classmethod
     def check(cls, name: str, path: str | None, overrides: Sequence[str], working_dir: str = ".") -> Job:
@@ -154,22 +155,20 @@ class Job:
         Raises:
             ConfigError: The configuration is not among what is sent.
         """
-        folder = None if path is None else Path(working_dir).resolve()
-        entrypoint = ["lockstep", "doctor", *_arguments(path, folder, overrides), "--address", "auto"]
-        return cls(name, shlex.join(entrypoint), folder, "")
+        arguments = [] if path is None else _arguments(path, overrides, working_dir)
+        entrypoint = shlex.join(["lockstep", "doctor", *arguments, "--address", "auto"])
+        return cls(name, entrypoint, None if path is None else Path(working_dir).resolve(), "")
 
 
-def _arguments(path: str | None, folder: Path | None, overrides: Sequence[str]) -> list[str]:
+def _arguments(path: str, overrides: Sequence[str], working_dir: str) -> list[str]:
     """Return the arguments for a configuration in the folder that is sent.
 
     Raises:
         ConfigError: It is not among what is sent.
     """
-    if path is None or folder is None:
-        return []
-    file = Path(path).resolve()
+    folder, file = Path(working_dir).resolve(), Path(path).resolve()
     if not folder.is_dir():
-        raise ConfigError(f"--working-dir is {str(folder)!r}, which is no folder")
+        raise ConfigError(f"--working-dir is {working_dir!r}, which is no folder")
     if Path.home().resolve().is_relative_to(folder):
         raise ConfigError(
             f"the working directory is {str(folder)!r}, with your home and all that is in it, and would be sent to "
