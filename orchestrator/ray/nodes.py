@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.orchestrator import RayOrchestrator
-from orchestrator.ray.placement import lacking
+from orchestrator.ray.placement import shortage
 from orchestrator.ray.transport import uncoloured
 from workers import node_report
 from workers.node_report import NodeReport
@@ -90,8 +90,12 @@ def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[Node]:
 
 
 def missing_resources(cluster: Cluster, orchestrator: RayOrchestrator, workers: int) -> str:
-    """Return what the workers of an orchestrator would need and the nodes lack; empty if they fit."""
-    return lacking(cluster, workers=workers, num_cpus=orchestrator.num_cpus, num_gpus=orchestrator.num_gpus)
+    """Return what the workers of an orchestrator would need and the nodes lack; empty if they fit.
+
+    Raises:
+        ConfigError: An option has values for another number of workers.
+    """
+    return shortage(cluster, orchestrator.bundles(workers), orchestrator.strategy)
 
 
 def orchestrator_on(node: Node) -> RayOrchestrator:

@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     there = doctor.add_mutually_exclusive_group()
     there.add_argument("--address", help="check a Ray cluster instead: auto, host:6379, or http://... of its dashboard")
     there.add_argument("--cluster", metavar="CLUSTER.yaml", help="check the cluster of this file for `ray up` instead")
+    doctor.add_argument(
+        "--no-build", action="store_false", dest="build", help="build no agents and environments of the configuration"
+    )
     doctor.set_defaults(verb=_doctor)
     submit = verbs.add_parser("submit", help="train on a Ray cluster, as a job", description=_submit.__doc__)
     what = submit.add_mutually_exclusive_group(required=True)
@@ -208,11 +211,11 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
     if config is not None and not options.trust:
         check_config(options.config, text, config, options.overrides)
     if options.address is None:
-        found = examine(config)
+        found = examine(config, build=options.build)
     else:
         from trainer.command.doctor_cluster import examine_cluster
 
-        found = examine_cluster(options.address, config)
+        found = examine_cluster(options.address, config, build=options.build)
     healthy = True
     for finding in itertools.chain(broken, found):
         healthy &= finding.healthy
@@ -270,7 +273,7 @@ def _check(options: argparse.Namespace) -> Job:
     options.detach = False
     if options.config is not None:
         _read(options)
-    return Job.check(name_of("doctor"), options.config, options.overrides)
+    return Job.check(name_of("doctor"), options.config, options.overrides, build=options.build)
 
 
 def _read(options: argparse.Namespace) -> RunConfig:

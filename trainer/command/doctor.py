@@ -58,11 +58,12 @@ class Finding:
         return text if self.healthy else f"{text}\n     remedy: {self.remedy}"
 
 
-def examine(config: RunConfig | None) -> Iterator[Finding]:
+def examine(config: RunConfig | None, *, build: bool = True) -> Iterator[Finding]:
     """Run the checks one after the other.
 
     Args:
         config: A configuration to check as well, or None.
+        build: Whether to build its agents and environments.
     """
     found = versions()
     yield Finding("versions", ", ".join(f"{name} {value or '(not installed)'}" for name, value in found.items()))
@@ -77,7 +78,7 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     yield _shared_memory()
     yield write_access(config.logging.directory if config else None)
     yield _ray(config.orchestrator if config else OrchestratorConfig())
-    if config is not None:
+    if config is not None and build:
         finding = can_run(config)
         yield finding
         if finding.healthy:

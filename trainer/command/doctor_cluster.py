@@ -25,12 +25,13 @@ _STEPS_TIMEOUT = 60.0
 """Seconds after which no further empty step is measured. One takes about a second."""
 
 
-def examine_cluster(address: str, config: RunConfig | None) -> Iterator[Finding]:
+def examine_cluster(address: str, config: RunConfig | None, *, build: bool = True) -> Iterator[Finding]:
     """Run the checks of a cluster one after the other.
 
     Args:
         address: Address of the cluster, as for `RayOrchestrator`.
         config: A configuration to check as well, or None. Its agents live in this cluster, whatever it says.
+        build: Whether to build its agents and environments. Otherwise, a lack of room is no fault: nodes may be joining.
 
     Raises:
         ConfigError: There is no address.
@@ -63,7 +64,7 @@ def examine_cluster(address: str, config: RunConfig | None) -> Iterator[Finding]
         yield from node_findings(nodes, steps, driver, config.framework if config else None)
         yield write_access(config.logging.directory if config else None)
         if config is not None:
-            yield _configuration(cluster, config)
+            yield _configuration(cluster, config, build=build)
     finally:
         cluster.disconnect()
 
@@ -81,15 +82,17 @@ def _steps(nodes: Sequence[Node]) -> dict[str, Step | str]:
     return steps
 
 
-def _configuration(cluster: Cluster, config: RunConfig) -> Finding:
-    """Build the workers in the cluster and do one iteration, if there is room."""
+def _configuration(cluster: Cluster, config: RunConfig, *, build: bool) -> Finding:
+    """Say whether there is room, and if so, build the workers in the cluster and do one iteration."""
     # without an address, this process's connection is used
     options = {**config.orchestrator.options, "address": None}
     try:
         orchestrator = parse(RayOrchestrator, options, "orchestrator.options")
         missing = missing_resources(cluster, orchestrator, len(config.agents))
-    except ConfigError:  # told by the check below
-        missing = ""
+    except ConfigError as error:
+        return Finding("configuration", str(error), "change these keys; `lockstep train --help` lists all keys")
+    if not build:
+        return Finding("resources", missing or "there is room for all workers")
     if missing:
         remedy = "use fewer simultaneous agents or fewer resources for each, or add nodes"
         return Finding("resources", missing, remedy)

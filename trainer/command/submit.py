@@ -125,7 +125,7 @@ class Job:
 
     @classmethod
     def training(cls, name: str, config: RunConfig, path: str, working_dir: str, overrides: Sequence[str]) -> Job:
-        """Return the job that trains, after the same checks as those of `check`.
+        """Return the job that trains, after a check that builds nothing.
 
         Args:
             name: Name of the job and of its run.
@@ -137,13 +137,15 @@ class Job:
         Raises:
             ConfigError: The configuration is not among what is sent.
         """
-        first = cls.check(name, path, overrides, working_dir)
+        first = cls.check(name, path, overrides, working_dir, build=False)
         train = shlex.join(["lockstep", "train", *_arguments(path, overrides, working_dir)])
         directory = config.logging.directory or f"runs/{name}"
         return dataclasses.replace(first, entrypoint=f"{first.entrypoint} && exec {train}", directory=directory)
 
     @classmethod
-    def check(cls, name: str, path: str | None, overrides: Sequence[str], working_dir: str = ".") -> Job:
+    def check(
+        cls, name: str, path: str | None, overrides: Sequence[str], working_dir: str = ".", *, build: bool
+    ) -> Job:
         """Return the job that checks the cluster and, if given, a configuration.
 
         Args:
@@ -151,12 +153,15 @@ class Job:
             path: Path of a configuration, which is trusted there, or None.
             overrides: ``key=value``.
             working_dir: The folder to send.
+            build: Whether to build its agents and environments.
 
         Raises:
             ConfigError: The configuration is not among what is sent.
         """
         arguments = [] if path is None else _arguments(path, overrides, working_dir)
-        entrypoint = shlex.join(["lockstep", "doctor", *arguments, "--address", "auto"])
+        entrypoint = shlex.join(
+            ["lockstep", "doctor", *arguments, "--address", "auto", *([] if build else ["--no-build"])]
+        )
         return cls(name, entrypoint, None if path is None else Path(working_dir).resolve(), "")
 
 
