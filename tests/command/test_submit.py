@@ -102,7 +102,7 @@ def test_a_job_is_submitted_and_followed(api: JobsAPI, command: Shown):
     ]
     check, train = parts(sent["entrypoint"])
     assert check[:3] == ["lockstep", "doctor", "my cart's.yaml"]
-    assert check[-2:] == ["--address", "auto"]
+    assert check[-3:] == ["--address", "auto", "--no-build"]
     assert train[:5] == ["lockstep", "train", "my cart's.yaml", "--trust", "--set"]
     assert train[2:] == check[2:-2]
     overrides = train[5:]

@@ -31,7 +31,7 @@ def examine_cluster(address: str, config: RunConfig | None, *, build: bool = Tru
     Args:
         address: Address of the cluster, as for `RayOrchestrator`.
         config: A configuration to check as well, or None. Its agents live in this cluster, whatever it says.
-        build: Whether to build its agents and environments. Otherwise, a lack of room is no fault: nodes may be joining.
+        build: Whether to build its agents and environments. Otherwise, a lack of room is no fault: nodes may join.
 
     Raises:
         ConfigError: There is no address.
@@ -90,7 +90,7 @@ def _configuration(cluster: Cluster, config: RunConfig, *, build: bool) -> Findi
         orchestrator = parse(RayOrchestrator, options, "orchestrator.options")
         missing = missing_resources(cluster, orchestrator, len(config.agents))
     except ConfigError as error:
-        return Finding("configuration", str(error), "change these keys; `lockstep train --help` lists all keys")
+        return Finding("configuration", f"ConfigError: {error}", "correct the configuration as the message says")
     if not build:
         return Finding("resources", missing or "there is room for all workers")
     if missing:
