@@ -104,7 +104,7 @@ def test_a_job_is_submitted_and_followed(api: JobsAPI, command: Shown):
     assert check[:3] == ["lockstep", "doctor", "my cart's.yaml"]
     assert check[-3:] == ["--address", "auto", "--no-build"]
     assert train[:5] == ["lockstep", "train", "my cart's.yaml", "--trust", "--set"]
-    assert train[2:] == check[2:-2]
+    assert train[2:] == check[2:-3]
     overrides = train[5:]
     assert overrides[:2] == ["trainer.timesteps=7", "logging.directory=s3://me:secret@bucket/run"]
     config = load_config(Path("my cart's.yaml").read_text(), overrides)
