@@ -21,7 +21,7 @@ from orchestrator.ray.transport import uncoloured
 from workers import node_report
 from workers.node_report import NodeReport
 
-__all__ = ["Node", "ask_nodes", "missing_resources", "orchestrator_on"]
+__all__ = ["NodeStatus", "ask_nodes", "missing_resources", "orchestrator_on"]
 
 _WORKER_MODULE = "workers.remote.actor"
 """What the process of a worker imports."""
@@ -38,7 +38,7 @@ _START_TIMEOUT, _STEP_TIMEOUT = 30.0, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
+class NodeStatus:
     """A node.
 
     Attributes:
@@ -67,7 +67,7 @@ class Node:
         return self.address if self.host in ("", self.address) else f"{self.address} ({self.host})"
 
 
-def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[Node]:
+def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[NodeStatus]:
     """Ask all nodes of the connected cluster for a report at once, and compare their clocks with that of this process.
 
     Nodes that were lost in the last hour are listed, too, once for each address, unless it is in use again.
@@ -98,7 +98,7 @@ def missing_resources(cluster: Cluster, orchestrator: RayOrchestrator, workers: 
     return shortage(cluster, orchestrator.bundles(workers), orchestrator.strategy)
 
 
-def orchestrator_on(node: Node) -> RayOrchestrator:
+def orchestrator_on(node: NodeStatus) -> RayOrchestrator:
     """Return an orchestrator that starts workers on one node, whether or not it has CPUs that are free."""
     place: dict[str, Any] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node.id}}
     return RayOrchestrator(**place, start_timeout=_START_TIMEOUT, step_timeout=_STEP_TIMEOUT)
@@ -154,14 +154,14 @@ def _result(call: Any) -> tuple[Any, str]:
         return None, f"{type(error).__name__}: {uncoloured(error).strip()}"
 
 
-def _alive(node: Mapping[str, Any], report: _Answer, clocks: Sequence[_Answer]) -> Node:
+def _alive(node: Mapping[str, Any], report: _Answer, clocks: Sequence[_Answer]) -> NodeStatus:
     told = [
         ((clock.received - clock.sent) / 2, clock.value - (clock.sent + clock.received) / 2)
         for clock in clocks
         if not clock.error
     ]
     error, ahead = min(told, default=(0.0, None))
-    return Node(
+    return NodeStatus(
         id=node["NodeID"],
         address=node["NodeManagerAddress"],
         host=node["NodeManagerHostname"],
@@ -181,7 +181,7 @@ def _ends() -> dict[str, float]:
     return {id.hex(): info.end_time_ms / 1000 for id, info in client.get_all_node_info(timeout=10.0).items()}
 
 
-def _lost(dead: Sequence[Mapping[str, Any]], in_use: Container[str]) -> list[Node]:
+def _lost(dead: Sequence[Mapping[str, Any]], in_use: Container[str]) -> list[NodeStatus]:
     """Return the dead nodes that were lost not long ago, once for each address that is not in use."""
     ends, now = _ends(), time.time()
     last = {node["NodeManagerAddress"]: node for node in sorted(dead, key=lambda node: ends.get(node["NodeID"], now))}
@@ -199,11 +199,11 @@ def _in_order(address: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", address)]
 
 
-def _dead(node: Mapping[str, Any], ends: Mapping[str, float]) -> Node:
+def _dead(node: Mapping[str, Any], ends: Mapping[str, float]) -> NodeStatus:
     end = ends.get(node["NodeID"])
     since = "" if end is None else f"since {time.strftime('%H:%M:%S', time.localtime(end))}: "
     reason = node["DeathReasonMessage"].strip() or "Ray does not say why"
-    return Node(
+    return NodeStatus(
         id=node["NodeID"],
         address=node["NodeManagerAddress"],
         host=node["NodeManagerHostname"],

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from orchestrator.ray import RayOrchestrator, nodes
-from orchestrator.ray.nodes import Node
+from orchestrator.ray.nodes import NodeStatus
 from tests.support.command import run
 from tests.support.schedule import full_or_short, only_long
 from trainer.command import doctor_cluster
@@ -27,7 +27,7 @@ from workers.errors import ClusterError
 def plain_nodes(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     """Accept any token, shared memory and limit, wherever the tests run."""
 
-    def ask(packages: Sequence[str], *, timeout: float) -> list[Node]:
+    def ask(packages: Sequence[str], *, timeout: float) -> list[NodeStatus]:
         found = nodes.ask_nodes(packages, timeout=timeout)
         for node in found:
             assert node.report is not None
@@ -148,7 +148,7 @@ def test_an_address_that_is_empty(capsys: pytest.CaptureFixture[str]):
 def test_a_cluster_that_is_lost_meanwhile(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ):
-    def ask(packages: Sequence[str], *, timeout: float) -> list[Node]:
+    def ask(packages: Sequence[str], *, timeout: float) -> list[NodeStatus]:
         raise ConnectionError("the head is gone")
 
     monkeypatch.setattr(doctor_cluster, "ask_nodes", ask)
@@ -156,8 +156,8 @@ def test_a_cluster_that_is_lost_meanwhile(
     assert (code, lines[0]) == (1, "FAIL cluster: ConnectionError: the head is gone")
 
 
-def node(number: int, *, report: Any) -> Node:
-    return Node(id=f"id{number}", address=f"10.0.0.{number}", host=f"h{number}", resources={}, report=report)
+def node(number: int, *, report: Any) -> NodeStatus:
+    return NodeStatus(id=f"id{number}", address=f"10.0.0.{number}", host=f"h{number}", resources={}, report=report)
 
 
 def test_steps_are_measured_one_after_the_other_as_long_as_there_is_time(monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ray.nodes import Node
+from orchestrator.ray.nodes import NodeStatus
 from trainer import __version__
 from trainer.command.empty_step import Step
 from trainer.command.node_findings import node_findings, node_table
@@ -27,11 +27,11 @@ DRIVER: NodeReport = {
 STEP = Step(1234.4e-6, "connection")
 
 
-def node(number: int = 1, *, versions: Any = None, **changes: Any) -> Node:
+def node(number: int = 1, *, versions: Any = None, **changes: Any) -> NodeStatus:
     """A healthy node, with changes of its report by their names, and of itself."""
     known = {name: changes.pop(name) for name in list(changes) if name in DRIVER}
     report = NodeReport(**{**DRIVER, **known, "versions": {**DRIVER["versions"], **(versions or {})}})  # type: ignore[typeddict-item]
-    made = Node(
+    made = NodeStatus(
         id=f"id{number}",
         address=f"10.0.0.{number}",
         host=f"h{number}",
@@ -43,15 +43,15 @@ def node(number: int = 1, *, versions: Any = None, **changes: Any) -> Node:
     return replace(made, **changes)
 
 
-def lost(number: int) -> Node:
+def lost(number: int) -> NodeStatus:
     return node(number, death="since 12:03:11: no heartbeat", report=None, resources={}, clock=None)
 
 
-def silent(number: int) -> Node:
+def silent(number: int) -> NodeStatus:
     return node(number, report=None, silence="no answer within 30 s", clock=None)
 
 
-def told(*nodes: Node, framework: str | None = None, steps: Any = None) -> list[str]:
+def told(*nodes: NodeStatus, framework: str | None = None, steps: Any = None) -> list[str]:
     """The findings, without what is told of healthy nodes."""
     steps = {node.id: STEP for node in nodes if node.report is not None} if steps is None else steps
     first, *found, last = node_findings(nodes, steps, DRIVER, framework)
@@ -79,7 +79,7 @@ def test_healthy_nodes_have_no_findings():
     assert (cpus.detail, cpus.healthy) == ("EPYC on all nodes that answer", True)
 
 
-FAULTS: list[tuple[Node, str, str]] = [
+FAULTS: list[tuple[NodeStatus, str, str]] = [
     (lost(2), "nodes: 10.0.0.2 (h2): lost (since 12:03:11: no heartbeat)", "start Ray there again; "),
     (silent(2), "nodes: 10.0.0.2 (h2): alive according to Ray, but it cannot be asked: no answer", "check the load"),
     (
@@ -120,7 +120,7 @@ FAULTS: list[tuple[Node, str, str]] = [
 
 
 @pytest.mark.parametrize(("broken", "finding", "remedy"), FAULTS)
-def test_a_fault_has_its_node_and_its_remedy(broken: Node, finding: str, remedy: str):
+def test_a_fault_has_its_node_and_its_remedy(broken: NodeStatus, finding: str, remedy: str):
     (text,) = told(node(1), broken, framework="torch")
     assert text.startswith(f"FAIL {finding}")
     assert f"\n     remedy: {remedy}" in f"{text}\n"
@@ -135,7 +135,7 @@ def test_a_fault_has_its_node_and_its_remedy(broken: Node, finding: str, remedy:
         (node(2, token="none"), "token: 10.0.0.2 (h2): Ray asks for none: "),
     ],
 )
-def test_a_note_is_no_fault(unusual: Node, note: str):
+def test_a_note_is_no_fault(unusual: NodeStatus, note: str):
     """For one, a framework that nobody has asked for may be missing."""
     (text,) = told(node(1), unusual)
     assert text.startswith(f"ok   {note}")

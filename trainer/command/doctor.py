@@ -42,11 +42,13 @@ class Finding:
         subject: What was checked.
         detail: What was found.
         remedy: What to do about it; empty if nothing is wrong.
+        hinders: Whether a training cannot start, or would give other results, if something is wrong.
     """
 
     subject: str
     detail: str
     remedy: str = ""
+    hinders: bool = True
 
     @property
     def healthy(self) -> bool:

@@ -8,7 +8,7 @@ from time import monotonic
 
 from orchestrator.ray import RayOrchestrator
 from orchestrator.ray.cluster import Cluster, connect
-from orchestrator.ray.nodes import Node, ask_nodes, missing_resources, orchestrator_on
+from orchestrator.ray.nodes import NodeStatus, ask_nodes, missing_resources, orchestrator_on
 from trainer.command.doctor import Finding, can_run, write_access
 from trainer.command.empty_step import Step, measure_empty_step
 from trainer.command.node_findings import node_findings, node_table
@@ -69,7 +69,7 @@ def examine_cluster(address: str, config: RunConfig | None, *, build: bool = Tru
         cluster.disconnect()
 
 
-def _steps(nodes: Sequence[Node]) -> dict[str, Step | str]:
+def _steps(nodes: Sequence[NodeStatus]) -> dict[str, Step | str]:
     """Measure the empty step to each node in turn, or say why that fails."""
     steps: dict[str, Step | str] = {}
     end = monotonic() + _STEPS_TIMEOUT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from orchestrator.ray.nodes import Node
+from orchestrator.ray.nodes import NodeStatus
 from trainer import __version__
 from trainer.command.doctor import LEAST_SHARED_MEMORY, SHARED_MEMORY_REMEDY, Finding
 from trainer.command.empty_step import Step
@@ -25,7 +25,7 @@ _PACKAGES = {"torch": "torch", "jax": "jax", "warp": "warp-lang"}
 """Package of each framework."""
 
 
-def node_table(nodes: Sequence[Node], steps: Mapping[str, Step | str]) -> str:
+def node_table(nodes: Sequence[NodeStatus], steps: Mapping[str, Step | str]) -> str:
     """Return a table with a row for each node.
 
     Args:
@@ -38,7 +38,7 @@ def node_table(nodes: Sequence[Node], steps: Mapping[str, Step | str]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
-def _row(node: Node, step: Step | str | None) -> tuple[str, ...]:
+def _row(node: NodeStatus, step: Step | str | None) -> tuple[str, ...]:
     resources, report = node.resources, node.report
     alive = "no" if node.death else "silent" if report is None else "yes"
     has = ["-"] * 3
@@ -58,7 +58,7 @@ def _row(node: Node, step: Step | str | None) -> tuple[str, ...]:
 
 
 def node_findings(
-    nodes: Sequence[Node], steps: Mapping[str, Step | str], driver: NodeReport, framework: str | None
+    nodes: Sequence[NodeStatus], steps: Mapping[str, Step | str], driver: NodeReport, framework: str | None
 ) -> Iterator[Finding]:
     """Yield what is wrong with the nodes, and what is worth knowing. Nodes with the same fault share a finding.
 
@@ -69,7 +69,7 @@ def node_findings(
         framework: Name of the framework that the nodes need; None if any will do.
     """
     yield _equal_versions(nodes, driver)
-    found: dict[Finding, list[Node]] = {}
+    found: dict[Finding, list[NodeStatus]] = {}
     for node in nodes:
         for finding in _examined(node, steps.get(node.id), driver, framework):
             found.setdefault(finding, []).append(node)
@@ -79,14 +79,16 @@ def node_findings(
     yield _cpus(nodes)
 
 
-def _examined(node: Node, step: Step | str | None, driver: NodeReport, framework: str | None) -> Iterator[Finding]:
+def _examined(
+    node: NodeStatus, step: Step | str | None, driver: NodeReport, framework: str | None
+) -> Iterator[Finding]:
     """Yield what is to be said of one node, without its name."""
     if node.death:
         remedy = "start Ray there again; /tmp/ray/session_latest/logs/raylet.out there may say why it ended"
-        yield Finding("nodes", f"lost ({node.death})", remedy)
+        yield Finding("nodes", f"lost ({node.death})", remedy, hinders=False)
     elif node.report is None:
         remedy = "check the load and the memory there, and that the driver reaches it; then restart Ray there"
-        yield Finding("nodes", f"alive according to Ray, but it cannot be asked: {node.silence}", remedy)
+        yield Finding("nodes", f"alive according to Ray, but it cannot be asked: {node.silence}", remedy, hinders=False)
     else:
         yield from _of_packages(node.report, driver, framework)
         yield from _of_machine(node, node.report)
@@ -114,22 +116,25 @@ def _of_packages(report: NodeReport, driver: NodeReport, framework: str | None) 
         yield Finding("versions", ", ".join(told), remedy)
 
 
-def _of_machine(node: Node, report: NodeReport) -> Iterator[Finding]:
+def _of_machine(node: NodeStatus, report: NodeReport) -> Iterator[Finding]:
     shared, token, files = report["shared_memory"], report["token"], report["open_files"]
     if shared is not None and shared[0] < LEAST_SHARED_MEMORY:
-        yield Finding("shared memory", f"{shared[0] / _GIB:.1f} GiB free in /dev/shm", SHARED_MEMORY_REMEDY)
+        yield Finding(
+            "shared memory", f"{shared[0] / _GIB:.1f} GiB free in /dev/shm", SHARED_MEMORY_REMEDY, hinders=False
+        )
     if token == "none":
         yield Finding("token", "Ray asks for none: whoever reaches its ports can run code there")
     elif token.isdigit() and int(token, 8) & 0o077:
         path = report["token_file"]
-        yield Finding("token", f"other users of the machine can read it (mode {token})", f"chmod 600 {path}, there")
+        detail = f"other users of the machine can read it (mode {token})"
+        yield Finding("token", detail, f"chmod 600 {path}, there", hinders=False)
     if node.clock is not None and abs(node.clock) - node.clock_error > _MOST_CLOCK:
         than = "ahead of" if node.clock > 0 else "behind"
         detail = f"{abs(node.clock):.1f} s {than} the driver's"
-        yield Finding("clock", detail, "synchronise the clocks: start chrony or systemd-timesyncd there")
+        yield Finding("clock", detail, "synchronise the clocks: start chrony or systemd-timesyncd there", hinders=False)
     if 0 <= files < _LEAST_OPEN_FILES:
         detail = f"a process may open {files} files and sockets; expected at least {_LEAST_OPEN_FILES}"
-        yield Finding("open files", detail, "run `ulimit -n 65536` before `ray start` there")
+        yield Finding("open files", detail, "run `ulimit -n 65536` before `ray start` there", hinders=False)
 
 
 def _of_step(step: Step | str | None, report: NodeReport) -> Iterator[Finding]:
@@ -144,12 +149,12 @@ def _of_step(step: Step | str | None, report: NodeReport) -> Iterator[Finding]:
             "open the TCP ports on which workers listen between the driver and the nodes, or run the driver on a node: "
             "`ray job submit` does"
         )
-        yield Finding("empty step", detail, remedy)
+        yield Finding("empty step", detail, remedy, hinders=False)
     elif step.transport == "ray":
         yield Finding("empty step", "steps go through plain actor calls, because RAY_USE_TLS is set")
 
 
-def _equal_versions(nodes: Sequence[Node], driver: NodeReport) -> Finding:
+def _equal_versions(nodes: Sequence[NodeStatus], driver: NodeReport) -> Finding:
     """Return the versions that the driver and all nodes that answer have."""
     reports = [node.report for node in nodes if node.report is not None]
     equal = [
@@ -160,8 +165,8 @@ def _equal_versions(nodes: Sequence[Node], driver: NodeReport) -> Finding:
     return Finding("versions", f"the same on the driver and all nodes that answer: {', '.join(equal) or 'none'}")
 
 
-def _cpus(nodes: Iterable[Node]) -> Finding:
-    by_type: dict[str, list[Node]] = {}
+def _cpus(nodes: Iterable[NodeStatus]) -> Finding:
+    by_type: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         if node.report is not None:
             by_type.setdefault(node.report["cpu"], []).append(node)
@@ -176,7 +181,7 @@ def _public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def _named(nodes: Sequence[Node]) -> str:
+def _named(nodes: Sequence[NodeStatus]) -> str:
     names = ", ".join(map(str, nodes[:_MOST_NAMED]))
     return names if len(nodes) <= _MOST_NAMED else f"{names} and {len(nodes) - _MOST_NAMED} more"
 
