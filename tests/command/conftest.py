@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.command import CONFIG
+from tests.support.command import CONFIG, Shown
+from tests.support.jobs_api import TOKEN
 from tests.support.processes import ROOT
 
 
@@ -17,3 +18,24 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     monkeypatch.chdir(ROOT)
     return path
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Shown:
+    caplog.set_level("WARNING", logger="lockstep")
+    return Shown(capsys, caplog)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a configuration."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    config = {**CONFIG, "agents": [{}, {}], "orchestrator": {"kind": "local", "options": {"num_threads": 1}}}
+    (folder / "my cart's.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -14,52 +13,16 @@ import yaml
 
 from orchestrator.ray import jobs, launcher
 from tests.support import fake_ray
-from tests.support.command import CONFIG, run
+from tests.support.command import CONFIG, Shown
 from tests.support.jobs_api import TOKEN, JobsAPI, jobs_api
 from tests.support.schedule import full_or_short
 from trainer import __version__
-from trainer.command import job, submit
+from trainer.command import submit
 from trainer.command.run_config import load_config
-from trainer.command.training import progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # by Ray's client
 
 SECRET = "hunter2-of-config"
-
-
-class Shown:
-    """What the command has told: pytest takes the messages of the log away from the console."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-        self._capsys, self._caplog = capsys, caplog
-
-    def run(self, *arguments: object) -> tuple[int, list[str], str]:
-        """Run the command, and return its exit code, the lines of its output, and its messages."""
-        self._caplog.clear()
-        code, lines, messages = run(self._capsys, *arguments)
-        logged = [record.getMessage() for record in self._caplog.records if record.name == "lockstep"]
-        return code, lines, "\n".join([*logged, messages])
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Shown:
-    caplog.set_level("WARNING", logger="lockstep")
-    return Shown(capsys, caplog)
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a configuration."""
-    folder = tmp_path / "my project"
-    folder.mkdir()
-    config = {**CONFIG, "agents": [{}, {}], "orchestrator": {"kind": "local", "options": {"num_threads": 1}}}
-    (folder / "my cart's.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
 
 
 @pytest.fixture
@@ -334,68 +297,3 @@ def test_no_secret_is_told(api: JobsAPI, command: Shown):
         told += [str(command.run("submit", "my cart's.yaml", *options))]
     assert api.submitted
     assert not any(secret in text for secret in (SECRET, TOKEN) for text in told)
-
-
-IN_JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "x", "job_name": "x"}})
-
-
-@pytest.mark.parametrize(
-    ("directory", "expected"),
-    [
-        ("runs/x", "{home}/runs/x"),
-        ("file://runs/x", "{home}/runs/x"),
-        ("local://runs/x", "{home}/runs/x"),
-        ("/data/x", "/data/x"),
-        ("file:///data/x", "/data/x"),
-        ("~/x", "~/x"),
-        ("memory://runs/x", "memory://runs/x"),
-    ],
-)
-def test_relative_run_directories_of_jobs_outlive_their_working_directory(
-    directory: str, expected: str, project: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for text in ("", "no json", "{}", "[]", '{"metadata": null}', '{"metadata": {"job_name": "x"}}'):
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", text)
-        assert job.lasting(directory) == directory
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", IN_JOB)
-    assert job.lasting(directory) == expected.format(home=os.environ["HOME"])
-
-
-def test_a_job_of_another_version_is_told(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
-):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", IN_JOB)
-    options = ("train", "my cart's.yaml", "--set", "trainer.timesteps=1", "evaluation.episodes=0")
-    monkeypatch.setenv("LOCKSTEP_SUBMITTED_BY", "99.0")
-    code, lines, messages = command.run(*options)
-    assert code == 0
-    assert "submitted by Lockstep 99.0, but this cluster has" in messages
-    (line,) = [line for line in lines if line.startswith("run directory: ")]
-    assert line.startswith(f"run directory: {tmp_path}/home/runs/my cart's-20")
-
-
-def test_progress_is_told_where_there_is_no_progress_bar(
-    project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
-):
-    options = ("train", "my cart's.yaml", "--set", "evaluation.episodes=0")
-    _, lines, _ = command.run(*options)
-    assert not any(line.startswith("timestep ") for line in lines)  # a short run stays tidy
-    monkeypatch.setattr("trainer.command.training._TELLING", 0.0)
-    _, lines, _ = command.run(*options)
-    told = [line for line in lines if line.startswith("timestep ")]
-    assert [line.partition(":")[0] for line in told] == [f"timestep {i} of 120" for i in range(20, 121, 20)]
-    assert told[-1].endswith(" environment steps/s")
-    _, lines, _ = command.run(*options, "trainer.disable_progressbar=false")
-    assert not any(line.startswith("timestep ") for line in lines)
-
-
-def test_progress_is_one_line_for_any_number_of_scopes():
-    def scalars(*returns: float | None) -> list[dict[str, float]]:
-        rate = {"Rate / Environment steps per second": 10_670.0}
-        return [rate | ({} if one is None else {"Episode / Return (mean)": one}) for one in returns]
-
-    assert progress(scalars(112.52, 98.1)) == "returns 112.5 and 98.1; 21,340 environment steps/s"
-    assert progress(scalars(-2.0)) == "return -2; 10,670 environment steps/s"
-    assert progress(scalars(1.0, None, 3.0)) == "returns 1, (no episode ended) and 3; 32,010 environment steps/s"
-    assert progress(scalars(None, None)) == "no episode ended; 21,340 environment steps/s"
-    assert progress(scalars(*range(16))) == "returns 0 to 15 in 16 scopes; 170,720 environment steps/s"

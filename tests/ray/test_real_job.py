@@ -89,8 +89,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
-        for one in psutil.wait_procs(family, timeout=10)[1]:
-            one.kill()
+        for left in psutil.wait_procs(family, timeout=10)[1]:
+            left.kill()
         assert still_alive(family) == []
 
 

@@ -26,3 +26,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
     code = main([str(argument) for argument in arguments])
     shown = capsys.readouterr()
     return code, shown.out.splitlines(), shown.err
+
+
+class Shown:
+    """What the command has told: pytest takes the messages of the log away from the console."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+        self._capsys, self._caplog = capsys, caplog
+
+    def run(self, *arguments: object) -> tuple[int, list[str], str]:
+        """Run the command, and return its exit code, the lines of its output, and its messages."""
+        self._caplog.clear()
+        code, lines, messages = run(self._capsys, *arguments)
+        logged = [record.getMessage() for record in self._caplog.records if record.name == "lockstep"]
+        return code, lines, "\n".join([*logged, messages])

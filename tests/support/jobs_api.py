@@ -40,7 +40,8 @@ class JobsAPI:
     def __init__(self) -> None:
         self.address = ""
         self.log = "Running entrypoint for job x: lockstep train --set token=hunter2\nfirst line\nsecond line\n"
-        self.status, self.message, self.exit_code = "SUCCEEDED", "Job finished successfully.", 0
+        self.status, self.message = "SUCCEEDED", "Job finished successfully."
+        self.exit_code: int | None = 0
         self.cuts: list[int] = []
         self.quiet = False
         self.fails = 0
