@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ def commands(start: str) -> list[str]:
     return found
 
 
-def wait_until(what: str, seconds: float, is_done) -> None:
+def wait_until(what: str, seconds: float, is_done: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not is_done():
@@ -90,6 +90,11 @@ def cluster(hosts: Lab) -> Iterator[Lab]:
     yield hosts
     hosts.run(LAPTOP, down, timeout=300)
     wait_until("nothing runs", _GONE, lambda: not left_over(hosts))
+
+
+def results(output: str) -> list[str]:
+    """Return the lines with the returns and the weights of each scope."""
+    return re.findall(r"^scope \d+: .*return .* weights \w+$", output, re.MULTILINE)
 
 
 def token_of(hosts: Lab) -> str:

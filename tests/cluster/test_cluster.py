@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import commands, token_of
+from tests.cluster.conftest import commands, results, token_of
 from tests.cluster.lab import LAPTOP, Lab
 
 SIX = "agents=[" + ", ".join(["{agent: ppo, scope: 16, cfg: {rollouts: 64}}"] * 6) + "]"
 SHORT = "trainer.timesteps=600 evaluation.episodes=10"
 SIX_SHORT = f"env.num_envs=96 {shlex.quote(SIX)} {SHORT}"
 TEAM_SHORT = "trainer.timesteps=100 evaluation.episodes=32"
-
-
-def results(output: str) -> list[str]:
-    """Return the lines with the returns and the weights of each scope."""
-    return re.findall(r"^scope \d+: return .* weights \w+$", output, re.MULTILINE)
 
 
 def places(output: str) -> set[str]:

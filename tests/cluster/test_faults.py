@@ -1,0 +1,156 @@
+"""What becomes of a run when cables are pulled and processes die, seen by whoever follows the job."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cluster.conftest import alive_nodes, results, wait_until
+from tests.cluster.lab import LAPTOP, Lab
+
+CONFIG = "examples/cartpole.yaml"
+THREE = "agents=[" + ", ".join(["{agent: ppo, scope: 16}"] * 3) + "]"
+RUN = f"env.num_envs=48 {shlex.quote(THREE)} trainer.timesteps=6000 evaluation.episodes=5 logging.interval=100"
+SPREAD = "orchestrator.options.strategy=STRICT_SPREAD"
+
+NAMED = 15.0
+"""Seconds within which a lost host is named."""
+
+_TRAINING = 120.0
+"""Seconds within which a job has begun to train."""
+
+
+class Followed:
+    """A job that is followed from the laptop, with the time of each line."""
+
+    def __init__(self, hosts: Lab, overrides: str) -> None:
+        submit = f"lockstep submit {CONFIG} --cluster cluster.yaml --set {RUN} {SPREAD} {overrides}"
+        self.lines: list[tuple[float, str]] = []
+        self._process = subprocess.Popen(
+            hosts.command(LAPTOP, f"exec {submit}", env={"PYTHONUNBUFFERED": "1"}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append((time.monotonic(), line.rstrip("\n")))
+
+    @property
+    def text(self) -> str:
+        """All lines."""
+        return "\n".join(line for _, line in self.lines)
+
+    def host_of(self, scope: int) -> str:
+        """Return the host on which a scope's worker lives, as soon as it is told."""
+        wait_until("the run has a directory", _TRAINING, lambda: "\nrun directory: " in self.text)
+        return re.findall(rf"^  scope {scope}: .* on (\w+) \(pid", self.text, re.MULTILINE)[-1]
+
+    def seconds_until(self, words: str, since: float) -> float:
+        """Return how long after `since` the first line with these words came."""
+        return next(at for at, line in self.lines if words in line) - since
+
+    def end(self, timeout: float) -> int:
+        """Wait for the end, and return the exit code."""
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"it has not ended within {timeout:.0f} s:\n{self.text}") from None
+        self._reader.join(10)
+        return code
+
+
+@pytest.fixture
+def whole(cluster: Lab) -> Iterator[Lab]:
+    """The cluster, in which all hosts are alive again at the end."""
+    wait_until("three nodes are alive", 300, lambda: alive_nodes(cluster) == 3)
+    yield cluster
+    for host in cluster.servers:
+        cluster.plug(host, connected=True)
+    wait_until("three nodes are alive again", 300, lambda: alive_nodes(cluster) == 3)
+
+
+def away_from_head(job: Followed) -> tuple[int, str]:
+    """Return a scope whose worker does not live on the head, and its host."""
+    return next((scope, host) for scope in range(3) if (host := job.host_of(scope)) != "h1")
+
+
+def at_work(job: Followed) -> tuple[int, str]:
+    """Wait until the workers train; return a scope and its host as `away_from_head`."""
+    found = away_from_head(job)
+    time.sleep(4)  # in the middle of the training, wherever that is
+    return found
+
+
+def test_a_cable_that_is_pulled_for_20_seconds_costs_no_more(whole: Lab):
+    job = Followed(whole, "")
+    scope, host = at_work(job)
+    pulled = time.monotonic()
+    whole.plug(host, connected=False)
+    time.sleep(20)  # the fault itself
+    whole.plug(host, connected=True)
+    assert job.end(300) == 0, job.text
+    address = whole.addresses[host]
+    assert job.seconds_until(f"scope {scope} on {address} cannot be reached any more", pulled) <= NAMED, job.text
+    assert job.seconds_until(f"scope {scope} on {address} is connected again", pulled) <= 26, job.text
+    local = whole.run(LAPTOP, f"lockstep train {CONFIG} --set {RUN} logging.directory=/tmp/undisturbed", timeout=300)
+    assert results(job.text) == results(local.stdout) != []
+
+
+def pull(hosts: Lab, host: str) -> None:
+    """Pull a cable for good."""
+    hosts.plug(host, connected=False)
+
+
+def kill_worker(hosts: Lab, host: str) -> None:
+    """Kill the worker of a host."""
+    for pid in hosts.processes(host, "ray::WorkerActor"):
+        hosts.kill(host, pid)
+
+
+def kill_raylet(hosts: Lab, host: str) -> None:
+    """Kill the raylet of a host, with which its workers end."""
+    for pid in hosts.processes(host, "/raylet/raylet --"):
+        hosts.kill(host, pid)
+
+
+def stop_worker(hosts: Lab, host: str) -> None:
+    """Stop the worker of a host, which then neither answers nor ends."""
+    for pid in hosts.processes(host, "ray::WorkerActor"):
+        hosts.kill(host, pid, "STOP")
+
+
+@pytest.mark.parametrize(
+    ("fault", "named", "seconds", "ended"),
+    [
+        (pull, "on {address} cannot be reached any more", NAMED, 90),
+        (kill_worker, "WorkerDied", NAMED, 30),
+        (kill_raylet, "on {host} (pid", NAMED, 40),
+        (stop_worker, "does not answer a ping", 30 + NAMED, 60),
+    ],
+)
+def test_a_fault_ends_the_run_with_the_scope_and_its_host(
+    whole: Lab, fault: Callable[[Lab, str], None], named: str, seconds: float, ended: float
+):
+    job = Followed(whole, "orchestrator.options.step_timeout=30 trainer.timesteps=100000")
+    scope, host = at_work(job)
+    count, since = len(job.lines), time.monotonic()
+    fault(whole, host)
+    assert job.end(ended + 60) == 1, job.text
+    job.lines = job.lines[count:]
+    assert job.seconds_until(named.format(address=whole.addresses[host], host=host), since) <= seconds, job.text
+    assert re.search(rf"scope {scope} \(environments .* on {host} \(pid", job.text), job.text
+    assert job.seconds_until(f"lockstep: scope {scope} (", since) <= ended, job.text
+    assert "the agents are stored" in job.text or "run directory" in job.text
