@@ -14,8 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
+from orchestrator.ray.fitting import Node
 from workers.errors import ClusterError
 
 __all__ = ["Cluster", "connect"]
@@ -51,15 +53,17 @@ class Cluster:
         return resources
 
     @property
-    def available(self) -> dict[str, float]:
-        """The part of `resources` that is currently free."""
-        available: dict[str, float] = ray.available_resources()
-        return available
-
-    @property
-    def nodes(self) -> list[dict[str, float]]:
-        """The resources of each node that is alive."""
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive."""
+        try:
+            free: dict[str, Any] = available_resources_per_node()
+        except Exception:  # a client of Ray cannot ask
+            free = {}
+        return [
+            Node(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"]), node["Labels"])
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
 
     @property
     def may_grow(self) -> bool:

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ray
 from ray import cloudpickle
@@ -18,8 +18,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan, build_environments, check_num_threads
 from orchestrator.ray.actor_calls import ActorCalls
+from orchestrator.ray.bundles import Amount, Amounts, Bundle, Selector, check_options, make_bundles
 from orchestrator.ray.cluster import Cluster, connect
 from orchestrator.ray.connection import Connections
+from orchestrator.ray.fitting import Strategy
 from orchestrator.ray.placement import release, reserve
 from orchestrator.ray.session import RaySession
 from orchestrator.ray.starting import StartPatience, StartTime, open_doors
@@ -48,9 +50,16 @@ class RayOrchestrator:
         address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``. None uses the
             environment variable ``RAY_ADDRESS``, or starts Ray on this machine if it is not set. A process that is
             already connected to Ray keeps its connection; Lockstep warns if the address is another one.
-        num_cpus: CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results.
-        num_threads: Compute threads of each worker, and of this process while the trainer works.
-        num_gpus: GPUs that Ray reserves for each worker.
+        strategy: How Ray places the workers: ``"PACK"`` on as few nodes as possible, ``"SPREAD"`` over the nodes as
+            evenly as possible, ``"STRICT_SPREAD"`` each on a node of its own.
+        num_cpus: CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results: how
+            many threads it computes with is `num_threads`. Here and in the next three, give one value for all workers,
+            or a sequence with one for each simultaneous agent.
+        num_gpus: GPUs that Ray reserves for each worker: a part of one, or a whole number.
+        resources: Amounts of custom resources that Ray reserves for each worker, by name.
+        label_selector: Labels that the worker's node must have, as Ray writes them: ``{"zone": "a"}``,
+            ``{"zone": "!a"}``, ``{"zone": "in(a, b)"}``. ``{"ray.io/node-id": …}`` selects one node.
+        num_threads: Compute threads of each worker, and of this process while the trainer works. One number for all.
         transport: How requests reach the workers. ``"connection"`` uses an authenticated connection to each worker, and
             shared memory for large outputs on this machine. ``"ray"`` uses plain actor calls, which take a millisecond
             more. If workers cannot be connected to, Lockstep logs the reason and uses plain actor calls.
@@ -62,9 +71,12 @@ class RayOrchestrator:
     """
 
     address: str | None = None
-    num_cpus: float = 1
+    strategy: Strategy = "PACK"
+    num_cpus: Amount = 1
+    num_gpus: Amount = 0
+    resources: Amounts = field(default_factory=dict)
+    label_selector: Selector = field(default_factory=dict)
     num_threads: int = 1
-    num_gpus: float = 0
     transport: Literal["connection", "ray"] = "connection"
     sign_arrays: bool = False
     start_timeout: float = 600
@@ -72,25 +84,31 @@ class RayOrchestrator:
 
     def __post_init__(self) -> None:
         check_num_threads(self.num_threads)
-        for name in ("num_cpus", "num_gpus"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)}; expected 0 or more")
+        check_options(**self._bundle_options)
         for name in ("start_timeout", "step_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)} s; expected more than 0")
-        if self.transport not in ("connection", "ray"):
-            raise ConfigError(f"RayOrchestrator: transport is {self.transport!r}; expected 'connection' or 'ray'")
+        for name, choices in (("transport", ("connection", "ray")), ("strategy", get_args(Strategy))):
+            if getattr(self, name) not in choices:
+                expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+                raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)!r}; expected {expected}")
+
+    @property
+    def _bundle_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Bundle._fields}
 
     def start(self, plan: Plan) -> RaySession:
         """Connect to Ray, reserve a bundle for each worker, and build all workers. On failure, release everything.
 
         Raises:
+            ConfigError: An option has values for another number of simultaneous agents.
             ClusterError: Ray cannot be reached, or lacks the requested resources.
             AgentError: An agent cannot be pickled.
             EnvError: The environment factory cannot be pickled, or builds something other than requested.
             WorkerError: A worker or the shared environments could not be built.
         """
         time = StartTime(self.start_timeout)
+        bundles = make_bundles(len(plan.scopes), **self._bundle_options)
         recipe = _recipe(plan.env)
         agents = [_pickled_agent(agent, scope) for agent, scope in zip(plan.agents, plan.scopes, strict=True)]
         env = None if recipe is None else _pickled_env(recipe)
@@ -102,10 +120,9 @@ class RayOrchestrator:
             cluster = connect(self.address, timeout=time.left)
             cleanup.callback(cluster.disconnect)
             started = monotonic()
-            number = len(plan.scopes)
-            group = reserve(cluster, workers=number, num_cpus=self.num_cpus, num_gpus=self.num_gpus, time=time)
+            group = reserve(cluster, bundles, strategy=self.strategy, time=time)
             cleanup.callback(release, cluster, group)
-            actors = self._actors(group, number)
+            actors = self._actors(group, bundles)
             cleanup.callback(_kill, cluster, actors)
             connects = self._connects()
             doors = open_doors(actors, plan.scopes, time, connects=connects)
@@ -140,15 +157,16 @@ class RayOrchestrator:
             )
         raise AssertionError("unreachable")
 
-    def _actors(self, group: PlacementGroup, number: int) -> list[Any]:
+    def _actors(self, group: PlacementGroup, bundles: Sequence[Bundle]) -> list[Any]:
         """Start an actor in each bundle of a placement group."""
         return [
             WorkerActor.options(  # type: ignore[attr-defined]
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
+                num_cpus=bundle.num_cpus,
+                num_gpus=bundle.num_gpus,
+                resources=dict(bundle.resources),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             ).remote(num_threads=self.num_threads)
-            for index in range(number)
+            for index, bundle in enumerate(bundles)
         ]
 
     def _connects(self) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from time import monotonic
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from orchestrator.ray.bundles import Bundle
 from orchestrator.ray.cluster import Cluster
+from orchestrator.ray.fitting import Strategy, asked, fit, nodes_text
 from orchestrator.ray.starting import StartTime
 from workers.errors import ClusterError
 
@@ -18,41 +21,49 @@ _logger = logging.getLogger("lockstep")
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for resources that others use."""
 
+_LEAST = {"memory": 1.0}
+"""A byte, which every node has, because Ray has no empty bundles."""
+
 _LOOK_INTERVAL = 1.0
-_UNIT = 10_000
-"""Ray counts resources in steps of 1 / 10,000."""
+_REMEDY = (
+    "use fewer simultaneous agents, fewer resources for each (RayOrchestrator(num_cpus=…)) or a larger cluster, and "
+    "close() unused trainers"
+)
 
 
-def reserve(cluster: Cluster, *, workers: int, num_cpus: float, num_gpus: float, time: StartTime) -> PlacementGroup:
-    """Reserve one bundle per worker, on as few nodes as possible.
+def reserve(cluster: Cluster, bundles: Sequence[Bundle], *, strategy: Strategy, time: StartTime) -> PlacementGroup:
+    """Reserve a bundle for each worker.
 
     Args:
         cluster: The connected cluster.
-        workers: Number of workers.
-        num_cpus: CPUs of each worker.
-        num_gpus: GPUs of each worker.
+        bundles: What each worker asks of its node.
+        strategy: How they are distributed over the nodes; see `RayOrchestrator`.
         time: Time of the start. All of it is waited for a cluster that may grow until the workers fit.
 
     Raises:
         ClusterError: The workers do not fit on the nodes of a cluster that cannot grow, or there is no room in time.
     """
-    asked = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
-    fitting = _fitting(asked, cluster.nodes)
-    request = f"{workers} workers with {_text(asked, asked)} each"
+    request = asked(bundles, strategy)
+    missing, is_certain = fit(bundles, cluster.nodes, strategy)
     timeout = time.left
-    if fitting >= workers:
-        timeout = min(timeout, _BUSY_TIMEOUT)
-    elif cluster.may_grow:
-        _logger.warning("waiting up to %.0f s for the cluster to fit %s; now it fits %d", timeout, request, fitting)
+    if missing and cluster.may_grow:
+        details = _details(cluster, bundles, strategy)
+        _logger.warning("waiting up to %.0f s for the cluster to fit %s:%s", timeout, request, details)
+    elif missing and is_certain:
+        raise _no_room(cluster, bundles, strategy)
     else:
-        raise _no_room(cluster, request, asked, fitting)
-    group = placement_group([asked or {"CPU": 0.001}] * workers, strategy="PACK")
+        timeout = min(timeout, _BUSY_TIMEOUT)
+    group = placement_group(
+        [bundle.amounts or _LEAST for bundle in bundles],
+        strategy=strategy,
+        bundle_label_selector=[dict(bundle.label_selector) for bundle in bundles],
+    )
     started = monotonic()
     try:
         while not group.wait(timeout_seconds=min(_LOOK_INTERVAL, timeout)):
             waited = monotonic() - started
             if waited >= timeout:
-                raise _no_room(cluster, request, asked, fitting, f" (waited {waited:.0f} s)")
+                raise _no_room(cluster, bundles, strategy, f" (waited {waited:.0f} s)")
             time.say(f"waiting for room for {request} ({waited:.0f} s)")
     except BaseException:
         remove_placement_group(group)
@@ -66,23 +77,15 @@ def release(cluster: Cluster, group: PlacementGroup) -> None:
         remove_placement_group(group)
 
 
-def _fitting(asked: dict[str, float], nodes: list[dict[str, float]]) -> float:
-    """Return how many workers fit on the nodes if nothing else runs there; a worker is on one node."""
-    units = {name: round(amount * _UNIT) for name, amount in asked.items()}
-    if not any(units.values()):
-        return float("inf")
-    return sum(min(round(node.get(name, 0) * _UNIT) // amount for name, amount in units.items()) for node in nodes)
+def _no_room(cluster: Cluster, bundles: Sequence[Bundle], strategy: Strategy, waited: str = "") -> ClusterError:
+    details = _details(cluster, bundles, strategy)
+    request = asked(bundles, strategy)
+    return ClusterError(f"{request} were requested, but Ray has no room for them{waited}:{details}\n  {_REMEDY}")
 
 
-def _no_room(cluster: Cluster, request: str, asked: dict[str, float], fitting: float, waited: str = "") -> ClusterError:
-    return ClusterError(
-        f"{request} were requested, but Ray has {_text(cluster.resources, asked)}, of which "
-        f"{_text(cluster.available, asked)} are free{waited}; at most {fitting:g} such workers fit on its nodes; use "
-        "fewer simultaneous agents, fewer resources for each (RayOrchestrator(num_cpus=…)) or a larger cluster, and "
-        "close() unused trainers"
-    )
-
-
-def _text(resources: dict[str, float], asked: dict[str, float]) -> str:
-    """Format the amounts of the requested resources."""
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in asked)
+def _details(cluster: Cluster, bundles: Sequence[Bundle], strategy: Strategy) -> str:
+    """Return what the nodes have and what is missing, in indented lines."""
+    nodes = cluster.nodes
+    missing, _ = fit(bundles, nodes, strategy)
+    lines = [*nodes_text(bundles, nodes, strategy), *(f"missing: {one}" for one in missing)]
+    return "".join(f"\n  {line}" for line in lines)
