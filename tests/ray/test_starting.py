@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator.ray import RayOrchestrator, actor_calls, connection, placement, starting
-from orchestrator.ray.placement import reserve
+from orchestrator.ray import RayOrchestrator, actor_calls, connection, starting
 from orchestrator.ray.starting import StartPatience, StartTime, open_doors
 from orchestrator.ray.transport import Door, UnreachableError
 from tests.support.agents import NullAgent
@@ -265,42 +264,6 @@ def test_a_process_that_ray_does_not_start_is_waited_for_until_the_limit(started
     with pytest.raises(ClusterError, match=r"not started the processes of scopes 0, 1 within 0\.5 s; if it may take"):
         open_doors(started("", "", num_cpus=1000), SCOPES[:2], StartTime(0.5))
     assert "Ray is still starting the processes of scopes 0, 1" in caplog.text
-
-
-def test_a_placement_that_is_only_busy_is_waited_for_a_while(ray_cluster, monkeypatch, impatient, caplog):
-    monkeypatch.setattr(placement, "_BUSY_TIMEOUT", 0.3)
-    with (
-        trainer_of(num_cpus=1.5),
-        pytest.raises(ClusterError, match=r"2 workers with 1 CPU each were requested, but Ray has 4 CPU, of which 1 CPU"
-                      r" are free \(waited 0 s\); at most 4 such workers fit"),
-    ):  # fmt: skip
-        trainer_of(num_cpus=1)
-    assert "waiting for room for 2 workers with 1 CPU each (0 s)" in texts(caplog)
-    monkeypatch.setattr(placement, "_BUSY_TIMEOUT", PATIENCE)
-    trainer_of(num_cpus=2).close()  # nothing stays reserved
-
-
-class Cluster:
-    """Nodes with the given CPUs; the cluster says that four are free."""
-
-    resources = available = {"CPU": 4.0}  # noqa: RUF012
-    may_grow = False
-
-    def __init__(self, *cpus: float) -> None:
-        self.nodes = [{"CPU": amount, "memory": 1e9} for amount in cpus]
-
-
-@pytest.mark.parametrize(("cpus", "num_cpus", "fitting"), [((2, 2), 3, 0), ((2, 2, 3.5), 3, 1), ((0.3, 0.2), 0.3, 1)])
-def test_a_worker_must_fit_on_a_node(cpus, num_cpus, fitting):
-    with pytest.raises(ClusterError, match=rf"2 workers .*; at most {fitting} such workers fit on its nodes"):
-        reserve(Cluster(*cpus), workers=2, num_cpus=num_cpus, num_gpus=0, time=StartTime(60))  # type: ignore[arg-type]
-
-
-def test_parts_of_cpus_are_counted_as_ray_counts_them(ray_cluster):
-    group = reserve(Cluster(0.3), workers=3, num_cpus=0.1, num_gpus=0, time=StartTime(PATIENCE))  # type: ignore[arg-type]
-    ray.util.remove_placement_group(group)
-    group = reserve(Cluster(0.0), workers=3, num_cpus=0, num_gpus=0, time=StartTime(PATIENCE))  # type: ignore[arg-type]
-    ray.util.remove_placement_group(group)
 
 
 BUSY_MACHINE = """
