@@ -103,7 +103,7 @@ class Jobs:
             handler.setLevel(logging.WARNING)  # its client tells every request
         with surroundings(self.address):
             self.ray_version = version_at(self.address, headers)
-            self._client = _within(ANSWER, JobSubmissionClient, self.address, headers=headers)
+        self._client = self._ask(JobSubmissionClient, self.address, headers=headers)
 
     def submit(
         self,
