@@ -70,7 +70,7 @@ def asked(bundles: Sequence[Bundle], strategy: Strategy) -> str:
     else:
         parts = [f"{_scopes(indices)} with {_bundle_text(bundle)}" for bundle, indices in groups]
         text = f"{workers} ({'; '.join(parts)})"
-    return f"{text}, each on a node of its own," if strategy == "STRICT_SPREAD" else text
+    return f"{text} (each on a node of its own)" if strategy == "STRICT_SPREAD" else text
 
 
 def nodes_text(bundles: Sequence[Bundle], nodes: Sequence[Node], strategy: Strategy) -> list[str]:

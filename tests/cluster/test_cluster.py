@@ -13,7 +13,7 @@ from tests.cluster.lab import LAPTOP, Lab
 
 SIX = "agents=[" + ", ".join(["{agent: ppo, scope: 16, cfg: {rollouts: 64}}"] * 6) + "]"
 SHORT = "trainer.timesteps=600 evaluation.episodes=10"
-SIX_SHORT = f"env.num_envs=96 {shlex.quote(SIX)} {SHORT}"
+SIX_SHORT = f"env.num_envs=96 {shlex.quote(SIX)} orchestrator.options.strategy=SPREAD {SHORT}"
 TEAM_SHORT = "trainer.timesteps=100 evaluation.episodes=32"
 
 

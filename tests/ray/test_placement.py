@@ -159,7 +159,7 @@ def test_what_was_asked_is_said_together_where_it_is_equal():
     selective = Bundle(0.5, label_selector={"zone": "a", "disk": "!hdd"})
     assert asked([ONE] * 6, "PACK") == "6 workers with 1 CPU each"
     assert asked([ONE], "PACK") == "1 worker with 1 CPU"
-    assert asked([A, A], "STRICT_SPREAD") == "2 workers with 1 CPU, 1 a each, each on a node of its own,"
+    assert asked([A, A], "STRICT_SPREAD") == "2 workers with 1 CPU, 1 a each (each on a node of its own)"
     assert asked([TWO, *[selective] * 6, TWO], "SPREAD") == (
         "8 workers (scopes 0, 7 with 2 CPU; scopes 1, 2, 3, 4 and 2 more with 0.5 CPU and the labels zone=a, disk=!hdd)"
     )
@@ -331,6 +331,6 @@ def test_workers_are_spread_and_placed_by_label_on_several_nodes():
         "['head', 'second'] ['CPU: 1.0', 'CPU: 1.0']",
     ]
     assert lines[6].startswith(
-        "3 workers with 1 CPU each, each on a node of its own, were requested, but Ray has no room"
+        "3 workers with 1 CPU each (each on a node of its own) were requested, but Ray has no room"
     )
     assert "  missing: more nodes: STRICT_SPREAD needs 3 nodes, and 2 are alive" in lines
