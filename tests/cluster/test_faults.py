@@ -69,6 +69,8 @@ class Followed:
             self._process.kill()
             raise AssertionError(f"it has not ended within {timeout:.0f} s:\n{self.text}") from None
         self._reader.join(10)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         return code
 
 
