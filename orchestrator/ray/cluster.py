@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
+from orchestrator.ray.address import check_address, unreachable
 from orchestrator.ray.fitting import Node
-from workers.errors import ClusterError
 
 __all__ = ["Cluster", "connect"]
 
@@ -26,6 +22,8 @@ _logger = logging.getLogger("lockstep")
 
 _HEALTH_TIMEOUT = 30.0
 """Seconds within which a cluster answers."""
+
+_ATTEMPTS = 3
 
 
 @dataclass
@@ -117,19 +115,29 @@ def connect(address: str | None, *, timeout: float) -> Cluster:
     started = monotonic()
     doing = "starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}"
     _logger.info("%s ...", doing)
-    if address != "local":
-        _check_health(address, min(timeout, _HEALTH_TIMEOUT))
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        with warnings.catch_warnings():
-            # JAX warns about forks, but the processes that Ray forks call exec at once
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            ray.init(address=address, logging_level=logging.WARNING, **options)
-    except Exception as error:
-        raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
+    if address == "local":
+        _init(address, include_dashboard=False)
+    else:
+        check_address(address, min(timeout, _HEALTH_TIMEOUT))
+        _init(address)
     _logger.info("Ray is ready after %.1f s", monotonic() - started)
     _own = Cluster(_connection(), users=1)
     return _own
+
+
+def _init(address: str, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # JAX warns about forks, but the processes that Ray forks call exec at once
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        for attempt in range(_ATTEMPTS):
+            try:
+                ray.init(address=address, logging_level=logging.WARNING, **options)
+                return
+            except ConnectionAbortedError as error:  # Ray's client server sometimes fails to start a process
+                if attempt == _ATTEMPTS - 1:
+                    raise unreachable(address, f"{type(error).__name__}: {error}") from error
+            except Exception as error:
+                raise unreachable(address, f"{type(error).__name__}: {error}") from error
 
 
 def _warn_of_other(address: str) -> None:
@@ -137,37 +145,3 @@ def _warn_of_other(address: str) -> None:
     connected = ray.get_runtime_context().gcs_address
     if address != connected:
         _logger.warning("address %r is ignored: this process is already connected to Ray at %s", address, connected)
-
-
-def _check_health(address: str, timeout: float) -> None:
-    """Check the cluster in a subprocess, because connecting may block forever if something else listens there."""
-    options: list[str] = []
-    try:
-        if address != "auto":
-            parts = urlsplit(address if "://" in address else f"//{address}")
-            if parts.hostname is None or parts.port is None:
-                raise ClusterError(f"Ray's address is {address!r}; expected 'auto', 'host:port' or 'ray://host:port'")
-            socket.create_connection((parts.hostname, parts.port), timeout=timeout).close()
-            options = ["--address", f"{parts.hostname}:{parts.port}"]
-            if parts.scheme == "ray":
-                options += ["--component", "ray_client_server"]
-        subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "health-check", *options],
-            capture_output=True,
-            check=True,
-            timeout=timeout,
-        )
-    except (OSError, ValueError) as error:
-        raise ClusterError(_unreachable(address, f"{type(error).__name__}: {error}")) from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(_unreachable(address, f"no answer to a health check within {timeout:.0f} s")) from error
-    except subprocess.CalledProcessError as error:
-        last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ClusterError(_unreachable(address, last_line or "not healthy")) from error
-
-
-def _unreachable(address: str, reason: str) -> str:
-    return (
-        f"Ray cannot be reached at {address!r} ({reason}); check that it is running there (ray status), or omit the "
-        "address to start Ray on this machine"
-    )
