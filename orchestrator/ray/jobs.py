@@ -129,7 +129,9 @@ class Jobs:
         Raises:
             ClusterError: The head cannot be reached, or does not take it.
         """
-        runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **env_vars}}
+        # Ray's own lines about nodes that join are not needed: a start says what it waits for
+        ours = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "RAY_SCHEDULER_EVENTS": "0"}
+        runtime_env: dict[str, Any] = {"env_vars": {**ours, **env_vars}}
         if working_dir is not None:
             runtime_env |= {"working_dir": str(working_dir), "excludes": list(excludes)}
         self._ask(
