@@ -24,7 +24,7 @@ from orchestrator.ray.connection import Connections
 from orchestrator.ray.fitting import Strategy
 from orchestrator.ray.placement import release, reserve
 from orchestrator.ray.session import RaySession
-from orchestrator.ray.starting import StartPatience, StartTime, open_doors
+from orchestrator.ray.starting import StartPatience, StartTime, open_doors, with_hint
 from orchestrator.ray.transport import Door, Streams
 from workers.envs import EnvFactory
 from workers.envs.base import recipe_of
@@ -47,9 +47,10 @@ class RayOrchestrator:
     """An orchestrator that runs each simultaneous agent in its own Ray actor.
 
     Attributes:
-        address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` or ``"ray://host:port"``. None uses the
-            environment variable ``RAY_ADDRESS``, or starts Ray on this machine if it is not set. A process that is
-            already connected to Ray keeps its connection; Lockstep warns if the address is another one.
+        address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` of the head node, or ``"ray://host:port"`` of
+            its client server, for a program outside of the cluster. None uses the environment variable ``RAY_ADDRESS``,
+            or starts Ray on this machine if it is not set. A process that is already connected to Ray keeps its
+            connection; Lockstep warns if the address is another one.
         strategy: How Ray places the workers: ``"PACK"`` on as few nodes as possible, ``"SPREAD"`` over the nodes as
             evenly as possible, ``"STRICT_SPREAD"`` each on a node of its own.
         num_cpus: CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results: how
@@ -156,7 +157,7 @@ class RayOrchestrator:
                 patience = StartPatience(time, plan.scopes, doors)
                 workers = streams.request("build", each=specs, patience=patience, phase="build")
             except WorkerError as error:
-                raise build_error(error.failures) from None
+                raise build_error([with_hint(failure) for failure in error.failures]) from None
             streams.nodes = [worker.node for worker in workers]
             are = "worker is" if len(workers) == 1 else "workers are"
             _logger.info("%d %s ready after %.1f s", len(workers), are, monotonic() - started)

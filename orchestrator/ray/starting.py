@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -17,7 +18,7 @@ from workers.node import socket_domain
 from workers.remote.service import Busy
 from workers.types import Phase, Scope
 
-__all__ = ["StartPatience", "StartTime", "open_doors"]
+__all__ = ["StartPatience", "StartTime", "open_doors", "with_hint"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -31,6 +32,12 @@ _SILENCE = 60.0
 """Seconds without an answer to a ping after which a worker that is being built counts as frozen."""
 
 _MOST_NAMED = 4
+_IMPORT_ERRORS = ("ModuleNotFoundError", "ImportError")
+_OWN_MODULES = (
+    "modules of your own must be importable on every node: run the program with `lockstep submit` or `ray job submit "
+    "--working-dir DIR`, or call ray.init(runtime_env={'working_dir': DIR}) first; packages must be installed there"
+)
+_LOCKSTEP = "Lockstep and what it needs must be installed on every node, in the same versions"
 
 
 class StartTime:
@@ -139,6 +146,13 @@ def open_doors(actors: Sequence[Any], scopes: Sequence[Scope], time: StartTime, 
     return [Door(address, key, node) for (address, node), key in zip(ray.get(calls), keys, strict=True)]
 
 
+def with_hint(failure: Failure) -> Failure:
+    """Add what to do to the failure of a build for which a module was missing."""
+    if failure.kind not in _IMPORT_ERRORS:
+        return failure
+    return replace(failure, message=f"{failure.message}; {_OWN_MODULES}")
+
+
 def _error_of(call: Any) -> RayError | None:
     """Return the error of a call that has ended."""
     try:
@@ -149,6 +163,9 @@ def _error_of(call: Any) -> RayError | None:
 
 
 def _failure(error: RayError, scope: Scope) -> Failure:
+    text = uncoloured(error)
+    if any(f"{kind}: " in text for kind in _IMPORT_ERRORS):
+        text = f"{text.rstrip()}\n{_LOCKSTEP}"
     return Failure(
         scope=scope.index,
         rows=scope.rows,
@@ -156,7 +173,7 @@ def _failure(error: RayError, scope: Scope) -> Failure:
         timestep=None,
         node="an unknown node",
         kind="WorkerDied",
-        message=f"the worker's process did not start: {uncoloured(error)}",
+        message=f"the worker's process did not start: {text}",
     )
 
 

@@ -137,11 +137,10 @@ class Head:
         for name, text in (("token", TOKEN), ("wrong", WRONG)):
             (folder / name).write_text(text)
             (folder / name).chmod(0o600)
-        self.port, self.client, agent, listen = free_ports(4)
+        self.port, self.client, listen = free_ports(3)
         options = {
             "port": self.port,
             "ray-client-server-port": self.client,
-            "runtime-env-agent-port": agent,  # without it, Ray 2.60's client server has no address to ask
             "dashboard-agent-listen-port": listen,
             "include-dashboard": "false",
             "num-cpus": 2,

@@ -303,7 +303,7 @@ def nodes_of(**options):
 nodes_of(num_cpus=0.5)
 nodes_of(num_cpus=0.5, strategy="STRICT_SPREAD")
 nodes_of(num_cpus=[1, 0.5], resources=[{"a": 0.5}, {}], strategy="STRICT_SPREAD")
-nodes_of(num_cpus=[0.5, 1], resources=[{}, {"a": 0.5}])
+nodes_of(num_cpus=[1.5, 1], resources=[{}, {"a": 0.5}])
 nodes_of(label_selector={"zone": "x"})
 nodes_of(label_selector=[{"zone": "!x"}, {"zone": "x"}])
 try:
@@ -326,7 +326,7 @@ def test_workers_are_spread_and_placed_by_label_on_several_nodes():
     assert lines[1] in [f"{order} {both}" for order in either]
     assert lines[2:6] == [
         "['second', 'head'] ['CPU: 1.0, a: 0.5', 'CPU: 0.5']",
-        "['head', 'second'] ['CPU: 0.5', 'CPU: 1.0, a: 0.5']",
+        "['head', 'second'] ['CPU: 1.5', 'CPU: 1.0, a: 0.5']",
         "['second', 'second'] ['CPU: 1.0', 'CPU: 1.0']",
         "['head', 'second'] ['CPU: 1.0', 'CPU: 1.0']",
     ]

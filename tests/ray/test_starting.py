@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -258,6 +259,29 @@ def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fa
         open_doors(started(str(tmp_path / "never"), fault), SCOPES[:2], StartTime(PATIENCE))
     (failure,) = caught.value.failures
     assert (failure.scope, failure.rows, failure.phase, failure.kind) == (1, (2, 4), "build", "WorkerDied")
+    assert ("must be installed on every node" in failure.message) is (fault == "error")
+
+
+def factory_of_a_module(name: str) -> Any:
+    """Return a factory that a worker imports from a module that only this process has."""
+    module = ModuleType(name)
+    exec("def make(scope): raise AssertionError('it was imported')", vars(module))
+    sys.modules[name] = module
+    return vars(module)["make"]
+
+
+@pytest.mark.parametrize("what", ["agent", "environment"])
+def test_a_module_that_a_worker_lacks_is_told_with_what_to_do(ray_cluster, what, monkeypatch):
+    monkeypatch.setitem(sys.modules, "only_here", None)  # is removed after the test
+    make = factory_of_a_module("only_here")
+    env = EnvFactory(make, num_envs=4) if what == "environment" else counting_factory(4)
+    agents = [make if what == "agent" else NullAgent] * 2
+    error = (
+        r"No module named 'only_here'; modules of your own .* `lockstep submit` or `ray job submit --working-dir DIR`"
+    )
+    with pytest.raises(WorkerError, match=error) as caught:
+        step_trainer("warp")(env=env, agents=agents, cfg=CFG, orchestrator=RayOrchestrator(num_cpus=0.5))
+    assert [failure.kind for failure in caught.value.failures] == ["ModuleNotFoundError"] * 2
 
 
 def test_a_process_that_ray_does_not_start_is_waited_for_until_the_limit(started, impatient, caplog):
