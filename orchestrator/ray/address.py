@@ -13,13 +13,16 @@ from ray.exceptions import RayError
 
 from workers.errors import ClusterError
 
-__all__ = ["check_address", "unreachable"]
+__all__ = ["TOKEN_REMEDY", "check_address", "unreachable"]
 
-_TOKENS = (
-    "a cluster with tokens needs the same token in every process: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
-    "of the head node to the same place here with mode 600, or give its place in RAY_AUTH_TOKEN_PATH or the token in "
-    "RAY_AUTH_TOKEN. For a new cluster, `ray get-auth-token --generate` makes one on the head node before Ray starts"
+TOKEN_REMEDY = (
+    "a cluster with tokens needs the same token in every process: it belongs in ~/.ray/auth_token, with mode 600 (or "
+    "in a file at RAY_AUTH_TOKEN_PATH, or in RAY_AUTH_TOKEN), and Ray's own programs need RAY_AUTH_MODE=token. Copy it "
+    "from the machine on which the cluster was made; for a new cluster, make one: "
+    "(umask 077; ray get-auth-token --generate > /dev/null)"
 )
+"""What to do about a token that is missing or refused."""
+
 _PORTS = (
     "this is the port of another service of Ray: the client server has an address such as ray://HOST:10001, and a "
     "program in the cluster uses HOST:6379, or 'auto'"
@@ -63,7 +66,7 @@ def unreachable(address: str, reason: str) -> ClusterError:
     """Return the error for an address where Ray cannot be reached, with what to do about it."""
     what = "Ray cannot be started on this machine" if address == "local" else f"Ray cannot be reached at {address!r}"
     if re.search("AuthToken|AUTH_TOKEN|authentication token", reason, re.IGNORECASE):
-        remedy = _TOKENS
+        remedy = TOKEN_REMEDY
     elif "Method not found" in reason or "UNIMPLEMENTED" in reason:
         remedy = _PORTS
     elif address == "local":

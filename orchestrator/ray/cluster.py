@@ -53,10 +53,8 @@ class Cluster:
     @property
     def nodes(self) -> list[Node]:
         """The nodes that are alive."""
-        try:
-            free: dict[str, Any] = available_resources_per_node()
-        except Exception:  # a client of Ray cannot ask
-            free = {}
+        # a client of Ray cannot ask
+        free: dict[str, Any] = {} if ray.util.client.ray.is_connected() else available_resources_per_node()
         return [
             Node(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"]), node["Labels"])
             for node in ray.nodes()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import requests
 
 from orchestrator.files import read_file
+from orchestrator.ray.address import TOKEN_REMEDY
 from workers.errors import ClusterError
 
 __all__ = ["ANSWER", "TOKEN_REMEDY", "find_token", "is_private", "surroundings", "version_at"]
@@ -23,12 +24,6 @@ ANSWER = 20.0
 """Seconds within which the head answers a question."""
 
 _LARGEST_TOKEN = 4096
-
-TOKEN_REMEDY = (
-    "the token of the cluster belongs in ~/.ray/auth_token of this machine, with mode 600 (or in a file at "
-    "RAY_AUTH_TOKEN_PATH, or in RAY_AUTH_TOKEN). `ray get-auth-token --generate` makes one before the cluster is "
-    "started; for a cluster that runs already, copy its token"
-)
 
 
 def version_at(address: str, headers: Mapping[str, str]) -> str:

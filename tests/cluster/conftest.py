@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.lab import LAPTOP, Lab, lab, missing_tools
+from tests.cluster.lab import LAPTOP, LIFETIME, Lab, lab, missing_tools
 from tests.support.processes import ROOT
 
 # these tests need root and take minutes: only `make test-cluster` runs them
@@ -25,8 +25,6 @@ _JOINED = 300.0
 
 _GONE = 180.0
 """Seconds within which nothing of Ray runs any more after `ray down`."""
-
-_OF_A_BARE_HOST = ("sshd", "sleep", "host.sh", "ps -eo")
 
 
 def commands(start: str) -> list[str]:
@@ -58,8 +56,12 @@ def left_over(hosts: Lab) -> dict[str, list[str]]:
     return {
         host: found
         for host in hosts.servers
-        if (found := [a for a in hosts.processes(host).values() if not any(one in a for one in _OF_A_BARE_HOST)])
+        if (found := [args for args in hosts.processes(host).values() if not _is_of_a_bare_host(args)])
     }
+
+
+def _is_of_a_bare_host(args: str) -> bool:
+    return args == f"sleep {LIFETIME}" or args.startswith(("/bin/bash /", "sshd: ", "ps -eo "))
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from tests.support.processes import ROOT, wait_for
 
-__all__ = ["LAPTOP", "Lab", "lab", "missing_tools"]
+__all__ = ["LAPTOP", "LIFETIME", "Lab", "lab", "missing_tools"]
 
 LAPTOP = "laptop"
 
 _HOST = Path(__file__).with_name("host.sh")
 _TOOLS = ("ip", "nsenter", "rsync", "setpriv", "ssh", "ssh-keygen", "unshare", "/usr/sbin/sshd", "/usr/bin/python3.11")
-_LIFETIME = 5400
+LIFETIME = 5400
 """Seconds after which a host ends by itself."""
 
 _NAMESPACES = ("--mount", "--net", "--pid", "--uts")
@@ -137,10 +137,6 @@ class Lab:
         """Put a host's cable into the switch, or pull it."""
         _in_namespace(self._pids["switch"], f"ip link set {_port(host)} {'up' if connected else 'down'}")
 
-    def end(self, host: str) -> None:
-        """End all processes of a host at once, as if it lost its power."""
-        _kill(self._pids[host])
-
 
 _SSH = (
     "ssh",
@@ -167,7 +163,7 @@ def lab(number: int, folder: Path, *, wheels: Path) -> Iterator[Lab]:
         (folder / "keys").mkdir(parents=True)
         key = folder / "keys" / "id_ed25519"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-        pids["switch"] = _start(["sleep", str(_LIFETIME)], ["--net"], cleanup)
+        pids["switch"] = _start(["sleep", str(LIFETIME)], ["--net"], cleanup)
         _in_namespace(pids["switch"], "ip link add br0 type bridge; ip link set br0 up")
         for name, address in addresses.items():
             own = folder / name
@@ -176,7 +172,7 @@ def lab(number: int, folder: Path, *, wheels: Path) -> Iterator[Lab]:
             (own / "tmp").chmod(0o1777)
             role = LAPTOP if name == LAPTOP else "server"
             _furnish(own, role, key)
-            command = [str(_HOST), str(own), name, role, str(_LIFETIME), str(wheels), str(ROOT)]
+            command = [str(_HOST), str(own), name, role, str(LIFETIME), str(wheels), str(ROOT)]
             pids[name] = _start(command, [*_NAMESPACES, "--fork", "--mount-proc"], cleanup)
             wait_for(own / "ready")
             _connect(pids["switch"], pids[name], name, address)

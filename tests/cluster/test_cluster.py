@@ -50,7 +50,9 @@ def test_doctor_tells_one_row_a_node(cluster: Lab):
     [doctor] = commands("lockstep doctor")
     done = cluster.run(LAPTOP, doctor, timeout=300)
     for address in ("10.99.0.2", "10.99.0.3", "10.99.0.4"):
-        assert len(re.findall(rf"^.*{address}.*$", done.stdout, re.MULTILINE)) >= 1, done.stdout
+        rows = re.findall(rf"^{address} +h\d +yes +2 +0 .* 0600 .* µs$", done.stdout, re.MULTILINE)
+        assert len(rows) == 1, done.stdout
+    assert "FAIL" not in done.stdout
 
 
 @pytest.mark.parametrize("given", ["none", "wrong"])
@@ -77,6 +79,7 @@ def test_no_file_but_the_token_itself_holds_the_token(cluster: Lab):
     for host in cluster.servers:
         found = cluster.run(host, f"grep -rlsF {token} /home /tmp /dev/shm || true").stdout.split()
         assert found == ["/home/ubuntu/.ray/auth_token"]
+        assert token not in "".join(cluster.processes(host).values())
         mode = cluster.run(host, "stat -c %a /home/ubuntu/.ray/auth_token").stdout.strip()
         assert mode == "600"
     found = cluster.run(LAPTOP, f"grep -rlsF {token} {cluster.home} /tmp || true").stdout.split()
