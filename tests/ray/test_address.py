@@ -63,7 +63,7 @@ def test_the_reason_of_ray_is_whole(stderr: str, reason: str):
 @pytest.mark.parametrize(
     ("address", "reason", "what", "remedy"),
     [
-        ("auto", NO_TOKEN, "Ray cannot be reached at 'auto'", "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token"),
+        ("auto", NO_TOKEN, "Ray cannot be reached at 'auto'", "it belongs in ~/.ray/auth_token, with mode 600"),
         ("host:1", NO_FILE, "Ray cannot be reached at 'host:1'", "ray get-auth-token --generate"),
         ("local", NO_FILE, "Ray cannot be started on this machine", "RAY_AUTH_TOKEN_PATH or the token in RAY_AUTH_TOK"),
         ("host:1", "RPC error: Method not found!", "Ray cannot be reached", "such as ray://HOST:10001"),

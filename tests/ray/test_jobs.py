@@ -142,7 +142,7 @@ def test_a_missing_or_wrong_token_is_told_with_the_remedy(
     with pytest.raises(ClusterError, match=told) as caught:
         Jobs(api.address)
     assert "mode 600" in str(caught.value)
-    assert "`ray get-auth-token --generate`" in str(caught.value)
+    assert "ray get-auth-token --generate" in str(caught.value)
     for secret in (file, environment.get("RAY_AUTH_TOKEN")):
         assert not secret or secret not in str(caught.value).replace("for another", "")
 
