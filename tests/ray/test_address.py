@@ -65,7 +65,7 @@ def test_the_reason_of_ray_is_whole(stderr: str, reason: str):
     [
         ("auto", NO_TOKEN, "Ray cannot be reached at 'auto'", "it belongs in ~/.ray/auth_token, with mode 600"),
         ("host:1", NO_FILE, "Ray cannot be reached at 'host:1'", "ray get-auth-token --generate"),
-        ("local", NO_FILE, "Ray cannot be started on this machine", "RAY_AUTH_TOKEN_PATH or the token in RAY_AUTH_TOK"),
+        ("local", NO_FILE, "Ray cannot be started on this machine", "RAY_AUTH_TOKEN_PATH, or in RAY_AUTH_TOK"),
         ("host:1", "RPC error: Method not found!", "Ray cannot be reached", "such as ray://HOST:10001"),
         ("local", "OSError: full", "Ray cannot be started", "look at its logs"),
         ("host:1", "ConnectionRefusedError", "Ray cannot be reached", "ray status"),
