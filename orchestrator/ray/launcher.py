@@ -60,7 +60,7 @@ _REMEDY = (
 
 
 class Tunnel:
-    """An SSH tunnel to the dashboard of a cluster, by ``ray dashboard``. It ends when this process does, even if killed.
+    """An SSH tunnel to the dashboard of a cluster, by ``ray dashboard``. It ends with this process, even a killed one.
 
     Attributes:
         address: Address of the dashboard on this machine.

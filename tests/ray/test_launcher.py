@@ -59,7 +59,8 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_tunnel_ends_as_a_whole(cluster: Path):
+def test_a_tunnel_ends_as_a_whole(cluster: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="lockstep")
     with Tunnel(str(cluster)) as tunnel:
         started = processes(cluster)
         assert len(started) == 2
@@ -68,6 +69,9 @@ def test_a_tunnel_ends_as_a_whole(cluster: Path):
         assert session != os.getsid(0)  # Ctrl-C does not reach them
         tunnel.renew()
         assert processes(cluster) == started
+        assert [record.getMessage() for record in caplog.records] == [
+            f"opening an SSH tunnel to the head of {cluster} ..."
+        ]
     assert end(started)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(tunnel.address, timeout=5)
