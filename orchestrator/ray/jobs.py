@@ -84,7 +84,8 @@ class Jobs:
 
         Args:
             address: ``http://HOST:PORT`` of its dashboard.
-            renew: Called before a lost connection is tried again, such as to open a tunnel again.
+            renew: Called before every request, which may carry the token: it opens a tunnel again that is lost, or
+                raises `ClusterError`.
 
         Raises:
             ClusterError: It cannot be reached, or refuses the token.
@@ -101,6 +102,7 @@ class Jobs:
             )
         for handler in logging.getLogger("ray").handlers:
             handler.setLevel(logging.WARNING)  # its client tells every request
+        self._renew()
         with surroundings(self.address):
             self.ray_version = version_at(self.address, headers)
         self._client = self._ask(JobSubmissionClient, self.address, headers=headers)
@@ -175,7 +177,7 @@ class Jobs:
         return text
 
     def follow(self, job_id: str, *, seen: int = 0, timeout: float = float("inf")) -> Iterator[str]:
-        """Yield the lines of a job's log as they come, until the job has ended. A lost connection is made again.
+        """Return the lines of a job's log as they come, until the job has ended. A lost connection is made again.
 
         Args:
             job_id: The job.
@@ -183,12 +185,16 @@ class Jobs:
             timeout: Seconds within which the job must end.
 
         Raises:
-            ClusterError: There is no such job, the connection cannot be made again, or the time is over.
+            ClusterError: There is no such job, which is told at once. Later: the connection cannot be made again, or
+                the time is over.
         """
-        self.state(job_id)  # a job that does not exist is told at once
+        self.state(job_id)
+        return self._followed(job_id, seen, timeout)
+
+    def _followed(self, job_id: str, seen: int, timeout: float) -> Iterator[str]:
         lines, deadline, told = _Lines(seen), monotonic() + timeout, -1
         while True:
-            with _Tail(self._client, job_id) as tail:
+            with _Tail(self._client, job_id, self._renew) as tail:
                 lines.restart()
                 for chunk in tail.chunks(until=deadline):
                     yield from lines.added(chunk)
@@ -217,8 +223,6 @@ class Jobs:
                 _logger.warning("the connection was lost; the job goes on. Connecting again ... (%s)", error)
                 lost = monotonic()
             try:
-                if error is not None:
-                    self._renew()
                 state = self.state(job_id)
             except ClusterError as failure:
                 if lost and monotonic() - lost > _PATIENCE:
@@ -231,6 +235,7 @@ class Jobs:
                 return state
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, seconds: float = ANSWER, **options: Any) -> Any:
+        self._renew()
         try:
             with surroundings(self.address):
                 return _within(seconds, call, *arguments, **options)
@@ -277,10 +282,11 @@ class _Tail:
         error: What broke the connection; None if nothing did.
     """
 
-    def __init__(self, client: JobSubmissionClient, job_id: str) -> None:
+    def __init__(self, client: JobSubmissionClient, job_id: str, renew: Callable[[], object]) -> None:
         self.is_complete = False
         self.error: Exception | None = None
         self._chunks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._renew = renew
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._read(client, job_id))
         self._thread = threading.Thread(target=self._run, name=f"log of {job_id}", daemon=True)
@@ -313,6 +319,11 @@ class _Tail:
             self._chunks.put(None)
 
     def __enter__(self) -> _Tail:
+        try:
+            self._renew()  # not in the thread: a tunnel is closed by this one
+        except ClusterError as error:
+            self.error = error
+            self._task.cancel()
         self._thread.start()
         return self
 

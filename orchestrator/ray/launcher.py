@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -18,8 +19,30 @@ from workers.errors import ClusterError
 
 __all__ = ["Tunnel", "fetch"]
 
+_logger = logging.getLogger("lockstep")
+
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 """The command ``ray`` of this environment."""
+
+_KEEPER = (sys.executable, "-IS", "-c")
+"""Runs the code below with the arguments that follow it."""
+
+_KEEP = """
+import os, signal, subprocess, sys, threading
+
+def end():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=end, daemon=True).start()
+sys.exit(1 if process.wait() else 0)
+"""
+"""Run a command until it ends; end its process group when standard input closes, because the caller has died."""
+
+_SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+"""Where Linux tells who listens."""
 
 _OPENING = 60.0
 """Seconds within which a tunnel is open."""
@@ -37,7 +60,7 @@ _REMEDY = (
 
 
 class Tunnel:
-    """An SSH tunnel to the dashboard of a cluster, by ``ray dashboard``.
+    """An SSH tunnel to the dashboard of a cluster, by ``ray dashboard``. It ends with this process, even a killed one.
 
     Attributes:
         address: Address of the dashboard on this machine.
@@ -56,16 +79,17 @@ class Tunnel:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the tunnel
 
     def renew(self) -> None:
-        """Open the tunnel if it is not open.
+        """Open the tunnel if it is not open, or if its port is not that of a program of this user.
 
         Raises:
-            ClusterError: It cannot be opened; the message has what Ray says.
+            ClusterError: It cannot be opened; the message has what Ray says. Or somebody else has taken its port.
         """
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None and _is_ours(self._port):
             return
         self.close()  # its SSH client may live
         self._output.seek(0)
         self._output.truncate()
+        _logger.info("opening an SSH tunnel to the head of %s ...", self._cluster)
         self._process = _started(("dashboard", "--port", str(self._port), self._cluster), self._output)
         deadline = monotonic() + _OPENING
         while not _answers(self._port):
@@ -128,10 +152,12 @@ def fetch(cluster: str, source: str, target: Path) -> None:
 
 
 def _started(arguments: tuple[str, ...], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a command of Ray in a session of its own, which Ctrl-C does not reach and which ends as a whole."""
-    return subprocess.Popen(
-        [*RAY, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-    )
+    """Start a command of Ray in a session of its own, which Ctrl-C does not reach and which ends as a whole.
+
+    It also ends when this process is killed, which closes the pipe.
+    """
+    command = [*_KEEPER, _KEEP, *RAY, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -141,6 +167,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_ENDING)
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _told(what: str, output: IO[bytes], cluster: str) -> str:
@@ -167,11 +195,13 @@ def _answers(port: int) -> bool:
 def _is_ours(port: int) -> bool:
     """Return whether it is a program of this user that listens on a port of this machine. It will get the token.
 
-    Somebody else may take a free port before SSH does. Where the system does not tell, this is not found.
+    Somebody else may take a free port before SSH does. Where the system does not tell, this is not found. A socket of
+    IPv6 may take connections of IPv4 as well.
     """
-    try:
-        lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
-    except OSError:
-        return True
-    owners = [fields[7] for fields in map(str.split, lines) if fields[1].endswith(f":{port:04X}") and fields[3] == "0A"]
-    return all(int(owner) == os.getuid() for owner in owners)
+    tables = []
+    for path in _SOCKETS:
+        with suppress(OSError):
+            tables.append(path.read_text(encoding="ascii"))
+    sockets = [line.split() for table in tables for line in table.splitlines()[1:]]
+    owners = [int(fields[7]) for fields in sockets if fields[1].endswith(f":{port:04X}") and fields[3] == "0A"]
+    return not tables or (bool(owners) and all(owner == os.getuid() for owner in owners))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -132,7 +134,12 @@ def test_an_address_of_its_own_is_told_and_not_used(api: JobsAPI, command: Shown
 
 
 def test_mistakes_are_told_before_anything_is_sent(
-    api: JobsAPI, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+    api: JobsAPI,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Shown,
+    capsys: pytest.CaptureFixture[str],
 ):
     (tmp_path / "outside.yaml").write_text("env: {id: CartPole-v1}")
     (project / "runs").mkdir()
@@ -160,6 +167,14 @@ def test_mistakes_are_told_before_anything_is_sent(
     for arguments in ((), (good, "--follow", "x"), ("--follow", "x", "--stop", "x")):
         with pytest.raises(SystemExit, match="2"):
             command.run("submit", *arguments)
+    capsys.readouterr()
+    for verb in ("--follow", "--stop"):
+        for arguments in (("--set", f"seed={SECRET}"), ("--trust",), ("--working-dir", "."), ("--detach",)):
+            with pytest.raises(SystemExit, match="2"):
+                command.run("submit", verb, "x", *where, *arguments)
+            told = capsys.readouterr().err
+            assert f"{arguments[0]} given with {verb}; expected only with CONFIG.yaml" in told
+            assert SECRET not in told
     assert api.headers == []
 
 
@@ -174,7 +189,7 @@ def test_the_configuration_of_a_strangers_run_needs_trust(api: JobsAPI, project:
     assert command.run(*options, "--trust")[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_detaches_and_says_how_to_go_on(number: signal.Signals, api: JobsAPI, command: Shown):
     api.cuts, api.at_end = [80], lambda: os.kill(os.getpid(), number)
     code, lines, messages = command.run("submit", "my cart's.yaml", "--address", api.address)
@@ -190,6 +205,46 @@ def test_a_signal_detaches_and_says_how_to_go_on(number: signal.Signals, api: Jo
     code, lines, _ = command.run("submit", "--follow", name, "--address", api.address)
     assert code == 0
     assert lines == ["first line", "second line", f"job {name}: succeeded: Job finished successfully."]
+
+
+def test_an_ignored_hangup_stays_ignored(api: JobsAPI, command: Shown):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        api.at_end = lambda: os.kill(os.getpid(), signal.SIGHUP)
+        assert command.run("submit", "my cart's.yaml", "--address", api.address)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_is_submitted_says_how_to_go_on(
+    number: signal.Signals, api: JobsAPI, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    submitted = jobs.Jobs.submit
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        submitted(*arguments, **options)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(jobs.Jobs, "submit", interrupted)
+    code, _, messages = command.run("submit", "my cart's.yaml", "--address", api.address)
+    ((name, _),) = api.submitted.items()
+    assert code == 128 + number
+    assert f"job {name} may have been submitted" in messages
+    assert f"to stop it: lockstep submit --stop {name} --address {api.address}" in messages
+
+
+def test_the_working_directory_of_a_check_is_chosen(
+    api: JobsAPI, project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    monkeypatch.setattr(jobs.Jobs, "log", None)  # not read again: there is no run directory
+    (project / "inner").mkdir()
+    (project / "inner" / "c.yaml").write_text("env: {id: CartPole-v1}")
+    code, lines, _ = command.run("doctor", "inner/c.yaml", "--address", api.address, "--working-dir", "inner")
+    ((_, sent),) = api.submitted.items()
+    assert code == 0
+    assert lines[0] == f"sending {project / 'inner'} ..."
+    assert parts(sent["entrypoint"])[0][:3] == ["lockstep", "doctor", "c.yaml"]
 
 
 def test_detach_does_not_wait(api: JobsAPI, command: Shown, monkeypatch: pytest.MonkeyPatch):
@@ -241,6 +296,36 @@ def test_the_run_directory_is_fetched(status: str, api: JobsAPI, cluster: Path, 
     _, _, messages = command.run("submit", "--follow", name, "--cluster", cluster)
     assert "runs/x exists already" in messages
     assert (Path("runs") / "x" / "mine").exists()
+
+
+@pytest.mark.parametrize("how", ["signal", "error"])
+def test_a_fetch_that_breaks_says_how_to_fetch_again(
+    how: str, api: JobsAPI, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
+):
+    head(api, tmp_path)
+    options = ("--cluster", cluster, "--set", "logging.directory=runs/x")
+
+    def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout == launcher._FETCHING:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return waited(self, timeout)
+
+    waited = subprocess.Popen.wait
+    with monkeypatch.context() as patch:
+        if how == "signal":
+            patch.setattr(subprocess.Popen, "wait", wait)
+        else:
+            api.at_end = lambda: (tmp_path / "head" / "runs" / "x").rename(tmp_path / "gone")
+        code, _, messages = command.run("submit", "my cart's.yaml", *options)
+    ((name, _),) = api.submitted.items()
+    assert code == (128 + signal.SIGTERM if how == "signal" else 1)
+    assert f"to fetch it again: lockstep submit --follow {name} --cluster {cluster}\n" in messages + "\n"
+    assert "detached" not in messages
+    if how == "error":
+        (tmp_path / "gone").rename(tmp_path / "head" / "runs" / "x")
+    api.at_end = lambda: None
+    assert command.run("submit", "--follow", name, "--cluster", cluster)[0] == 0
+    assert (Path("runs") / "x" / "status.json").exists()
 
 
 def test_without_a_tunnel_the_place_on_the_head_is_told(api: JobsAPI, tmp_path: Path, command: Shown):

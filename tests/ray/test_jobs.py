@@ -64,8 +64,32 @@ def test_a_head_that_answers_again_is_waited_for(api: JobsAPI, caplog: pytest.Lo
     got = [next(lines)]
     api.fails = 3
     assert [*got, *lines] == api.log.splitlines()
-    assert len(renewed) == 4
+    assert len(renewed) >= 4
     assert len(warnings(caplog)) == 2
+
+
+def test_every_request_waits_for_the_tunnel(api: JobsAPI):
+    """A port that somebody else has taken gets no request, which would have the token."""
+    failure: list[ClusterError] = []
+
+    def renew() -> None:
+        if failure:
+            raise failure[0]
+
+    client = Jobs(api.address, renew=renew)
+    lines = client.follow("job")
+    failure.append(ClusterError("taken"))
+    asked = len(api.headers)
+    calls = [client.state, client.stop, client.log, client.follow, lambda job: client.submit(job, "true")]
+    for call in calls:
+        with pytest.raises(ClusterError, match="taken"):
+            call("job")
+    with jobs._Tail(client._client, "job", renew) as tail:
+        assert list(tail.chunks(until=float("inf"))) == []
+    assert tail.error is failure[0]
+    assert len(api.headers) == asked
+    failure.clear()
+    assert list(lines) == api.log.splitlines()
 
 
 def test_a_head_that_does_not_answer_again_is_an_error(api: JobsAPI, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -57,14 +59,19 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_tunnel_ends_as_a_whole(cluster: Path):
+def test_a_tunnel_ends_as_a_whole(cluster: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", logger="lockstep")
     with Tunnel(str(cluster)) as tunnel:
         started = processes(cluster)
         assert len(started) == 2
         assert tunnel.address.startswith("http://127.0.0.1:")
-        assert all(os.getsid(process.pid) == started[0].pid for process in started)  # Ctrl-C does not reach them
+        (session,) = {os.getsid(process.pid) for process in started}
+        assert session != os.getsid(0)  # Ctrl-C does not reach them
         tunnel.renew()
         assert processes(cluster) == started
+        assert [record.getMessage() for record in caplog.records] == [
+            f"opening an SSH tunnel to the head of {cluster} ..."
+        ]
     assert end(started)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(tunnel.address, timeout=5)
@@ -108,6 +115,58 @@ def test_the_token_is_not_sent_to_the_program_of_another_user(cluster: Path, mon
     with pytest.raises(ClusterError, match="another user's program listens on port"), Tunnel(str(cluster)):
         pass
     assert end(processes(cluster))
+
+
+@pytest.mark.parametrize("table", ["tcp", "tcp6"])
+def test_a_port_that_somebody_else_has_taken_is_found(
+    table: str, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A socket of IPv6 that takes connections of IPv4 is in a table of its own; a tunnel that broke leaves its port."""
+    tables = tmp_path / "tcp", tmp_path / "tcp6"
+    for path in tables:
+        path.write_text(row("local_address", "st", "uid"))
+    with Tunnel(str(cluster)) as tunnel:
+        monkeypatch.setattr(launcher, "_SOCKETS", tables)
+        port = f":{int(tunnel.address.rpartition(':')[2]):04X}"
+        (tmp_path / table).write_text(row("local_address", "st", "uid") + row(f"0{port}", "0A", str(os.getuid())))
+        before = processes(cluster)
+        tunnel.renew()
+        assert processes(cluster) == before
+        with (tmp_path / table).open("a") as file:
+            file.write(row(f"0{port}", "0A", str(os.getuid() + 1)))
+        with pytest.raises(ClusterError, match="another user's program listens on port"):
+            tunnel.renew()
+    assert end(processes(cluster))
+
+
+def row(address: str, state: str, owner: str) -> str:
+    """A line of a table of sockets."""
+    return f"0: {address} 0:0 {state} 0:0 0:0 0 {owner} 0 0\n"
+
+
+def test_a_port_on_which_nobody_listens_is_not_ours():
+    assert not launcher._is_ours(launcher._free_port())
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        assert launcher._is_ours(server.getsockname()[1])
+
+
+def test_a_tunnel_ends_when_its_program_is_killed(cluster: Path):
+    code = f"""if True:
+        import sys
+        from orchestrator.ray import launcher
+        launcher.RAY = {launcher.RAY!r}
+        with launcher.Tunnel(sys.argv[1]):
+            print("open", flush=True)
+            sys.stdin.read()
+    """
+    program = [sys.executable, "-c", code, str(cluster)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        started = processes(cluster)
+        process.kill()
+    assert len(started) == 2
+    assert end(started)
 
 
 def test_a_folder_is_fetched_whole_or_not_at_all(cluster: Path, tmp_path: Path):

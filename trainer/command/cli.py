@@ -37,13 +37,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the signal number if a signal ended the command.
     """
     conceal(())  # what an earlier call has set
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     conceal(secrets_in(vars(options)))
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, _terminate) for number in _ending_signals()}
     try:
         return _run(options)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ending_signals() -> Iterator[signal.Signals]:
+    """Yield the signals that end the command: SIGTERM and, unless `nohup` has it ignored, that of a closed terminal."""
+    yield signal.SIGTERM
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        yield hangup
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options; those that would have no effect are an error."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.verb is _submit and options.config is None:
+        given = {
+            "--set": options.overrides,
+            "--trust": options.trust,
+            "--working-dir": options.working_dir is not None,
+            "--detach": options.detach,
+        }
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        if names:
+            job = "--follow" if options.follow is not None else "--stop"
+            parser.error(f"{names} given with {job}; expected only with CONFIG.yaml, to submit a job: leave it out")
+    return options
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -139,9 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     where = submit.add_mutually_exclusive_group()
     where.add_argument("--address", metavar="URL", help="dashboard of the cluster, such as http://127.0.0.1:8265")
     where.add_argument("--cluster", metavar="CLUSTER.yaml", help="the file for `ray up`: use an SSH tunnel to its head")
-    submit.add_argument("--working-dir", metavar="DIR", default=".", help="folder that is sent; by default the current")
     submit.add_argument("--detach", action="store_true", help="do not wait for the end of the job")
     submit.set_defaults(verb=_submit)
+    for verb in (doctor, submit):
+        verb.add_argument(
+            "--working-dir", metavar="DIR", help="folder that is sent to the cluster; by default the current"
+        )
     for verb in (train, evaluate, doctor, submit):
         verb.add_argument(
             "--trust",
@@ -230,9 +260,9 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
 def _submit(options: argparse.Namespace) -> Iterator[str]:
     """Train on a Ray cluster as a job: check, send the working directory, follow, and fetch the run directory.
 
-    Ctrl-C ends the following; the job goes on.
+    Ctrl-C, SIGTERM or a closed terminal ends the following; the job goes on.
     """
-    from trainer.command.submit import Place, detached, follow, stop
+    from trainer.command.submit import Place, follow, stop
 
     if options.config is not None:
         yield from _run_there(options, _training(options))
@@ -241,8 +271,6 @@ def _submit(options: argparse.Namespace) -> Iterator[str]:
     with place.jobs() as jobs:
         if options.stop is not None:
             yield from stop(options.stop, jobs, place)
-        elif options.detach:
-            yield from detached(options.follow, place)
         else:
             yield from follow(options.follow, jobs, place)
 
@@ -266,7 +294,7 @@ def _training(options: argparse.Namespace) -> Job:
     options.overrides += defaults(options.overrides, _read(options), name)
     config = _read(options)
     build_orchestrator(config.orchestrator)
-    return Job.training(name, config, options.config, options.working_dir, options.overrides)
+    return Job.training(name, config, options.config, options.working_dir or ".", options.overrides)
 
 
 def _check(options: argparse.Namespace) -> Job:
@@ -276,7 +304,8 @@ def _check(options: argparse.Namespace) -> Job:
     options.detach = False
     if options.config is not None:
         _read(options)
-    return Job.check(name_of("doctor"), options.config, options.overrides, build=options.build)
+    folder = options.working_dir or "."
+    return Job.check(name_of("doctor"), options.config, options.overrides, folder, build=options.build)
 
 
 def _read(options: argparse.Namespace) -> RunConfig:

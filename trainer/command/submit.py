@@ -25,7 +25,7 @@ from trainer.command.versions import versions
 from workers.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.ray.jobs import Jobs
+    from orchestrator.ray.jobs import Jobs, JobState
 
 __all__ = ["Job", "Place", "defaults", "detached", "follow", "name_of", "start", "stop"]
 
@@ -248,7 +248,7 @@ def start(job: Job, jobs: Jobs, place: Place) -> Iterator[str]:
             env_vars={SUBMITTED_BY: __version__},
             metadata={_DIRECTORY: redacted(job.directory)},
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         for line in (f"job {job.name} may have been submitted", *detached(job.name, place)):
             _logger.warning(line)
         raise
@@ -270,9 +270,9 @@ def follow(name: str, jobs: Jobs, place: Place) -> Iterator[str]:
         ClusterError: There is no such job, or the connection is lost.
         SystemExit: The job has not succeeded.
     """
-    jobs.state(name)  # a job that does not exist cannot go on
+    lines = jobs.follow(name)  # a job that does not exist cannot go on
     try:
-        for line in jobs.follow(name):
+        for line in lines:
             if not line.startswith("Running entrypoint for job "):  # with all overrides
                 yield shown(redacted(line))
     except (KeyboardInterrupt, SystemExit, GeneratorExit, ClusterError) as end:
@@ -307,24 +307,40 @@ def stop(name: str, jobs: Jobs, place: Place) -> Iterator[str]:
 
 
 def _end(name: str, jobs: Jobs, place: Place, wanted: Sequence[str] = ("SUCCEEDED",)) -> Iterator[str]:
-    state = jobs.state(name)
-    told = shown(redacted(state.message.partition(", last available logs")[0]))
-    yield f"job {name}: {state.status.lower()}{': ' if told else ''}{told}"
-    if state.exit_code == 127:
-        _logger.error("a command was not found: `lockstep` must be on the PATH with which Ray was started on the head")
-    yield from _fetched(state.metadata.get(_DIRECTORY), jobs.log(name), place)
+    """Tell how a job ended, and fetch its run directory.
+
+    Raises:
+        ClusterError: The connection is lost, or the run directory cannot be copied.
+        SystemExit: The job has not ended as wanted.
+    """
+    try:
+        state = jobs.state(name)
+        yield from _told(name, state)
+        yield from _fetched(state.metadata.get(_DIRECTORY), name, jobs, place)
+    except (KeyboardInterrupt, SystemExit, ClusterError, OSError):
+        _logger.warning("to fetch it again: lockstep submit --follow %s %s", shlex.quote(name), place.option)
+        raise
     if state.status not in wanted:
         raise SystemExit(1)
 
 
-def _fetched(directory: str | None, log: str, place: Place) -> Iterator[str]:
+def _told(name: str, state: JobState) -> Iterator[str]:
+    """Tell how a job ended."""
+    told = shown(redacted(state.message.partition(", last available logs")[0]))
+    yield f"job {name}: {state.status.lower()}{': ' if told else ''}{told}"
+    if state.exit_code == 127:
+        _logger.error("a command was not found: `lockstep` must be on the PATH with which Ray was started on the head")
+
+
+def _fetched(directory: str | None, name: str, jobs: Jobs, place: Place) -> Iterator[str]:
     """Copy the run directory of a job, if it is on the head's disk and there is a way; say where it is otherwise."""
     if directory == "":  # it has none
         return
     if directory is None:
         _logger.warning("the job is not one of lockstep submit: its files stay where they are")
         return
-    said = [line.removeprefix("run directory: ") for line in log.splitlines() if line.startswith("run directory: ")]
+    log = jobs.log(name).splitlines()
+    said = [line.removeprefix("run directory: ") for line in log if line.startswith("run directory: ")]
     parts = Path(directory).parts
     on_head = [Path(one) for one in said if one.startswith("/") and Path(one).parts[-len(parts) :] == parts]
     is_inside = parts and parts[0] != "/" and ".." not in parts
