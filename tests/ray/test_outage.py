@@ -179,7 +179,7 @@ def test_a_worker_that_does_not_take_a_large_request_is_not_a_silent_machine(
     link = worker.link()
     agent = build(link)
     worker.relay.is_up.clear()
-    link.send(2, "tick", (Padded(tick(1)), 1), ack=2)
+    link.send(2, "tick", (tick(1), Padded(1)), ack=2)
     assert link._channel is None
     with monkeypatch.context() as patch:
         patch.setattr(dialing, "_ANSWER_TIMEOUT", 0.02)
