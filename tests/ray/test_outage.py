@@ -20,6 +20,7 @@ from orchestrator.ray.transport import UnreachableError, death
 from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE
 from tests.support.service import tick
+from workers.pickling import dumps
 from workers.remote import dialing
 from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.listener import Listener
@@ -80,11 +81,11 @@ def cable(worker: RelayedWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
 
 def poll(link: Link, seq: int, until: Callable[[], object]) -> None:
-    """Ask for a reply without waiting, until something has happened; the reply must not have arrived."""
+    """Ask for a reply, hardly waiting, until something has happened; the reply must not have arrived."""
     deadline = monotonic() + PATIENCE
     while not until():
         assert monotonic() < deadline
-        assert link.receive(seq, 0) is None
+        assert link.receive(seq, 0.001) is None
 
 
 def test_a_cable_that_is_pulled_is_told_and_costs_only_its_time(
@@ -147,6 +148,7 @@ def test_a_worker_that_only_holds_its_interpreter_is_not_given_up(
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)
     poll(link, 2, lambda: worker.relay.connections > 5)
+    monkeypatch.setattr(outage, "_PATIENCE", PATIENCE)
     monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
     monkeypatch.setattr(Listener, "_hear", hear)
     assert step_of(receive(link, 2)) == 1
@@ -179,12 +181,14 @@ def test_a_worker_that_does_not_take_a_large_request_is_not_a_silent_machine(
     link = worker.link()
     agent = build(link)
     worker.relay.is_up.clear()
-    link.send(2, "tick", (tick(1), Padded(1)), ack=2)
+    plain = dumps(("tick", Padded((tick(1), 1)), None))
+    link.send(2, "tick", (tick(1), 1), ack=2, plain=plain)
     assert link._channel is None
     with monkeypatch.context() as patch:
         patch.setattr(dialing, "_ANSWER_TIMEOUT", 0.02)
         poll(link, 2, lambda: worker.relay.connections > 5)
     monkeypatch.setattr(dialing, "_SILENCE_TIMEOUT", 10.0)
+    monkeypatch.setattr(outage, "_PATIENCE", PATIENCE)
     worker.relay.is_up.set()
     assert step_of(receive(link, 2)) == 1
     assert acted(agent) == [1]
