@@ -187,7 +187,7 @@ def test_a_worker_that_does_not_take_a_large_request_is_not_a_silent_machine(
     with monkeypatch.context() as patch:
         patch.setattr(dialing, "_ANSWER_TIMEOUT", 0.02)
         poll(link, 2, lambda: worker.relay.connections > 5)
-    monkeypatch.setattr(dialing, "_SILENCE_TIMEOUT", 10.0)
+    monkeypatch.setattr(dialing, "_SILENCE_TIMEOUT", 8.0)
     monkeypatch.setattr(outage, "_PATIENCE", PATIENCE)
     worker.relay.is_up.set()
     assert step_of(receive(link, 2)) == 1

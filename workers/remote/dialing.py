@@ -14,7 +14,7 @@ from workers.remote.sockets import prepare, set_timeout
 
 __all__ = ["Address", "SilentMachineError", "UnansweredError", "dial", "dial_in_background"]
 
-_SILENCE_TIMEOUT = 10.0
+_SILENCE_TIMEOUT = 8.0
 """Seconds after which a connection is lost if the worker's machine acknowledges nothing. Linux ends it, too, if the
 worker takes nothing for as long: whether the machine is gone, the next attempt to connect tells."""
 
