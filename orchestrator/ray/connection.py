@@ -37,7 +37,7 @@ __all__ = ["Connections"]
 
 _CONNECT_TIMEOUT = 10.0
 _ATTEMPT = 2.0
-"""Seconds for one attempt to connect again: the system soon sends lost packets only every few seconds."""
+"""Seconds for one attempt to reach the machine again: the system soon sends lost packets only every few seconds."""
 
 
 class _Sent(NamedTuple):

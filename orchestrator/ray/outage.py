@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from orchestrator.ray.transport import UnreachableError, death_of
+from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.layout import DamagedError
-from workers.remote.sockets import is_silence
 
 __all__ = ["Outage"]
 
@@ -23,7 +23,9 @@ _SILENCE_PATIENCE = 60.0
 """The same for a worker whose machine does not answer at all: its cable may come back, and Ray tells if it is dead."""
 
 _LASTING = 1.0
-"""Seconds after which a connection over which nothing was received counts as restored: the request takes long."""
+"""Seconds after which a connection over which nothing was received counts as restored: the request takes long.
+
+So does a connection whose handshake a busy worker does not answer: the patience of the request ends that wait."""
 
 _PAUSE = 0.2
 """Seconds before another attempt, in which Ray may report a death."""
@@ -43,7 +45,7 @@ class Outage:
         self.pause = 0.0
         self._name = name
         self._since: float | None = None
-        self._is_silent = False
+        self._was_silent = False
         self._is_told = False
 
     def go_on(self, error: Exception, lasted: float) -> None:
@@ -56,16 +58,17 @@ class Outage:
         Raises:
             UnreachableError: The worker is gone, or nothing has been received for long.
         """
-        now, silent = monotonic(), is_silence(error)
-        is_first, is_same = self._since is None, silent == self._is_silent
-        self._is_silent = silent
-        self._tell(error, is_first=is_first)
+        now, is_silent, is_first = monotonic(), isinstance(error, SilentMachineError), self._since is None
+        self._tell(error, is_silent=is_silent, is_first=is_first)
         if not is_first:
             self.pause = _PAUSE
             self.ask_ray()
-        if self._since is None or lasted >= _LASTING or not is_same:
-            self._since = now
-        elif now - self._since >= (patience := _SILENCE_PATIENCE if silent else _PATIENCE):
+        if self._since is None or lasted >= _LASTING or isinstance(error, UnansweredError):
+            self._since, self._was_silent = now, is_silent
+            return
+        self._was_silent |= is_silent
+        patience = _SILENCE_PATIENCE if self._was_silent else _PATIENCE
+        if now - self._since >= patience:
             reason = f"the connection was lost and cannot be restored: {error}; tried again for {patience:g} s"
             raise UnreachableError("ConnectionLost", reason) from error
 
@@ -93,9 +96,9 @@ class Outage:
         self._since = None
         self.pause = 0.0
 
-    def _tell(self, error: Exception, *, is_first: bool) -> None:
+    def _tell(self, error: Exception, *, is_silent: bool, is_first: bool) -> None:
         """Log, once, what the user should know about."""
-        if self._is_silent and not self._is_told:
+        if is_silent and not self._is_told:
             self._is_told = True
             _logger.warning(
                 "%s cannot be reached any more: %s; trying again until it answers or Ray says that it is dead, for up "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
@@ -18,6 +20,9 @@ from orchestrator.ray.transport import UnreachableError, death
 from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE
 from tests.support.service import tick
+from workers.pickling import dumps
+from workers.remote import dialing
+from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.listener import Listener
 
 
@@ -43,27 +48,59 @@ def link(worker: RelayedWorker) -> Iterator[Link]:
     one.close()
 
 
+class Cable:
+    """The cable to a worker's machine: while it is pulled, attempts to connect take their time in vain."""
+
+    def __init__(self, worker: RelayedWorker) -> None:
+        self.attempts = 0
+        self._address = worker.relay.address
+        self._is_in = threading.Event()
+        self._is_in.set()
+        self._connect = socket.create_connection
+
+    def connect(self, address: Any, timeout: float) -> socket.socket:
+        if address == self._address and not self._is_in.is_set():
+            self.attempts += 1
+            if not self._is_in.wait(timeout):
+                raise TimeoutError("timed out")
+        return self._connect(address, timeout)
+
+    def pull(self) -> None:
+        self._is_in.clear()
+
+    def plug_in(self) -> None:
+        self._is_in.set()
+
+
+@pytest.fixture
+def cable(worker: RelayedWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cable]:
+    one = Cable(worker)
+    monkeypatch.setattr(socket, "create_connection", one.connect)
+    yield one
+    one.plug_in()
+
+
 def poll(link: Link, seq: int, until: Callable[[], object]) -> None:
-    """Ask for a reply without waiting, until something has happened; the reply must not have arrived."""
+    """Ask for a reply, hardly waiting, until something has happened; the reply must not have arrived."""
     deadline = monotonic() + PATIENCE
     while not until():
         assert monotonic() < deadline
-        assert link.receive(seq, 0) is None
+        assert link.receive(seq, 0.001) is None
 
 
 def test_a_cable_that_is_pulled_is_told_and_costs_only_its_time(
-    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cable: Cable, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Nobody answers for many attempts and longer than a machine that answers is waited for."""
     monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
     monkeypatch.setattr(outage, "_PATIENCE", 0)
     agent = build(link)
-    worker.relay.is_up.clear()
+    cable.pull()
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)
-    poll(link, 2, lambda: worker.relay.connections > 10)
+    poll(link, 2, lambda: cable.attempts > 10)
     monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
-    worker.relay.is_up.set()
+    cable.plug_in()
     assert step_of(receive(link, 2)) == 1
     assert acted(agent) == [1]
     assert [record.getMessage() for record in caplog.records] == [
@@ -74,11 +111,11 @@ def test_a_cable_that_is_pulled_is_told_and_costs_only_its_time(
 
 
 def test_a_machine_that_stays_silent_holds_nobody_up_and_ray_is_asked_meanwhile(
-    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cable: Cable, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """After the first attempt, the second is under way all the time."""
     build(link)
-    worker.relay.is_up.clear()
+    cable.pull()
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)
     monkeypatch.setattr(connection, "_ATTEMPT", 0.01)
@@ -98,19 +135,65 @@ def test_a_machine_that_stays_silent_holds_nobody_up_and_ray_is_asked_meanwhile(
 
 
 def test_a_worker_that_only_holds_its_interpreter_is_not_given_up(
-    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch
+    worker: RelayedWorker, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Its system accepts connections, but it answers no handshake."""
+    """Its system accepts connections, but it answers no handshake, for longer than a silent machine is waited for."""
     monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
+    monkeypatch.setattr(dialing, "_ANSWER_TIMEOUT", 0.02)
+    monkeypatch.setattr(outage, "_PATIENCE", 0)
+    monkeypatch.setattr(outage, "_SILENCE_PATIENCE", 0)
     build(link)
     hear, waiting = Listener._hear, threading.Semaphore(0)
     monkeypatch.setattr(Listener, "_hear", lambda *_: waiting.release())
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)
     poll(link, 2, lambda: worker.relay.connections > 5)
+    monkeypatch.setattr(outage, "_PATIENCE", PATIENCE)
     monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
     monkeypatch.setattr(Listener, "_hear", hear)
     assert step_of(receive(link, 2)) == 1
+    assert not caplog.records
+
+
+class Padded:
+    """A request of 32 MB, more than the buffers of a connection hold."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def __reduce__(self) -> Any:
+        return _first, (self._request, bytes(32 << 20))
+
+
+def _first(request: Any, _padding: bytes) -> Any:
+    return request
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system does not time what is not taken")
+def test_a_worker_that_does_not_take_a_large_request_is_not_a_silent_machine(
+    worker: RelayedWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Linux ends the connection, and those after it are not answered until the worker goes on."""
+    monkeypatch.setattr(dialing, "_SILENCE_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
+    monkeypatch.setattr(outage, "_PATIENCE", 0)
+    monkeypatch.setattr(outage, "_SILENCE_PATIENCE", 0)
+    link = worker.link()
+    agent = build(link)
+    worker.relay.is_up.clear()
+    plain = dumps(("tick", Padded((tick(1), 1)), None))
+    link.send(2, "tick", (tick(1), 1), ack=2, plain=plain)
+    assert link._channel is None
+    with monkeypatch.context() as patch:
+        patch.setattr(dialing, "_ANSWER_TIMEOUT", 0.02)
+        poll(link, 2, lambda: worker.relay.connections > 5)
+    monkeypatch.setattr(dialing, "_SILENCE_TIMEOUT", 8.0)
+    monkeypatch.setattr(outage, "_PATIENCE", PATIENCE)
+    worker.relay.is_up.set()
+    assert step_of(receive(link, 2)) == 1
+    assert acted(agent) == [1]
+    assert not caplog.records
+    link.close()
 
 
 def test_where_no_thread_can_be_started_connections_are_made_again(
@@ -138,30 +221,31 @@ def test_a_connection_that_comes_after_the_end_is_closed(
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)
     poll(link, 2, lambda: worker.relay.connections == 2)
-    dialing = link._dialing
-    assert dialing is not None
+    under_way = link._dialing
+    assert under_way is not None
     link.close()
     is_over = threading.Event()
-    dialing.add_done_callback(lambda _: is_over.set())  # after what `close` has added
+    under_way.add_done_callback(lambda _: is_over.set())  # after what `close` has added
     worker.relay.is_up.set()
     assert is_over.wait(PATIENCE)
-    sock, _ = dialing.result()
+    sock, _ = under_way.result()
     assert sock.fileno() == -1
 
 
-REFUSED, SILENT = ConnectionRefusedError("refused"), TimeoutError("silent")
-UNREACHABLE = OSError(errno.EHOSTUNREACH, "No route to host")
+REFUSED, SILENT, BUSY = ConnectionRefusedError("refused"), SilentMachineError("silent"), UnansweredError("busy")
+LOST = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
 
 @pytest.mark.parametrize(
     ("errors", "given_up"),
     [
         ({0: REFUSED, 9: REFUSED, 10: REFUSED}, 10),
-        ({0: SILENT, 10: SILENT, 59: UNREACHABLE, 60: SILENT}, 60),
-        ({0: UNREACHABLE, 59: UNREACHABLE, 61: UNREACHABLE}, 61),
-        ({0: EOFError(), 1: SILENT, 60: SILENT, 61: SILENT}, 61),  # a silence is judged by itself
-        ({0: SILENT, 50: REFUSED, 59: REFUSED, 60: REFUSED}, 60),  # and so is what comes after it
-        ({0: SILENT, 50: REFUSED, 59: REFUSED, 60: SILENT, 119: SILENT, 120: SILENT}, 120),
+        ({0: LOST, 9: REFUSED, 10: REFUSED}, 10),
+        ({0: SILENT, 10: SILENT, 59: SILENT, 60: SILENT}, 60),
+        ({0: LOST, 1: SILENT, 59: SILENT, 60: SILENT}, 60),
+        ({**{s: (SILENT, REFUSED)[s % 2] for s in range(60)}, 60: REFUSED}, 60),  # a host that boots, or a bad cable
+        ({0: REFUSED, 9: BUSY, 18: REFUSED, 19: REFUSED}, 19),  # a busy worker is waited for by the request
+        ({0: SILENT, 59: BUSY, 119: BUSY, 179: BUSY, 189: REFUSED}, 189),
     ],
 )
 def test_a_silent_machine_is_waited_for_longer_than_one_that_answers(
@@ -183,7 +267,7 @@ def test_a_silent_machine_is_waited_for_longer_than_one_that_answers(
 def test_each_outage_is_told_once(caplog: pytest.LogCaptureFixture):
     one = Outage("scope 1 on 10.0.0.1")
     for _ in range(2):
-        for error in (EOFError(), SILENT, UNREACHABLE):
+        for error in (EOFError(), LOST, BUSY, SILENT, REFUSED, SILENT):
             one.go_on(error, 0.0)
         one.connected()
         one.end()

@@ -25,7 +25,7 @@ from tests.support.damage import Bomb
 from tests.support.processes import PATIENCE, ROOT
 from tests.support.schedule import IS_LONG, examples, full_or_short
 from workers.remote import listener as listening
-from workers.remote.dialing import Address, dial
+from workers.remote.dialing import Address, SilentMachineError, UnansweredError, dial
 from workers.remote.handshake import CONTROL, WORK, AuthenticationError, Session, handshake
 from workers.remote.listener import Listener
 
@@ -248,7 +248,7 @@ def test_a_full_table_of_files_keeps_the_driver_out_only_while_nobody_can_leave(
             if room:
                 dial(address, KEY, WORK, timeout=PATIENCE)[0].close()
             else:
-                with pytest.raises(OSError, match=r"timed out|closed|reset"):
+                with pytest.raises(OSError, match=r"does not answer|closed|reset"):
                     dial(address, KEY, WORK, timeout=0.3)
 
 
@@ -307,8 +307,17 @@ def test_a_door_at_which_too_many_wait_is_named(port: int):
         full.bind(name)
         full.listen(0)
         stack.enter_context(socket.socket(socket.AF_UNIX)).connect(name)
-        with pytest.raises(TimeoutError, match="the worker did not accept the connection in time"):
+        with pytest.raises(UnansweredError, match="the worker did not accept the connection in time"):
             dial(Address("127.0.0.1", port, name), KEY, WORK, timeout=0.1)
+
+
+def test_a_machine_that_takes_no_connection_is_told_from_a_worker_that_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = Address(*full.getsockname())
+        with pytest.raises(UnansweredError, match="takes connections, but does not answer"):  # and fills the backlog
+            dial(address, KEY, WORK, timeout=0.1)
+        with pytest.raises(SilentMachineError, match="timed out"):
+            dial(address, KEY, WORK, timeout=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

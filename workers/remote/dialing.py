@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from concurrent.futures import Future
@@ -11,14 +12,30 @@ from typing import NamedTuple
 from workers.remote.handshake import Session, handshake
 from workers.remote.sockets import prepare, set_timeout
 
-__all__ = ["Address", "dial", "dial_in_background"]
+__all__ = ["Address", "SilentMachineError", "UnansweredError", "dial", "dial_in_background"]
 
-_SILENCE_TIMEOUT = 10.0
-"""Seconds after which a worker's machine that acknowledges nothing is gone."""
+_SILENCE_TIMEOUT = 8.0
+"""Seconds after which a connection is lost if the worker's machine acknowledges nothing. Linux ends it, too, if the
+worker takes nothing for as long: whether the machine is gone, the next attempt to connect tells."""
+
+_SILENCE = {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN}
+_BUSY = 1.0
+"""Seconds without an answer, after a connection was made, that show that the worker is only busy."""
+
+_ANSWER_TIMEOUT = 60.0
+"""Seconds for an answer in the background: many connections that nobody accepts would fill the worker's backlog."""
 
 _SHORTEST_WAIT = 1e-3
 _PAUSE = 0.01
 """Seconds before a worker that hung up during the handshake is tried again."""
+
+
+class SilentMachineError(OSError):
+    """Nothing comes from the worker's machine."""
+
+
+class UnansweredError(TimeoutError):
+    """The worker's machine takes connections, but the worker does not answer: it is busy, or stopped."""
 
 
 class Address(NamedTuple):
@@ -36,7 +53,7 @@ class Address(NamedTuple):
 
 
 def dial(
-    address: Address, key: bytes, role: bytes, *, timeout: float, signs_arrays: bool = False
+    address: Address, key: bytes, role: bytes, *, timeout: float, patience: float = 0.0, signs_arrays: bool = False
 ) -> tuple[socket.socket, Session]:
     """Return an authenticated connection to a worker: on its machine over a Unix socket, which takes half the time.
 
@@ -47,21 +64,30 @@ def dial(
         key: Secret that only this worker knows.
         role: `WORK` or `CONTROL`; see `handshake`.
         timeout: Time for everything, in seconds.
+        patience: Seconds for which a machine that has taken the connection is waited for, even beyond `timeout`.
         signs_arrays: Whether the data of arrays are signed, too.
 
     Raises:
+        SilentMachineError: Nothing comes from the worker's machine.
+        UnansweredError: The worker's machine takes connections, but the worker does not answer.
         OSError: The worker cannot be connected to, or does not know the key.
     """
     deadline = monotonic() + timeout
     while True:
-        sock = _connected(address, deadline)
+        sock, connected_at = _connected(address, deadline), monotonic()
         try:
             prepare(sock, patience=_SILENCE_TIMEOUT)
-            return sock, _authenticated(sock, key, role, deadline, signs_arrays=signs_arrays)
-        except (ConnectionResetError, BrokenPipeError):
+            last = max(deadline, connected_at + patience)
+            return sock, _authenticated(sock, key, role, last, signs_arrays=signs_arrays)
+        except (ConnectionResetError, BrokenPipeError) as error:
             sock.close()
             if monotonic() + _PAUSE >= deadline:
+                if monotonic() - connected_at >= _BUSY:
+                    raise UnansweredError(str(error)) from error
                 raise
+        except TimeoutError as error:
+            sock.close()
+            raise UnansweredError("the worker takes connections, but does not answer") from error
         except BaseException:
             sock.close()
             raise
@@ -71,23 +97,24 @@ def dial(
 def dial_in_background(
     address: Address, key: bytes, role: bytes, *, timeout: float, pause: float = 0.0, signs_arrays: bool = False
 ) -> Future[tuple[socket.socket, Session]]:
-    """Start to `dial` after a pause, so that a silent machine holds nobody up.
+    """Start to `dial` after a pause, so that a silent machine holds nobody up; a busy worker gets a minute to answer.
 
     If no thread can be started, for example at the end of the program, the dial is over when this returns.
     """
     dialing: Future[tuple[socket.socket, Session]] = Future()
 
-    def run() -> None:
+    def run(patience: float) -> None:
         try:
             sleep(pause)
-            dialing.set_result(dial(address, key, role, timeout=timeout, signs_arrays=signs_arrays))
+            dialed = dial(address, key, role, timeout=timeout, patience=patience, signs_arrays=signs_arrays)
+            dialing.set_result(dialed)
         except BaseException as error:
             dialing.set_exception(error)
 
     try:
-        threading.Thread(target=run, name="lockstep-dial", daemon=True).start()
+        threading.Thread(target=run, args=(_ANSWER_TIMEOUT,), name="lockstep-dial", daemon=True).start()
     except RuntimeError:
-        run()
+        run(0.0)
     return dialing
 
 
@@ -102,13 +129,18 @@ def _connected(address: Address, deadline: float) -> socket.socket:
         except OSError as error:
             sock.close()
             if isinstance(error, BlockingIOError):  # it is here, but does not accept
-                raise TimeoutError("the worker did not accept the connection in time") from None
+                raise UnansweredError("the worker did not accept the connection in time") from None
             if not address.port:
                 raise
         except BaseException:
             sock.close()
             raise
-    return socket.create_connection((address.host, address.port), timeout=_left(deadline))
+    try:
+        return socket.create_connection((address.host, address.port), timeout=_left(deadline))
+    except OSError as error:
+        if isinstance(error, TimeoutError) or error.errno in _SILENCE:
+            raise SilentMachineError(str(error)) from error
+        raise
 
 
 def _authenticated(sock: socket.socket, key: bytes, role: bytes, deadline: float, *, signs_arrays: bool) -> Session:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from contextlib import suppress
 
-__all__ = ["hang_up", "is_silence", "prepare", "set_timeout"]
+__all__ = ["hang_up", "prepare", "set_timeout"]
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPALIVE": 3, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """Options of an idle connection where the system has them: seconds before the first probe (called TCP_KEEPALIVE on
 macOS), seconds between probes, and the number of probes without an answer after which the connection is lost."""
-
-_SILENCE = {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN}
 
 
 def prepare(sock: socket.socket, *, patience: float) -> None:
@@ -30,11 +27,6 @@ def prepare(sock: socket.socket, *, patience: float) -> None:
     for name, value in {**_KEEP_ALIVE, "TCP_USER_TIMEOUT": int(patience * 1000)}.items():
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def is_silence(error: BaseException) -> bool:
-    """Return whether a connection was lost, or not made, because nothing came from the peer's machine in time."""
-    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _SILENCE)
 
 
 def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
