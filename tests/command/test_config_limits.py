@@ -200,7 +200,7 @@ def test_the_command_takes_a_configuration_from_a_pipe(tmp_path: Path, capsys: p
 def test_a_pipe_that_nobody_writes_to(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("trainer.command.doctor.examine", lambda config: iter(()))
+    monkeypatch.setattr("trainer.command.doctor.examine", lambda config, build: iter(()))
     folder = tmp_path / "run"
     folder.mkdir()
     path = folder / "config.yaml"

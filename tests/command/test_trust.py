@@ -169,7 +169,7 @@ def test_own_runs_need_no_trust(
     mine.rename(moved)
     assert run(capsys, "eval", moved) == (0, printed[-2:], "")
     assert run(capsys, "train", moved / "config.yaml", "--set", f"logging.directory={again}")[0] == 0
-    monkeypatch.setattr("trainer.command.doctor.examine", lambda config: [])
+    monkeypatch.setattr("trainer.command.doctor.examine", lambda config, build: [])
     assert run(capsys, "doctor", moved / "config.yaml") == (0, [], "")
 
 
