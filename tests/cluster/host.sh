@@ -6,7 +6,7 @@
 # server (the user ubuntu, sshd, and nothing of this machine but the distribution; the folder WHEELS as /opt/wheels, and
 # not the folder HIDDEN).
 set -euo pipefail
-folder=$1 name=$2 role=$3 seconds=$4 wheels=$5 hidden=$6
+folder=$1 name=$2 role=$3 seconds=$4 wheels=$5 hidden=$6 # only from servers
 mount --make-rprivate /
 hostname "$name"
 etc=$folder/etc
@@ -51,9 +51,14 @@ else
 fi
 touch "$folder/ready.new"
 mv "$folder/ready.new" "$folder/ready" # before the folder itself may be hidden
-mount --bind "$folder/tmp" /tmp
-if [ "$role" = server ]; then
-    mount -t tmpfs tmpfs "$hidden"
+if [ "$role" = laptop ]; then
+    mount --rbind "$hidden" /mnt # it may be in /tmp
+    mount --bind "$folder/tmp" /tmp
+    mkdir -p "$hidden"
+    mount --move /mnt "$hidden"
+else
+    mount --bind "$folder/tmp" /tmp
+    [ ! -d "$hidden" ] || mount -t tmpfs tmpfs "$hidden"
     env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin /usr/sbin/sshd -D -e &
 fi
 cd /

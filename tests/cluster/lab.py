@@ -153,7 +153,7 @@ def lab(number: int, folder: Path, *, wheels: Path) -> Iterator[Lab]:
 
     Args:
         number: Number of hosts: h1 to h8.
-        folder: A folder for their files, made here and removed at the end; not in /tmp, because each host has its own.
+        folder: A folder in the project for their files, made here and removed at the end.
         wheels: A folder of packages, the only index of pip on the hosts.
     """
     pids: dict[str, int] = {}

@@ -82,7 +82,7 @@ def test_no_file_but_the_token_itself_holds_the_token(cluster: Lab):
         assert token not in "".join(cluster.processes(host).values())
         mode = cluster.run(host, "stat -c %a /home/ubuntu/.ray/auth_token").stdout.strip()
         assert mode == "600"
-    found = cluster.run(LAPTOP, f"grep -rlsF {token} {cluster.home} /tmp || true").stdout.split()
+    found = cluster.run(LAPTOP, f"grep -rlsF --exclude-dir=.venv {token} {cluster.home} /tmp || true").stdout.split()
     assert {Path(one).name for one in found} <= {"auth_token"}
 
 
