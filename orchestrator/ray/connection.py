@@ -165,9 +165,9 @@ class Link:
             self._early[message.seq] = self._read(message, place), place
         return True
 
-    def serves(self, ref: Any) -> None:
-        """Take Ray's reference to the worker's `serve` call, which ends when the worker dies."""
-        self._outage.serving = ref
+    def serve_by(self, actor: Any) -> None:
+        """Let the worker serve, in its actor, which it occupies for good."""
+        self._outage.watch(actor, actor.serve.remote())
 
     def abandon(self) -> None:
         """Stop waiting for any reply."""
@@ -313,7 +313,7 @@ class Connections(Streams):
             self.close()
             raise
         for link, actor in zip(self._links, actors, strict=True):
-            link.serves(actor.serve.remote())
+            link.serve_by(actor)
 
     def _send(self, index: int, request: Request, ack: int) -> None:
         seq, method, common, each = request

@@ -7,8 +7,9 @@ from time import monotonic
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError
 
-from orchestrator.ray.transport import UnreachableError, death_of
+from orchestrator.ray.transport import UnreachableError, death_of, uncoloured
 from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.layout import DamagedError
 
@@ -35,18 +36,22 @@ class Outage:
     """The time from the loss of a connection to a worker until something is received over another one.
 
     Attributes:
-        serving: Ray's reference to the worker's `serve` call.
         pause: Seconds to wait before the next attempt to connect.
     """
 
     def __init__(self, name: str) -> None:
         """Prepare for the first outage of the worker with this name."""
-        self.serving: Any = None
         self.pause = 0.0
         self._name = name
+        self._actor: Any = None
+        self._call: Any = None  # of the actor, which ends when it dies
         self._since: float | None = None
-        self._was_silent = False
+        self._was_silent = self._is_refused = False
         self._is_told = False
+
+    def watch(self, actor: Any, serving: Any) -> None:
+        """Take the worker's actor, and Ray's reference to its `serve` call."""
+        self._actor, self._call = actor, serving
 
     def go_on(self, error: Exception, lasted: float) -> None:
         """Judge a lost connection, or an attempt that failed.
@@ -60,6 +65,7 @@ class Outage:
         """
         now, is_silent, is_first = monotonic(), isinstance(error, SilentMachineError), self._since is None
         self._tell(error, is_silent=is_silent, is_first=is_first)
+        self._is_refused = isinstance(error, ConnectionRefusedError)
         if not is_first:
             self.pause = _PAUSE
             self.ask_ray()
@@ -82,7 +88,15 @@ class Outage:
             return
         if not ray.is_initialized():
             raise UnreachableError("WorkerDied", "Ray was shut down")
-        if (death := death_of(self.serving)) is not None:
+        try:
+            death = death_of(self._call)
+        except ActorUnavailableError as error:
+            if self._is_refused:
+                reason = f"nothing listens there any more, and Ray has lost it, too: {uncoloured(error)}"
+                raise UnreachableError("WorkerDied", f"the worker's process died: {reason}") from error
+            self._call = self._actor.__ray_ready__.remote()  # waits behind `serve`, and tells what Ray learns later
+            return
+        if death is not None:
             raise death
 
     def connected(self) -> None:

@@ -376,11 +376,17 @@ def uncoloured(error: RayError) -> str:
 
 
 def death_of(ref: Any) -> UnreachableError | None:
-    """Return why an actor's endless call ended; None if, as far as Ray knows, it is still running."""
+    """Return why an actor's endless call ended; None if, as far as Ray knows, it is still running.
+
+    Raises:
+        ActorUnavailableError: Ray has lost its own connection to the actor, and does not know.
+    """
     try:
         ray.get(ref, timeout=0)
-    except (GetTimeoutError, ActorUnavailableError, ConnectionError):  # it runs, or Ray cannot tell
+    except (GetTimeoutError, ConnectionError):  # it runs, or Ray's client cannot ask
         return None
+    except ActorUnavailableError:
+        raise
     except RayActorError as error:
         return death(error)
     except RayError as error:
@@ -389,8 +395,10 @@ def death_of(ref: Any) -> UnreachableError | None:
 
 
 def death(error: RayActorError) -> UnreachableError:
-    """Return what Ray says about an actor that died, or about its node."""
+    """Return what Ray says about an actor that died or cannot be reached, or about its node."""
     text = uncoloured(error)
+    if isinstance(error, ActorUnavailableError):
+        return UnreachableError("ConnectionLost", f"Ray's connection to the worker was lost: {text}")
     if any(words in text for words in _NODE_DEATHS):
         return UnreachableError("NodeDied", f"the worker's node died or cannot be reached: {text}")
     return UnreachableError("WorkerDied", f"the worker's process died: {text}")

@@ -8,15 +8,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from orchestrator.ray import connection, outage
 from orchestrator.ray.connection import Link
 from orchestrator.ray.outage import Outage
-from orchestrator.ray.transport import UnreachableError, death
+from orchestrator.ray.transport import UnreachableError, death, death_of
 from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE
 from tests.support.service import tick
@@ -275,6 +276,34 @@ def test_each_outage_is_told_once(caplog: pytest.LogCaptureFixture):
         "scope 1 on 10.0.0.1 cannot be reached any more: silent",
         "scope 1 on 10.0.0.1 is connected again",
     ] * 2
+
+
+class Actor:
+    """An actor of which Ray has lost its own connection; asked again, Ray knows that its node is dead."""
+
+    def __init__(self) -> None:
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: "asked again")
+
+    def get(self, ref: str, timeout: float) -> None:
+        if ref == "serve":
+            raise ActorUnavailableError("RPC error: Socket closed", None)
+        raise RayActorError(error_msg="The actor died because its node has died.")
+
+
+@pytest.mark.parametrize("error", [SILENT, REFUSED])
+def test_an_actor_that_is_unavailable_may_live_unless_nothing_listens(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+):
+    actor, one = Actor(), Outage("scope 1 on 10.0.0.1")
+    monkeypatch.setattr("orchestrator.ray.transport.ray.get", actor.get)
+    monkeypatch.setattr(outage, "death_of", death_of)
+    one.watch(actor, "serve")
+    one.go_on(error, 0.0)
+    if error is SILENT:
+        one.go_on(error, 0.0)
+    with pytest.raises(UnreachableError) as caught:
+        one.go_on(error, 0.0)
+    assert caught.value.kind == ("NodeDied" if error is SILENT else "WorkerDied")
 
 
 @pytest.mark.parametrize(
