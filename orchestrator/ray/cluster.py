@@ -24,6 +24,7 @@ _HEALTH_TIMEOUT = 30.0
 """Seconds within which a cluster answers."""
 
 _ATTEMPTS = 3
+"""How often Ray is asked to connect, as its client server sometimes fails to start the process for a client."""
 
 
 @dataclass
@@ -131,7 +132,7 @@ def _init(address: str, **options: Any) -> None:
             try:
                 ray.init(address=address, logging_level=logging.WARNING, **options)
                 return
-            except ConnectionAbortedError as error:  # Ray's client server sometimes fails to start a process
+            except ConnectionAbortedError as error:
                 if attempt == _ATTEMPTS - 1:
                     raise unreachable(address, f"{type(error).__name__}: {error}") from error
             except Exception as error:
