@@ -78,7 +78,7 @@ def test_both_ends_notice_a_machine_that_is_gone(door: Door):
     """A driver also notices it while something that it sent is unacknowledged."""
     driver, _ = dial(door.by("TCP"), KEY, WORK, timeout=PATIENCE)
     worker, _ = door.came.get(timeout=PATIENCE)
-    for end, patience in ((driver, 10_000), (worker, 60_000)):
+    for end, patience in ((driver, 8_000), (worker, 60_000)):
         assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         names = ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
         values = [end.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
