@@ -13,7 +13,7 @@ from tests.cluster.lab import LAPTOP, Lab
 
 SIX = "agents=[" + ", ".join(["{agent: ppo, scope: 16, cfg: {rollouts: 64}}"] * 6) + "]"
 SHORT = "trainer.timesteps=600 evaluation.episodes=10"
-SIX_SHORT = f"env.num_envs=96 {shlex.quote(SIX)} orchestrator.options.strategy=SPREAD {SHORT}"
+SIX_SHORT = f"env.num_envs=96 {shlex.quote(SIX)} {SHORT}"
 TEAM_SHORT = "trainer.timesteps=100 evaluation.episodes=32"
 
 
@@ -34,7 +34,8 @@ def test_returns_and_digests_equal_those_of_local_mode(
     assert f"examples/{config}.yaml" in submit
     if "--set" not in submit:
         submit += " --set"
-    done = cluster.run(LAPTOP, f"{submit} {overrides}", timeout=500)
+    spread = "orchestrator.options.strategy=SPREAD" if used > 2 else ""
+    done = cluster.run(LAPTOP, f"{submit} {overrides} {spread}", timeout=500)
     placed = places(done.stdout)
     assert len(placed) >= used, done.stdout
     own = f"--set {overrides} logging.directory=/tmp/{config}-{used}"
