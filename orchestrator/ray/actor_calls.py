@@ -11,14 +11,13 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.ray.cluster import Cluster
+from orchestrator.ray.deaths import death, uncoloured
 from orchestrator.ray.transport import (
     PING_TIMEOUT,
     Door,
     NoReplyError,
     Request,
     Streams,
-    death,
-    uncoloured,
     unreadable,
 )
 from workers.remote.actor import ControlActor

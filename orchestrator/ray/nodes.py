@@ -15,9 +15,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.ray.cluster import Cluster
+from orchestrator.ray.deaths import uncoloured
 from orchestrator.ray.orchestrator import RayOrchestrator
 from orchestrator.ray.placement import shortage
-from orchestrator.ray.transport import uncoloured
 from workers import node_report
 from workers.node_report import NodeReport
 

@@ -9,7 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError
 
-from orchestrator.ray.transport import UnreachableError, death_of, uncoloured
+from orchestrator.ray.deaths import death_of, uncoloured
+from orchestrator.ray.transport import UnreachableError
 from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.layout import DamagedError
 

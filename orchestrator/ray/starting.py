@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from orchestrator.ray.transport import Door, UnreachableError, uncoloured
+from orchestrator.ray.deaths import uncoloured
+from orchestrator.ray.transport import Door, UnreachableError
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.node import socket_domain
 from workers.remote.service import Busy

@@ -16,8 +16,9 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 
 from orchestrator.ray import connection, outage
 from orchestrator.ray.connection import Link
+from orchestrator.ray.deaths import death, death_of
 from orchestrator.ray.outage import Outage
-from orchestrator.ray.transport import UnreachableError, death, death_of
+from orchestrator.ray.transport import UnreachableError
 from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE
 from tests.support.service import tick
