@@ -13,7 +13,10 @@ from ray.exceptions import RayError
 
 from workers.errors import ClusterError
 
-__all__ = ["TOKEN_REMEDY", "check_address", "unreachable"]
+__all__ = ["RAY", "TOKEN_REMEDY", "check_address", "unreachable"]
+
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+"""The command ``ray`` of this environment."""
 
 TOKEN_REMEDY = (
     "a cluster with tokens needs the same token in every process: it belongs in ~/.ray/auth_token, with mode 600 (or "
@@ -78,7 +81,7 @@ def unreachable(address: str, reason: str) -> ClusterError:
 
 def _check_health(options: list[str], timeout: float) -> None:
     """Check the cluster in a subprocess: connecting may block forever, and without its token it ends the process."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *options]
+    command = [*RAY, "health-check", *options]
     subprocess.run(command, capture_output=True, check=True, timeout=timeout)
 
 

@@ -16,7 +16,7 @@ from orchestrator.files import read_file
 from orchestrator.ray.address import TOKEN_REMEDY
 from workers.errors import ClusterError
 
-__all__ = ["ANSWER", "TOKEN_REMEDY", "find_token", "is_private", "surroundings", "version_at"]
+__all__ = ["ANSWER", "find_token", "is_private", "surroundings", "version_at"]
 
 _logger = logging.getLogger("lockstep")
 

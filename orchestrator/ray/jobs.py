@@ -16,7 +16,8 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.ray.dashboard import ANSWER, TOKEN_REMEDY, find_token, is_private, surroundings, version_at
+from orchestrator.ray.address import TOKEN_REMEDY
+from orchestrator.ray.dashboard import ANSWER, find_token, is_private, surroundings, version_at
 from workers.errors import ClusterError
 
 __all__ = ["STOP_SECONDS", "JobState", "Jobs"]

@@ -15,14 +15,12 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Self
 
+from orchestrator.ray.address import RAY
 from workers.errors import ClusterError
 
 __all__ = ["Tunnel", "fetch"]
 
 _logger = logging.getLogger("lockstep")
-
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
-"""The command ``ray`` of this environment."""
 
 _KEEPER = (sys.executable, "-IS", "-c")
 """Runs the code below with the arguments that follow it."""

@@ -14,14 +14,12 @@ from ray.core.generated.common_pb2 import NodeDeathInfo
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.deaths import uncoloured
 from orchestrator.ray.orchestrator import RayOrchestrator
-from orchestrator.ray.placement import shortage
 from workers import node_report
 from workers.node_report import NodeReport
 
-__all__ = ["NodeStatus", "ask_nodes", "missing_resources", "orchestrator_on"]
+__all__ = ["NodeStatus", "ask_nodes", "orchestrator_on"]
 
 _WORKER_MODULE = "workers.remote.actor"
 """What the process of a worker imports."""
@@ -87,15 +85,6 @@ def ask_nodes(packages: Sequence[str], *, timeout: float) -> list[NodeStatus]:
     nodes = [_alive(node, reports[node["NodeID"]], clocks.get(node["NodeID"], [])) for node in alive]
     nodes += _lost([node for node in known if not node["Alive"]], {node.address for node in nodes})
     return sorted(nodes, key=lambda node: _in_order(node.address))
-
-
-def missing_resources(cluster: Cluster, orchestrator: RayOrchestrator, workers: int) -> str:
-    """Return what the workers of an orchestrator would need and the nodes lack; empty if they fit.
-
-    Raises:
-        ConfigError: An option has values for another number of workers.
-    """
-    return shortage(cluster, orchestrator.bundles(workers), orchestrator.strategy)
 
 
 def orchestrator_on(node: NodeStatus) -> RayOrchestrator:

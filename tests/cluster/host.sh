@@ -3,7 +3,7 @@
 # network, mount, PID and UTS namespaces. All processes of the host end with it, at the latest after SECONDS.
 #
 # FOLDER holds the host's own files: home, tmp, etc. ROLE is laptop (root, with this machine's files, its own home) or
-# server (the user ubuntu, sshd, and nothing of this machine but the distribution; the folder WHEELS as /opt/wheels, and
+# server (the user ubuntu, sshd, and nothing of this machine but the distribution; the folder WHEELS as ~/wheels, and
 # not the folder HIDDEN).
 set -euo pipefail
 folder=$1 name=$2 role=$3 seconds=$4 wheels=$5 hidden=$6 # only from servers
@@ -41,9 +41,9 @@ else
     own ssh
     [ ! -d /etc/xdg/pip ] || mount -t tmpfs tmpfs /etc/xdg/pip
     for path in /root /opt /usr/local/bin; do mount -t tmpfs tmpfs "$path"; done
-    mkdir /opt/wheels
-    mount --bind -o ro "$wheels" /opt/wheels
-    mount --bind "$folder/home" /mnt # the folder itself may be in /home
+    mkdir "$folder/home/wheels"
+    mount --bind -o ro "$wheels" "$folder/home/wheels"
+    mount --rbind "$folder/home" /mnt # the folder itself may be in /home
     mount -t tmpfs tmpfs /home
     mkdir /home/ubuntu
     mount --move /mnt /home/ubuntu

@@ -191,7 +191,7 @@ def _furnish(own: Path, role: str, key: Path) -> None:
     shutil.copy(key.with_suffix(".pub"), home / ".ssh" / "authorized_keys")
     (home / ".config" / "pip").mkdir(parents=True)
     (home / ".config" / "pip" / "pip.conf").write_text(
-        "[global]\nno-index = true\nfind-links = /opt/wheels\ndisable-pip-version-check = true\n"
+        "[global]\nno-index = true\nfind-links = /home/ubuntu/wheels\ndisable-pip-version-check = true\n"
     )
     for name in (".bashrc", ".profile"):
         shutil.copy(Path("/etc/skel") / name, home)

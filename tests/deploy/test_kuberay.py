@@ -153,7 +153,7 @@ def test_the_image_has_the_versions_of_this_project():
 def test_the_command_trains_an_example_in_ray_and_keeps_its_run_directory():
     command, train, config, *settings = shlex.split(JOB["spec"]["entrypoint"])
     assert (command, train) == ("lockstep", "train")
-    example = ROOT / Path(config).relative_to("/opt/lockstep")
+    example = ROOT / Path(config).relative_to("/srv/lockstep")
     overrides = [setting for setting in settings if setting != "--set"]
     assert settings == [word for override in overrides for word in ("--set", override)]
     loaded = load_config(example.read_text(encoding="utf-8"), overrides)
@@ -173,5 +173,5 @@ def test_the_agents_fit_on_the_workers():
         for group in CLUSTER["workerGroupSpecs"]
     ]
     config = shlex.split(JOB["spec"]["entrypoint"])[2]
-    example = load_config((ROOT / Path(config).relative_to("/opt/lockstep")).read_text(encoding="utf-8"))
+    example = load_config((ROOT / Path(config).relative_to("/srv/lockstep")).read_text(encoding="utf-8"))
     assert sum(cpus) >= len(example.agents)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
@@ -19,27 +18,7 @@ from tests.support.service import tick
 from workers.remote.dialing import Address
 from workers.remote.service import Service
 
-
-@pytest.fixture(autouse=True)
-def _unknown_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray has not noticed any death."""
-    monkeypatch.setattr(outage.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(outage, "death_of", lambda _: None)
-    monkeypatch.setattr(outage, "_PAUSE", 0)
-
-
-@pytest.fixture
-def worker() -> Iterator[RelayedWorker]:
-    one = RelayedWorker()
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def link(worker: RelayedWorker) -> Iterator[Link]:
-    one = worker.link()
-    yield one
-    one.close()
+pytestmark = pytest.mark.usefixtures("unknown_to_ray")
 
 
 @pytest.mark.parametrize("threshold", [1, 1 << 20])

@@ -27,27 +27,7 @@ from workers.remote import dialing
 from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.listener import Listener
 
-
-@pytest.fixture(autouse=True)
-def _unknown_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray has not noticed any death."""
-    monkeypatch.setattr(outage.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(outage, "death_of", lambda _: None)
-    monkeypatch.setattr(outage, "_PAUSE", 0)
-
-
-@pytest.fixture
-def worker() -> Iterator[RelayedWorker]:
-    one = RelayedWorker()
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def link(worker: RelayedWorker) -> Iterator[Link]:
-    one = worker.link()
-    yield one
-    one.close()
+pytestmark = pytest.mark.usefixtures("unknown_to_ray")
 
 
 class Cable:

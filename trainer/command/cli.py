@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="build",
         help="as before a training: build nothing, and fail only on what would hinder it",
     )
-    doctor.set_defaults(verb=_doctor)
+    doctor.set_defaults(verb=_doctor, detach=False)
     submit = verbs.add_parser("submit", help="train on a Ray cluster, as a job", description=_submit.__doc__)
     what = submit.add_mutually_exclusive_group(required=True)
     what.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration in the working directory")
@@ -301,7 +301,6 @@ def _check(options: argparse.Namespace) -> Job:
     """Return the job that checks the cluster it runs on, and a configuration."""
     from trainer.command.submit import Job, name_of
 
-    options.detach = False
     if options.config is not None:
         _read(options)
     folder = options.working_dir or "."

@@ -8,7 +8,8 @@ from time import monotonic
 
 from orchestrator.ray import RayOrchestrator
 from orchestrator.ray.cluster import Cluster, connect
-from orchestrator.ray.nodes import NodeStatus, ask_nodes, missing_resources, orchestrator_on
+from orchestrator.ray.nodes import NodeStatus, ask_nodes, orchestrator_on
+from orchestrator.ray.placement import shortage
 from trainer.command.doctor import Finding, can_run, write_access
 from trainer.command.empty_step import Step, measure_empty_step
 from trainer.command.node_findings import node_findings, node_table
@@ -86,7 +87,7 @@ def _configuration(cluster: Cluster, config: RunConfig, *, build: bool) -> Findi
     options = {**config.orchestrator.options, "address": None}
     try:
         orchestrator = parse(RayOrchestrator, options, "orchestrator.options")
-        missing = missing_resources(cluster, orchestrator, len(config.agents))
+        missing = shortage(cluster, orchestrator.bundles(len(config.agents)), orchestrator.strategy)
     except ConfigError as error:
         return Finding("configuration", f"ConfigError: {error}", "correct the configuration as the message says")
     if not build:
