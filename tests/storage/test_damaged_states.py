@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ FILES: dict[str, bytes] = {
     "statistics": encode_state([{"NormalizeObservation.obs_rms": ROW}, {}], NUMPY),
     "all kinds": encode_state(
         {"a": torch.arange(4.0), 3: [np.arange(3), "text", 2**70, None, True, (np.float16(1.5), 0.5)], "b": {}}, TORCH
+    ),
+    "more kinds": encode_state(
+        {
+            "a": [b"bytes", 1j, {1, 2}, frozenset("ab"), deque([{0.5: 3}], 4), np.array(["a", "bc"])],
+            "b": [torch.ones(2, dtype=torch.bfloat16), np.array([None, 3]), np.complex128(2), np.array([1.5], ">f4")],
+        },
+        TORCH,
     ),
 }
 

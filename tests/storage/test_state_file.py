@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,21 @@ from tests.support.parity import assert_same
 from tests.support.schedule import examples
 from workers.errors import AgentError
 from workers.frameworks import load_framework
+from workers.pickling import objects
 from workers.storage.state_file import decode_state, encode_state
 
 TORCH = load_framework("torch")
 
 DTYPES = ("bool", "int8", "int64", "uint8", "uint16", "float16", "float32", "float64", "complex64")
+# held as bytes: safetensors lacks these
+OTHER_DTYPES = ("complex128", "longdouble", ">f4", ">i2", "<U3", ">U2", "S2", "<M8[s]", "<m8[25us]")
 TORCH_DTYPES = ("bool", "int64", "uint8", "float32", "float64")
 # keys whose paths collide, and names that are reserved in the format
 KEYS = st.one_of(
     st.sampled_from(["a", "b", "a/b", "/a", "a'", "", "/", "0", "a/0", "state", "__metadata__"]),
     st.integers(-3, 3),
     st.text(max_size=3),
+    st.sampled_from([None, True, 0.5, (1, "a"), ((), -2.5), np.int64(7), b"a", frozenset([1])]),
 )
 
 
@@ -59,7 +64,13 @@ LEAVES = st.one_of(
     st.integers(-(2**200), 2**200),
     st.floats(),
     st.text(max_size=5),
+    st.binary(max_size=5),
+    st.complex_numbers(),
+    st.sets(st.one_of(st.integers(), st.text(max_size=2), st.tuples(st.booleans()))),
+    st.frozensets(st.floats(allow_nan=False)),
     numpy_arrays(),
+    numpy_arrays(OTHER_DTYPES),
+    numpy_arrays(OTHER_DTYPES).map(lambda array: array.reshape(-1)[0] if array.size else np.str_("text")),
     numpy_arrays().map(lambda array: array.reshape(-1)[0] if array.size else np.float32(2.5)),
     tensors(),
 )
@@ -69,6 +80,8 @@ STATES = st.recursive(
         st.dictionaries(KEYS, inner, max_size=4),
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
+        st.builds(deque, st.lists(inner, max_size=3), st.sampled_from([None, 3, 10])),
+        st.lists(inner, min_size=6, max_size=6).map(lambda items: objects((3, 1, 2), items)),
     ),
     max_leaves=12,
 )
@@ -80,20 +93,31 @@ def bits(tree: Any) -> Any:
         return {"dict": [(type(key).__name__, key, bits(value)) for key, value in tree.items()]}
     if isinstance(tree, (list, tuple)):
         return type(tree)(bits(value) for value in tree)
+    if isinstance(tree, deque):
+        return {"longest": tree.maxlen, "items": [bits(value) for value in tree]}
+    if isinstance(tree, (set, frozenset)):
+        return {type(tree).__name__: sorted((type(value).__name__, repr(value)) for value in tree)}
+    if isinstance(tree, np.ndarray) and tree.dtype == object:
+        return {"shape": tree.shape, "items": [bits(value) for value in tree.flat]}
     if isinstance(tree, torch.Tensor):
         return {"tensor": str(tree.dtype), "values": tree.numpy()}
     if isinstance(tree, np.generic):
-        return {"scalar": tree.dtype.name, "values": np.asarray(tree)}
+        return {"scalar": tree.dtype.str, "values": np.asarray(tree)}
+    if isinstance(tree, complex):
+        return {"complex": [bits(tree.real), bits(tree.imag)]}
     if isinstance(tree, float):  # the sign of zero counts
         return {"float": "nan" if tree != tree else struct.pack("d", tree)}
     return tree
 
 
 def leaves_by_path(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
-    if isinstance(tree, (dict, list, tuple)):
+    if isinstance(tree, np.ndarray) and tree.dtype == object:
+        tree = list(tree.flat)
+    if isinstance(tree, (dict, list, tuple, deque)):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return [leaf for key, value in items for leaf in leaves_by_path(value, (*path, str(key)))]
-    return [("/".join(path), tree)] if isinstance(tree, (np.ndarray, np.generic, torch.Tensor)) else []
+        keys = [("", key) for key in tree if isinstance(key, (np.generic, bytes))] if isinstance(tree, dict) else []
+        return keys + [leaf for key, value in items for leaf in leaves_by_path(value, (*path, str(key)))]
+    return [("/".join(path), tree)] if isinstance(tree, (np.ndarray, np.generic, torch.Tensor, bytes)) else []
 
 
 @given(STATES)
@@ -109,7 +133,7 @@ def test_any_state_comes_back_to_the_bit(state: Any):
     leaves = leaves_by_path(state)
     assert len(read) == len(leaves)
     assert sorted(value.tobytes() for value in read.values()) == sorted(
-        np.ascontiguousarray(value).tobytes() for _, value in leaves
+        value if type(value) is bytes else np.ascontiguousarray(value).tobytes() for _, value in leaves
     )
 
 
@@ -163,19 +187,17 @@ WITHIN_ITSELF["me"] = WITHIN_ITSELF
 @pytest.mark.parametrize(
     ("state", "place"),
     [
-        ({"a": [1, {2: object()}]}, r"has a object at /a/1/2; expected arrays"),
-        ({"a": {1, 2}}, r"has a set at /a; expected"),
-        (b"bytes", r"has a bytes at /; expected"),
-        (1j, r"has a complex at /"),
-        ({"a": {(1, 2): 3}}, r"has key \(1, 2\) at /a; expected strings or integers"),
-        ({None: 3}, r"has key None at /;"),
-        ({"a": [np.array([None])]}, r"an array of dtype object at /a/0; expected one of bool, complex64"),
-        ({"a": np.array(["text"])}, r"an array of dtype <U4 at /a;"),
-        ({"a": np.complex128(1)}, r"an array of dtype complex128 at /a;"),
-        ({"a": np.zeros(2, [("field", int)])}, r"an array of dtype \[.* at /a;"),
-        ({"a": torch.zeros(2, dtype=torch.bfloat16)}, r"an array at /a that NumPy cannot hold: .*BFloat16"),
-        ({"a": torch.eye(2).to_sparse()}, r"an array at /a that NumPy cannot hold: .*Sparse"),
-        ({"a": torch.ones(2, dtype=torch.complex64).conj()}, r"an array at /a that NumPy cannot hold: .*conj"),
+        ({"a": [1, {2: object()}]}, r"holds a value of type object at /a/1/2; expected arrays"),
+        (bytearray(1), r"holds a value of type bytearray at /; expected"),
+        ({"a": {(1, object()): 3}}, r"a value of type object at /a/.*/1; expected"),
+        ({"a": [np.array([None, {0: object()}])]}, r"a value of type object at /a/0/1/0;"),
+        ({"a": deque([{1}, print])}, r"a value of type builtin_function_or_method at /a/1;"),
+        ({"a": np.zeros(2, [("field", int)])}, r"a ndarray of dtype \[.* at /a;"),
+        ({"a": np.ma.masked_array([1, 2], [True, False])}, r"a MaskedArray of dtype int64 at /a;"),
+        ({"a": np.array(["text"], np.dtypes.StringDType())}, r"a ndarray of dtype StringDType\(\) at /a;"),
+        ({"a": torch.zeros(2, dtype=torch.float8_e5m2)}, r"an array that NumPy cannot hold \(.*Float8_e5m2\) at /a;"),
+        ({"a": torch.eye(2).to_sparse()}, r"an array that NumPy cannot hold \((?s:.*)Sparse(?s:.*)\) at /a;"),
+        ({"a": torch.ones(2, dtype=torch.complex64).conj()}, r"an array that NumPy cannot hold \(.*conj.*\) at /a;"),
         ({"\ud800": np.zeros(2)}, r"cannot be written: UnicodeEncodeError"),
         ({"a": 10**5000}, r"cannot be written: ValueError: Exceeds the limit"),
         (WITHIN_ITSELF, r"cannot be written: RecursionError"),
@@ -184,6 +206,38 @@ WITHIN_ITSELF["me"] = WITHIN_ITSELF
 def test_what_cannot_be_written_is_refused_by_its_place(state: Any, place: str):
     with pytest.raises(AgentError, match=place):
         encode_state(state, TORCH)
+
+
+def test_what_is_not_plain_is_handed_out_in_order():
+    first, second, pickled = object(), np.zeros(2, [("field", int)]), list[Any]()
+    state = {"a": [1, first, np.arange(2)], "b": {second.dtype: {1, 2}}, "c": np.array([None, second], object)[:1]}
+    data = encode_state(state, TORCH, pickled)
+    assert pickled[0] is first
+    assert pickled[1] is second.dtype
+    back = decode_state(data, TORCH, pickled)
+    assert_same(back, state)
+    assert back["a"][1] is first
+    with pytest.raises(AgentError, match="damaged: KeyError"):
+        decode_state(data, TORCH, pickled[:1])
+    with pytest.raises(AgentError, match="damaged: KeyError"):
+        decode_state(data, TORCH)
+    with pytest.raises(AgentError, match="damaged: KeyError: 0"):
+        decode_state(file_with('["list", [["pickle", 0], ["pickle", 0]]]'), TORCH, [first])
+
+
+def test_a_header_that_could_not_be_read_is_not_written():
+    state = [np.zeros(1)] * 1000
+    size = int.from_bytes(encode_state(state, TORCH)[:8], "little")
+    with pytest.raises(
+        AgentError, match=f"so many arrays or values that its header has {size} bytes; expected at most"
+    ):
+        encode_state(state, TORCH, largest_header=size - 1)
+    data = encode_state(state, TORCH, largest_header=size)
+    assert_same(decode_state(data, TORCH, largest_header=size), state)
+    with pytest.raises(AgentError, match=f"its header has {size} bytes; expected at most {size - 1}"):
+        decode_state(data, TORCH, largest_header=size - 1)
+    with pytest.raises(AgentError, match=f"header has [0-9]+ bytes; expected at most {2**22}"):
+        encode_state("x" * 2**22, TORCH)
 
 
 GOOD = encode_state({"a": torch.arange(4.0), "b": [np.arange(3), "text", 2**70]}, TORCH)
@@ -202,6 +256,24 @@ def file_with(tree: str) -> bytes:
         GOOD + b"\0",
         GOOD[1:],
         GOOD.replace(b"array", b"arrow"),
+        file_with('["set", [["value", 1], ["value", true]]]'),
+        file_with('["set", [["numpy", "x"]]]'),
+        file_with('["deque", [-1, []]]'),
+        file_with('["objects", [[3], [["value", 1]]]]'),
+        file_with('["objects", [[1000000000000], []]]'),
+        file_with('["complex", ["1", 2]]'),
+        file_with('["pickle", 0]'),
+        file_with('["tagged", ["bfloat17", "x"]]'),
+        file_with('["numpy", ["x", "|O", [2]]]'),
+        file_with('["numpy", ["x", "O,O", [1]]]'),
+        file_with('["numpy", ["x", "f8,f8", [1]]]'),
+        file_with('["numpy", ["x", null, [2]]]'),
+        file_with('["numpy", ["x", "<U2", [2]]]').replace(bytes(16), b"\0\0\x11\0" * 4),
+        file_with('["numpy", ["x", ">U2", [2]]]').replace(bytes(16), b"\1\0\0\0" * 4),
+        file_with('["numpy", ["x", "<U0", [2]]]'),
+        file_with('["numpy", ["x", "<U1000000000", [1]]]'),
+        file_with('["numpy", ["x", "<M8[s]", [1000000000000]]]'),
+        file_with('["items", [[["dict", []], ["value", 1]]]]'),
         GOOD.replace(b'"F32"', b'"F33"'),
         safetensors.numpy.save({"a": np.arange(3)}),
         safetensors.numpy.save({"a": np.arange(3)}, metadata={"format": "pt"}),
@@ -218,7 +290,7 @@ def file_with(tree: str) -> bytes:
     ],
 )
 def test_damaged_files_are_refused(data: bytes):
-    with pytest.raises(AgentError, match="not an agent's state, or is damaged"):
+    with pytest.raises(AgentError, match="not a stored state, or is damaged"):
         decode_state(data, TORCH)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from workers.pickling import loads
 
 __all__ = ["Framework", "ThreadControl", "all_finite"]
 
@@ -24,11 +28,16 @@ def all_finite(values: npt.NDArray[Any]) -> bool:
 class Framework(ABC):
     """Array operations of one framework.
 
+    Attributes:
+        name: Its name.
+        can_pickle_arrays: Whether pickles can hold its arrays.
+
     A *fresh* array is contiguous, in memory that the framework itself allocated. Kernels may give different bits for
     different alignments, so an agent must get arrays of the same kind in every mode.
     """
 
     name: ClassVar[str]
+    can_pickle_arrays: ClassVar[bool] = True
 
     @abstractmethod
     def is_array(self, value: object) -> bool:
@@ -59,6 +68,40 @@ class Framework(ABC):
     @abstractmethod
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         """Return the values of `array`; they may share its memory."""
+
+    def dump(self, value: Any, pickler: type[pickle.Pickler]) -> bytes:
+        """Pickle a value for `load`, such that arrays which share memory do so again.
+
+        Arrays of NumPy, and of frameworks whose arrays never change, do not need it or are copied.
+
+        Args:
+            value: Anything that the pickler takes.
+            pickler: The class of the pickler, which may pickle classes and functions by value.
+        """
+        with io.BytesIO() as file:
+            pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+            return file.getvalue()
+
+    def load(self, data: bytes) -> Any:
+        """Return a value that was pickled by `dump`; this can run code."""
+        return loads(data)
+
+    def to_plain(self, array: Any) -> tuple[npt.NDArray[Any], str]:
+        """Return the values of `array`, and a tag that tells `from_plain` what their dtype does not; mostly empty.
+
+        Raises:
+            RuntimeError: NumPy cannot hold `array`.
+            TypeError: NumPy cannot hold `array`.
+        """
+        return self.to_numpy(array), ""
+
+    def from_plain(self, values: npt.NDArray[Any], tag: str) -> Any:
+        """Return a fresh array from a result of `to_plain` with a tag.
+
+        Raises:
+            ValueError: The tag is not from this framework.
+        """
+        raise ValueError(f"unknown kind {tag!r} of {self.name} arrays")
 
     @abstractmethod
     def copy(self, array: Any) -> Any:
@@ -124,6 +167,23 @@ class Framework(ABC):
 
     def set_rng_state(self, state: Any) -> None:  # noqa: B027 - nothing to do without a generator
         """Set the state of the framework's global random generator."""
+
+    def rng_state_of(self, values: npt.NDArray[Any]) -> Any:
+        """Return the `rng_state` whose values, as from `to_numpy`, are given."""
+        raise ValueError(f"{self.name} has no global random generator")
+
+    def device_rng_states(self) -> list[npt.NDArray[Any]]:
+        """Return the states of the random generators of the devices that are in use; none for the host."""
+        return []
+
+    def set_device_rng_states(self, states: Sequence[npt.NDArray[Any]]) -> None:
+        """Set a result of `device_rng_states`.
+
+        Raises:
+            ValueError: It is of other devices.
+        """
+        if len(states):
+            raise ValueError(f"it has the random states of {len(states)} devices; {self.name} has no such generators")
 
     def silence(self) -> None:  # noqa: B027 - nothing to do for a framework that prints nothing
         """Keep the framework from printing to the process's output, which is for results; warnings remain."""

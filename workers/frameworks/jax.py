@@ -53,6 +53,22 @@ class JaxFramework(Framework):
     def to_numpy(self, array: jax.Array) -> npt.NDArray[Any]:
         return np.asarray(array)
 
+    def to_plain(self, array: jax.Array) -> tuple[npt.NDArray[Any], str]:
+        if self.kind(array) == "key":
+            return np.asarray(jax.random.key_data(array)), f"key {jax.random.key_impl(array)}"
+        if array.dtype == jnp.bfloat16:
+            return np.asarray(array).view(np.uint16), "bfloat16"
+        return np.asarray(array), "weak" if array.weak_type else ""
+
+    def from_plain(self, values: npt.NDArray[Any], tag: str) -> jax.Array:
+        if tag == "weak":  # a number that takes the dtype of what it meets
+            return jnp.full(values.shape, values.dtype.type(0).item()).at[...].set(values)
+        if tag == "bfloat16":
+            return jnp.array(values.view(jnp.bfloat16))
+        if tag.startswith("key "):
+            return jax.random.wrap_key_data(jnp.array(values), impl=tag.removeprefix("key "))
+        return super().from_plain(values, tag)
+
     def copy(self, array: jax.Array) -> jax.Array:
         return _copy(array)
 

@@ -27,6 +27,12 @@ class NumpyFramework(Framework):
     def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
 
+    def from_plain(self, values: npt.NDArray[Any], tag: str) -> npt.NDArray[Any]:
+        """Return the numbers in the array of another framework."""
+        if tag == "bfloat16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values
+
     def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.array(array, order="C")
 

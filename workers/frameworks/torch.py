@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,24 @@ class TorchFramework(Framework):
         if array.is_cpu and not array.requires_grad:
             return array.numpy()
         return array.detach().cpu().numpy()
+
+    def dump(self, value: Any, pickler: type[pickle.Pickler]) -> bytes:
+        with io.BytesIO() as file:  # plain pickle would copy the memory of each tensor
+            torch.save(value, file, pickle_module=SimpleNamespace(__name__="pickle", Pickler=pickler))
+            return file.getvalue()
+
+    def load(self, data: bytes) -> Any:
+        return torch.load(io.BytesIO(data), weights_only=False)
+
+    def to_plain(self, array: torch.Tensor) -> tuple[npt.NDArray[Any], str]:
+        if array.dtype == torch.bfloat16:
+            return self.to_numpy(array.detach().view(torch.uint16)), "bfloat16"
+        return self.to_numpy(array), ""
+
+    def from_plain(self, values: npt.NDArray[Any], tag: str) -> torch.Tensor:
+        if tag == "bfloat16":
+            return self.from_numpy(values).view(torch.bfloat16)
+        return super().from_plain(values, tag)
 
     def copy(self, array: torch.Tensor) -> torch.Tensor:
         return array.clone() if array.is_contiguous() else array.contiguous()
@@ -94,6 +115,22 @@ class TorchFramework(Framework):
 
     def set_rng_state(self, state: torch.Tensor) -> None:
         torch.default_generator.set_state(state)
+
+    def rng_state_of(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.uint8, device="cpu")
+
+    def device_rng_states(self) -> list[npt.NDArray[Any]]:
+        if not torch.cuda.is_initialized():
+            return []
+        return [state.numpy() for state in torch.cuda.get_rng_state_all()]
+
+    def set_device_rng_states(self, states: Sequence[npt.NDArray[Any]]) -> None:
+        if len(states) not in (0, torch.cuda.device_count()):
+            raise ValueError(
+                f"it has the random states of {len(states)} GPUs; this process has {torch.cuda.device_count()}"
+            )
+        if len(states):
+            torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8, device="cpu") for state in states])
 
     def devices(self) -> list[str]:
         gpus = range(torch.cuda.device_count())

@@ -21,6 +21,7 @@ class WarpFramework(Framework):
     """
 
     name = "warp"
+    can_pickle_arrays = False
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, wp.array)
@@ -33,6 +34,24 @@ class WarpFramework(Framework):
 
     def to_numpy(self, array: wp.array) -> npt.NDArray[Any]:
         return array.numpy()
+
+    def to_plain(self, array: wp.array) -> tuple[npt.NDArray[Any], str]:
+        if array.dtype is wp.bfloat16:
+            return array.view(wp.uint16).numpy(), "bfloat16"
+        if array.dtype in _KINDS:
+            return array.numpy(), ""
+        name = array.dtype.__name__
+        if not wp.types.type_is_composite(array.dtype) or getattr(wp, name, None) is not array.dtype:
+            raise TypeError(f"the dtype {name} is none of Warp's own")
+        return array.numpy(), name
+
+    def from_plain(self, values: npt.NDArray[Any], tag: str) -> wp.array:
+        if tag == "bfloat16":
+            return self.from_numpy(values).view(wp.bfloat16)
+        dtype = getattr(wp, tag, None)
+        if not isinstance(dtype, type) or not wp.types.type_is_composite(dtype):
+            return super().from_plain(values, tag)
+        return wp.array(values, dtype=dtype)  # such as vectors
 
     def copy(self, array: wp.array) -> wp.array:
         return wp.clone(array, requires_grad=False)

@@ -1,86 +1,110 @@
-"""An agent's state as bytes without pickle: arrays by name in safetensors, the rest as JSON in its metadata.
+"""A state as bytes without pickle: arrays by name in safetensors, the rest as JSON in its metadata.
 
 Any reader of safetensors (https://github.com/huggingface/safetensors) returns the arrays by their path in the state,
 such as ``models/policy.network.0.weight``. The metadata entry ``"state"`` holds their nesting, and the numbers and
-strings between them.
+strings between them; see `workers.storage.state_tree`.
 """
 
 from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from workers.errors import AgentError
 from workers.frameworks import Framework, load_framework
+from workers.storage.state_tree import TreeDecoder, TreeEncoder
 
-__all__ = ["check_start", "conform_state", "decode_state", "encode_state", "nonfinite_values"]
+__all__ = ["LARGEST_HEADER", "check_start", "conform_state", "decode_state", "encode_state", "nonfinite_values"]
 
-_LARGEST_HEADER = 2**22
-"""Most bytes of a header, which has about 200 for each array."""
-
-_DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
-_DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-"""Dtypes that `safetensors.numpy` both writes and reads."""
+LARGEST_HEADER = 2**22
+"""Most bytes of the header of an agent's state, which has about 200 for each array."""
 
 _MOST_TOLD = 300
 """Number of characters that an error tells of a damaged file."""
 
 
-def encode_state(state: Any, framework: Framework) -> bytes:
+def encode_state(
+    state: Any, framework: Framework, pickled: list[Any] | None = None, *, largest_header: int = LARGEST_HEADER
+) -> bytes:
     """Encode a state as bytes.
 
+    Subclasses come back as what they derive from, such as a named tuple as a tuple, and arrays in C order. An object in
+    two places comes back as two.
+
     Args:
-        state: Dictionaries, lists and tuples of arrays (the framework's or NumPy's), numbers, strings, booleans, None.
-        framework: The agent's framework.
+        state: Dictionaries, lists, tuples, sets, deques and NumPy arrays of arrays (the framework's or NumPy's),
+            numbers, strings, bytes, booleans, None.
+        framework: The framework of the arrays.
+        pickled: Takes everything else, in the order of `decode_state`; None: it is refused.
+        largest_header: Most bytes of the header.
 
     Raises:
-        AgentError: The state contains something else; the message says where.
+        NotPlainError: The state contains something else; the message says where.
+        AgentError: The state cannot be written for another reason.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    tree = TreeEncoder(framework, pickled)
     try:
-        tree = _encode(state, "", framework, arrays)
-        data: bytes = save(arrays, metadata={"state": json.dumps(tree)})
+        text = json.dumps(tree.encode(state))
+        data: bytes = save(tree.arrays, metadata={"state": text})
     except (RecursionError, ValueError) as error:  # a state that contains itself, an integer or key without a text form
         if isinstance(error, AgentError):
             raise
-        raise AgentError(f"the agent's state cannot be written: {type(error).__name__}: {error}") from error
+        raise AgentError(f"the state cannot be written: {type(error).__name__}: {error}") from error
+    size = int.from_bytes(data[:8], "little")
+    if size > largest_header:
+        raise AgentError(
+            f"the state has so many arrays or values that its header has {size} bytes; expected at most "
+            f"{largest_header}. Join arrays into larger ones"
+        )
     return data
 
 
-def decode_state(data: bytes, framework: Framework) -> Any:
+def decode_state(
+    data: bytes, framework: Framework, pickled: Sequence[Any] = (), *, largest_header: int = LARGEST_HEADER
+) -> Any:
     """Return the state that was passed to `encode_state`, with arrays of the framework.
+
+    Args:
+        data: Result of `encode_state`.
+        framework: The framework of the arrays.
+        pickled: What `encode_state` put into its `pickled`.
+        largest_header: Most bytes of the header.
 
     Raises:
         AgentError: The bytes are damaged, or are not from `encode_state`.
     """
-    check_start(data[:8])
+    check_start(data[:8], largest_header)
     try:
         arrays = load(data)
         size = int.from_bytes(data[:8], "little")
         tree = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
-        return _decode(tree, arrays, framework)
+        return TreeDecoder(framework, arrays, pickled).decode(tree)
     except Exception as error:  # there is no end to what damaged bytes make a parser raise
         told = " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_TOLD]
-        raise AgentError(f"the file is not an agent's state, or is damaged: {told}") from error
+        raise AgentError(f"the file is not a stored state, or is damaged: {told}") from error
 
 
-def check_start(start: bytes) -> None:
+def check_start(start: bytes, largest_header: int = LARGEST_HEADER) -> None:
     """Check the first eight bytes of a state, which are the size of its header. The time to read one grows with it.
+
+    Args:
+        start: The bytes.
+        largest_header: Most bytes of the header.
 
     Raises:
         AgentError: The state is damaged, or has a header that is too large.
     """
     size = int.from_bytes(start, "little")
-    if len(start) < 8 or not 0 < size <= _LARGEST_HEADER:
+    if len(start) < 8 or not 0 < size <= largest_header:
         raise AgentError(
-            f"the file is not an agent's state, or is damaged: its header has {size} bytes; expected at most "
-            f"{_LARGEST_HEADER}"
+            f"the file is not a stored state, or is damaged: its header has {size} bytes; expected at most "
+            f"{largest_header}"
         )
 
 
@@ -117,68 +141,13 @@ def conform_state(state: Any, like: Any, framework: Framework, path: str = "stat
     return array.reshape(shape)
 
 
-def _encode(value: Any, path: str, framework: Framework, arrays: dict[str, npt.NDArray[Any]]) -> Any:
-    """Return a node of the tree for JSON: a pair of its kind and its content."""
-    if isinstance(value, Mapping):
-        items = [[key, _encode(item, f"{path}/{key}", framework, arrays)] for key, item in value.items()]
-        if wrong := [key for key in value if not isinstance(key, (str, int))]:
-            raise AgentError(f"the agent's state has key {wrong[0]!r} at {path or '/'}; expected strings or integers")
-        return ["dict", items]
-    if isinstance(value, (list, tuple)):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return [kind, [_encode(item, f"{path}/{i}", framework, arrays) for i, item in enumerate(value)]]
-    if framework.is_array(value) or isinstance(value, (np.ndarray, np.generic)):
-        name = path.lstrip("/") or "state"
-        while name in arrays or name == "__metadata__":  # keys may contain slashes; __metadata__ is reserved
-            name += "'"
-        arrays[name] = _to_numpy(value, path, framework)
-        if framework.is_array(value):
-            return ["array", name]
-        return ["scalar" if isinstance(value, np.generic) else "numpy", name]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return ["value", value]
-    raise AgentError(
-        f"the agent's state has a {type(value).__qualname__} at {path or '/'}; expected arrays, numbers, strings, "
-        "booleans or None, in dictionaries, lists or tuples"
-    )
-
-
-def _to_numpy(value: Any, path: str, framework: Framework) -> npt.NDArray[Any]:
-    try:
-        array = np.array(framework.to_numpy(value) if framework.is_array(value) else value, order="C")
-    except (RuntimeError, TypeError) as error:  # a dtype or layout that NumPy lacks
-        raise AgentError(f"the agent's state has an array at {path or '/'} that NumPy cannot hold: {error}") from error
-    if array.dtype.name not in _DTYPES:
-        raise AgentError(
-            f"the agent's state has an array of dtype {array.dtype} at {path or '/'}; expected one of "
-            f"{', '.join(sorted(_DTYPES))}"
-        )
-    return array
-
-
 def _nonfinite(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, (Mapping, list, tuple)):
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = list(value.flat)
+    if isinstance(value, (Mapping, list, tuple, set, frozenset, deque)):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _nonfinite(item, f"{path}/{key}")
-    elif isinstance(value, (float, np.ndarray, np.generic)) and not np.isfinite(value).all():
-        yield path.lstrip("/") or "state", "NaN" if np.isnan(value).any() else "infinity"
-
-
-def _decode(node: Any, arrays: dict[str, npt.NDArray[Any]], framework: Framework) -> Any:
-    kind, content = node
-    if kind == "dict":
-        if wrong := [key for key, _ in content if type(key) not in (str, int)]:
-            raise TypeError(f"a key is a {type(wrong[0]).__name__}; expected strings or integers")
-        return {key: _decode(item, arrays, framework) for key, item in content}
-    if kind in ("list", "tuple"):
-        items = [_decode(item, arrays, framework) for item in content]
-        return items if kind == "list" else tuple(items)
-    if kind in ("array", "numpy", "scalar"):
-        # each has one place: a small file with one array in many places would fill the memory
-        array = arrays.pop(content)
-        if kind == "array":
-            return framework.from_numpy(array)
-        return array if kind == "numpy" else array[()]
-    if kind != "value" or isinstance(content, (dict, list)):
-        raise ValueError(f"unknown kind {reprlib.repr(kind)} of a {type(content).__name__} in a state")
-    return content
+    elif isinstance(value, (float, complex, np.ndarray, np.generic)):
+        array = np.asarray(value)
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+            yield path.lstrip("/") or "state", "NaN" if np.isnan(array).any() else "infinity"
