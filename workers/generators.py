@@ -13,7 +13,7 @@ import random
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
@@ -21,11 +21,19 @@ from typing import Any
 import numpy as np
 from gymnasium import Space
 from gymnasium.utils import seeding
-from numpy.random import SeedSequence
+from numpy.random import BitGenerator, SeedSequence
 
 from workers.frameworks import Framework
 
-__all__ = ["DrawWatch", "PythonStream", "SpaceStreams", "find_spaces"]
+__all__ = [
+    "DrawWatch",
+    "PythonStream",
+    "SpaceStreams",
+    "bit_generator_of",
+    "find_spaces",
+    "python_state",
+    "set_python_state",
+]
 
 _logger = logging.getLogger("lockstep")
 
@@ -62,6 +70,35 @@ def _known_memory(generator: Any) -> memoryview | None:
 _global_memory = lru_cache(maxsize=1)(_known_memory)
 
 
+def python_state(generator: random.Random) -> dict[str, Any]:
+    """Return the state of a generator of Python's ``random`` as plain data; see `set_python_state`."""
+    version, words, gauss_next = generator.getstate()
+    return {"version": version, "words": np.array(words, np.uint32), "gauss_next": gauss_next}
+
+
+def set_python_state(generator: random.Random, state: Mapping[str, Any]) -> None:
+    """Set a result of `python_state`.
+
+    Raises:
+        TypeError, ValueError: It is something else.
+    """
+    generator.setstate((state["version"], tuple(state["words"].tolist()), state["gauss_next"]))
+
+
+def bit_generator_of(state: Mapping[str, Any]) -> BitGenerator:
+    """Return a new bit generator of NumPy with a state, the value of the attribute ``state`` of another one.
+
+    Raises:
+        TypeError, ValueError: It is something else.
+    """
+    kind = getattr(np.random, str(state["bit_generator"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, BitGenerator)):
+        raise ValueError(f"{state['bit_generator']!r} is no bit generator of NumPy")
+    bits = kind()
+    bits.state = state
+    return bits
+
+
 class PythonStream:
     """A stream of Python's ``random``, which continues it between two calls of `swap`.
 
@@ -88,6 +125,14 @@ class PythonStream:
         memory[:] = global_memory
         global_memory[:] = before
         mine.gauss_next, theirs.gauss_next = theirs.gauss_next, mine.gauss_next
+
+    def state(self) -> dict[str, Any]:
+        """Return the state between two calls of `swap`, as plain data."""
+        return python_state(self._generator)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Set a result of `state`."""
+        set_python_state(self._generator, state)
 
 
 class _NpRandom:
@@ -116,16 +161,15 @@ class SpaceStreams:
 
     def __init__(self, seed: int) -> None:
         self._seeds = SeedSequence(seed)
-        self._spaces: dict[int, Space[Any]] = {}
-        self._generators: list[tuple[dict[str, Any], list[Any]]] = []  # attributes of a space, and its other generator
+        self._spaces: dict[int, _HeldSpace] = {}
         self._streams: SpaceStreams | None = self
         self._np_random: Any = _np_random
         self._made: list[Any] | None = []
 
     def hold(self, *holders: Any) -> None:
         """Find the spaces that the user's objects refer to; their generators are the user's, the agent has none yet."""
-        for attributes in self._found(holders):
-            self._generators.append((attributes, [None]))
+        for held in self._found(holders):
+            held.other = None
 
     def hold_built(self, agent: Any) -> None:
         """Find the spaces of an agent that was built since the last call of `swap`.
@@ -133,23 +177,21 @@ class SpaceStreams:
         Generators that Gymnasium made in this time are the agent's, others the user's.
         """
         made, self._made = {id(generator) for generator in self._made or ()}, None
-        for attributes in self._found([agent]):
-            users = None
-            if id(attributes["_np_random"]) not in made:
-                users, attributes["_np_random"] = attributes["_np_random"], None
-            self._generators.append((attributes, [users]))
+        for held in self._found([agent]):
+            if id(held.attributes["_np_random"]) not in made:
+                held.other, held.attributes["_np_random"] = held.attributes["_np_random"], None
 
-    def _found(self, holders: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Yield the attributes of spaces that were not found before."""
+    def _found(self, holders: Iterable[Any]) -> Iterator[_HeldSpace]:
+        """Yield the spaces that were not found before."""
         for space in find_spaces(holders):
             if id(space) not in self._spaces and "_np_random" in vars(space):
-                self._spaces[id(space)] = space
-                yield vars(space)
+                self._spaces[id(space)] = held = _HeldSpace(space)
+                yield held
 
     def swap(self) -> None:
         """Swap the agent's generators with those that the spaces have."""
-        for attributes, other in self._generators:
-            attributes["_np_random"], other[0] = other[0], attributes["_np_random"]
+        for held in self._spaces.values():
+            held.attributes["_np_random"], held.other = held.other, held.attributes["_np_random"]
         _np_random.streams, self._streams = self._streams, _np_random.streams
         seeding.np_random, self._np_random = self._np_random, seeding.np_random
 
@@ -161,6 +203,47 @@ class SpaceStreams:
         if self._made is not None:
             self._made.append(made[0])
         return made
+
+    def state(self, agent: Any) -> dict[str, Any]:
+        """Return the state between two calls of `swap`, as plain data: of the spaces that `agent` refers to."""
+        generators = [self._spaces[id(space)].other for space in self._of(agent)]
+        states = [None if generator is None else generator.bit_generator.state for generator in generators]
+        return {"spawned": self._seeds.n_children_spawned, "generators": states}
+
+    def load(self, state: Mapping[str, Any], agent: Any) -> None:
+        """Set a result of `state` for an agent that refers to as many spaces.
+
+        Raises:
+            TypeError, ValueError: It is something else, or the agent refers to others.
+        """
+        self.hold(agent)  # it may have brought spaces of its own
+        spaces, states = self._of(agent), state["generators"]
+        if len(spaces) != len(states):
+            raise ValueError(f"it has the generators of {len(states)} spaces; expected those of {len(spaces)}")
+        generators = [None if one is None else np.random.Generator(bit_generator_of(one)) for one in states]
+        for space, generator in zip(spaces, generators, strict=True):
+            self._spaces[id(space)].other = generator
+        self._seeds = SeedSequence(self._seeds.entropy, n_children_spawned=state["spawned"])
+
+    def _of(self, agent: Any) -> list[Space[Any]]:
+        return [space for space in find_spaces([agent]) if id(space) in self._spaces]
+
+
+class _HeldSpace:
+    """A space, its attributes, and the generator that it has not at present: the agent's between two calls of `swap`.
+
+    Attributes:
+        space: The space, which lives as long as its id is known.
+        attributes: Its attributes.
+        other: The other generator.
+    """
+
+    __slots__ = ("attributes", "other", "space")
+
+    def __init__(self, space: Space[Any]) -> None:
+        self.space = space
+        self.attributes = vars(space)
+        self.other: Any = None
 
 
 _MOST_OBJECTS = 50_000

@@ -8,9 +8,10 @@ the spaces of the agent hold this stream while the agent runs. Without a seed, n
 from __future__ import annotations
 
 import ctypes
+import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from numpy.random import MT19937, BitGenerator, SeedSequence
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
 from workers.frameworks import Framework
-from workers.generators import PythonStream, SpaceStreams
+from workers.generators import PythonStream, SpaceStreams, bit_generator_of, python_state, set_python_state
 
-__all__ = ["RandomStream", "agent_seed", "skrl_key"]
+__all__ = ["GlobalStream", "RandomStream", "agent_seed", "skrl_key"]
 
 
 def agent_seed(seed: int, index: int) -> int:
@@ -100,7 +101,72 @@ class RandomStream:
         if outer_numpy is not None:
             np.random.set_state(outer_numpy)
 
+    def state(self, agent: Any) -> dict[str, Any]:
+        """Return the state outside of ``with stream:``, as plain data, with the generators of the agent's spaces."""
+        framework = self._framework
+        return {
+            "python": self._python.state(),
+            "numpy": self._bits.state,
+            "framework": None if self._state is None else framework.to_numpy(self._state).copy(),
+            "devices": framework.device_rng_states(),
+            "spaces": self._spaces.state(agent),
+        }
 
+    def load(self, state: Mapping[str, Any], agent: Any) -> None:
+        """Set a result of `state`.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is something else, or the agent refers to other spaces.
+        """
+        self._spaces.load(state["spaces"], agent)
+        self._python.load(state["python"])
+        self._bits = bit_generator_of(state["numpy"])
+        self._state = _rng_state_of(state, self._framework)
+        self._framework.set_device_rng_states(state["devices"])
+
+
+class GlobalStream(nullcontext[None]):
+    """The streams of an agent without a seed: those of the process, with the interface of `RandomStream`."""
+
+    def __init__(self, framework: Framework) -> None:
+        super().__init__()
+        self._framework = framework
+
+    def state(self, agent: Any) -> dict[str, Any]:
+        """Return the state of the global generators, as plain data."""
+        framework = self._framework
+        state = framework.rng_state()
+        return {
+            "python": python_state(random._inst),
+            "numpy": np.random.get_state(legacy=False),
+            "framework": None if state is None else framework.to_numpy(state).copy(),
+            "devices": framework.device_rng_states(),
+        }
+
+    def load(self, state: Mapping[str, Any], agent: Any) -> None:
+        """Set a result of `state`.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is something else.
+        """
+        framework, numpy = self._framework, state["numpy"]
+        bits = bit_generator_of({name: numpy[name] for name in numpy if name not in _GAUSSIAN})
+        set_bit_generator(bits)
+        if type(bits) is MT19937:  # others have no cached Gaussian that can be set
+            np.random.set_state(numpy)
+        set_python_state(random._inst, state["python"])
+        rng_state = _rng_state_of(state, framework)
+        if rng_state is not None:
+            framework.set_rng_state(rng_state)
+        framework.set_device_rng_states(state["devices"])
+
+
+def _rng_state_of(state: Mapping[str, Any], framework: Framework) -> Any:
+    values = state["framework"]
+    return None if values is None else framework.rng_state_of(values)
+
+
+_GAUSSIAN = ("has_gauss", "gauss")
 _MT19937_BYTES = 4 * 624 + 4  # uint32 key[624]; int pos
 
 
