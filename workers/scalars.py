@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
 from workers.types import Mode
 
 __all__ = ["Scalars", "prefix_of"]
@@ -41,3 +45,33 @@ class Scalars:
         drained = {tag: total / count for tag, (total, count) in self._kept.items()}
         self._kept.clear()
         return drained
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything: the prefix, and what was recorded since the last `drain`, as plain data."""
+        return {"prefix": self.prefix, "kept": dict(self._kept)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a result of `state`.
+
+        Raises:
+            ValueError: `state` is something else. Nothing changes then.
+        """
+        if not _is_state(state):
+            raise ValueError(f"the state of scalars is {reprlib.repr(state)}; expected a result of Scalars.state()")
+        self.prefix = state["prefix"]
+        self._kept = {tag: (total, count) for tag, (total, count) in state["kept"].items()}
+
+
+def _is_state(state: Any) -> bool:
+    match state:
+        case {"prefix": str(), "kept": {**kept}} if len(state) == 2:
+            return all(map(_is_kept, kept.items()))
+    return False
+
+
+def _is_kept(item: tuple[Any, Any]) -> bool:
+    """Return whether an item is a tag, with the sum of its values and their number."""
+    match item:
+        case (str(), (float(), count)):
+            return type(count) is int and count >= 1
+    return False

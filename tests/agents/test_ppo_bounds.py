@@ -167,9 +167,9 @@ def test_what_is_not_a_number_is_not_hidden(framework):
 
 
 def recorded(agent: Any) -> npt.NDArray[Any]:
-    """Return the recorded actions, ``(rollouts, num_envs, size)``."""
+    """Return the recorded actions, ``(recorded, num_envs, size)``; those of a full rollout after its update."""
     actions: npt.NDArray[Any] = copied(agent._rollout["actions"])
-    return actions
+    return actions[: agent._recorded or None]
 
 
 def log_probs(agent: Any) -> npt.NDArray[Any]:

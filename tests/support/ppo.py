@@ -151,9 +151,12 @@ def rollout(agent: PPO, steps: range) -> Arrays:
     return {name: np.stack([each[name] for each in given]) for name in given[0]}
 
 
-def act(agent: PPO, observations: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def act(
+    agent: PPO, observations: npt.NDArray[Any], infos: dict[str, Any] | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return sampled and mean actions."""
-    actions, outputs = agent.act(to_framework(agent.framework, observations), None, **CLOCK)
+    given = to_framework(agent.framework, {"observations": observations, "infos": infos})
+    actions, outputs = agent.act(states=None, **given, **CLOCK)
     return copied(actions), copied(outputs["mean_actions"])
 
 
@@ -164,13 +167,13 @@ def record(agent: PPO, given: dict[str, Any]) -> None:
     agent.post_interaction(**CLOCK)
 
 
-def run(agent: PPO, steps: range, **changes: Any) -> list[npt.NDArray[Any]]:
-    """Do several timesteps and return the actions."""
+def run(agent: PPO, steps: range, infos: Any = None, **changes: Any) -> list[npt.NDArray[Any]]:
+    """Do several timesteps and return the actions; `infos` is a function that returns those of a timestep, or None."""
     taken: list[npt.NDArray[Any]] = []
     for step in steps:
         given = transition(agent, step, **changes)
         agent.pre_interaction(**CLOCK)
-        actions, mean_actions = act(agent, given["observations"])
+        actions, mean_actions = act(agent, given["observations"], infos(step) if infos else None)
         taken += [actions, mean_actions]
         record(agent, given | {"actions": actions})
     return taken

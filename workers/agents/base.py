@@ -156,6 +156,32 @@ class Learner(ABC):
             AgentError: `state` belongs to an agent of another shape.
         """
 
+    @abstractmethod
+    def snapshot(self) -> dict[str, Any]:
+        """Return copies of the whole state between two iterations; the agent goes on from it bit for bit.
+
+        Between two iterations, no `act` waits for its transition. What is not the agent's own is not part of it:
+        torch's global generator, and the writer.
+
+        Returns:
+            Dictionaries, lists and tuples of NumPy arrays, numbers, strings and booleans, which
+            `workers.storage.state_file.encode_state` can write.
+
+        Raises:
+            AgentError: The agent has a part without a snapshot.
+        """
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot of an agent that was built alike, whatever this one has done before.
+
+        Args:
+            state: Result of `snapshot`, with arrays of NumPy or of the framework.
+
+        Raises:
+            AgentError: `state` does not fit this agent. The agent remains unchanged.
+        """
+
     def save(self, path: Any) -> None:
         """Write `state_dict` to a safetensors file; see `workers.storage.state_file`.
 

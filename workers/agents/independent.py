@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workers.agents.base import Learner, Space
+from workers.agents.plain_data import check_names, fitting, from_plain, to_plain
 from workers.by_agent import concatenate_rows
 from workers.errors import AgentError
 from workers.infos import merge_infos
@@ -60,7 +61,8 @@ class IndependentAgents(Learner):
         Args:
             make: Class or function that makes a single agent, such as the PPO class. It is called once for each group,
                 with `observation_space`, `action_space`, `state_space` and `num_envs`. The agent must also have
-                `framework` (the name of its framework), `state_dict` and `load_state_dict`.
+                `framework` (the name of its framework), `state_dict` and `load_state_dict`; for a snapshot, `snapshot`
+                and `restore`, which leaves the agent unchanged if it raises.
             possible_agents: Names of all agents that can ever appear.
             observation_spaces: Observation space of each agent in one environment.
             action_spaces: Action space of each agent in one environment.
@@ -206,13 +208,64 @@ class IndependentAgents(Learner):
         given = list(state) if isinstance(state, Mapping) else type(state).__qualname__
         if not isinstance(state, Mapping) or state.keys() != self.members.keys():
             raise AgentError(f"the state is for {given}; expected {list(self.members)}")
-        before = self.state_dict()
+        self._load_members(state, "state_dict", "load_state_dict")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return copies of the whole state between two iterations; see `Learner`.
+
+        Returns:
+            ``"members"``: the snapshots of the single agents, by group name. ``"tracked"``: the scalars not yet
+            written. ``"training"``: the mode.
+
+        Raises:
+            AgentError: A single agent lacks `snapshot` or `restore`.
+        """
+        self._check_snapshots()
+        members = {group: member.snapshot() for group, member in self.members.items()}
+        return to_plain(self._own_parts(), self._framework) | {"members": members}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot of a multi-agent that was built alike; see `Learner`.
+
+        Raises:
+            AgentError: `state` has other groups or does not fit an agent. All agents remain unchanged. Or a single
+                agent lacks `snapshot` or `restore`.
+        """
+        self._check_snapshots()
+        with fitting("snapshot"):
+            given = {**state}
+            members = given.pop("members", None)
+            given = from_plain(given, self._own_parts(), self._framework)
+            check_names(members, self.members, "snapshot['members']")
+        self._load_members(members, "snapshot", "restore")
+        self.training, self.tracked = given["training"], given["tracked"]
+
+    def _own_parts(self) -> dict[str, Any]:
+        return {"training": self.training, "tracked": self.tracked}
+
+    def _check_snapshots(self) -> None:
+        for group, member in self.members.items():
+            if missing := [name for name in ("snapshot", "restore") if not hasattr(member, name)]:
+                raise AgentError(
+                    f"{type(member).__qualname__} of the group {group!r} lacks {', '.join(missing)}; IndependentAgents "
+                    "has a snapshot only if every single agent has one: implement both"
+                )
+
+    def _load_members(self, states: Mapping[str, Any], save: str, load: str) -> None:
+        """Load the state of each single agent, or of none.
+
+        Args:
+            states: The states by group name, for every group.
+            save: Name of the single agents' method that returns such a state.
+            load: Name of their method that loads it, or leaves the agent unchanged.
+        """
+        before = {group: getattr(member, save)() for group, member in self.members.items()}
         for group, member in self.members.items():
             try:
-                member.load_state_dict(state[group])
-            except AgentError as error:
+                getattr(member, load)(states[group])
+            except Exception as error:  # a single agent may be anybody's
                 for name in itertools.takewhile(lambda name, failed=group: name != failed, before):  # type: ignore[misc]
-                    self.members[name].load_state_dict(before[name])
+                    getattr(self.members[name], load)(before[name])
                 raise AgentError(f"{group!r}: {error}") from error
 
     def _joined(self, names: Sequence[str], by_agent: Mapping[str, Any] | None) -> Any:

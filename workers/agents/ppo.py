@@ -1,4 +1,4 @@
-"""The framework-independent part of Proximal Policy Optimization: rollout logic and saving.
+"""The framework-independent part of Proximal Policy Optimization: the rollout logic. Saving is in `ppo_saving`.
 
 Each framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
 
@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 
 from workers.agents.action_bounds import action_map
-from workers.agents.base import Agent, discrete_components, space_width
+from workers.agents.base import discrete_components, space_width
 from workers.agents.initial_layers import initial_layers
 from workers.agents.masks import legal_actions
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
+from workers.agents.ppo_saving import PPOSaving
 from workers.errors import AgentError, ConfigError
-from workers.storage.state_file import conform_state
 
 __all__ = ["PPO", "PPOCfg"]
 
@@ -30,7 +28,7 @@ INPUT_LIMIT = 10.0
 """Normalised observations and states are clipped to ``[-INPUT_LIMIT, INPUT_LIMIT]``."""
 
 
-class PPO(Agent):
+class PPO(PPOSaving):
     """The framework-independent part of Proximal Policy Optimization (https://arxiv.org/abs/1707.06347).
 
     Actions of a Box space are Gaussian, with a log standard deviation that does not depend on the observation; how
@@ -47,9 +45,10 @@ class PPO(Agent):
     from the observation at that time.
 
     ``pickle`` and ``copy.deepcopy`` copy the whole agent, including the rollout in progress; the copy continues
-    bit for bit like the original. `state_dict` and `save` cover what was learned, without the rollout and the random
-    stream. Names and shapes are the same in every framework, so an agent of one framework can load the state of an
-    agent of another. The values of ``cfg`` are compiled in and must not be changed after construction.
+    bit for bit like the original. Between two iterations, `snapshot` and `restore` do the same without pickle.
+    `state_dict` and `save` cover what was learned, without the rollout and the random stream. Names and shapes are the
+    same in every framework, so an agent of one framework can load the state of an agent of another. The values of
+    ``cfg`` are compiled in and must not be changed after construction.
 
     Args:
         observation_space: Observation space of one environment.
@@ -268,46 +267,6 @@ class PPO(Agent):
         if self._recorded:
             self._cut_rollout(self._recorded - 1)
 
-    # Saving.
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything learned, as dictionaries of the framework's arrays and of numbers.
-
-        Returns:
-            ``"models"``: arrays by name, such as ``policy.network.0.weight`` ``(outputs, inputs)``, ``value.0.bias``,
-            ``policy.log_std``, ``normalizers.observations.mean``. ``"optimizer"``: ``"step"``, the number of Adam
-            steps, and the moments ``"exp_avg"`` and ``"exp_avg_sq"``, by parameter name. ``"learning_rate"``: the
-            current learning rate. ``"action_bounds"``: that of the configuration, if the actions are of a Box.
-        """
-        state = self._state() | {"learning_rate": self.learning_rate}
-        return state if self._components else state | {"action_bounds": self.cfg.action_bounds}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state and drop the rollout in progress, which other weights collected.
-
-        Args:
-            state: State returned by `state_dict` of an agent of the same shape, with arrays of this framework or NumPy.
-                Its ``"action_bounds"`` replaces that of ``cfg``; without it, it is ``"none"``.
-
-        Raises:
-            AgentError: `state` does not fit this agent. The agent remains unchanged.
-        """
-        cfg, expected = self.cfg, self.state_dict()
-        try:
-            if expected.pop("action_bounds", None) and isinstance(state, Mapping):
-                state = dict(state)
-                cfg = replace(cfg, action_bounds=state.pop("action_bounds", "none"))
-                cfg.validate()
-            numbers = conform_state(state, expected, self._framework)
-            mapping = action_map(self.action_space, cfg.action_bounds)
-        except (TypeError, ValueError) as error:
-            raise AgentError(f"the state does not fit this agent: {error}") from error
-        self._restore(numbers)
-        self.learning_rate = float(numbers["learning_rate"])
-        self.cfg, self._recorded = cfg, 0
-        self._use_action_map(mapping)
-        self._forget_act()
-
     def _initial_networks(self, generator: np.random.Generator) -> tuple[Any, Any]:
         """Return the initial layers of the policy network and the critic; see `initial_layers`."""
         hidden, widths = self.cfg.hidden_sizes, self._input_widths
@@ -322,10 +281,6 @@ class PPO(Agent):
 
         Weights are orthogonal, with gain sqrt(2) in hidden layers, 0.01 in the policy's head and 1 in the critic's.
         """
-
-    @abstractmethod
-    def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
-        """Set `_action_map` to a result of `action_map`, on `device`."""
 
     @abstractmethod
     def _sample_actions(self, observations: Any, action_mask: Any) -> tuple[Any, Any, Any]:
@@ -390,11 +345,3 @@ class PPO(Agent):
         Returns:
             The scalars to track.
         """
-
-    @abstractmethod
-    def _state(self) -> dict[str, Any]:
-        """Return copies of ``"models"`` and ``"optimizer"`` for `state_dict`."""
-
-    @abstractmethod
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Copy in a state of the same form as that of `_state`, in NumPy arrays with checked names and shapes."""

@@ -187,11 +187,29 @@ class PPO(ppo.PPO):
         trees = {name: unflatten_dict(moments[name], sep=".") for name in ("exp_avg", "exp_avg_sq")}
         optimizer = type(self._optimizer)(count=moments["step"], mu=trees["exp_avg"], nu=trees["exp_avg_sq"])
         copies = jax.tree.map(
-            lambda given, kept: jnp.array(given, kept.dtype),
+            lambda given, kept: given.astype(kept.dtype),
             (weights, optimizer, normalizers),
             (self._weights, self._optimizer, self._normalizers),
         )
-        self._weights, self._optimizer, self._normalizers = jax.device_put(copies, self.device)
+        self._weights, self._optimizer, self._normalizers = self._copied(copies)
+
+    def _copied(self, tree: Any) -> Any:
+        """Return copies on the device of a tree of NumPy arrays, which may change afterwards.
+
+        `jax.device_put` may keep their memory, even with ``may_alias=False``, and `jax.numpy.array` may read it later.
+        """
+        return jax.block_until_ready(jax.device_put(jax.tree.map(jnp.array, tree), self.device))
+
+    def _progress(self) -> dict[str, Any]:
+        if self._rollout is None:
+            self._rollout = self._take_rollout()
+        rollout = dict(self._rollout)
+        following = rollout.pop("next")
+        return {"rollout": rollout, "next": following, "key": self._key, "generator": self._generator}
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._rollout, self._key = self._copied((state["rollout"] | {"next": state["next"]}, state["key"]))
+        self._generator = state["generator"]
 
 
 def _find_device(device: Any) -> jax.Device:

@@ -290,3 +290,10 @@ class PPO(ppo.PPO):
                 tensor.copy_(torch.tensor(state["optimizer"][kind][name]))
         for step in self._steps:
             step.fill_(float(state["optimizer"]["step"]))
+
+    def _progress(self) -> dict[str, Any]:
+        return {"rollout": self._rollout, "next": self._next}
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._rollout = {name: torch.tensor(array, device=self.device) for name, array in state["rollout"].items()}
+        self._next.copy_(torch.tensor(state["next"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -356,9 +355,8 @@ class PPO(ppo.PPO):
     # Saving.
 
     def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = _map(functools.partial(wp.clone, requires_grad=False), self._learnt)
-        # Warp has no 0-d arrays
-        models, optimizer = state["models"], state["optimizer"]
+        state: dict[str, Any] = _map(self._framework.copy, self._learnt)
+        models, optimizer = state["models"], state["optimizer"]  # Warp has no 0-d arrays
         models |= {name: np.array(models[name].numpy()[0]) for name in models if name.endswith(".count")}
         optimizer["step"] = int(optimizer["step"].numpy()[0])
         return state
@@ -366,24 +364,26 @@ class PPO(ppo.PPO):
     def _restore(self, state: Mapping[str, Any]) -> None:
         _fill(self._learnt, state)
 
+    def _progress(self) -> dict[str, Any]:
+        return {"rollout": self._rollout, "next": self._next, "noise": self._noise, "generator": self._generator}
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        _fill(self._rollout, {"action_mask": True} | state["rollout"])
+        _fill({"next": self._next, "noise": self._noise}, state)
+        self._generator = state["generator"]
+
     def __getstate__(self) -> dict[str, Any]:
         attributes = {name: value for name, value in vars(self).items() if name not in self._allocated}
-        kept = {name: value for name in KEPT if (value := attributes[name]) is not None}
-        return attributes | _map(lambda array: array.numpy().copy(), kept | {"_contents": self._contents()})
+        kept = {name: value.numpy().copy() for name in KEPT if (value := attributes[name]) is not None}
+        return attributes | kept | {"_snapshot": self.snapshot()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).clear()
         vars(self).update(state)
-        contents = vars(self).pop("_contents")
-        for name in KEPT:
-            if (array := getattr(self, name)) is not None:
-                setattr(self, name, wp.array(array, device=self.device))
+        kept = {name: wp.array(array, device=self.device) for name in KEPT if (array := vars(self)[name]) is not None}
         self._allocate()
-        _fill(self._contents(), contents)
-
-    def _contents(self) -> dict[str, Any]:
-        """Return every array that a copy of the agent needs; updates recompute all others."""
-        return {"learnt": self._learnt, "rollout": self._rollout, "next": self._next, "noise": self._noise}
+        self.restore(vars(self).pop("_snapshot"))
+        vars(self).update(kept)
 
 
 def _map(function: Callable[[wp.array], Any], tree: Any) -> Any:
@@ -392,9 +392,9 @@ def _map(function: Callable[[wp.array], Any], tree: Any) -> Any:
 
 
 def _fill(arrays: Any, values: Any) -> None:
-    """Copy values (Warp arrays, NumPy arrays or numbers) to the arrays at the same keys."""
+    """Copy values (NumPy arrays or numbers) to the arrays at the same keys."""
     if isinstance(arrays, dict):
         for key, array in arrays.items():
             _fill(array, values[key])
     else:
-        arrays.assign(np.reshape(values.numpy() if isinstance(values, wp.array) else values, arrays.shape))
+        arrays.assign(np.broadcast_to(values, arrays.shape))
