@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import iterate
+from gymnasium.vector.utils import create_empty_array, iterate
 
 from workers.copying import copy_containers
 from workers.envs.samples import (
@@ -21,6 +21,9 @@ from workers.envs.samples import (
     checked_step,
     row_writer,
 )
+from workers.envs.states.copy import SingleCopy
+from workers.envs.states.log import ActionLog
+from workers.envs.states.values import take
 from workers.errors import close_all, mark_row, marks_row
 from workers.info_rows import merge_rows
 
@@ -43,7 +46,26 @@ def check_copies(env: SyncVectorEnv[Any, Any]) -> CheckedSyncVectorEnv:
     env.__class__ = CheckedSyncVectorEnv
     assert isinstance(env, CheckedSyncVectorEnv)
     env.put = row_writer(env.single_observation_space, env._observations)
+    env.log = ActionLog(env.num_envs)
     return env
+
+
+class _LostCopy(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A copy that could not be restored: instead of a step, its episode is truncated where it was stored.
+
+    Attributes:
+        tree: What was stored.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], tree: dict[str, Any]) -> None:
+        super().__init__(env)
+        self.tree = tree
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.tree["observation"], 0.0, False, True, {}
+
+    def state(self) -> Any:
+        return self.tree["native_state"]
 
 
 class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
@@ -57,6 +79,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
 
     resets_by_mask = True
     put: Callable[[int, Any], None]
+    log: ActionLog
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the copies, or those of ``options["reset_mask"]``; return all observations, and infos."""
@@ -81,6 +104,7 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         rewards = np.zeros(self.num_envs)
         terminations, truncations = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         infos: list[Any] = []
+        self.log.add(actions, rewards)
         for row, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             try:
                 if is_next_step and self._autoreset_envs[row]:
@@ -106,7 +130,8 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
                 mark_row(error, row, self)
                 raise
         self._autoreset_envs = terminations | truncations
-        return self._copy_of_observations(), rewards, terminations, truncations, merge_rows(infos)
+        # the log keeps the rewards, which the receiver may change
+        return self._copy_of_observations(), rewards.copy(), terminations, truncations, merge_rows(infos)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close all copies, even if one of them fails."""
@@ -114,9 +139,57 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
 
     def _reset_copy(self, row: int, **arguments: Any) -> dict[Any, Any]:
         """Reset one copy, put its observation into the batch, and return a copy of its infos."""
-        observation, info = checked_reset(self.envs[row].reset(**arguments))
+        env = self.envs[row]
+        if type(env) is _LostCopy:
+            self.envs[row] = env = env.env
+        self.log.reset(row, env, arguments.get("seed"))
+        observation, info = checked_reset(env.reset(**arguments))
         self.put(row, observation)
         return checked_infos(info, RESERVED, self)
 
     def _copy_of_observations(self) -> Any:
         return deepcopy(self._observations) if self.copy else self._observations
+
+    def copy_of(self, row: int) -> SingleCopy:
+        """Return a copy, to store or restore it; see `workers.envs.states.rows.Copies` for this and the following."""
+        env = self.envs[row]
+        return SingleCopy(env.env if type(env) is _LostCopy else env)
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """Return copies of the native observation and state of a row."""
+        env = self.envs[row]
+        state = None if _state_space(env) is None else copy_containers(env.get_wrapper_attr("state")())
+        return {"observation": copy_containers(take(self._observations, row)), "native_state": state}
+
+    def converted(self, observation: Any) -> Any:
+        """Return an observation in the space's format."""
+        return _converted(self.single_observation_space, observation, "an observation")
+
+    def check(self, tree: dict[str, Any]) -> None:
+        """Check the stored observation and state of a row."""
+        self.converted(tree.get("observation"))
+        if (space := _state_space(self.envs[0])) is not None:
+            _converted(space, tree.get("native_state"), "a state")
+
+    def stored(self, row: int) -> dict[str, Any] | None:
+        """Return the tree with which a row was lost, if it has not been stepped or reset since."""
+        env = self.envs[row]
+        return env.tree if type(env) is _LostCopy else None
+
+    def show(self, row: int, copy: SingleCopy, tree: dict[str, Any], *, is_lost: bool) -> None:
+        """Show a stored observation; truncate the row in its next step if it is lost."""
+        self.envs[row] = _LostCopy(copy.env, tree) if is_lost else copy.env
+        self.put(row, tree["observation"])
+        self._autoreset_envs[row] = False
+
+
+def _state_space(env: gymnasium.Env[Any, Any]) -> Any:
+    """Return the space of a copy's states; None if it has none."""
+    env = env.unwrapped
+    return getattr(env, "state_space", None) if callable(getattr(env, "state", None)) else None
+
+
+def _converted(space: gymnasium.Space[Any], sample: Any, what: str) -> Any:
+    batch = create_empty_array(space, n=1)
+    row_writer(space, batch, what)(0, sample)
+    return take(batch, 0)

@@ -57,6 +57,7 @@ class GymnasiumWrapper(Wrapper):
     """
 
     gives_arrays_away = True
+    is_stateless = True  # what it wraps has the state
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *, framework: str) -> None:
         self._env = env

@@ -62,6 +62,11 @@ class EnvChecks:
         self._read: Any = None
         self._added = 0
 
+    @property
+    def alive(self) -> Mapping[str, Any]:
+        """Which agents are alive after the last step, ``(num_envs,)`` by name, where dead rows are not surely zero."""
+        return self._alive[1]
+
     def check_reset(self, observations: Arrays, states: Arrays | None, infos: dict[str, Any], timestep: int) -> None:
         """Check what ``reset`` and ``state`` returned.
 

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
 from gymnasium.vector.utils import batch_space, iterate
 
+from workers.copying import copy_containers
 from workers.envs.base import MultiAgentEnvWrapper
 from workers.envs.sample_rows import SampleRows
 from workers.envs.spaces import action_width, check_space, mask_columns, native_actions
+from workers.envs.states.log import ActionLog
 from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike, reserved_keys
 from workers.errors import EnvError, close_all, mark_row
 from workers.frameworks import load_framework
@@ -95,6 +97,8 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
             check_space(self._native_state_space, f"{self._name}: state space")
         self._has_joint_states = states == "joint"
         self._joint_states: NumpyArray | None = None
+        self.log = ActionLog(len(copies))
+        self._shown: dict[str, SampleRows] = {}
 
     @property
     def num_envs(self) -> int:
@@ -135,7 +139,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         shown = self._observation_rows()
 
         def reset_one(row: int, copy: TeamCopy) -> dict[str, Any]:
-            observations, infos = copy.reset(None if seed is None else seed + row)
+            observations, infos = self._reset_copy(row, None if seed is None else seed + row)
             _add(shown, row, observations)
             return infos
 
@@ -155,11 +159,13 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
                 space, no reward or flag of an agent that acted, something else as a reward or flag (such as None), or
                 infos with a key that the wrapper adds itself.
         """
-        taken = {name: self._native_actions(name, actions) for name in self._names}
+        native = {name: self._native_actions(name, actions) for name in self._names}
+        taken = {name: list(iterate(self._batch_spaces[name], batch)) for name, batch in native.items()}
         rewards = {name: np.zeros((self.num_envs, 1)) for name in self._names}
         terminated, truncated = (
             {name: np.zeros((self.num_envs, 1), np.bool_) for name in self._names} for _ in range(2)
         )
+        self.log.add(native, rewards)
         shown = self._observation_rows()
         final: dict[str, SampleRows] = {}  # filled when the first copy is over
         final_states: SampleRows | None = None
@@ -179,14 +185,14 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
                 final_states = self._state_rows()
             _add(final, row, given.observations)
             if final_states is not None:
-                final_states.add(row, copy.env.state())
-            observations, infos = copy.reset()
+                final_states.add(row, copy.state())
+            observations, infos = self._reset_copy(row)
             _add(shown, row, observations)
             return infos, given.infos
 
         told, final_told = zip(*self._in_each(step_one), strict=True)
         flat_observations, infos = _flat(shown), merge_rows(told)
-        with np.errstate(over="ignore"):  # infinity is reported as such
+        with np.errstate(over="ignore"):  # infinity is reported as such; the log keeps the other arrays
             rewards = {name: array.astype(np.float32) for name, array in rewards.items()}
         if any(final_told):
             infos["final_info"] = merge_rows(final_told, where=("final_info",))
@@ -201,7 +207,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Return the global states ``(num_envs, size)``, the same array for all agents; None if there are no states."""
         states, rows = self._joint_states, self._state_rows()
         if rows is not None:
-            self._in_each(lambda row, copy: rows.add(row, copy.env.state()))
+            self._in_each(lambda row, copy: rows.add(row, copy.state()))
             states = _flat_states(rows)
         return dict.fromkeys(self._names, None if states is None else self._framework.from_numpy(states))
 
@@ -215,13 +221,17 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Close all copies, even if some of them raise; see `workers.errors.close_all`."""
         close_all((f"copy {row} of {self._name}", partial(_close, env)) for row, env in enumerate(self.envs))
 
-    def _native_actions(self, name: str, actions: dict[str, Array]) -> list[Any]:
-        """Return the agent's action for each copy, in the format of its action space."""
+    def _native_actions(self, name: str, actions: dict[str, Array]) -> Any:
+        """Return the agent's actions for all copies, in a vector environment's format."""
         if name not in actions:
             raise EnvError(f"{self._name}: actions are given for {list(actions)}; expected actions for {self._names}")
         space, flat = self._action_spaces[name], self._framework.to_numpy(actions[name])
-        native = native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
-        return list(iterate(self._batch_spaces[name], native))
+        return native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
+
+    def _reset_copy(self, row: int, seed: int | None = None) -> tuple[ByAgent, dict[str, Any]]:
+        copy = self._copies[row]
+        self.log.reset(row, copy.env, seed)
+        return copy.reset(seed)
 
     def _in_each(self, call: Callable[[int, TeamCopy], T]) -> list[T]:
         """Return what a function returns for each row and copy; errors are marked with the row."""
@@ -258,6 +268,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
                 masks = {"action_mask": observations[name][:, columns] != 0, "_action_mask": given}
                 infos[name] = infos.get(name, {}) | masks
                 infos[f"_{name}"] = infos.get(f"_{name}", given) | given
+        self._shown = shown
         if self._has_joint_states:
             self._joint_states = self._joined(observations)
 
@@ -276,6 +287,51 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def _joined(self, observations: dict[str, NumpyArray]) -> NumpyArray:
         return np.concatenate([observations[name].astype(np.float32) for name in self._names], axis=1)
+
+    def copy_of(self, row: int) -> TeamCopy:
+        """Return a copy, to store or restore it; see `workers.envs.states.rows.Copies` for this and the following."""
+        return self._copies[row]
+
+    def shown(self, row: int) -> dict[str, Any]:
+        """Return copies of the native observations and the native state of a row."""
+        observations = {name: rows.sample(row) for name, rows in self._shown.items()}
+        state = None if self._native_state_space is None else copy_containers(self._copies[row].state())
+        return {"observation": _given(observations), "native_state": state}
+
+    def converted(self, observation: ByAgent) -> dict[str, Any]:
+        """Return observations in the formats of their spaces."""
+        if not isinstance(observation, Mapping) or not set(observation) <= set(self._names):
+            raise EnvError(f"{self._name}: stored are other agents than {self._names}")
+        rows = {name: SampleRows(self._spaces[name], 1, "an observation", self._name) for name in observation}
+        _add({name: rows[name] for name in rows}, 0, observation)
+        return _given({name: samples.sample(0) for name, samples in rows.items()})
+
+    def check(self, tree: dict[str, Any]) -> None:
+        """Check the stored observations, agents and state of a row."""
+        self.converted(tree.get("observation"))  # type: ignore[arg-type]
+        for key in ("members", "ended", "acting"):
+            if not isinstance(tree.get(key), list) or not set(tree[key]) <= set(self._names):
+                raise EnvError(f"{self._name}: {key!r} of a stored row is {tree.get(key)!r}; expected a list of agents")
+        if self._native_state_space is not None:
+            SampleRows(self._native_state_space, 1, "a state", self._name).add(0, tree.get("native_state"))
+
+    def stored(self, row: int) -> dict[str, Any] | None:
+        """Return the tree with which a row was lost, if it has not been stepped or reset since."""
+        return self._copies[row].lost
+
+    def show(self, row: int, copy: TeamCopy, tree: dict[str, Any], *, is_lost: bool) -> None:
+        """Show stored observations; truncate the row in its next step if it is lost."""
+        if is_lost:
+            copy.lose(tree)
+        if not row:
+            self._shown = self._observation_rows()
+        _add(self._shown, row, tree["observation"])
+        if self._has_joint_states and row == self.num_envs - 1:
+            self._joint_states = self._joined(_flat(self._shown))
+
+
+def _given(observations: ByAgent) -> dict[str, Any]:
+    return {name: observation for name, observation in observations.items() if observation is not None}
 
 
 def _add(rows: Mapping[str, SampleRows], row: int, observations: ByAgent) -> None:

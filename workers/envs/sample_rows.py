@@ -9,6 +9,7 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.vector.utils import create_empty_array
 
+from workers.copying import copy_containers
 from workers.envs.samples import row_writer
 from workers.envs.spaces import flatten_rows
 from workers.errors import EnvError, mark_row, marked_row
@@ -55,6 +56,10 @@ class SampleRows:
         self._put(row, sample)
         self._rows.append(row)
 
+    def sample(self, row: int) -> Any:
+        """Return a copy of the sample of a row; None if it has none."""
+        return copy_containers(_take(self._batch, row)) if row in self._rows else None
+
     def flat(self) -> npt.NDArray[Any]:
         """Return the samples, ``(num_envs, flatdim(space))``, with zeros in the other rows; see `flatten_rows`.
 
@@ -78,7 +83,7 @@ class SampleRows:
         return full
 
 
-def _take(batch: Any, rows: list[int]) -> Any:
+def _take(batch: Any, rows: list[int] | int) -> Any:
     """Return some rows of a batch in a vector environment's format."""
     if isinstance(batch, dict):
         return {key: _take(member, rows) for key, member in batch.items()}

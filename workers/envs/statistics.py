@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
-__all__ = ["Statistics", "are_statistics", "load_statistics", "read_statistics"]
+__all__ = ["Statistics", "are_statistics", "is_statistic", "layers", "load_statistics", "read_statistics"]
 
 Statistics = Mapping[str, Mapping[str, Any]]
 """The statistics of one row: mean, var and count by the names of the wrapper and its attribute."""
@@ -97,7 +97,7 @@ def _find(env: Any) -> _Found:
     batch: dict[str, Any] = {}
     copies: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
     inner = None
-    for layer in _layers(env):
+    for layer in layers(env):
         _add(batch, layer)
         inner = layer
     if isinstance(inner, AsyncVectorEnv):
@@ -109,12 +109,12 @@ def _find(env: Any) -> _Found:
     envs = getattr(inner, "envs", None)
     if isinstance(envs, (list, tuple)) and len(envs) == env.num_envs:
         for copy, single in zip(copies, envs, strict=True):
-            for layer in _layers(single):
+            for layer in layers(single):
                 _add(copy, layer, taken=batch)
     return _Found(batch, copies)
 
 
-def _layers(env: Any) -> Iterator[Any]:
+def layers(env: Any) -> Iterator[Any]:
     """Yield an environment and those inside it, from the outside in."""
     seen: set[int] = set()
     while hasattr(env, "__dict__") and id(env) not in seen:
@@ -126,14 +126,15 @@ def _layers(env: Any) -> Iterator[Any]:
 def _add(found: dict[str, Any], layer: Any, taken: Container[str] = ()) -> None:
     """Add the statistics of a wrapper to those found."""
     for attribute, value in vars(layer).items():
-        if _is_statistic(value):
+        if is_statistic(value):
             name = f"{type(layer).__name__}.{attribute}"
             while name in found or name in taken:  # several wrappers of one kind
                 name += "'"
             found[name] = value
 
 
-def _is_statistic(value: Any) -> bool:
+def is_statistic(value: Any) -> bool:
+    """Return whether a value has the fields of running statistics."""
     try:
         fields = [getattr(value, field) for field in _FIELDS]
     except Exception:  # properties of the user's objects may raise anything

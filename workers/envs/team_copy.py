@@ -87,6 +87,7 @@ class TeamCopy:
         ended: Agents whose episode is over.
         is_over: Whether the last step left no agent alive.
         was_reset: Whether the environment has been reset since the last step.
+        lost: The stored tree if the copy could not be restored: instead of a step, its agents are truncated there.
     """
 
     def __init__(self, env: Any, names: frozenset[str]) -> None:
@@ -96,10 +97,13 @@ class TeamCopy:
         self.members: set[str] = set()
         self.ended: set[str] = set()
         self.is_over = self.was_reset = False
+        self.lost: dict[str, Any] | None = None
         self._is_turn_based = isinstance(env, turn_based_aec_to_parallel_wrapper)
 
     def acting(self) -> list[str]:
         """Return the names of the agents that act in the next step."""
+        if self.lost is not None:
+            return list(self.lost["acting"])
         names = [self.env.aec_env.agent_selection] if self._is_turn_based else self.env.agents
         return [name for name in names if name in self.members]
 
@@ -110,6 +114,7 @@ class TeamCopy:
             EnvError: There is no agent, an unknown agent, or no observation of an agent that acts next, or the
                 observations or infos are not of the right form.
         """
+        self.lost = None
         observations, infos = checked_reset(self.env.reset() if seed is None else self.env.reset(seed=seed))
         observations = self._by_agent(observations, "observations")
         self.members, self.ended, self.was_reset = set(self.env.agents), set(), True
@@ -125,6 +130,8 @@ class TeamCopy:
             EnvError: There is an unknown agent, no observation of an agent that acts next or is truncated, or no reward
                 or flag of an agent that acted, or an output is not of the right form.
         """
+        if self.lost is not None:
+            return self._truncated(self.lost)
         acted = list(actions)  # the environment may change the dictionary
         *outputs, infos = checked_step(self.env.step(actions))
         observations, rewards, terminated, truncated = map(self._by_agent, outputs, _OUTPUTS)
@@ -146,6 +153,22 @@ class TeamCopy:
                 (terminated if observations.get(name) is None else truncated)[name] = True
         numbers = _checked(_of(rewards, shown), float, checked_number, "the reward")
         return Given(_of(observations, shown), numbers, terminated, truncated, self._told(infos))
+
+    def state(self) -> Any:
+        """Return the native state."""
+        return self.env.state() if self.lost is None else self.lost["native_state"]
+
+    def lose(self, tree: dict[str, Any]) -> None:
+        """Truncate the agents in the next step, as they were stored."""
+        self.lost, self.members, self.ended = tree, set(tree["members"]), set(tree["ended"])
+
+    def _truncated(self, tree: dict[str, Any]) -> Given:
+        observations = {name: tree["observation"].get(name) for name in self.members}
+        # without an observation there is no value to bootstrap from
+        truncated = {name: observation is not None for name, observation in observations.items()}
+        terminated = {name: not flag for name, flag in truncated.items()}
+        self.is_over, self.was_reset = True, False
+        return Given(observations, dict.fromkeys(self.members, 0.0), terminated, truncated, {})
 
     def _by_agent(self, given: Any, what: str) -> ByAgent:
         """Return an output of the environment, if it is a mapping."""
