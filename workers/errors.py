@@ -8,6 +8,7 @@ exception, so ``except ValueError`` keeps working::
     ├── ScopeError             (ValueError)    the scopes do not fit the environments or the agents
     ├── EnvError               (ValueError)    an environment lacks a member or breaks the contract
     ├── AgentError             (ValueError)    an agent lacks a member, cannot be sent, or breaks the contract
+    ├── CheckpointError        (ValueError)    a checkpoint cannot be written, is damaged, or does not fit the trainer
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
     ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "AgentError",
+    "CheckpointError",
     "ClusterError",
     "ConfigError",
     "DivergedError",
@@ -68,6 +70,10 @@ class EnvError(LockstepError, ValueError):
 
 class AgentError(LockstepError, ValueError):
     """An agent lacks a required member, cannot be sent to its worker, or breaks the contract."""
+
+
+class CheckpointError(LockstepError, ValueError):
+    """A checkpoint cannot be written, is damaged, or does not fit the trainer."""
 
 
 class LifecycleError(LockstepError, RuntimeError):
@@ -260,8 +266,8 @@ class WorkerError(LockstepError, RuntimeError):
 
 
 def build_error(failures: Sequence[Failure]) -> LockstepError:
-    """Return the error for a failed build: the Agent-, Env- or ConfigError of all workers, else a `WorkerError`."""
-    ours = {type_name(kind): kind for kind in (AgentError, EnvError, ConfigError)}
+    """Return the error for a failed request: what all workers raised of our kinds below, else a `WorkerError`."""
+    ours = {type_name(kind): kind for kind in (AgentError, EnvError, ConfigError, CheckpointError)}
     kinds = {failure.kind for failure in failures}
     if len(kinds) == 1 and (kind := ours.get(kinds.pop())):
         nodes: dict[str, list[str]] = {}

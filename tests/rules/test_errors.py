@@ -18,6 +18,7 @@ KINDS: dict[str, type[Exception]] = {
     "ScopeError": ValueError,
     "EnvError": ValueError,
     "AgentError": ValueError,
+    "CheckpointError": ValueError,
     "LifecycleError": RuntimeError,
     "ClusterError": RuntimeError,
     "DivergedError": ArithmeticError,
