@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from workers.storage.snapshot import Snapshot
+
 from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, Failure, WorkerError, build_error
 from workers.frameworks import Framework
@@ -21,6 +23,7 @@ __all__ = [
     "Session",
     "build_environments",
     "check_num_threads",
+    "check_replay_limit",
     "close_environments",
     "failure_here",
 ]
@@ -103,6 +106,27 @@ class Session(Protocol):
             WorkerError: Scopes failed; all of them are reported.
         """
 
+    def snapshot(self, *, allow_pickle: bool) -> Snapshot:
+        """Return the whole state of all scopes; see `workers.scope.worker.ScopeWorker.snapshot`.
+
+        Raises:
+            WorkerError: States cannot be kept; all scopes that cannot are reported.
+        """
+
+    def stage(self, snapshot: Snapshot) -> None:
+        """Check that a snapshot fits all scopes, and keep it for `restore`; nothing changes.
+
+        Raises:
+            WorkerError: It does not fit; all scopes that it does not fit are reported.
+        """
+
+    def restore(self) -> None:
+        """Go on from the snapshot of `stage`.
+
+        Raises:
+            WorkerError: Something failed half-way; the session can only be closed.
+        """
+
     def close(self, *, close_environment: bool) -> None:
         """Release everything that was built: workers, actors, environments, and Ray if it was started for them.
 
@@ -131,14 +155,18 @@ class Orchestrator(Protocol):
         """Build all workers. If one cannot be built, release everything built before."""
 
 
-def build_environments(plan: Plan) -> EnvSlice:
+def build_environments(plan: Plan, *, replay_limit: int) -> EnvSlice:
     """Take the environments of all scopes into this process, or build them here.
+
+    Args:
+        plan: The plan.
+        replay_limit: See `EnvSlice`.
 
     Raises:
         AgentError, ConfigError, EnvError, WorkerError: They raised; see `workers.errors.build_error`.
     """
     try:
-        return EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed)
+        return EnvSlice(plan.env, plan.framework, cfg=plan.cfg, seed=plan.seed, replay_limit=replay_limit)
     except Exception as error:
         raise build_error([_failure(error, plan, Phase.BUILD)]) from error
 
@@ -162,6 +190,19 @@ def failure_here(error: Exception, scope: int | None, rows: tuple[int, int], pha
 
 def _failure(error: Exception, plan: Plan, phase: Phase) -> Failure:
     return failure_here(error, 0 if len(plan.scopes) == 1 else None, (0, plan.scopes[-1].stop), phase)
+
+
+def check_replay_limit(replay_limit: object) -> None:
+    """Check a number of actions.
+
+    Raises:
+        ConfigError: It is not an integer of at least 0.
+    """
+    if not isinstance(replay_limit, int) or isinstance(replay_limit, bool) or replay_limit < 0:
+        raise ConfigError(
+            f"replay_limit is {reprlib.repr(replay_limit)}; expected an integer of at least 0: the most actions of an "
+            "episode that are kept, so that the episode can be repeated"
+        )
 
 
 def check_num_threads(num_threads: object) -> None:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from orchestrator.base import Plan, build_environments, check_num_threads, close_environments, failure_here
+from workers.storage.snapshot import Snapshot
+
+from orchestrator.base import (
+    Plan,
+    build_environments,
+    check_num_threads,
+    check_replay_limit,
+    close_environments,
+    failure_here,
+)
 from orchestrator.merge import share_outcome
 from workers.envs.statistics import Statistics
 from workers.errors import WorkerError, build_error, close_all, close_or_log
@@ -29,26 +38,30 @@ class LocalOrchestrator:
     Attributes:
         num_threads: Number of compute threads while the trainer works. Each call sets it and restores the previous
             number afterwards. XLA fixes its threads when it starts, and keeps this number for the rest of the process.
+        replay_limit: Most actions of an episode that are kept, so that `StepTrainer.load` can repeat the episode where
+            there is no other way to restore an environment. 0 keeps none.
     """
 
     num_threads: int = 1
+    replay_limit: int = 10_000
 
     def __post_init__(self) -> None:
         check_num_threads(self.num_threads)
+        check_replay_limit(self.replay_limit)
 
     def start(self, plan: Plan) -> LocalSession:
         """Build the environments and agents."""
         with thread_variables(self.num_threads):
-            return LocalSession(plan)
+            return LocalSession(plan, replay_limit=self.replay_limit)
 
 
 class LocalSession:
     """The environments and agents in this process; see `orchestrator.base.Session`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, replay_limit: int) -> None:
         self._plan = plan
         self._submitted: deque[tuple[Tick, int]] = deque()
-        self._env_slice = build_environments(plan)
+        self._env_slice = build_environments(plan, replay_limit=replay_limit)
         self.env = self._env_slice.env
         self._runners: list[AgentRunner] = []
         try:
@@ -108,6 +121,18 @@ class LocalSession:
     def statistics(self) -> list[Statistics]:
         """Return the running statistics of each row's wrappers."""
         return self._worker.statistics()
+
+    def snapshot(self, *, allow_pickle: bool) -> Snapshot:
+        """Return the whole state of all scopes."""
+        return self._worker.snapshot(allow_pickle=allow_pickle)
+
+    def stage(self, snapshot: Snapshot) -> None:
+        """Check that a snapshot fits all scopes, and keep it for `restore`."""
+        self._worker.stage(snapshot)
+
+    def restore(self) -> None:
+        """Go on from the snapshot of `stage`."""
+        self._worker.restore()
 
     def close(self, *, close_environment: bool) -> None:
         """Close environments that were built here; close one that the user passed only if asked to."""

@@ -6,9 +6,8 @@ import atexit
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import tqdm
 
@@ -17,14 +16,11 @@ from orchestrator.scopes import resolve_scopes
 from trainer.checks import check_agents, checked_count, checked_num_envs, checked_seed, resolve_orchestrator
 from trainer.config import StepTrainerCfg, StepTrainerCfgDict, resolve_cfg
 from trainer.lifecycle import Lifecycle, State
-from workers.envs.statistics import Statistics
-from workers.errors import AgentError, ConfigError, WorkerError, build_error, close_or_log
+from trainer.worker_state import WorkerState
+from workers.errors import AgentError, ConfigError, close_or_log
 from workers.frameworks import load_framework
 from workers.threads import HeldThreads
 from workers.types import Mode, Tick
-
-if TYPE_CHECKING:
-    from orchestrator.base import Session
 
 __all__ = ["StepTrainer"]
 
@@ -37,7 +33,7 @@ A = TypeVar("A")
 Outputs = tuple[A, A, A, A, dict[str, Any]]
 
 
-class StepTrainer(Generic[A]):
+class StepTrainer(WorkerState, Generic[A]):
     """Trains simultaneous agents one step at a time, with identical results in one process and in Ray actors.
 
     You write the loop::
@@ -52,8 +48,6 @@ class StepTrainer(Generic[A]):
         cfg: The configuration.
         num_simultaneous_agents: Number of simultaneous agents.
     """
-
-    framework: ClassVar[str]
 
     def __init__(
         self,
@@ -99,14 +93,15 @@ class StepTrainer(Generic[A]):
         self.scopes = [scope.rows for scope in _scopes]
         self.num_simultaneous_agents = len(given)
         self._num_envs = num_envs
-        self._timestep = 0
-        self._progress: tqdm.tqdm[Any] | None = None
+        self._seed = seed
+        self._timestep = self._next_timestep = self._done = 0
+        self._progress = None
         self._lifecycle = Lifecycle()
         plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
         orchestrator = resolve_orchestrator(orchestrator)
         self._threads = HeldThreads(framework, orchestrator.num_threads)
         with self._threads:
-            self._session: Session = orchestrator.start(plan)
+            self._session = orchestrator.start(plan)
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)
@@ -225,51 +220,6 @@ class StepTrainer(Generic[A]):
             while self._lifecycle.under_way and self._lifecycle.state is State.READY:
                 self._result()
 
-    def collect_metrics(self) -> list[dict[str, float]]:
-        """Return the scalars of each simultaneous agent since the last call, by tag.
-
-        They can go to your own log or to a `MetricsWriter`. They comprise what agents track (losses, rates; also skrl's
-        agents), returns and lengths of the episodes that ended, times of the phases in milliseconds, and the scalars of
-        ``infos[cfg.environment_info]``. Each value is a mean since the last call, or an extreme if the tag ends in
-        (min) or (max). The first call starts the measurement of episodes and phases: call it once before the loop.
-
-        Raises:
-            WorkerError: As for `train`.
-            LifecycleError: The trainer is closed.
-        """
-        self._lifecycle.require_open("collect_metrics()")
-        with self._asking():
-            return self._session.collect()
-
-    def agent_files(self) -> list[tuple[str, bytes]]:
-        """Return what each simultaneous agent has learnt so far, as file name and content.
-
-        ``state.safetensors`` can be read without pickle. It holds the agent's ``state_dict()``, or else the states of
-        its ``checkpoint_modules``. An agent with neither gets ``agent.bin``, written by its own ``save(path)``.
-
-        Raises:
-            AgentError: An agent cannot be stored in any of these ways.
-            WorkerError: A worker failed, or is gone together with its agent.
-            LifecycleError: The trainer is closed.
-        """
-        self._lifecycle.require_open("agent_files()")
-        try:
-            with self._asking():
-                return self._session.agent_files()
-        except WorkerError as error:
-            raise build_error(error.failures) from error.__cause__
-
-    def env_statistics(self) -> list[Statistics]:
-        """Return what wrappers such as NormalizeObservation hold for each environment: mean, var and count by name.
-
-        Raises:
-            WorkerError: A worker failed.
-            LifecycleError: The trainer is closed.
-        """
-        self._lifecycle.require_open("env_statistics()")
-        with self._asking():
-            return self._session.statistics()
-
     def reset(self) -> None:
         """Set the counter to 0, drop the progress bar, and make the next iteration reset the environments.
 
@@ -279,24 +229,10 @@ class StepTrainer(Generic[A]):
             LifecycleError: As for `train`.
         """
         self._lifecycle.require_ready("reset()")
-        self._timestep = 0
+        self._timestep = self._done = 0
         self._drop_progress()
         with self._threads:
             self._session.restart()
-
-    @property
-    def agents(self) -> list[Any]:
-        """The trained agent of each scope.
-
-        In Ray, every access fetches them from the workers. Instances that you passed receive the trained state.
-
-        Raises:
-            AgentError: An agent cannot be fetched.
-            WorkerError: A worker is gone together with its agent.
-            LifecycleError: The trainer is closed, and agents that factories built in Ray are gone with its workers.
-        """
-        with self._asking():
-            return self._session.agents()
 
     def close(self) -> None:
         """Release everything that the trainer built, and your environment if ``cfg.close_environment_at_exit`` is set.
@@ -352,10 +288,12 @@ class StepTrainer(Generic[A]):
             timestep = self._timestep + 1
             self._timestep += count
         if self._progress is None:
-            self._progress = tqdm.tqdm(total=timesteps, disable=self.cfg.disable_progressbar, file=sys.stdout)
+            disable = self.cfg.disable_progressbar
+            self._progress = tqdm.tqdm(total=timesteps, initial=self._done, disable=disable, file=sys.stdout)
         try:
             self._lifecycle.under_way += 1
             self._session.submit(Tick(mode, timestep, timesteps), count)
+            self._next_timestep = timestep + count
         except BaseException:
             self._lifecycle.fail()
             raise
@@ -371,24 +309,8 @@ class StepTrainer(Generic[A]):
             raise
         assert self._progress is not None
         self._progress.update(count)
+        self._done += count
         return outcome
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Wrap a request to the workers. An interrupt in it also interrupts the iterations under way."""
-        try:
-            with self._threads:
-                yield
-        except Exception:
-            raise
-        except BaseException:
-            self._lifecycle.interrupt()
-            raise
-
-    def _drop_progress(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
-            self._progress = None
 
 
 def _counted(number: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from ray import cloudpickle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.base import Plan, build_environments, check_num_threads
+from orchestrator.base import Plan, build_environments, check_num_threads, check_replay_limit
 from orchestrator.ray.actor_calls import ActorCalls
 from orchestrator.ray.bundles import Amount, Amounts, Bundle, Selector, check_options, make_bundles
 from orchestrator.ray.cluster import Cluster, connect
@@ -31,7 +31,7 @@ from workers.envs.base import recipe_of
 from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError, build_error, message_of
 from workers.members import is_factory
 from workers.remote.actor import WorkerActor
-from workers.remote.service import WorkerSpec
+from workers.remote.spec import WorkerSpec
 from workers.threads import thread_variables
 from workers.types import Scope
 
@@ -69,6 +69,7 @@ class RayOrchestrator:
         start_timeout: Time to connect and to build all workers, in seconds. Workers that die, do not fit on the nodes,
             or do not answer for a minute fail earlier.
         step_timeout: Time for one iteration, updates included, in seconds.
+        replay_limit: As for `LocalOrchestrator`.
     """
 
     address: str | None = None
@@ -82,9 +83,11 @@ class RayOrchestrator:
     sign_arrays: bool = False
     start_timeout: float = 600
     step_timeout: float = 300
+    replay_limit: int = 10_000
 
     def __post_init__(self) -> None:
         check_num_threads(self.num_threads)
+        check_replay_limit(self.replay_limit)
         check_options(**self._bundle_options)
         for name in ("start_timeout", "step_timeout"):
             if getattr(self, name) <= 0:
@@ -125,7 +128,7 @@ class RayOrchestrator:
             shared = None
             if recipe is None:
                 with thread_variables(self.num_threads):
-                    shared = build_environments(plan)
+                    shared = build_environments(plan, replay_limit=self.replay_limit)
             cluster = connect(self.address, timeout=time.left)
             cleanup.callback(cluster.disconnect)
             started = monotonic()
@@ -149,6 +152,7 @@ class RayOrchestrator:
                     cfg=cloudpickle.dumps(plan.cfg),
                     seed=plan.seed,
                     num_threads=self.num_threads,
+                    replay_limit=self.replay_limit,
                     modules=tuple(name for name in ("skrl",) if name in sys.modules),
                 )
                 for scope, agent in zip(plan.scopes, agents, strict=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from workers.storage.snapshot import Part, Snapshot
+
 from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import StepPatience, Streams, payloads
@@ -59,7 +61,7 @@ class RaySession:
         self._closed = False
         self._worker: ScopeWorker | None = None
         if shared is not None:
-            agents = _RemoteAgents(streams, plan, step_timeout)
+            agents = _RemoteAgents(streams, plan, step_timeout, self._request)
             self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
     @property
@@ -143,6 +145,32 @@ class RaySession:
         of_each = _for_each(self._plan.scopes, read, self._request("statistics"), None, Phase.STORE)
         return [row for rows in of_each for row in rows]
 
+    def snapshot(self, *, allow_pickle: bool) -> Snapshot:
+        """Return the whole state of all scopes."""
+        if self._worker is not None:
+            return self._worker.snapshot(allow_pickle=allow_pickle)
+        parts: list[Snapshot] = self._request("snapshot", allow_pickle)
+        envs = {rows: part for snapshot in parts for rows, part in snapshot.envs.items()}
+        return Snapshot(tuple(agent for snapshot in parts for agent in snapshot.agents), envs)
+
+    def stage(self, snapshot: Snapshot) -> None:
+        """Check that a snapshot fits all scopes, and keep it for `restore`."""
+        if self._worker is not None:
+            self._worker.stage(snapshot)
+            return
+        each = [
+            Snapshot((agent,), {rows: part for rows, part in snapshot.envs.items() if _overlap(rows, scope.rows)})
+            for agent, scope in zip(snapshot.agents, self._plan.scopes, strict=True)
+        ]
+        self._request("stage", each=each)
+
+    def restore(self) -> None:
+        """Go on from the snapshot of `stage`."""
+        if self._worker is not None:
+            self._worker.restore()
+        else:
+            self._request("restore")
+
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
         closers: list[tuple[str, Callable[[], object]]] = [("the workers", self._close_workers)]
@@ -199,15 +227,20 @@ class RaySession:
 
         return import_agent(exported, make)
 
-    def _request(self, method: str) -> list[Any]:
-        return self._streams.request(method, patience=StepPatience(self._step_timeout), phase=method)
+    def _request(self, method: str, *common: Any, each: Sequence[Any] | None = None) -> list[Any]:
+        """Return the replies of all workers to a request that is no iteration."""
+        replies: list[Any] = self._streams.request(
+            method, common, each, patience=StepPatience(self._step_timeout), phase=method
+        )
+        return replies
 
 
 class _RemoteAgents:
     """The agents of shared environments, each in an actor; see `workers.scope.worker.Agents`."""
 
-    def __init__(self, streams: Streams, plan: Plan, step_timeout: float) -> None:
+    def __init__(self, streams: Streams, plan: Plan, step_timeout: float, ask: Callable[..., list[Any]]) -> None:
         self._streams = streams
+        self._ask = ask
         self._framework = plan.framework
         self._scopes = plan.scopes
         self._num_envs = plan.scopes[-1].stop
@@ -230,12 +263,19 @@ class _RemoteAgents:
         )
 
     def collect(self) -> list[dict[str, float]]:
-        patience = StepPatience(self._timeout)
-        scalars: list[dict[str, float]] = self._streams.request("collect", patience=patience, phase="collect")
-        return scalars
+        return self._ask("collect")
 
     def restart(self) -> None:
-        self._streams.request("restart", patience=StepPatience(self._timeout), phase="restart")
+        self._ask("restart")
+
+    def snapshot(self, *, allow_pickle: bool) -> Sequence[Part]:
+        return [part for snapshot in self._ask("snapshot", allow_pickle) for part in snapshot.agents]
+
+    def stage(self, parts: Sequence[Part]) -> None:
+        self._ask("stage", each=[Snapshot((part,), {}) for part in parts])
+
+    def restore(self) -> None:
+        self._ask("restore")
 
     def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
         """Send one tree of arrays to each worker and return the payloads of the replies."""
@@ -282,6 +322,10 @@ def _for_each(
 
 def _failure(error: Exception, scope: int | None, rows: tuple[int, int], timestep: int | None, phase: Phase) -> Failure:
     return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=timestep, node=node_name())
+
+
+def _overlap(rows: tuple[int, int], others: tuple[int, int]) -> bool:
+    return rows[0] < others[1] and others[0] < rows[1]
 
 
 def _rows(scope: Scope, array: Any) -> Any:

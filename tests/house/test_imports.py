@@ -58,7 +58,7 @@ FORBIDDEN = [
     ("orchestrator.local", "from trainer.config import StepTrainerCfg", "trainer.config.StepTrainerCfg"),
     ("orchestrator.local", "from orchestrator.ray.session import RaySession", "orchestrator.ray.session.RaySession"),
     ("trainer.step", "from trainer.command import cli", "trainer.command.cli"),
-    ("trainer", "from trainer.command.versions import versions", "trainer.command.versions.versions"),
+    ("trainer", "from trainer.command.run import run", "trainer.command.run.run"),
     ("workers.scope.worker", "from workers.remote.wire import to_wire", "workers.remote.wire.to_wire"),
     ("workers.agents.base", "from workers.scope.tracking import ScalarWriter", "workers.scope.tracking.ScalarWriter"),
     ("workers.agents.base", "from workers.envs import make_env", "workers.envs.make_env"),

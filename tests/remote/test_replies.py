@@ -18,6 +18,7 @@ from workers.remote.messages import check_reply, dump_request, load_request
 from workers.remote.service import PAYLOADS, Reply, Service
 from workers.remote.wire import to_wire
 from workers.storage.export import ExportedAgent
+from workers.storage.snapshot import Part, Snapshot
 from workers.types import Description
 
 FAILURE = Failure(scope=1, rows=(3, 5), phase="act", timestep=7, node="here", kind="ValueError", message="oh no")
@@ -32,6 +33,9 @@ RESULTS: dict[str, list[Any]] = {
     "statistics": [PACKED],
     "restart": [None],
     "export": [ExportedAgent("pickle", b"")],
+    "snapshot": [Snapshot((Part(b"", b""),), {}), Snapshot((Part(b"", b""),), {(3, 5): Part(b"", b"")})],
+    "stage": [None],
+    "restore": [None],
     "close": [None],
 }
 
@@ -78,6 +82,22 @@ def test_a_reply_holds_what_its_method_returns(method: str):
 def test_what_is_no_reply_is_named(reply: Reply):
     with pytest.raises(DamagedError, match="the reply to 'close' is "):
         check_reply(reply, "close")
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        Snapshot([Part(b"")], {}),  # type: ignore[arg-type]
+        Snapshot((Part("", b""),), {}),  # type: ignore[arg-type]
+        Snapshot(((b"", b""),), {}),  # type: ignore[arg-type]
+        Snapshot((Part(b""),), []),  # type: ignore[arg-type]
+        Snapshot((Part(b""),), {(3,): Part(b"")}),  # type: ignore[dict-item]
+        Snapshot((Part(b""),), {(3, 5): b""}),  # type: ignore[dict-item]
+    ],
+)
+def test_what_is_no_snapshot_is_named(snapshot: Snapshot):
+    with pytest.raises(DamagedError, match="the reply to 'snapshot' is 'ok' with a "):
+        check_reply(Reply("ok", 1, snapshot), "snapshot")
 
 
 @pytest.mark.parametrize("request_", [5, (), ("collect",), ["collect", (), None], ("collect", [], None), (5, (), None)])

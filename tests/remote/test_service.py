@@ -21,7 +21,8 @@ from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgen
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.node import node_name
-from workers.remote.service import Busy, Reply, WorkerSpec
+from workers.remote.service import Busy, Reply
+from workers.remote.spec import WorkerSpec
 from workers.remote.wire import from_wire, read_outcome, to_wire
 from workers.storage.export import ExportedAgent
 from workers.types import Description, Mode, Outcome, Transition

@@ -15,7 +15,8 @@ from tests.support.agents import copied
 from trainer.config import StepTrainerCfgDict, resolve_cfg
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
-from workers.remote.service import Service, WorkerSpec
+from workers.remote.service import Service
+from workers.remote.spec import WorkerSpec
 from workers.remote.wire import read_outcome
 from workers.types import Mode, Tick
 

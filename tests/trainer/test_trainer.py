@@ -248,7 +248,7 @@ def test_exports(framework):
     assert module.StepTrainerCfg is StepTrainerCfg
     assert module.generate_equally_spaced_scopes(num_envs=7, num_simultaneous_agents=2) == [3, 4]
     assert set(workers.envs.__all__) == {
-        "EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "check_env", "make_env", "wrap_env",
+        "EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "check_env", "make_env", "register_state", "wrap_env",
     }  # fmt: skip
 
 

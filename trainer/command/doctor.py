@@ -17,10 +17,12 @@ from orchestrator.run_dir import RunDirectory
 from trainer.command.job import lasting
 from trainer.command.run import build_orchestrator, prepare
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
-from trainer.command.versions import versions
+from trainer.versions import versions
 from workers.agents import load_ppo
-from workers.envs import check_env
-from workers.errors import ConfigError, LockstepError
+from workers.envs import EnvFactory, check_env
+from workers.envs.making import build_rows
+from workers.envs.states import explain_state
+from workers.errors import ConfigError, LockstepError, close_or_log
 from workers.frameworks import available_frameworks, load_framework
 from workers.threads import HeldThreads
 
@@ -85,6 +87,7 @@ def examine(config: RunConfig | None, *, build: bool = True) -> Iterator[Finding
         yield finding
         if finding.healthy:
             yield _environments(config)
+            yield _state(config)
 
 
 def _framework(name: str, num_threads: int, *, needed: bool) -> Finding:
@@ -180,6 +183,22 @@ def _environments(config: RunConfig) -> Finding:
         return "the first three keep the contract in 200 steps with random actions (workers.envs.check_env)"
 
     return _tried("environments", check, "correct the environment as the message says")
+
+
+def _state(config: RunConfig) -> Finding:
+    """Say which form keeps the state of the environments, by the proof that the first checkpoint would make."""
+
+    def look() -> str:
+        env = prepare(config).env
+        if isinstance(env, EnvFactory):
+            env = build_rows(env, 1, 0, framework=config.framework, seed=None)
+        try:
+            env.reset()
+            return explain_state(env, load_framework(config.framework))
+        finally:
+            close_or_log("the environments", env.close)
+
+    return _tried("state", look, "correct the environment as the message says")
 
 
 def _tried(subject: str, look: Callable[[], str], remedy: str) -> Finding:

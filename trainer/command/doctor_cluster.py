@@ -14,7 +14,7 @@ from trainer.command.doctor import Finding, can_run, write_access
 from trainer.command.empty_step import Step, measure_empty_step
 from trainer.command.node_findings import node_findings, node_table
 from trainer.command.run_config import OrchestratorConfig, RunConfig, parse
-from trainer.command.versions import PACKAGES
+from trainer.versions import PACKAGES
 from workers import node_report
 from workers.errors import ClusterError, ConfigError
 

@@ -21,7 +21,7 @@ from trainer._console import shown
 from trainer._redaction import redacted
 from trainer.command.job import SUBMITTED_BY
 from trainer.command.run_config import RunConfig
-from trainer.command.versions import versions
+from trainer.versions import versions
 from workers.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from trainer._redaction import redacted
 from trainer.command.evaluation import Evaluation, evaluate, rounded
 from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, dump_config
-from trainer.command.versions import versions
 from trainer.step import StepTrainer
+from trainer.versions import versions
 from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, DivergedError, WorkerError
 

@@ -46,7 +46,7 @@ class WorkerActor:
         asyncio.set_event_loop(asyncio.new_event_loop())  # as on the main thread of any program; Ray has removed it
         log = LogCollector()
         log.install()
-        self._service = Service(dumps_by_value, log)
+        self._service = Service(dumps_by_value, log, pickler=cloudpickle.Pickler)
         self._server = Server(self._service, dumps_by_value)
 
     def open(self, key: bytes, domain: str | None) -> tuple[Address, str]:

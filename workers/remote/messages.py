@@ -16,6 +16,7 @@ from workers.remote.log import LogEntry
 from workers.remote.segment import Offer
 from workers.remote.service import PAYLOADS, Reply
 from workers.remote.wire import Packed
+from workers.storage.snapshot import Part
 from workers.types import Mode, Tick
 
 __all__ = ["check_reply", "dump_reply", "dump_request", "load_reply", "load_request"]
@@ -40,6 +41,7 @@ _CONTENT: dict[str, Callable[[Any], bool]] = {
     "collect": lambda scalars: all(type(tag) is str and isinstance(value, Real) for tag, value in scalars.items()),
     "store": lambda file: [*map(type, file)] == [str, bytes],
     "export": lambda agent: [*map(type, agent)] == [str, bytes],
+    "snapshot": lambda snapshot: _are_parts(snapshot.agents) and _are_rows(snapshot.envs),
 }
 """Whether a payload of the right type has the right content."""
 
@@ -111,6 +113,15 @@ def check_reply(reply: Reply, method: str) -> None:
     if not is_valid or type(log) is not tuple or (log and not all(map(_is_entry, log))):
         said = short(status) if type(status) is str else f"a {type_name(type(status))}"
         raise DamagedError(f"the reply to {method!r} is {said} with a {type_name(type(payload))}")
+
+
+def _are_parts(values: Any) -> bool:
+    return type(values) is tuple and all(type(part) is Part and [*map(type, part)] == [bytes, bytes] for part in values)
+
+
+def _are_rows(envs: Any) -> bool:
+    are_rows = type(envs) is dict and all(type(rows) is tuple and [*map(type, rows)] == [int, int] for rows in envs)
+    return are_rows and _are_parts(tuple(envs.values()))
 
 
 def _is_failure(value: Any) -> bool:

@@ -10,28 +10,30 @@ without being handled twice.
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
 from time import monotonic
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
-from workers.errors import Failure, WorkerError, close_or_log, ends_process, type_name
+from workers.errors import Failure, WorkerError, close_or_log, ends_process
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.pickling import loads
 from workers.remote.log import LogCollector, LogEntry
+from workers.remote.spec import WorkerSpec, check_spec
 from workers.remote.wire import Packed, from_wire, to_wire
 from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.storage.export import ExportedAgent, export_agent
+from workers.storage.snapshot import Snapshot
 from workers.threads import HeldThreads
 from workers.types import Description, Phase, Scope, Tick
 
-__all__ = ["PAYLOADS", "Busy", "Reply", "Service", "WorkerSpec"]
+__all__ = ["PAYLOADS", "Busy", "Reply", "Service"]
 
 PAYLOADS: dict[str, tuple[type, ...]] = {
     "build": (Description,),
@@ -43,40 +45,15 @@ PAYLOADS: dict[str, tuple[type, ...]] = {
     "statistics": (Packed,),
     "restart": (NoneType,),
     "export": (ExportedAgent,),
+    "snapshot": (Snapshot,),
+    "stage": (NoneType,),
+    "restore": (NoneType,),
     "close": (NoneType,),
 }
 """The methods of requests, and of which types the payloads of their replies are."""
 
 _FARTHEST = 1000
 """How far the number of a request may lie ahead of the last one: after a damaged one, all others would be late."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSpec:
-    """Everything that a remote worker is built from. User objects are pickled: unpickling errors become replies, too.
-
-    Attributes:
-        scope: Rows of the worker, and seed of its agent.
-        framework: Name of the framework.
-        agent: The pickled agent or factory.
-        env: The pickled `EnvFactory` of a worker that owns its environments; None if it shares the driver's.
-        observation_space: The pickled `EnvSlice.observation_space` of shared environments; None if the worker owns its
-            environments.
-        cfg: The pickled configuration of the trainer.
-        seed: The trainer's seed.
-        num_threads: Number of compute threads.
-        modules: Modules to import first, because the build depends on whether they are imported.
-    """
-
-    scope: Scope
-    framework: str
-    agent: bytes
-    env: bytes | None
-    observation_space: bytes | None
-    cfg: bytes
-    seed: int | None
-    num_threads: int = 1
-    modules: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
@@ -112,14 +89,22 @@ class Busy(NamedTuple):
 class Service:
     """The handler of one remote worker's requests, in order."""
 
-    def __init__(self, dumps: Callable[[Any], bytes], log: LogCollector | None = None) -> None:
+    def __init__(
+        self,
+        dumps: Callable[[Any], bytes],
+        log: LogCollector | None = None,
+        *,
+        pickler: type[pickle.Pickler] = pickle.Pickler,
+    ) -> None:
         """Prepare for the first request.
 
         Args:
             dumps: Pickles objects, including those whose class was sent here by value.
             log: What this process logs, to be sent with the replies.
+            pickler: What snapshots are pickled with.
         """
         self._dumps = dumps
+        self._pickler = pickler
         self._log = LogCollector() if log is None else log
         self._kept: dict[int, Reply] = {}
         self._last = 0
@@ -215,7 +200,7 @@ class Service:
         return Busy(self._busy, monotonic() - self._since, self._doing)
 
     def _build(self, spec: WorkerSpec) -> Description:
-        _check_spec(spec)
+        check_spec(spec)
         self._scope = spec.scope
         self._doing = "importing what it needs"
         for name in spec.modules:
@@ -240,12 +225,20 @@ class Service:
                 seed=spec.seed,
                 num_envs=spec.scope.num_envs,
                 first_env=spec.scope.start,
+                replay_limit=spec.replay_limit,
+                pickler=self._pickler,
             )
             space, action_space = env_slice.observation_space, env_slice.action_space
         self._doing = "building its agent"
         try:
             runner = AgentRunner(
-                agent, spec.scope, framework, cfg=cfg, observation_space=space, action_space=action_space
+                agent,
+                spec.scope,
+                framework,
+                cfg=cfg,
+                observation_space=space,
+                action_space=action_space,
+                pickler=self._pickler,
             )
         except BaseException:
             if env_slice is not None:
@@ -308,6 +301,24 @@ class Service:
         with self._built_runner.as_handed_over() as agent:
             return export_agent(agent, self._dumps)
 
+    def _snapshot(self, allow_pickle: bool) -> Snapshot:
+        if self._worker is not None:
+            return self._worker.snapshot(allow_pickle=allow_pickle)
+        return Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle),), {})
+
+    def _stage(self, snapshot: Snapshot) -> None:
+        if self._worker is not None:
+            self._worker.stage(snapshot)
+        else:
+            self._built_runner.stage(*snapshot.agents)
+
+    def _restore(self) -> None:
+        try:
+            (self._worker or self._built_runner).restore()
+        except BaseException:
+            self._has_failed = True
+            raise
+
     def _close(self) -> None:
         if self._worker is not None:
             self._worker.env_slice.close()
@@ -350,16 +361,3 @@ class Service:
         if method in ("act", "learn", "collect", "store") and runner is not None:
             return runner.phase.value, self._timestep
         return method, None
-
-
-def _check_spec(spec: Any) -> None:
-    """Check what every failure is told with.
-
-    Raises:
-        TypeError: It is not the description of a worker.
-    """
-    scope = getattr(spec, "scope", None)
-    if type(spec) is not WorkerSpec or type(scope) is not Scope or len(vars(spec)) != len(fields(WorkerSpec)):
-        raise TypeError(f"a worker cannot be built from a {type_name(type(spec))}")
-    if any(type(number) is not int for number in (scope.index, *scope.rows)):
-        raise TypeError("a worker cannot be built without numbers of its scope")

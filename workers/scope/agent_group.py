@@ -12,6 +12,7 @@ from workers.frameworks import Framework
 from workers.infos import take_rows
 from workers.node import node_name
 from workers.scope.agent_runner import AgentRunner
+from workers.storage.snapshot import Part
 from workers.types import Arrays, Tick, Transition
 
 __all__ = ["AgentGroup"]
@@ -76,6 +77,19 @@ class AgentGroup:
     def agent_files(self) -> list[tuple[str, bytes]]:
         """Return the name and content of every agent's file."""
         return self._each(AgentRunner.agent_file)
+
+    def snapshot(self, *, allow_pickle: bool) -> Sequence[Part]:
+        """Return the whole state of every agent; see `AgentRunner.snapshot`."""
+        return self._each(lambda runner: runner.snapshot(allow_pickle=allow_pickle))
+
+    def stage(self, parts: Sequence[Part]) -> None:
+        """Check that snapshots fit, and keep them for `restore`; see `AgentRunner.stage`."""
+        self._each(AgentRunner.stage, parts)
+
+    def restore(self) -> None:
+        """Go on from the snapshots of `stage`."""
+        self._last_split = (None, ())
+        self._each(AgentRunner.restore)
 
     def restart(self) -> None:
         """Prepare for an iteration that does not continue from the last one."""

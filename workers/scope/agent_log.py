@@ -56,6 +56,25 @@ class AgentLog:
         self.collecting = True
         self._episodes = Episodes(self._num_envs, midway=midway)
 
+    def state(self) -> dict[str, Any]:
+        """Return the log as plain data."""
+        return {
+            "collecting": self.collecting,
+            "scalars": self._scalars.state(),
+            "episodes": self._episodes.state(),
+            "group": self._episodes_group,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Set a result of `state`.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is something else.
+        """
+        self._episodes.load(state["episodes"])
+        self._scalars.load(state["scalars"])
+        self.collecting, self._episodes_group = bool(state["collecting"]), str(state["group"])
+
     def change_mode(self, mode: Mode) -> None:
         """Record the next iterations as those of this mode. Episodes in progress count under neither."""
         self._scalars.prefix = prefix_of(mode)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 from workers.by_agent import map_arrays
-from workers.errors import AgentError
+from workers.errors import AgentError, CheckpointError, message_of
 from workers.frameworks import Framework
 from workers.members import is_factory, takes_infos
 from workers.node import node_name
 from workers.scope.agent_log import AgentLog
+from workers.scope.agent_state import agent_tree, load_agent_tree, plain_infos, reason_not_kept
 from workers.scope.checks import asked_shapes, build_agent, check_fit
 from workers.scope.tracking import AgentTracking
-from workers.seeding import RandomStream, skrl_key
+from workers.seeding import GlobalStream, RandomStream, skrl_key
 from workers.storage.agent_file import dump_agent
+from workers.storage.snapshot import Part, decode_part, encode_part
 from workers.types import Arrays, Description, Mode, Phase, Scope, Tick
 
 __all__ = ["AgentRunner"]
@@ -46,6 +49,7 @@ class AgentRunner:
         observation_space: Any,
         action_space: Any = None,
         keeps_files: bool = False,
+        pickler: type[pickle.Pickler] = pickle.Pickler,
     ) -> None:
         """Take an agent, or build it, and initialise it.
 
@@ -59,6 +63,7 @@ class AgentRunner:
             action_space: Action space of one environment, or the spaces by agent name; None if the environments are in
                 another process. The agent samples it with a generator of its own.
             keeps_files: Whether the agent may write its own files; see `AgentTracking`.
+            pickler: Pickles an agent whose state only pickle can hold.
 
         Raises:
             AgentError: The agent lacks a member, or is made for other environments or another framework.
@@ -67,9 +72,11 @@ class AgentRunner:
         self.scope = scope
         self._num_envs = scope.num_envs
         self._framework = framework
+        self._pickler = pickler
+        self._staged: Any = None
         self._no_grad = framework.no_grad()
         stream = None if scope.seed is None else RandomStream(scope.seed, framework, agent, action_space)
-        self._stream: AbstractContextManager[Any] = stream or nullcontext()
+        self._stream = stream or GlobalStream(framework)
         self._stochastic_evaluation = cfg.stochastic_evaluation
         self._acted: tuple[Arrays, Arrays | None, Arrays] | None = None
         self._infos: dict[str, Any] = {}  # infos of the observations to act on
@@ -108,6 +115,11 @@ class AgentRunner:
                 f"{' and '.join(unused)} of {kind} {'are' if len(unused) > 1 else 'is'} ignored: an agent that a "
                 "factory builds, or that runs in Ray, writes no files; use collect_metrics() for its scalars and "
                 "agent_files() for its state"
+            )
+        if reason := reason_not_kept(self.agent, self._framework, self._pickler):
+            yield (
+                f"the state of {kind} cannot be saved: it has no snapshot() and restore(state), and it cannot be "
+                f"pickled ({reason}); trainer.save() will refuse it"
             )
         if handed_over and not keeps_files:
             yield (
@@ -281,6 +293,72 @@ class AgentRunner:
         self.phase = Phase.STORE
         with self.as_handed_over() as agent:
             return dump_agent(agent, self._framework)
+
+    def snapshot(self, *, allow_pickle: bool) -> Part:
+        """Return the whole state between two iterations.
+
+        Args:
+            allow_pickle: Whether to pickle an agent that does not offer its state as plain data.
+
+        Raises:
+            CheckpointError: The state cannot be kept.
+        """
+        self.phase = Phase.STORE
+        with self.as_handed_over():
+            return encode_part(
+                self._state(), self._framework, allow_pickle=allow_pickle, what=self._what, pickler=self._pickler
+            )
+
+    def stage(self, part: Part) -> None:
+        """Check that a snapshot fits, and keep it for `restore`; nothing changes.
+
+        Raises:
+            CheckpointError: It does not fit.
+        """
+        self.phase = Phase.STORE
+        state = decode_part(part, self._framework, what=self._what)
+        before = self._state()
+        try:
+            self._load(state, is_trial=True)
+        except Exception as error:
+            raise CheckpointError(f"the checkpoint does not fit {self._what} {message_of(error)}") from error
+        finally:
+            self._load(before, is_trial=True)
+        self._staged = state
+
+    def restore(self) -> None:
+        """Go on from the snapshot of `stage`."""
+        self.phase = Phase.STORE
+        state, self._staged = self._staged, None
+        self._load(state)
+
+    @property
+    def _what(self) -> str:
+        return f"the agent of scope {self.scope.index}, {type(self.agent).__qualname__},"
+
+    def _state(self) -> dict[str, Any]:
+        tick = self._last_tick
+        return {
+            "agent": agent_tree(self.agent),
+            "tick": [tick.mode.value, tick.timestep, tick.timesteps],
+            "is_reset": self._last_tick is self._reset_tick,
+            "infos": plain_infos(self._infos, self._framework) if self._takes_infos or self.agents else {},
+            "unflushed": self._unflushed,
+            "log": self._log.state(),
+            "tracked": self._tracking.writer.scalars.state(),
+            "stream": self._stream.state(self.agent),
+        }
+
+    def _load(self, state: dict[str, Any], *, is_trial: bool = False) -> None:
+        with self.as_handed_over() as agent:
+            load_agent_tree(agent, state["agent"], is_trial=is_trial)
+        mode, timestep, timesteps = state["tick"]
+        tick = Tick(Mode(mode), int(timestep), int(timesteps))
+        self._last_tick, self._reset_tick = tick, tick if state["is_reset"] else tick._replace()
+        self._infos, self._unflushed = dict(state["infos"]), int(state["unflushed"])
+        self._log.load(state["log"])
+        self._tracking.writer.scalars.load(state["tracked"])
+        self._stream.load(state["stream"], self.agent)  # last: what is above may draw random numbers
 
     def release(self) -> None:
         """Undo the trainer's changes to the agent."""

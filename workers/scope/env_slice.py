@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
+
+from numpy.random import SeedSequence
 
 from workers.by_agent import map_arrays
 from workers.envs import EnvFactory, MultiAgentEnvWrapper, Wrapper
@@ -11,13 +15,16 @@ from workers.envs.checking import check_wrapped, is_multi_agent
 from workers.envs.making import build_rows
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
-from workers.errors import close_or_log
+from workers.envs.states import EnvState, check_state, prepare_state, read_state, set_replay_limit, write_state
+from workers.errors import CheckpointError, close_or_log, message_of
 from workers.frameworks import Framework
 from workers.generators import DrawWatch
 from workers.info_rows import check_infos
 from workers.scalars import Scalars
+from workers.scope.env_state import Rows, SliceState, cut_outcome, join_parts, split_parts
 from workers.seeding import skrl_key
-from workers.types import Arrays, Outcome, Phase, Transition
+from workers.storage.snapshot import Part, decode_part, encode_part
+from workers.types import Arrays, Outcome, Phase, Scope, Transition
 
 __all__ = ["EnvSlice"]
 
@@ -49,6 +56,8 @@ class EnvSlice:
         seed: int | None = None,
         num_envs: int | None = None,
         first_env: int = 0,
+        replay_limit: int = 10_000,
+        pickler: type[pickle.Pickler] = pickle.Pickler,
     ) -> None:
         """Take an environment, or build it.
 
@@ -59,6 +68,8 @@ class EnvSlice:
             seed: The trainer's seed.
             num_envs: Number of rows to build; all rows of the factory if None. Not used for an environment.
             first_env: First row in the full batch.
+            replay_limit: Most actions of a copy's episode that are kept, to repeat it; see `workers.envs.states`.
+            pickler: Pickles environments whose state only pickle can hold.
         """
         self.phase = Phase.BUILD
         self.scalars = Scalars()
@@ -67,13 +78,15 @@ class EnvSlice:
             rows = env.num_envs if num_envs is None else num_envs
             env = build_rows(env, rows, first_env, framework=framework.name, seed=seed)
         check_wrapped(env, framework.name)
+        set_replay_limit(env, replay_limit)
         self.env = env
         self.built = built
         self.num_envs = int(env.num_envs)
         self._framework = framework
+        self._pickler = pickler
         self._no_grad = framework.no_grad()
         self._first_env = first_env
-        self._seed = seed
+        self._seed = self._first_seed = seed
         self._timestep = 0
         self._watch = None if seed is None else DrawWatch(framework)
         self._render_interval = 0 if cfg.headless else cfg.render_interval
@@ -88,6 +101,9 @@ class EnvSlice:
         self._states: Arrays | None = None
         self._next_states: Arrays | None = None
         self._reset_infos: dict[str, Any] | None = None
+        self._was_reset = False
+        self._lost: EnvState | None = None  # could not be restored: the episodes are truncated in the next step
+        self._staged: SliceState | None = None
 
     def _prove_reset_mask(self) -> None:
         prove = getattr(self.env, "prove_reset_mask", None)
@@ -141,6 +157,8 @@ class EnvSlice:
         """
         self.phase = Phase.STEP
         self._timestep = timestep
+        if self._lost is not None:
+            return self._cut(timestep)
         watch = self._watch
         with self._no_grad:
             if watch is not None:
@@ -191,7 +209,98 @@ class EnvSlice:
 
     def restart(self) -> None:
         """Discard the current observations: the next iteration resets the environments."""
-        self._observations = self._states = None
+        self._observations = self._states = self._lost = None
+
+    def snapshot(self, scopes: Sequence[Scope], *, allow_pickle: bool) -> dict[Rows, Part]:
+        """Return the state between two iterations, by the rows of scopes, or of all if it can only be kept whole.
+
+        Args:
+            scopes: The scopes that share these environments.
+            allow_pickle: Whether to pickle environments that can be kept in no other way.
+
+        Raises:
+            CheckpointError: The state cannot be kept.
+            EnvError: On a device, an earlier step was not finite.
+        """
+        self.phase = Phase.STORE
+        self._checks.read()
+        env = self._lost
+        if not self._was_reset:
+            prepare_state(self.env, self._framework, allow_pickle=allow_pickle)
+        elif env is None:
+            env = read_state(self.env, self._framework, allow_pickle=allow_pickle)
+        state = SliceState(self._spaces, env, self._observations, self._states, self._checks.alive, self._reset_infos)
+        return {
+            rows: encode_part(tree, self._framework, allow_pickle=allow_pickle, what=_what(rows), pickler=self._pickler)
+            for rows, tree in split_parts(state, [scope.rows for scope in scopes]).items()
+        }
+
+    def stage(self, parts: Mapping[Rows, Part]) -> None:
+        """Check that the parts of a snapshot fit, and keep them for `restore`; nothing changes.
+
+        Raises:
+            CheckpointError: They do not fit.
+        """
+        self.phase = Phase.STORE
+        rows = (self._first_env, self._first_env + self.num_envs)
+        trees = {rows: decode_part(part, self._framework, what=_what(rows)) for rows, part in parts.items()}
+        try:
+            state = join_parts(trees, rows, self._framework)
+            if state.spaces != self._spaces:
+                raise ValueError(f"it is for the spaces {state.spaces}; expected {self._spaces}")
+            if state.env is not None:
+                check_state(self.env, self._framework, state.env)
+            if state.observations is not None:
+                EnvChecks(self.env, self._framework).check_reset(
+                    state.observations, state.states, {"alive": state.alive}, self._timestep
+                )
+        except CheckpointError:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {message_of(error)}"
+            raise CheckpointError(f"the checkpoint does not fit {_what(rows)}: {told}") from error
+        self._staged = state
+
+    def restore(self) -> None:
+        """Go on from the snapshot of `stage`. Rows whose episode cannot go on are truncated in the next step."""
+        self.phase = Phase.STORE
+        state, self._staged = self._staged, None
+        assert state is not None, "restore() must follow stage()"
+        self._was_reset, self._lost = state.env is not None, None
+        self._observations, self._states, self._reset_infos = state.observations, state.states, state.reset_infos
+        if state.env is None:
+            self._seed = self._first_seed
+            return
+        self._seed = None
+        with self._no_grad:
+            lost = write_state(self.env, self._framework, state.env)
+        if state.observations is None:  # a reset follows in any case
+            return
+        self._checks.check_reset(state.observations, state.states, {"alive": state.alive}, self._timestep)
+        if state.env.rows is None and lost.all():
+            self._lost = state.env
+
+    @property
+    def _spaces(self) -> list[str]:
+        return [str(self.observation_space), str(self.action_space)]
+
+    def _cut(self, timestep: int) -> tuple[Outcome, Transition]:
+        """Truncate all episodes without a step: with their last observations, and with those after a reset."""
+        self._lost = None
+        final, final_states, alive = self._observations, self._states, self._checks.alive
+        infos: dict[str, Any] = {}
+        if not self._resets_explicitly:  # else its reset follows
+            if self._first_seed is not None:  # other episodes than those at the start of the run
+                spawned = SeedSequence(self._first_seed, spawn_key=(2, timestep))
+                self._seed = int(spawned.generate_state(1)[0])
+            self._reset()
+            infos, self._reset_infos = self._reset_infos or {}, None
+        outcome = cut_outcome(final, final_states, self._observations, infos, alive, self._framework)
+        self._next_states = self._states
+        transition = Transition(
+            outcome.rewards, final, final_states, outcome.terminated, outcome.truncated, outcome.infos, 0.0
+        )
+        return outcome, transition
 
     def close(self) -> None:
         """Close the environments."""
@@ -213,8 +322,13 @@ class EnvSlice:
             self._seed = None  # only the first reset seeds: later ones continue the random generators
             states = self.env.state()
             infos = check_infos(infos, self._checks.name)
+            self._was_reset = True
             self._checks.check_reset(observations, states, infos, self._timestep)
             # a copy: an environment may always write its observations to the same array
             self._observations, self._states = map_arrays(self._framework.copy, observations), states
             self._reset_infos = infos
         self.scalars.add("Stats / Resetting time (ms)", (perf_counter() - start) * 1e3)
+
+
+def _what(rows: Rows) -> str:
+    return f"the environments of the rows {rows[0]}:{rows[1]}"

@@ -118,6 +118,25 @@ class Episodes:
         for sums in self._sums.values():
             sums.leave_out()
 
+    def state(self) -> dict[str, Any]:
+        """Return the episodes in progress as plain data."""
+        sums = {name: each.state() for name, each in self._sums.items()}
+        midway = None if self._midway is None else self._midway.copy()
+        return {"midway": midway, "sums": sums, "ended": dict(self._ended)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Set a result of `state` of as many rows.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is something else.
+        """
+        midway = state["midway"]
+        self._midway = None if midway is None else _rows(midway, self._num_envs)
+        self._ended = {name: _rows(ended, self._num_envs) for name, ended in state["ended"].items()}
+        self._sums = {name: _Sums(self._num_envs) for name in state["sums"]}
+        for name, sums in self._sums.items():
+            sums.load(state["sums"][name])
+
     def _of(self, name: str) -> _Sums:
         if name not in self._sums:
             self._sums[name] = _Sums(self._num_envs)
@@ -136,6 +155,14 @@ class _Sums:
         """Leave out the episodes in progress."""
         self._left_out |= (self._lengths > 0) | (self._returns != 0)
 
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy(), "left_out": self._left_out.copy()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._returns = _rows(state["returns"], len(self._returns), np.float64)
+        self._lengths = _rows(state["lengths"], len(self._lengths), np.int64)
+        self._left_out = _rows(state["left_out"], len(self._left_out))
+
     def add(self, rewards: npt.NDArray[Any], ended: npt.NDArray[np.bool_], acted: Any = True) -> EndedEpisodes:
         self._returns += rewards
         self._lengths += acted
@@ -147,3 +174,11 @@ class _Sums:
             self._lengths[rows] = 0
             self._left_out[rows] = False
         return result
+
+
+def _rows(values: Any, num_envs: int, dtype: Any = np.bool_) -> npt.NDArray[Any]:
+    """Return a copy of values that are of one dtype, one for each row."""
+    array = np.array(values)
+    if array.shape != (num_envs,) or array.dtype != dtype:
+        raise ValueError(f"episodes of shape {array.shape} and dtype {array.dtype}; expected ({num_envs},) {dtype}")
+    return array

@@ -13,6 +13,7 @@ from workers.frameworks import Framework
 from workers.node import node_name
 from workers.scalars import prefix_of
 from workers.scope.env_slice import EnvSlice
+from workers.storage.snapshot import Part, Snapshot
 from workers.types import Arrays, Outcome, Phase, Scope, Tick, Transition
 
 __all__ = ["Agents", "ScopeWorker"]
@@ -46,6 +47,23 @@ class Agents(Protocol):
 
     def restart(self) -> None:
         """Prepare for an iteration that does not continue from the last one."""
+
+    def snapshot(self, *, allow_pickle: bool) -> Sequence[Part]:
+        """Return the whole state of every agent, in scope order; with pickle only if `allow_pickle`.
+
+        Raises:
+            WorkerError: States cannot be kept; all failures are reported.
+        """
+
+    def stage(self, parts: Sequence[Part]) -> None:
+        """Check that snapshots fit, and keep them for `restore`; no agent changes.
+
+        Raises:
+            WorkerError: Some do not fit; all failures are reported.
+        """
+
+    def restore(self) -> None:
+        """Go on from the snapshots of `stage`."""
 
 
 class ScopeWorker:
@@ -153,6 +171,44 @@ class ScopeWorker:
         """Make the next iteration reset the environments."""
         self.env_slice.restart()
         self.agents.restart()
+
+    def snapshot(self, *, allow_pickle: bool) -> Snapshot:
+        """Return the whole state between two iterations: of the agents, the environments, and all random streams.
+
+        It is kept by agent and by row, so that a worker with other scopes, in any mode, can go on from it.
+
+        Args:
+            allow_pickle: Whether to pickle what does not offer its state as plain data.
+
+        Raises:
+            WorkerError: The state cannot be kept.
+        """
+        agents = tuple(self.agents.snapshot(allow_pickle=allow_pickle))
+        with self._asking():
+            return Snapshot(agents, self.env_slice.snapshot(self._scopes, allow_pickle=allow_pickle))
+
+    def stage(self, snapshot: Snapshot) -> None:
+        """Check that a snapshot fits, and keep it for `restore`; nothing changes.
+
+        Args:
+            snapshot: The parts of these agents and rows.
+
+        Raises:
+            WorkerError: It does not fit.
+        """
+        with self._asking():
+            self.env_slice.stage(snapshot.envs)
+        self.agents.stage(snapshot.agents)
+
+    def restore(self) -> None:
+        """Go on from the snapshot of `stage`; random streams are restored last.
+
+        Raises:
+            WorkerError: Something failed half-way; this worker cannot be used any more.
+        """
+        with self._asking():
+            self.env_slice.restore()
+        self.agents.restore()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -1,0 +1,216 @@
+"""What the workers of a trainer hold between iterations: metrics, agents, statistics, and their whole state."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import tqdm
+
+from orchestrator.checkpoint import read_checkpoint, write_checkpoint
+from trainer.lifecycle import Lifecycle
+from trainer.versions import versions
+from workers.envs.statistics import Statistics
+from workers.errors import CheckpointError, WorkerError, build_error
+from workers.threads import HeldThreads
+
+if TYPE_CHECKING:
+    from orchestrator.base import Session
+
+__all__ = ["WorkerState"]
+
+_logger = logging.getLogger("lockstep")
+
+
+class WorkerState:
+    """The part of `trainer.step.StepTrainer` that asks its workers for what they hold."""
+
+    framework: ClassVar[str]
+    scopes: list[tuple[int, int]]
+    _seed: int | None
+    _timestep: int  # the internal counter
+    _next_timestep: int  # after the last iteration
+    _done: int  # iterations that the progress bar shows
+    _progress: tqdm.tqdm[Any] | None
+    _lifecycle: Lifecycle
+    _threads: HeldThreads
+    _session: Session
+
+    def collect_metrics(self) -> list[dict[str, float]]:
+        """Return the scalars of each simultaneous agent since the last call, by tag.
+
+        They can go to your own log or to a `MetricsWriter`. They comprise what agents track (losses, rates; also skrl's
+        agents), returns and lengths of the episodes that ended, times of the phases in milliseconds, and the scalars of
+        ``infos[cfg.environment_info]``. Each value is a mean since the last call, or an extreme if the tag ends in
+        (min) or (max). The first call starts the measurement of episodes and phases: call it once before the loop.
+
+        Raises:
+            WorkerError: As for `train`.
+            LifecycleError: The trainer is closed.
+        """
+        self._lifecycle.require_open("collect_metrics()")
+        with self._asking():
+            return self._session.collect()
+
+    def agent_files(self) -> list[tuple[str, bytes]]:
+        """Return what each simultaneous agent has learnt so far, as file name and content.
+
+        ``state.safetensors`` can be read without pickle. It holds the agent's ``state_dict()``, or else the states of
+        its ``checkpoint_modules``. An agent with neither gets ``agent.bin``, written by its own ``save(path)``.
+
+        Raises:
+            AgentError: An agent cannot be stored in any of these ways.
+            WorkerError: A worker failed, or is gone together with its agent.
+            LifecycleError: The trainer is closed.
+        """
+        self._lifecycle.require_open("agent_files()")
+        try:
+            with self._asking():
+                return self._session.agent_files()
+        except WorkerError as error:
+            raise build_error(error.failures) from error.__cause__
+
+    def env_statistics(self) -> list[Statistics]:
+        """Return what wrappers such as NormalizeObservation hold for each environment: mean, var and count by name.
+
+        Raises:
+            WorkerError: A worker failed.
+            LifecycleError: The trainer is closed.
+        """
+        self._lifecycle.require_open("env_statistics()")
+        with self._asking():
+            return self._session.statistics()
+
+    @property
+    def agents(self) -> list[Any]:
+        """The trained agent of each scope.
+
+        In Ray, every access fetches them from the workers. Instances that you passed receive the trained state.
+
+        Raises:
+            AgentError: An agent cannot be fetched.
+            WorkerError: A worker is gone together with its agent.
+            LifecycleError: The trainer is closed, and agents that factories built in Ray are gone with its workers.
+        """
+        with self._asking():
+            return self._session.agents()
+
+    def save(self, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> None:
+        """Write a checkpoint: the whole state between two iterations, from which `load` goes on bit for bit.
+
+        It holds the agents with their optimisers, normalisers and rollouts in progress, the environments, and every
+        random stream. A checkpoint that was saved in one mode can be loaded in any other. The first call finds out how
+        the environments can be kept, and logs what cannot be: call it once before the loop.
+
+        Args:
+            path: The checkpoint's folder on a local disk. A checkpoint that is there is replaced as a whole.
+            allow_pickle: Whether to pickle agents and environments that do not offer their state as plain data.
+
+        Raises:
+            CheckpointError: An agent cannot be kept, or the folder cannot be written. What was there before still is.
+            WorkerError: A worker failed.
+            LifecycleError: The trainer is closed or has failed, or iterations of `iterate` are under way.
+        """
+        self._lifecycle.require_ready("save()")
+        with self._as_checkpoint_error(), self._asking():
+            snapshot = self._session.snapshot(allow_pickle=allow_pickle)
+        write_checkpoint(path, self._about() | {"versions": versions()}, snapshot)
+
+    def load(self, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> int:
+        """Go on from a checkpoint of `save`, in a trainer that was built like the saved one.
+
+        Environments whose episodes cannot be restored are truncated in the next iteration, with their last
+        observations; a warning names them. An agent that was pickled gets new models, optimisers and other parts.
+
+        Args:
+            path: The checkpoint's folder.
+            allow_pickle: Whether to load pickles, which can run any code: only do so if you trust who wrote them.
+
+        Returns:
+            The timestep that follows the last one: ``for timestep in range(trainer.load(path), timesteps)``.
+
+        Raises:
+            CheckpointError: There is no checkpoint, it is damaged, or it is for another trainer: other scopes, spaces,
+                agents or another seed. Nothing has changed.
+            WorkerError: A worker failed while it was restored; the trainer can only be closed.
+            LifecycleError: As for `save`.
+        """
+        self._lifecycle.require_ready("load()")
+        about, snapshot = read_checkpoint(path, allow_pickle=allow_pickle)
+        self._check(about, str(path))
+        with self._as_checkpoint_error(), self._asking():
+            self._session.stage(snapshot)
+        try:
+            with self._asking():
+                self._session.restore()
+        except BaseException:
+            self._lifecycle.fail()
+            raise
+        self._timestep, self._next_timestep, self._done = (about[name] for name in _COUNTERS)
+        self._drop_progress()
+        return self._next_timestep
+
+    def _about(self) -> dict[str, Any]:
+        """Return what the manifest of a checkpoint tells of this trainer."""
+        counters = dict(zip(_COUNTERS, (self._timestep, self._next_timestep, self._done), strict=True))
+        return self._identity() | counters
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "framework": self.framework,
+            "seed": self._seed,
+            "scopes": [list(scope) for scope in self.scopes],
+            "agents": [worker.agent for worker in self._session.workers],
+        }
+
+    def _check(self, about: dict[str, Any], path: str) -> None:
+        """Check that a checkpoint is one of a trainer like this.
+
+        Raises:
+            CheckpointError: It is not.
+        """
+        for name, expected in self._identity().items():
+            if about.get(name) != expected:
+                raise CheckpointError(
+                    f"the checkpoint {path!r} has {name} {about.get(name)!r}; expected {expected!r}: build the trainer "
+                    "as it was built for the checkpoint"
+                )
+        now, then = versions(), about.get("versions")
+        then = then if isinstance(then, dict) else {}
+        if other := [name for name in now if then.get(name) != now[name]]:
+            told = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in other)
+            _logger.warning("the checkpoint %r was saved with %s: numbers may differ from here on", path, told)
+        if wrong := [name for name in _COUNTERS if type(about.get(name)) is not int or about[name] < 0]:
+            raise CheckpointError(f"the checkpoint {path!r} has {wrong[0]} {about.get(wrong[0])!r}; expected a number")
+
+    @contextmanager
+    def _as_checkpoint_error(self) -> Iterator[None]:
+        """Raise the error of workers whose state cannot be kept, or does not fit, as such."""
+        try:
+            yield
+        except WorkerError as error:
+            raise build_error(error.failures) from error.__cause__
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Wrap a request to the workers. An interrupt in it also interrupts the iterations under way."""
+        try:
+            with self._threads:
+                yield
+        except Exception:
+            raise
+        except BaseException:
+            self._lifecycle.interrupt()
+            raise
+
+    def _drop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+
+_COUNTERS = ("counter", "next_timestep", "done")
+"""Names of the trainer's counters in a manifest."""
