@@ -41,12 +41,14 @@ def test_doctor_on_a_healthy_machine(
         "ray",
         "configuration",
         "environments",
+        "state",
     }
     assert set(found) == subjects
     assert "4 CPU" in found["ray"]
     assert "devices: cpu; compute threads: 1; CPUs: " in found["torch"]
     assert "builds, steps and can be stored (state.safetensors, state.safetensors)" in found["configuration"]
     assert "the first three keep the contract in 200 steps with random actions" in found["environments"]
+    assert "kept by its generators, and actions that are played back, as a restored copy went on" in found["state"]
     assert code == 0
 
 
