@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -38,6 +39,8 @@ import pytest
 
 from tests.support.processes import descendants, still_alive
 from tests.support.schedule import FRAMEWORKS
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts make in the background ignores it
 
 
 @pytest.fixture(params=FRAMEWORKS)
