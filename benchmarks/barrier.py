@@ -38,7 +38,8 @@ def serve(port: int, num_envs: int) -> None:
     from ray import cloudpickle
 
     from trainer.config import StepTrainerCfg
-    from workers.remote.service import Service, WorkerSpec
+    from workers.remote.service import Service
+    from workers.remote.spec import WorkerSpec
     from workers.types import Mode, Scope, Tick
 
     torch.set_num_threads(1)

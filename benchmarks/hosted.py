@@ -38,7 +38,8 @@ from orchestrator.ray.transport import Door, StepPatience
 from workers.pickling import dumps
 from workers.remote.dialing import Address
 from workers.remote.server import Server
-from workers.remote.service import Service, WorkerSpec
+from workers.remote.service import Service
+from workers.remote.spec import WorkerSpec
 
 ROWS = 16  # environments of a worker
 DEADLINE = 60  # seconds for every wait
