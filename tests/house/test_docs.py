@@ -66,6 +66,29 @@ def test_the_first_example_prints_the_same_in_ray(local: list[str]):
     assert printed(program) == local
 
 
+def test_the_program_of_the_readme_goes_on_after_a_kill(tmp_path: Path):
+    head, tail = FIRST.partition("with StepTrainer")[0], blocks(ROOT / "README.md", "python")[1]
+    program = f"{head}{tail}".replace("1024", "192").replace("256", "64")
+    assert program.count("192") == 2
+    killed = program.replace(
+        "    trainer.train(",
+        "    timestep == 150 and __import__('os').kill(__import__('os').getpid(), 9)\n    trainer.train(",
+    )
+    digests = []
+    for name, programs in (("one", [program]), ("other", [killed, program])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, each in enumerate(programs):
+            done = python("-c", each + "print()\nprint(start)" + DIGESTS.replace("\n    ", "\n"), cwd=folder)
+            assert done.returncode == (-9 if len(programs) > number + 1 else 0), done.stderr
+        # beside the progress bar
+        start, first, second = re.findall(r"^(?:\d{1,3}|[0-9a-f]{64})$", done.stdout, re.MULTILINE)
+        assert start == ("0" if name == "one" else "128")
+        digests.append((first, second))
+        assert (folder / "checkpoint").is_dir()
+    assert digests[0] == digests[1]
+
+
 def test_the_readme_shows_lines_of_this_form():
     """The numbers are those of one type of CPU."""
     (shown, *_) = [text for text in blocks(ROOT / "README.md", "") if text.startswith("timestep")]
