@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workers.storage.snapshot import Snapshot
-
 from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, Failure, WorkerError, build_error
 from workers.frameworks import Framework
 from workers.node import node_name
 from workers.scope.env_slice import EnvSlice
+from workers.storage.snapshot import Snapshot
 from workers.types import Description, Outcome, Phase, Scope, Tick
 
 __all__ = [

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from workers.storage.snapshot import Snapshot
-
 from orchestrator.base import (
     Plan,
     build_environments,
@@ -25,6 +23,7 @@ from workers.members import is_factory
 from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
 from workers.scope.worker import ScopeWorker
+from workers.storage.snapshot import Snapshot
 from workers.threads import thread_variables
 from workers.types import Description, Outcome, Phase, Tick
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from workers.storage.snapshot import Part, Snapshot
-
 from orchestrator.base import Plan, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.transport import StepPatience, Streams, payloads
@@ -27,6 +25,7 @@ from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.seeding import RandomStream, skrl_key
 from workers.storage.export import ExportedAgent, copy_state, import_agent
+from workers.storage.snapshot import Part, Snapshot
 from workers.types import Arrays, Description, Outcome, Phase, Scope, Tick, Transition
 
 __all__ = ["RaySession"]
