@@ -56,7 +56,7 @@ def _copies(id: str, kwargs: dict[str, Any], framework: str, num_envs: int, firs
 
 
 def _team(framework: str, num_envs: int, first_env: int) -> Any:
-    kwargs = {"max_cycles": 110, "spawn_delay": 1, "max_zombies": 20, "line_death": True}
+    kwargs = {"max_cycles": 60, "spawn_delay": 1, "max_zombies": 20, "line_death": True}
     return [make_multi_agent("butterfly/knights_archers_zombies_v11", kwargs) for _ in range(num_envs)]
 
 
@@ -81,17 +81,22 @@ CASES: dict[str, Case] = {
 }
 
 
-def make_agent(case: str, framework: str, scope: Scope) -> Any:
-    """Build the agent of a scope."""
-    env = build_rows(
-        EnvFactory(partial(CASES[case].build, framework), num_envs=1), 1, 0, framework=framework, seed=None
-    )
+def make_agent(framework: str, spaces: dict[str, Any], scope: Scope) -> Any:
+    """Build the agent of a scope. It imports no environment, which might draw random numbers of the agent."""
     make = partial(ppo(framework), cfg=PPO_CFG)
-    if case == "team":
-        spaces = {name: getattr(env, name) for name in ("possible_agents", "observation_spaces", "action_spaces")}
+    if "possible_agents" in spaces:
         groups = {"archers": ["archer_0", "archer_1"], "knights": ["knight_0", "knight_1"]}
         return IndependentAgents(make, **spaces, num_envs=scope.num_envs, groups=groups)
-    return make(observation_space=env.observation_space, action_space=env.action_space, num_envs=scope.num_envs)
+    return make(**spaces, num_envs=scope.num_envs)
+
+
+def spaces_of(env: Any) -> dict[str, Any]:
+    """Return what an agent must know of wrapped environments."""
+    names = ("possible_agents", "observation_spaces", "action_spaces")
+    return {
+        name: getattr(env, name)
+        for name in (names if hasattr(env, "possible_agents") else ("observation_space", "action_space"))
+    }
 
 
 def build_trainer(case: str, framework: str, mode: str, address: str | None = None) -> Any:
@@ -102,9 +107,10 @@ def build_trainer(case: str, framework: str, mode: str, address: str | None = No
         from orchestrator.ray import RayOrchestrator
 
         orchestrator = RayOrchestrator(address=address)
+    spaces = spaces_of(build_rows(env, 1, 0, framework=framework, seed=None))
     return step_trainer(framework)(
         env=build_rows(env, num_envs, 0, framework=framework, seed=None) if mode == "shared" else env,
-        agents=[partial(make_agent, case, framework)] * len(SCOPES),
+        agents=[partial(make_agent, framework, spaces)] * len(SCOPES),
         scopes=list(SCOPES),
         cfg={**CFG, "timesteps": CASES[case].steps},
         orchestrator=orchestrator,
