@@ -36,7 +36,7 @@ from workers.storage.snapshot import Part, Snapshot
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 _FORMAT, _VERSION = "lockstep checkpoint", 1
-_MANIFEST = "manifest.json"
+_MANIFEST, _LOCK = "manifest.json", "lock"
 _LARGEST_MANIFEST = 2**23
 """Most bytes of a manifest, which has about 150 for each file."""
 
@@ -192,35 +192,44 @@ def _check_replaceable(path: str) -> None:
 
 @contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Make a working folder, in place of what a killed writer has left there; keep others out of it; and remove it.
+    """Make a working folder, or take one that a killed writer has left; keep others out of it; and remove it.
 
     Raises:
         CheckpointError: Another writer has it.
     """
-    lock = _lock(folder)
+    lock, path = _lock(folder), os.path.join(folder, _LOCK)
+    new = os.path.join(folder, "new")
     try:
+        if os.path.lexists(new):
+            shutil.rmtree(new)
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what may be left, the next writer removes
+        # only the one who holds the lock removes it, and last: then nobody removes the folder of somebody else
+        shutil.rmtree(new, ignore_errors=True)  # what may be left, the next writer removes
+        with suppress(OSError):
+            os.remove(path)
+            os.rmdir(folder)  # unless another writer has put its lock there
         lock.close()
 
 
 def _lock(folder: str) -> BinaryIO:
-    path = os.path.join(folder, "lock")
+    path = os.path.join(folder, _LOCK)
     while True:
+        is_new = True
         try:
             os.mkdir(folder, 0o700)
-            is_new = True
         except FileExistsError:
+            is_new = False
             if os.path.islink(folder):
                 raise
-            is_new = False
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(open(path, "ab", opener=_without_following))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_there = os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
-            except FileNotFoundError:  # another writer has removed the folder in the meantime
+                if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                    stack.pop_all()
+                    return lock
+            except FileNotFoundError:  # another writer has removed it in the meantime
                 continue
             except BlockingIOError as error:
                 raise CheckpointError(f"another process is writing in {folder!r}; wait until it is done") from error
@@ -228,12 +237,6 @@ def _lock(folder: str) -> BinaryIO:
                 if is_new:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-            if is_there and is_new:
-                stack.pop_all()
-                return lock
-            if is_there:
-                with suppress(FileNotFoundError):
-                    shutil.rmtree(folder)
 
 
 def _without_following(path: str, flags: int) -> int:

@@ -64,8 +64,8 @@ class Scalars:
 
 def _is_state(state: Any) -> bool:
     match state:
-        case {"prefix": str(), "kept": {**kept}} if len(state) == 2:
-            return all(map(_is_kept, kept.items()))
+        case {"prefix": prefix, "kept": {**kept}} if len(state) == 2:
+            return prefix in [prefix_of(mode) for mode in Mode] and all(map(_is_kept, kept.items()))
     return False
 
 
