@@ -135,19 +135,23 @@ class WorkerState:
         Raises:
             CheckpointError: There is no checkpoint, it is damaged, or it is for another trainer: other scopes, spaces,
                 agents or another seed. Nothing has changed.
-            WorkerError: A worker failed while it was restored; the trainer can only be closed.
+            WorkerError: A worker failed while it was restored; the trainer can only be closed, as after an interrupt.
             LifecycleError: As for `save`.
         """
         self._lifecycle.require_ready("load()")
         about, snapshot = read_checkpoint(path, allow_pickle=allow_pickle)
         self._check(about, str(path))
-        with self._as_checkpoint_error(), self._asking():
-            self._session.stage(snapshot)
+        is_staged = False
         try:
+            with self._as_checkpoint_error(), self._asking():
+                self._session.stage(snapshot)
+            is_staged = True
             with self._asking():
                 self._session.restore()
-        except BaseException:
-            self._lifecycle.fail()
+        except BaseException as error:
+            # stage() tries the snapshot on the agents and puts them back: an interrupt may come in between
+            if is_staged or not isinstance(error, Exception):
+                self._lifecycle.fail()
             raise
         self._timestep, self._next_timestep, self._done = (about[name] for name in _COUNTERS)
         self._drop_progress()

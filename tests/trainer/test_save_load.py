@@ -346,6 +346,24 @@ def test_a_foreign_wrapper_is_truncated(tmp_path, num_envs):
     assert env.calls == ["reset", "step", "close"]
 
 
+def test_an_interrupt_while_an_agent_is_put_back_ends_the_trainer(saved, tmp_path, monkeypatch):
+    load, loads = AgentRunner._load, []
+
+    def interrupted(self: AgentRunner, state: Any, **options: Any) -> None:
+        loads.append(state)
+        if len(loads) == 2:
+            raise KeyboardInterrupt
+        load(self, state, **options)
+
+    with cartpole() as trainer:
+        monkeypatch.setattr(AgentRunner, "_load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.load(saved)
+        assert len(loads) == 2
+        with pytest.raises(LifecycleError):
+            trainer.save(tmp_path / "half")
+
+
 def test_a_worker_that_fails_while_it_is_restored_ends_the_trainer(saved, monkeypatch):
     with cartpole() as trainer:
         monkeypatch.setattr(AgentRunner, "restore", lambda _: pickle.loads(b"nonsense"))
