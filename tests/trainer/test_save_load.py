@@ -154,8 +154,8 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 4}, "has seed 3; expected 4"),
     "no seed": ({"seed": None}, "has seed 3; expected None"),
     "agent": ({"agents": partial(NoisyAgent, "torch")}, r"has agents \['PPO'\]; expected \['NoisyAgent'\]"),
-    "networks": ({"agents": partial(make_ppo, hidden_sizes=(4,))}, "does not fit the agent of scope 0, PPO"),
-    "rollout": ({"agents": partial(make_ppo, rollouts=16)}, "does not fit the agent of scope 0, PPO"),
+    "networks": ({"agents": partial(make_ppo, hidden_sizes=(4,))}, "does not fit the agent of scope 0, PPO: "),
+    "rollout": ({"agents": partial(make_ppo, rollouts=16)}, "does not fit the agent of scope 0, PPO: "),
 }
 
 

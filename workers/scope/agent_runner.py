@@ -321,7 +321,9 @@ class AgentRunner:
         try:
             self._load(state, is_trial=True)
         except Exception as error:
-            raise CheckpointError(f"the checkpoint does not fit {self._what} {message_of(error)}") from error
+            raise CheckpointError(
+                f"the checkpoint does not fit {self._what.removesuffix(',')}: {message_of(error)}"
+            ) from error
         finally:
             self._load(before, is_trial=True)
         self._staged = state
