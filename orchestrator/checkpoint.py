@@ -271,7 +271,7 @@ def _put_in_place(new: str, place: _Place) -> None:
     try:
         os.rename(new, place.path)
     except BaseException:
-        if os.path.lexists(place.replaced):
+        if os.path.lexists(place.replaced) and not os.path.lexists(place.path):
             os.rename(place.replaced, place.path)
         raise
     _flush_folder(place.parent)

@@ -149,8 +149,8 @@ class WorkerState:
             with self._asking():
                 self._session.restore()
         except BaseException as error:
-            # stage() tries the snapshot on the agents and puts them back: an interrupt may come in between
-            if is_staged or not isinstance(error, Exception):
+            # stage() tries the snapshot on the agents and puts them back: an interrupt or their error may come between
+            if is_staged or not isinstance(error, CheckpointError):
                 self._lifecycle.fail()
             raise
         self._timestep, self._next_timestep, self._done = (about[name] for name in _COUNTERS)

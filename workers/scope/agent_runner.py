@@ -14,7 +14,7 @@ from workers.frameworks import Framework
 from workers.members import is_factory, takes_infos
 from workers.node import node_name
 from workers.scope.agent_log import AgentLog
-from workers.scope.agent_state import agent_tree, load_agent_tree, plain_infos, reason_not_kept
+from workers.scope.agent_state import agent_tree, check_keeps_itself, load_agent_tree, plain_infos, reason_not_kept
 from workers.scope.checks import asked_shapes, build_agent, check_fit
 from workers.scope.tracking import AgentTracking
 from workers.seeding import GlobalStream, RandomStream, skrl_key
@@ -304,6 +304,8 @@ class AgentRunner:
             CheckpointError: The state cannot be kept.
         """
         self.phase = Phase.STORE
+        if not allow_pickle:
+            check_keeps_itself(self.agent, self._what)
         with self.as_handed_over():
             return encode_part(
                 self._state(), self._framework, allow_pickle=allow_pickle, what=self._what, pickler=self._pickler

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from workers.errors import AgentError, message_of, type_name
+from workers.errors import AgentError, CheckpointError, message_of, type_name
 from workers.frameworks import Framework
 from workers.storage.state_file import encode_state
 
-__all__ = ["agent_tree", "keeps_itself", "load_agent_tree", "plain_infos", "reason_not_kept"]
+__all__ = ["agent_tree", "check_keeps_itself", "keeps_itself", "load_agent_tree", "plain_infos", "reason_not_kept"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -22,6 +22,23 @@ _logger = logging.getLogger("lockstep")
 def keeps_itself(agent: Any) -> bool:
     """Return whether an agent offers its whole state as plain data: ``snapshot()`` and ``restore(state)``."""
     return hasattr(agent, "snapshot") and hasattr(agent, "restore")
+
+
+def check_keeps_itself(agent: Any, what: str) -> None:
+    """Refuse an agent that only pickle can keep.
+
+    Args:
+        agent: The agent.
+        what: What messages call it.
+
+    Raises:
+        CheckpointError: It does not offer its state as plain data.
+    """
+    if not keeps_itself(agent):
+        raise CheckpointError(
+            f"{what} has no snapshot() and restore(state), so only pickle can keep it; pass "
+            "allow_pickle=True to save(), and later to load(), or give it both methods"
+        )
 
 
 def agent_tree(agent: Any) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _read_row(
         except Unsuitable as error:
             reason = reason_of(error)
     state = {"generators": generator_states(copy.env)}
-    return tree | {"form": NONE, "reason": reason or "no form keeps it", "state": state}, reason
+    return tree | {"form": NONE, "reason": reason or choice.told, "state": state}, reason
 
 
 def check_rows(copies: Copies, trees: Any, framework: Framework) -> None:
