@@ -136,7 +136,9 @@ def run(code: str, *args: str, cwd: Path, path: tuple[Path, ...] = (ROOT,)) -> s
 
 
 RUN = """
-import importlib, sys
+import importlib, sys, warnings
+# Warp compiles into a temporary folder when its cache is empty, and leaves it to the interpreter's end
+warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
 from tests.support.agents import RecordingAgent, to_numpy
 from tests.support.envs import counting_factory
 

@@ -14,7 +14,7 @@ from workers.errors import AgentError, CheckpointError, message_of, type_name
 from workers.frameworks import Framework
 from workers.storage.state_file import encode_state
 
-__all__ = ["agent_tree", "check_keeps_itself", "keeps_itself", "load_agent_tree", "plain_infos", "reason_not_kept"]
+__all__ = ["agent_tree", "check_keeps_itself", "load_agent_tree", "plain_infos", "reason_not_kept"]
 
 _logger = logging.getLogger("lockstep")
 
