@@ -1,10 +1,10 @@
 """Share of the log of actions in a step of CartPole-v1 x 64.
 
-    python benchmarks/action_log.py [--repetitions N] [--write]
+    python benchmarks/action_log.py [--repetitions N]
 
 The log is timed in place, call by call, while the copies are stepped: an entry for each step, a note for each reset.
 Steps are those of the copies alone, with random actions, which reset more copies than any trained agent does, and those
-of a trainer with our PPO that has just begun to learn. `--write` puts the table into RESULTS.md.
+of a trainer with our PPO that has just begun to learn.
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ def main() -> None:
     """Measure both kinds of steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    repetitions = parser.parse_args().repetitions
     env, generator = make_env("CartPole-v1", num_envs=NUM_ENVS, framework="numpy"), np.random.default_rng(0)
     env._env.log = log = TimedLog(NUM_ENVS)
     env.reset(seed=0)
@@ -78,16 +77,15 @@ def main() -> None:
     def step() -> None:
         env.step(generator.integers(0, 2, (NUM_ENVS, 1)))
 
-    rows = [["the copies", *measured(log, step, options.repetitions)]]
+    rows = [["the copies", *measured(log, step, repetitions)]]
     trainer = build("CartPole-v1", NUM_ENVS)
     trainer.env._env.log = log = TimedLog(NUM_ENVS)
     trainer.train()
-    rows.append(["the trainer, two PPO agents", *measured(log, trainer.train, options.repetitions)])
+    rows.append(["the trainer, two PPO agents", *measured(log, trainer.train, repetitions)])
     header = ["a step of", "µs", "µs of the log", "share in %", "resets in a step"]
-    text = f"{describe_machine('gymnasium', 'torch')}; {options.repetitions} repetitions.\n\n{table(header, rows)}"
+    text = f"{describe_machine('gymnasium', 'torch')}; {repetitions} repetitions.\n\n{table(header, rows)}"
     print(text)
-    if options.write:
-        write_section("action-log", text)
+    write_section("action-log", text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Time and bytes of a snapshot and of a checkpoint: CartPole-v1 and HalfCheetah-v5, 64 copies, and a team.
 
-    python benchmarks/snapshots.py [--repetitions N] [--write]
+    python benchmarks/snapshots.py [--repetitions N]
 
 A snapshot is what `trainer.save` asks of the workers, encoded as bytes. A checkpoint is the whole call of
 `trainer.save`, with the files forced to the disk; its time is also given in training steps of the same trainer. The
 bound is beside it: as many bytes in as many plain files, forced to the disk in the same way. Then there is
-`trainer.load`, in a trainer that has just been built. `--write` puts the table into RESULTS.md.
+`trainer.load`, in a trainer that has just been built.
 """
 
 from __future__ import annotations
@@ -97,15 +97,13 @@ def main() -> None:
     """Measure every case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
+    repetitions = parser.parse_args().repetitions
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        rows = [measure(id, number, arguments.repetitions, Path(folder)) for id, number in CASES.items()]
+        rows = [measure(id, number, repetitions, Path(folder)) for id, number in CASES.items()]
     header = ["case", "kB", "snapshot", "save", "plain files", "load", "save in steps"]
-    text = f"{describe_machine()}; {arguments.repetitions} repetitions. Times in ms.\n\n{table(header, rows)}"
+    text = f"{describe_machine()}; {repetitions} repetitions. Times in ms.\n\n{table(header, rows)}"
     print(text)
-    if arguments.write:
-        write_section("snapshots", text)
+    write_section("snapshots", text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from workers.frameworks import Framework
 from workers.node import node_name
 from workers.scope.env_slice import EnvSlice
 from workers.storage.snapshot import Snapshot
-from workers.types import Description, Outcome, Phase, Scope, Tick
+from workers.types import Description, Outcome, Phase, Scope, Tick, is_integer
 
 __all__ = [
     "Orchestrator",
@@ -197,7 +197,7 @@ def check_replay_limit(replay_limit: object) -> None:
     Raises:
         ConfigError: It is not an integer of at least 0.
     """
-    if not isinstance(replay_limit, int) or isinstance(replay_limit, bool) or replay_limit < 0:
+    if not is_integer(replay_limit) or replay_limit < 0:
         raise ConfigError(
             f"replay_limit is {reprlib.repr(replay_limit)}; expected an integer of at least 0: the most actions of an "
             "episode that are kept, so that the episode can be repeated"
@@ -212,6 +212,6 @@ def check_num_threads(num_threads: object) -> None:
             start their threads.
     """
     most = max(64, 4 * (os.cpu_count() or 1))
-    if not isinstance(num_threads, int) or isinstance(num_threads, bool) or not 1 <= num_threads <= most:
+    if not is_integer(num_threads) or not 1 <= num_threads <= most:
         given = reprlib.repr(num_threads)
         raise ConfigError(f"num_threads is {given}; expected an integer of at least 1, and at most {most}")

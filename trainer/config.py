@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
 from workers.errors import ConfigError
+from workers.types import is_integer
 
 __all__ = ["StepTrainerCfg", "StepTrainerCfgDict", "resolve_cfg"]
 
@@ -45,10 +46,10 @@ class StepTrainerCfg:
         Raises:
             ConfigError: A value is invalid; the message names it, with what was given and what is expected.
         """
-        self._check("timesteps", _is_integer(self.timesteps) and self.timesteps >= 0, "an integer of at least 0")
+        self._check("timesteps", is_integer(self.timesteps) and self.timesteps >= 0, "an integer of at least 0")
         self._check(
             "render_interval",
-            _is_integer(self.render_interval) and self.render_interval >= 1,
+            is_integer(self.render_interval) and self.render_interval >= 1,
             "an integer of at least 1",
         )
         for name in ("headless", "close_environment_at_exit", "stochastic_evaluation"):
@@ -99,7 +100,3 @@ def resolve_cfg(cfg: StepTrainerCfg | StepTrainerCfgDict | Mapping[str, Any]) ->
     cfg.validate()
     cfg.expand()
     return cfg
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

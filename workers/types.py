@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 __all__ = [
     "Agent",
@@ -35,6 +35,7 @@ __all__ = [
     "Scope",
     "Tick",
     "Transition",
+    "is_integer",
 ]
 
 Array = Any
@@ -288,3 +289,8 @@ class Agent(Protocol):
 
     def track_data(self, tag: str, value: float) -> None:
         """Record a scalar."""
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.spaces import Discrete
 
 from tests.support.agents import copied
 from tests.support.ppo import (
     CLOCK,
     ENVS,
+    MULTI_DISCRETE,
     STEPS,
     WIDTH,
     assert_close,
@@ -32,7 +33,6 @@ from workers.agents.masks import legal_actions
 from workers.agents.ppo import PPO
 from workers.errors import AgentError
 
-MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
 NAN = np.float32(np.nan)
 
 # Three environments, four timesteps: the first acts in every timestep but the third, the second in every other one, the

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import MultiDiscrete
 
 from tests.support.agents import copied
 from tests.support.ppo import (
     ENVS,
+    MULTI_DISCRETE,
     STEPS,
     WIDTH,
     U,
@@ -32,7 +32,6 @@ from workers.agents.base import discrete_components
 from workers.agents.learning_rate import adapt_learning_rate
 from workers.agents.ppo import PPO
 
-MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
 CFG: dict[str, Any] = {
     "learning_epochs": 3,
     "learning_rate": 0.01,

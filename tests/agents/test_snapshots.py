@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete
 
 from tests.support.agents import copied
 from tests.support.parity import assert_same, ppo
@@ -22,6 +22,7 @@ from tests.support.ppo import (
     BOUNDED,
     CLOCK,
     ENVS,
+    MULTI_DISCRETE,
     STEPS,
     act,
     make,
@@ -39,8 +40,6 @@ from workers.agents.ppo import PPO
 from workers.frameworks import load_framework
 from workers.scalars import Scalars
 from workers.storage.state_file import decode_state, encode_state
-
-MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
 
 
 def masks(step: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from tests.support.agents import copied
 from tests.support.parity import assert_same, ppo
@@ -19,6 +19,7 @@ STEPS, ENVS, WIDTH, STATE_WIDTH = 4, 3, 5, 2
 BOX = Box(-np.inf, np.inf, (WIDTH,))
 STATES = Box(-np.inf, np.inf, (STATE_WIDTH,))
 ACTIONS: dict[str, gymnasium.Space[Any]] = {"discrete": Discrete(3, start=2), "gaussian": Box(-np.inf, np.inf, (2,))}
+MULTI_DISCRETE = MultiDiscrete([3, 2, 4], start=[-1, 5, 0])
 BOUNDED = Box(np.array([10.0, -0.5], np.float32), np.array([20.0, 0.25], np.float32))
 HALF_BOUNDED = Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, np.inf], np.float32))
 CLOCK: dict[str, Any] = {"timestep": 0, "timesteps": 100}

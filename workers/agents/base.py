@@ -16,6 +16,7 @@ from workers.errors import AgentError
 from workers.frameworks import load_framework
 from workers.scalars import Scalars
 from workers.storage.state_file import decode_state, encode_state
+from workers.types import is_integer
 
 __all__ = ["Agent", "Learner", "discrete_components", "space_width"]
 
@@ -92,7 +93,7 @@ class Learner(ABC):
     framework: str
 
     def __init__(self, *, num_envs: int) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        if not is_integer(num_envs) or num_envs < 1:
             raise AgentError(f"num_envs is {num_envs!r}; expected an integer of at least 1")
         self.num_envs = num_envs
         self._framework = load_framework(self.framework)

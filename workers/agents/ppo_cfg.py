@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from workers.errors import ConfigError
+from workers.types import is_integer
 
 __all__ = ["PPOCfg", "resolve_cfg"]
 
@@ -96,7 +97,7 @@ class PPOCfg:
             ConfigError: A value is invalid; the message names it and what is expected.
         """
         for name in ("rollouts", "learning_epochs", "mini_batches"):
-            _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "an integer >= 1")
+            _check(is_integer(getattr(self, name)) and getattr(self, name) >= 1, self, name, "an integer >= 1")
         for name in ("discount_factor", "gae_lambda"):
             _check(_is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, self, name, "a number in [0, 1]")
         for name in ("learning_rate", "ratio_clip"):
@@ -109,19 +110,15 @@ class PPOCfg:
         for name, values in (("activation", ACTIVATIONS), ("action_bounds", ACTION_BOUNDS)):
             _check(getattr(self, name) in values, self, name, f"one of {', '.join(map(repr, values))}")
         sizes = self.hidden_sizes
-        valid = isinstance(sizes, tuple | list) and all(_is_int(size) and size >= 1 for size in sizes)
+        valid = isinstance(sizes, tuple | list) and all(is_integer(size) and size >= 1 for size in sizes)
         _check(valid, self, "hidden_sizes", "a tuple of integers >= 1")
         for name in ("normalize_observations", "normalize_values"):
             _check(isinstance(getattr(self, name), bool), self, name, "True or False")
         return True
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (is_integer(value) or isinstance(value, float)) and math.isfinite(value)
 
 
 def _check(valid: bool, cfg: PPOCfg, name: str, expected: str) -> None:

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import create_empty_array, iterate
 
 from workers.copying import copy_containers
+from workers.envs.sample_rows import take
 from workers.envs.samples import (
     RESERVED,
     checked_flag,
@@ -23,7 +24,6 @@ from workers.envs.samples import (
 )
 from workers.envs.states.copy import SingleCopy
 from workers.envs.states.log import ActionLog
-from workers.envs.states.values import take
 from workers.errors import close_all, mark_row, marks_row
 from workers.info_rows import merge_rows
 

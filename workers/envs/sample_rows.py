@@ -58,7 +58,7 @@ class SampleRows:
 
     def sample(self, row: int) -> Any:
         """Return a copy of the sample of a row; None if it has none."""
-        return copy_containers(_take(self._batch, row)) if row in self._rows else None
+        return copy_containers(take(self._batch, row)) if row in self._rows else None
 
     def flat(self) -> npt.NDArray[Any]:
         """Return the samples, ``(num_envs, flatdim(space))``, with zeros in the other rows; see `flatten_rows`.
@@ -70,7 +70,7 @@ class SampleRows:
         """
         is_full = len(self._rows) == self._num_envs
         # only the rows with a sample: zero, which is in the others, is not in every space
-        batch = self._batch if is_full else _take(self._batch, self._rows)
+        batch = self._batch if is_full else take(self._batch, self._rows)
         try:
             flat = flatten_rows(self._space, batch, self._what)
         except EnvError as error:
@@ -83,8 +83,8 @@ class SampleRows:
         return full
 
 
-def _take(batch: Any, rows: list[int] | int) -> Any:
-    """Return some rows of a batch in a vector environment's format."""
+def take(batch: Any, rows: Any) -> Any:
+    """Return what an index selects of each array of a batch in a vector environment's format."""
     if isinstance(batch, dict):
-        return {key: _take(member, rows) for key, member in batch.items()}
-    return tuple(_take(member, rows) for member in batch) if isinstance(batch, tuple) else batch[rows]
+        return {key: take(member, rows) for key, member in batch.items()}
+    return tuple(take(member, rows) for member in batch) if isinstance(batch, tuple) else batch[rows]

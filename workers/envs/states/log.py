@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import gymnasium
 
 from workers.copying import copy_containers
+from workers.envs.sample_rows import take
 from workers.envs.states.attributes import read_attributes
 from workers.envs.states.generators import find_generators, raw_reader, raw_to_tree
-from workers.envs.states.values import Unsuitable, is_record, join, stack, take
+from workers.envs.states.values import Unsuitable, is_record, join, stack
 from workers.envs.statistics import layers
 from workers.frameworks import load_framework
 
@@ -170,7 +171,9 @@ class ActionLog:
             before = copy.trace() if copy.before is None else copy.before
             length = before.length + self.count - copy.start
             if length > self.limit or copy.start < first:
-                raise Unsuitable(f"it took more than {self.limit} actions since its last reset; see set_replay_limit")
+                raise Unsuitable(
+                    f"it took more than {self.limit} actions since its last reset; see replay_limit of the orchestrator"
+                )
             if copy.start == self.count:
                 return before
             since = take(batch, (slice(copy.start - first, None), row))

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from workers.copying import copy_containers
+from workers.envs.sample_rows import take
 from workers.envs.states.attributes import write_attributes
 from workers.envs.states.copy import step
 from workers.envs.states.generators import are_states, generator_states, set_generators
 from workers.envs.states.log import Trace
-from workers.envs.states.values import Unsuitable, are_attributes, same, take
+from workers.envs.states.values import Unsuitable, are_attributes, same
 from workers.envs.statistics import layers
 from workers.frameworks import Framework, load_framework
 

@@ -16,6 +16,7 @@ from workers.envs.states.whole import check_whole, read_whole, read_wrappers, wr
 from workers.envs.statistics import layers
 from workers.errors import EnvError, type_name
 from workers.frameworks import Framework
+from workers.types import is_integer
 
 __all__ = ["EnvState", "check_state", "explain_state", "prepare_state", "read_state", "set_replay_limit", "write_state"]
 
@@ -164,7 +165,7 @@ def set_replay_limit(env: Any, limit: int) -> None:
     Raises:
         EnvError: `limit` is not an integer of at least 0.
     """
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+    if not is_integer(limit) or limit < 0:
         raise EnvError(f"the replay limit is {limit!r}; expected an integer of at least 0")
     _, copies = _parts(env)
     if copies is not None:

@@ -37,7 +37,6 @@ __all__ = [
     "is_record",
     "same",
     "stack",
-    "take",
 ]
 
 
@@ -220,13 +219,6 @@ def _numbers(value: Any, framework: Framework) -> Any:
 def _bytes(array: npt.NDArray[Any]) -> bytes:
     """Return the bytes of an array, with one NaN for all of them."""
     return bytes((np.where(np.isnan(array), np.nan, array) if array.dtype.kind == "f" else array).tobytes())
-
-
-def take(tree: Any, index: Any) -> Any:
-    """Return what an index selects of each array in a tree of dictionaries and tuples."""
-    if isinstance(tree, dict):
-        return {key: take(part, index) for key, part in tree.items()}
-    return tuple(take(part, index) for part in tree) if isinstance(tree, tuple) else tree[index]
 
 
 def stack(trees: Sequence[Any]) -> Any:
