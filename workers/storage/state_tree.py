@@ -36,9 +36,9 @@ __all__ = ["NotPlainError", "TreeDecoder", "TreeEncoder"]
 
 Node = list[Any]
 
-_DTYPES = {"bool", "float16", "float32", "float64", "complex64"}
-_DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-"""Dtypes that `safetensors.numpy` both writes and reads."""
+_DTYPES = {np.dtype(name) for name in ("bool", "float16", "float32", "float64", "complex64")}
+_DTYPES |= {np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+"""Dtypes that `safetensors.numpy` both writes and reads; those of another byte order are none of them."""
 
 _KINDS = "biufcSUMm"
 """Kinds of dtypes that their string describes, and whose bytes are their values."""
@@ -124,7 +124,7 @@ class TreeEncoder:
         if type(array) is not np.ndarray or dtype.kind not in _KINDS or not dtype.itemsize:
             return self._not_plain(value, f"a {type(array).__qualname__} of dtype {dtype}", path)
         array = np.array(array, order="C")
-        if dtype.name in _DTYPES and dtype.isnative:
+        if dtype in _DTYPES:
             place: Any = self._store(array, path)
         else:
             place = [self._store(np.frombuffer(array.tobytes(), np.uint8), path), dtype.str, list(array.shape)]

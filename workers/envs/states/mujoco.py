@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,18 @@ def read_simulation(layer: Any) -> dict[str, Any]:
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.empty(mujoco.mj_stateSize(model, kind))
     mujoco.mj_getState(model, data, state, kind)
-    arrays, fresh = _float_arrays(data), _float_arrays(mujoco.MjData(model))
-    derived = {name: array.copy() for name, array in arrays.items() if array.size and array.shape == fresh[name].shape}
-    return {"state": state, "derived": derived}
+    return {"state": state, "derived": {name: getattr(data, name).copy() for name in _derived(model)}}
+
+
+_names: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
+
+
+def _derived(model: Any) -> list[str]:
+    """Return the names of the arrays of a simulation that have a fixed size: in a new one, the others are empty."""
+    if model not in _names:
+        arrays = _float_arrays(sys.modules["mujoco"].MjData(model))
+        _names[model] = [name for name, array in arrays.items() if array.size]
+    return _names[model]
 
 
 def write_simulation(layer: Any, tree: dict[str, Any]) -> None:
