@@ -21,6 +21,7 @@ __all__ = [
     "LARGEST_TEXT",
     "check_writable",
     "make_folder",
+    "named_errors",
     "open_url",
     "read_at",
     "read_file",
@@ -36,11 +37,12 @@ _PIPE_SECONDS = 0.8
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe"}
 
 
-def open_url(url: str) -> tuple[str, Any, str]:
+def open_url(url: str, what: str = "run directory") -> tuple[str, Any, str]:
     """Return a folder's URL without a slash at the end, its filesystem, and its path there.
 
     Args:
         url: A path, or a URL that fsspec supports. The folder need not exist.
+        what: What errors call it.
 
     Raises:
         ConfigError: The kind of URL is unknown or malformed, or a package that it needs is not installed.
@@ -51,7 +53,7 @@ def open_url(url: str) -> tuple[str, Any, str]:
         filesystem, path = fsspec.core.url_to_fs(url)
     except Exception as error:  # filesystems of other packages may raise anything
         told = str(error) if isinstance(error, (ValueError, ImportError, OSError)) else _told(error)
-        raise ConfigError(f"the run directory {url!r} cannot be opened: {told}") from error
+        raise ConfigError(f"the {what} {url!r} cannot be opened: {told}") from error
     trimmed = url.rstrip("/")
     is_root = not trimmed or trimmed.endswith(":")  # such as / and memory://
     return url if is_root else trimmed, filesystem, path.rstrip("/") or path
@@ -69,7 +71,7 @@ def read_file(path: str, most: int | None = None, *, only: int = -1, may_be_pipe
     Raises:
         OSError: It cannot be read, is larger, is not a file, or is a pipe whose end does not come.
     """
-    with _named_errors(), open(path, "rb", buffering=0, opener=_without_waiting) as file:
+    with named_errors(), open(path, "rb", buffering=0, opener=_without_waiting) as file:
         found = os.fstat(file.fileno())
         if may_be_pipe and most is not None and stat.S_ISFIFO(found.st_mode):
             return _read_pipe(file, most)
@@ -95,7 +97,7 @@ def read_at(filesystem: Any, path: str, most: int | None = None, *, only: int = 
     """
     if isinstance(filesystem, LocalFileSystem):
         return read_file(path, most, only=only)
-    with _named_errors():
+    with named_errors():
         found = filesystem.info(path)
         if found["type"] != "file":
             raise OSError(f"{path!r} is a {found['type']}; expected a file")
@@ -119,7 +121,7 @@ def replace_at(filesystem: Any, path: str, content: bytes) -> None:
     """
     is_local = isinstance(filesystem, LocalFileSystem)
     temporary = f"{path}.{secrets.token_hex(8)}.part"
-    with _named_errors():
+    with named_errors():
         # x: a link that somebody has put there is not followed
         file = filesystem.open(temporary, "xb" if is_local else "wb")
         try:
@@ -146,7 +148,7 @@ def make_folder(filesystem: Any, path: str, *, private: bool) -> None:
     Raises:
         OSError: It cannot be made.
     """
-    with _named_errors():
+    with named_errors():
         if private and isinstance(filesystem, LocalFileSystem):
             os.makedirs(path, 0o700, exist_ok=True)  # the mode is that of the last one
         else:
@@ -166,7 +168,7 @@ def check_writable(filesystem: Any, path: str) -> str:
     Raises:
         OSError: It cannot be written.
     """
-    with _named_errors():
+    with named_errors():
         while not filesystem.exists(path) and "/" in path.lstrip("/"):
             path = path.rpartition("/")[0]
         probe = f"{path}/.lockstep-{secrets.token_hex(8)}"
@@ -204,7 +206,7 @@ def _check_size(name: str, size: int, most: int | None) -> None:
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
+def named_errors() -> Iterator[None]:
     """Turn whatever a filesystem raises into an `OSError`."""
     try:
         yield

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from types import TracebackType
 from typing import Self
 
 from fsspec.implementations.local import LocalFileSystem
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from orchestrator.files import open_url
+from orchestrator.files import named_errors, open_url, read_at, replace_at
+from workers.errors import ConfigError
 
 __all__ = ["MetricsWriter"]
 
 _COLUMNS = ("timestep", "scope", "tag", "value")
+
+Row = tuple[int, int, str, str]
+"""Values of the columns."""
 
 
 class MetricsWriter:
@@ -35,7 +42,8 @@ class MetricsWriter:
                     metrics.write(timestep + 1, trainer.collect_metrics())
 
     TensorBoard shows one run per scope: ``tensorboard/scope_0`` and so on. ``metrics.csv`` has the columns timestep,
-    scope, tag and value, and one row per scalar. Both are complete after every `write`.
+    scope, tag and value, and one row per scalar. Both are complete after every `write`. A loop that goes on from a
+    checkpoint calls ``metrics.cut(trainer.metrics_timestep)`` after ``trainer.load(...)``.
     """
 
     def __init__(self, directory: str) -> None:
@@ -49,7 +57,7 @@ class MetricsWriter:
         """
         url, self._filesystem, path = open_url(directory)
         self._directory = path if isinstance(self._filesystem, LocalFileSystem) else url
-        self._csv = f"{path}/metrics.csv"
+        self._folder, self._csv = path, f"{path}/metrics.csv"
         self._events: dict[int, EventFileWriter] = {}
 
     def write(self, timestep: int, scalars: Sequence[Mapping[str, float]]) -> None:
@@ -62,7 +70,7 @@ class MetricsWriter:
         Raises:
             OSError: The files cannot be written.
         """
-        rows = [
+        rows: list[Row] = [
             (timestep, scope, tag, repr(float(value)))
             for scope, by_tag in enumerate(scalars)
             for tag, value in by_tag.items()
@@ -70,7 +78,46 @@ class MetricsWriter:
         if rows:
             self._append(rows)
             for scope, by_tag in enumerate(scalars):
-                self._write_events(timestep, scope, by_tag)
+                self._write_events(timestep, scope, by_tag, time.time())
+
+    def cut(self, timestep: int) -> None:
+        """Remove what was written after `timestep`, to go on from there.
+
+        The events of TensorBoard are written again from ``metrics.csv``, because those of a process that was killed may
+        be incomplete; they keep the times at which they were written first, as far as these can be read.
+
+        Args:
+            timestep: The last timestep to keep; see `trainer.worker_state.WorkerState.metrics_timestep`.
+
+        Raises:
+            ConfigError: ``metrics.csv`` has been damaged.
+            OSError: The files cannot be read or written.
+        """
+        self.close()
+        with named_errors():
+            self._filesystem.invalidate_cache()
+            rows = [row for row in self._read() if row[0] <= timestep] if self._filesystem.exists(self._csv) else []
+            old = self._filesystem.find(f"{self._folder}/tensorboard")
+            times = {key: seconds for path in old for key, seconds in self._times(path)}
+            if rows:
+                replace_at(self._filesystem, self._csv, _text([_COLUMNS, *rows]))
+            elif self._filesystem.exists(self._csv):
+                self._filesystem.rm(self._csv)
+            for (step, scope), group in groupby(rows, key=lambda row: row[:2]):
+                by_tag = {tag: float(value) for _, _, tag, value in group}
+                self._write_events(step, scope, by_tag, times.get((scope, step), time.time()))
+            for path in old:
+                self._filesystem.rm(path)
+
+    def sync(self) -> None:
+        """Make sure that ``metrics.csv`` outlasts a failure of the machine, if it is on a local disk.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if isinstance(self._filesystem, LocalFileSystem) and os.path.exists(self._csv):
+            with open(self._csv, "rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Close the event files."""
@@ -86,14 +133,33 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
-    def _append(self, rows: Sequence[Sequence[object]]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if not self._filesystem.exists(self._csv):
+    def _read(self) -> Iterator[Row]:
+        """Yield the rows of ``metrics.csv``; the process that wrote it may have been killed within the last one."""
+        data = read_at(self._filesystem, self._csv)
+        try:
+            lines = csv.reader(io.StringIO(data[: data.rfind(b"\n") + 1].decode(), newline=""))
+            if tuple(next(lines, ())) != _COLUMNS:
+                raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
+            for timestep, scope, tag, value in lines:
+                float(value)
+                yield int(timestep), int(scope), tag, value
+        except (ValueError, csv.Error) as error:
+            raise ConfigError(f"{self._csv} is damaged: {error}") from error
+
+    def _times(self, path: str) -> Iterator[tuple[tuple[int, int], float]]:
+        """Yield when the events of each scope and step were written."""
+        name = path.rpartition("/tensorboard/scope_")[2]
+        with suppress(Exception):  # they may be damaged, and are not needed
+            scope = int(name.partition("/")[0])
+            for event in EventFileLoader(f"{self._directory}/tensorboard/scope_{name}").Load():
+                if event.HasField("summary"):
+                    yield (scope, event.step), event.wall_time
+
+    def _append(self, rows: Sequence[Row]) -> None:
+        is_new = not self._filesystem.exists(self._csv)
+        if is_new:
             self._filesystem.makedirs(self._filesystem._parent(self._csv), exist_ok=True)
-            writer.writerow(_COLUMNS)
-        writer.writerows(rows)
-        added = text.getvalue().encode()
+        added = _text([_COLUMNS, *rows] if is_new else rows)
         if not isinstance(self._filesystem, LocalFileSystem):  # object stores cannot append
             before = self._filesystem.cat_file(self._csv) if self._filesystem.exists(self._csv) else b""
             self._filesystem.pipe_file(self._csv, before + added)
@@ -107,11 +173,11 @@ class MetricsWriter:
                 file.truncate(size)  # a partial row would be read as a complete one
                 raise
 
-    def _write_events(self, timestep: int, scope: int, by_tag: Mapping[str, float]) -> None:
+    def _write_events(self, timestep: int, scope: int, by_tag: Mapping[str, float], wall_time: float) -> None:
         if scope not in self._events:
             self._events[scope] = EventFileWriter(f"{self._directory}/tensorboard/scope_{scope}")
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in by_tag.items()]
-        event = Event(step=timestep, wall_time=time.time(), summary=Summary(value=values))
+        event = Event(step=timestep, wall_time=wall_time, summary=Summary(value=values))
         try:
             self._events[scope].add_event(event)
             self._events[scope].flush()
@@ -121,3 +187,9 @@ class MetricsWriter:
             with suppress(Exception):
                 broken.close()
             raise
+
+
+def _text(rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

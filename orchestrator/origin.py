@@ -77,6 +77,11 @@ class Origin:
         for name in names:
             del self._macs[name][:-1]
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop files that have been deleted from the record, at the latest when it is written the next time."""
+        for name in names:
+            self._macs.pop(name, None)
+
     def foreign(self, name: str, data: bytes) -> str:
         """Return why a file may be somebody else's; empty if this user wrote it for this run.
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from orchestrator.files import LARGEST_TEXT, make_folder, open_url, read_at, replace_at
+from fsspec.implementations.local import LocalFileSystem
+
+from orchestrator.files import LARGEST_TEXT, make_folder, named_errors, open_url, read_at, replace_at
 from orchestrator.metrics import MetricsWriter
 from orchestrator.origin import LARGEST, ORIGIN, Origin
+from orchestrator.run_checkpoints import RunCheckpoints
 from workers.envs.statistics import Statistics, are_statistics
 from workers.errors import AgentError, ConfigError, DivergedError
 from workers.frameworks import Framework, load_framework
@@ -40,7 +45,10 @@ class RunDirectory:
         agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`; and
                           statistics.safetensors, if wrappers of its environments hold any
         evaluation.json   the returns that were printed at the end
-        origin.json       proof that this user wrote the files that can run code: config.yaml and every agent.bin
+        checkpoints/      the last checkpoints, from which the run can go on; see `orchestrator.run_checkpoints`
+        origin.json       proof that this user wrote the files that can run code: config.yaml, every agent.bin, and
+                          checkpoints with pickles
+        .lock             held by the process that trains
 
     Files are replaced as a whole, so they can be read at any time. On a local disk only this user can enter the
     directory, unless it is shared or existed before. Whatever is there may come from somebody else: it is read within
@@ -88,9 +96,18 @@ class RunDirectory:
             ConfigError: The directory is not empty, or cannot be written.
         """
         self.check_new()
+        self.write_config(config)
+
+    def write_config(self, config: str) -> None:
+        """Write the configuration of the run.
+
+        Raises:
+            ConfigError: The directory cannot be written.
+        """
         try:
             self._origin.sign({CONFIG: config.encode()})
             self.write(CONFIG, config)
+            self._origin.settle([CONFIG])
         except OSError as error:
             raise ConfigError(f"the run directory {self.url!r} cannot be written: {error}") from error
 
@@ -130,6 +147,54 @@ class RunDirectory:
         make_folder(self._filesystem, self._path, private=self._private)
         make_folder(self._filesystem, path.rpartition("/")[0], private=False)
         replace_at(self._filesystem, path, content.encode() if isinstance(content, str) else content)
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file is there.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        with named_errors():
+            return bool(self._filesystem.exists(f"{self._path}/{name}"))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            OSError: It cannot be removed.
+        """
+        if self.exists(name):
+            with named_errors():
+                self._filesystem.rm(f"{self._path}/{name}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine from training in the directory, if it is on a local disk.
+
+        Raises:
+            ConfigError: Another process trains in it, or it cannot be written.
+        """
+        if not isinstance(self._filesystem, LocalFileSystem):
+            yield
+            return
+        try:
+            lock = open(f"{self._path}/.lock", "ab")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise ConfigError(f"the run directory {self.url!r} cannot be written: {error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another process trains in {self.url!r}; stop it, or wait until it is done"
+                ) from error
+            except OSError:  # not every disk can lock
+                pass
+            yield
+
+    def checkpoints(self) -> RunCheckpoints:
+        """Return the checkpoints of the run."""
+        return RunCheckpoints(self.url, self._filesystem, self._path, self._origin)
 
     def metrics(self) -> MetricsWriter:
         """Return a writer for the scalars of the run."""

@@ -94,7 +94,7 @@ class StepTrainer(WorkerState, Generic[A]):
         self.num_simultaneous_agents = len(given)
         self._num_envs = num_envs
         self._seed = seed
-        self._timestep = self._next_timestep = self._done = 0
+        self._timestep = self._next_timestep = self._done = self._collected = 0
         self._progress = None
         self._lifecycle = Lifecycle()
         plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)

@@ -34,6 +34,7 @@ class WorkerState:
     _timestep: int  # the internal counter
     _next_timestep: int  # after the last iteration
     _done: int  # iterations that the progress bar shows
+    _collected: int  # the next timestep at the last `collect_metrics`
     _progress: tqdm.tqdm[Any] | None
     _lifecycle: Lifecycle
     _threads: HeldThreads
@@ -53,7 +54,18 @@ class WorkerState:
         """
         self._lifecycle.require_open("collect_metrics()")
         with self._asking():
-            return self._session.collect()
+            scalars = self._session.collect()
+        self._collected = self._next_timestep
+        return scalars
+
+    @property
+    def metrics_timestep(self) -> int:
+        """The timestep that followed the last iteration when metrics were collected last: the first of the next ones.
+
+        After `load`, it is that of the checkpoint. A loop that goes on cuts its own metrics there; see
+        `orchestrator.metrics.MetricsWriter.cut`.
+        """
+        return self._collected
 
     def agent_files(self) -> list[tuple[str, bytes]]:
         """Return what each simultaneous agent has learnt so far, as file name and content.
@@ -106,7 +118,8 @@ class WorkerState:
         the environments can be kept, and logs what cannot be: call it once before the loop.
 
         Args:
-            path: The checkpoint's folder on a local disk. A checkpoint that is there is replaced as a whole.
+            path: The checkpoint's folder, or a URL that fsspec supports, such as ``s3://bucket/run``. A checkpoint that
+                is there is replaced as a whole.
             allow_pickle: Whether to pickle agents and environments that do not offer their state as plain data.
 
         Raises:
@@ -126,7 +139,7 @@ class WorkerState:
         observations; a warning names them. An agent that was pickled gets new models, optimisers and other parts.
 
         Args:
-            path: The checkpoint's folder.
+            path: The checkpoint's folder or URL.
             allow_pickle: Whether to load pickles, which can run any code: only do so if you trust who wrote them.
 
         Returns:
@@ -153,13 +166,13 @@ class WorkerState:
             if is_staged or not isinstance(error, CheckpointError):
                 self._lifecycle.fail()
             raise
-        self._timestep, self._next_timestep, self._done = (about[name] for name in _COUNTERS)
+        self._timestep, self._next_timestep, self._done, self._collected = (about[name] for name in _COUNTERS)
         self._drop_progress()
         return self._next_timestep
 
     def _about(self) -> dict[str, Any]:
         """Return what the manifest of a checkpoint tells of this trainer."""
-        counters = dict(zip(_COUNTERS, (self._timestep, self._next_timestep, self._done), strict=True))
+        counters = dict(zip(_COUNTERS, (self._timestep, self._next_timestep, self._done, self._collected), strict=True))
         return self._identity() | counters
 
     def _identity(self) -> dict[str, Any]:
@@ -216,5 +229,5 @@ class WorkerState:
             self._progress = None
 
 
-_COUNTERS = ("counter", "next_timestep", "done")
+_COUNTERS = ("counter", "next_timestep", "done", "metrics_timestep")
 """Names of the trainer's counters in a manifest."""

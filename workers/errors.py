@@ -76,6 +76,10 @@ class CheckpointError(LockstepError, ValueError):
     """A checkpoint cannot be written, is damaged, or does not fit the trainer."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is incomplete or has been changed."""
+
+
 class LifecycleError(LockstepError, RuntimeError):
     """A call is not allowed in the trainer's current state."""
 

@@ -13,7 +13,7 @@ from tests.support.schedule import full_or_short
 PROGRAM = """
 import errno, os, shutil, signal, sys, tempfile
 from pathlib import Path
-from orchestrator import checkpoint
+from orchestrator import checkpoint_folder
 from orchestrator.checkpoint import read_checkpoint, write_checkpoint
 from workers.errors import CheckpointError
 from workers.storage.snapshot import Part, Snapshot
@@ -112,7 +112,7 @@ def strike_everywhere(state, act, code):
 
 act, state, way = sys.argv[2:]
 if way == "renames":
-    checkpoint._exchanged = lambda one, other: False
+    checkpoint_folder._exchanged = lambda one, other: False
 outcomes = strike_everywhere(state, *{"kill": (kill, -9), "refuse": (refuse, 1)}[act])
 changes = sum(one != other for one, other in zip(outcomes, outcomes[1:]))
 print(len(outcomes), outcomes[0], outcomes[-1], changes)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from trainer import __version__
 from trainer._console import conceal, shown
 from trainer._redaction import escaped, redacted, secrets_in
+from trainer.command.signals import ending_signals
 
 if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
@@ -39,20 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     conceal(())  # what an earlier call has set
     options = _parsed(arguments)
     conceal(secrets_in(vars(options)))
-    before = {number: signal.signal(number, _terminate) for number in _ending_signals()}
+    before = {number: signal.signal(number, _terminate) for number in ending_signals()}
     try:
         return _run(options)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ending_signals() -> Iterator[signal.Signals]:
-    """Yield the signals that end the command: SIGTERM and, unless `nohup` has it ignored, that of a closed terminal."""
-    yield signal.SIGTERM
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        yield hangup
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -140,7 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train the agents of a configuration", description=_train.__doc__)
     train.__class__ = _HelpWithDefaults
     train.add_argument("config", metavar="CONFIG.yaml", help="a configuration, also the config.yaml of an earlier run")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="if logging.directory holds a run of this configuration, go on with it; see resume",
+    )
     train.set_defaults(verb=_train)
+    resume = verbs.add_parser("resume", help="go on with a run that was stopped", description=_resume.__doc__)
+    resume.add_argument("run_dir", metavar="RUN_DIR", help="a run directory written by lockstep train")
+    resume.set_defaults(verb=_resume)
     evaluate = verbs.add_parser("eval", help="evaluate the agents of a run", description=_evaluate.__doc__)
     evaluate.add_argument("run_dir", metavar="RUN_DIR", help="a run directory written by lockstep train")
     evaluate.set_defaults(verb=_evaluate)
@@ -172,11 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--working-dir", metavar="DIR", help="folder that is sent to the cluster; by default the current"
         )
-    for verb in (train, evaluate, doctor, submit):
+    for verb in (train, resume, evaluate, doctor, submit):
         verb.add_argument(
             "--trust",
             action="store_true",
-            help="run the code that a run directory of another user names or holds: import paths, agent.bin",
+            help="run the code that a run directory of another user names or holds: import paths, agent.bin, pickles",
         )
         verb.add_argument(
             "--set",
@@ -192,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> Iterator[str]:
     """Train the agents of a configuration, store them with their metrics in a run directory, and evaluate them."""
-    from orchestrator.run_dir import RunDirectory
+    from orchestrator.run_dir import CONFIG, RunDirectory
     from trainer.command.job import check_sender, lasting
     from trainer.command.training import train
 
@@ -202,7 +203,25 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
     name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     url = name if config.logging.directory is None else config.logging.directory
-    yield from train(config, RunDirectory(lasting(url), shared=config.logging.shared))
+    directory = RunDirectory(lasting(url), shared=config.logging.shared)
+    yield from train(config, directory, resumes=options.resume and directory.exists(CONFIG), trust=options.trust)
+
+
+def _resume(options: argparse.Namespace) -> Iterator[str]:
+    """Go on with a run from its last checkpoint, with the numbers of a run that was never stopped.
+
+    A finished run is extended with --set trainer.timesteps=N.
+    """
+    from orchestrator.run_dir import RunDirectory
+    from trainer.command.training import train
+    from trainer.command.trust import check_resumed
+
+    directory = RunDirectory(options.run_dir)
+    text = directory.config()
+    config = _load(text, options)
+    if not options.trust:
+        check_resumed(directory, text, config, options.overrides)
+    yield from train(config, directory, resumes=True, trust=options.trust)
 
 
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:

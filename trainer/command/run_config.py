@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import cache
@@ -21,6 +22,7 @@ from workers.errors import ConfigError, ScopeError
 
 __all__ = [
     "AgentConfig",
+    "CheckpointConfig",
     "EnvConfig",
     "EvaluationConfig",
     "LoggingConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "in_line",
     "load_config",
     "parse",
+    "seconds_between",
 ]
 
 _MOST_TOLD = 20
@@ -107,6 +110,25 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True)
+class CheckpointConfig:
+    """The checkpoints, from which `lockstep resume` goes on."""
+
+    interval: int | str | None = None
+    """Number of timesteps between checkpoints, or a time such as 90s, 10min or 2h. null: every 30 seconds, or less
+    often where they would take more than 1 % of the time."""
+
+    keep_last: int = 2
+    """Number of checkpoints that are kept; 0: none is written."""
+
+    allow_pickle: bool = False
+    """Whether to pickle what offers its state in no other way. Loading a pickle runs code, so `lockstep resume` loads
+    only those that this user has signed."""
+
+    required: bool = False
+    """Whether a checkpoint that cannot be written, such as on a full disk, ends the run. Otherwise it goes on."""
+
+
+@dataclass(kw_only=True)
 class EvaluationConfig:
     """The evaluation at the end of a run and in `lockstep eval`."""
 
@@ -145,6 +167,9 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Where the run directory is, and how often it is written."""
 
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """How often checkpoints are written, and which are kept."""
+
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The evaluation at the end of the run."""
 
@@ -169,6 +194,10 @@ class RunConfig:
         _require(self.seed is None or self.seed >= 0, "seed", self.seed, "an integer of at least 0, or null")
         interval, evaluation = self.logging.interval, self.evaluation
         _require(interval is None or interval >= 1, "logging.interval", interval, "an integer of at least 1, or null")
+        with named("checkpoint.interval"):
+            seconds_between(self.checkpoint.interval)
+        kept = self.checkpoint.keep_last
+        _require(kept >= 0, "checkpoint.keep_last", kept, "an integer of at least 0")
         for name, least in (("episodes", 0), ("seed", 0), ("max_timesteps", 1)):
             value = getattr(evaluation, name)
             _require(value >= least, f"evaluation.{name}", value, f"an integer of at least {least}")
@@ -185,6 +214,21 @@ class RunConfig:
             )
         except ScopeError as error:
             raise ConfigError(f"agents.*.scope: {error}") from error
+
+
+def seconds_between(interval: int | str | None) -> float | None:
+    """Return the seconds between checkpoints; None if the interval is no time.
+
+    Raises:
+        ConfigError: The interval is invalid.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(s|min|h)", interval) if isinstance(interval, str) else None
+    seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else None
+    if not (interval is None or seconds or (isinstance(interval, int) and interval >= 1)):
+        raise ConfigError(
+            f"{interval!r} is given; expected a number of timesteps, a time such as 90s, 10min or 2h, or null"
+        )
+    return seconds
 
 
 def _require(valid: bool, key: str, given: Any, expected: str) -> None:

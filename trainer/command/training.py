@@ -5,24 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
-from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
 from trainer.command.evaluation import Evaluation, evaluate, rounded
 from trainer.command.run import prepare
-from trainer.command.run_config import RunConfig, dump_config
+from trainer.command.run_config import RunConfig, in_line, load_config
+from trainer.command.run_log import RATE, RunLog
+from trainer.command.signals import Stop, stop_on_signals
 from trainer.step import StepTrainer
-from trainer.versions import versions
-from workers.envs.statistics import Statistics
-from workers.errors import ConfigError, DivergedError, WorkerError
+from workers.errors import ConfigError, WorkerError
 
 __all__ = ["report", "train"]
 
@@ -40,74 +37,60 @@ _TELLING = 10.0
 _MOST_SCOPES = 4
 """Number of scopes whose returns a line of progress tells one by one."""
 
-_RETURN, _RATE = "Episode / Return (mean)", "Rate / Environment steps per second"
+_RETURN = "Episode / Return (mean)"
 
 
-class Stop:
-    """Request to stop the run, made by SIGINT (Ctrl-C) or SIGTERM.
-
-    Attributes:
-        signal: Number of the signal; 0 if there was none.
-    """
-
-    signal = 0
-
-    def ask(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal: the first one stops the run after the iterations under way, the second one at once."""
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        _logger.warning("stopping after the iterations under way; repeat the signal to stop at once")
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a request to stop."""
-    stop = Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
+def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, trust: bool = False) -> Iterator[str]:
     """Train, store and evaluate the agents.
 
     Args:
         config: The configuration.
-        directory: The run directory, which must be empty or not exist yet.
+        directory: The run directory, which must be empty or not exist yet, unless `resumes` is set.
+        resumes: Whether to go on with the run in the directory, from its last checkpoint, as if it had not been
+            stopped.
+        trust: Whether to load pickles there that this user did not write.
 
     Yields:
         Lines that report progress, and at the end the results of the evaluation.
 
     Raises:
-        ConfigError: The configuration is invalid.
+        ConfigError: The configuration is invalid, or is that of another run.
         AgentError: An agent cannot be stored.
+        CheckpointError: No checkpoint can be loaded, or written although it is required.
         DivergedError: An agent holds NaN or infinity; those stored before are kept, and the metrics are written.
         WorkerError: Environments or agents failed; the training up to then is stored as far as possible.
         SystemExit: A signal stopped the run; the training up to then is stored.
         KeyboardInterrupt: A second signal stopped the run at once; what was stored last is kept.
     """
-    directory.check_new()
+    timesteps = config.trainer.timesteps
+    if not resumes:
+        directory.check_new()
     run = prepare(config)
-    with run.opened() as trainer, directory.metrics() as metrics, stop_on_signals() as stop:
-        log = _Log(run.config, trainer, directory, metrics)
-        yield str(trainer)
-        yield f"run directory: {redacted(directory.url)}"
-        try:
-            yield from _run(trainer, run.config.trainer.timesteps, log, stop)
-            log.finish("interrupted" if stop.signal else "finished")
-        except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
-            log.status("interrupted")
-            raise
-        except BaseException:
-            log.save_what_can_be()
-            raise
-        if stop.signal:
-            yield f"stopped at timestep {log.timestep}; the agents are stored in {redacted(directory.url)}"
-            raise SystemExit(128 + stop.signal)
+    if resumes:
+        check_same(load_config(directory.config()), run.config)
+    if resumes and _is_finished(directory, timesteps):
+        yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
+        if directory.exists("evaluation.json"):
+            return
+    else:
+        with ExitStack() as stack:
+            if resumes:
+                stack.enter_context(directory.locked())
+            trainer = stack.enter_context(run.opened())
+            metrics = stack.enter_context(directory.metrics())
+            stop = stack.enter_context(stop_on_signals())
+            log = RunLog(run.config, trainer, directory, metrics)
+            done = log.go_on(trust=trust) if resumes else log.begin()
+            if not resumes:
+                stack.enter_context(directory.locked())
+            yield str(trainer)
+            yield f"run directory: {redacted(directory.url)}"
+            if resumes:
+                yield f"resumed at timestep {done}"
+            yield from _logged(trainer, done, timesteps, log, stop)
+            if stop.signal:
+                yield f"stopped at timestep {log.timestep}; the agents are stored in {redacted(directory.url)}"
+                raise SystemExit(128 + stop.signal)
     if config.evaluation.episodes:
         try:
             results = evaluate(run.config, directory)
@@ -122,7 +105,54 @@ def train(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         directory.write("evaluation.json", json.dumps(stored, indent=1))
 
 
-def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> Iterator[str]:
+def check_same(stored: RunConfig, config: RunConfig) -> None:
+    """Check that a configuration goes on with the run of another one: in what its numbers depend on, they are equal.
+
+    Raises:
+        ConfigError: They are not; the message names the keys.
+    """
+    one, other = (json.loads(json.dumps(dataclasses.asdict(each), default=str)) for each in (stored, config))
+    names = ("framework", "env", "agents", "seed")
+    if different := [key for name in names for key in _different(one[name], other[name], name)]:
+        raise ConfigError(
+            f"a run can only be resumed with the {', '.join(different)} that it was begun with; start a new run instead"
+        )
+
+
+def _different(one: Any, other: Any, key: str) -> Iterator[str]:
+    """Yield the keys in which two pieces of plain data differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in one | other:
+            yield from _different(one.get(name), other.get(name), f"{key}.{name}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            yield from _different(*pair, f"{key}.{index}")
+    elif one != other:
+        yield in_line(key)
+
+
+def _is_finished(directory: RunDirectory, timesteps: int) -> bool:
+    try:
+        status = directory.status()
+    except ConfigError:  # the run was killed while it began
+        return False
+    return status["state"] == "finished" and status["timestep"] >= timesteps
+
+
+def _logged(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, stop: Stop) -> Iterator[str]:
+    """Train, and write what belongs to how it ends."""
+    try:
+        yield from _run(trainer, done, timesteps, log, stop)
+        log.finish("interrupted" if stop.signal else "finished")
+    except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
+        log.status("interrupted")
+        raise
+    except BaseException:
+        log.save_what_can_be()
+        raise
+
+
+def _run(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, stop: Stop) -> Iterator[str]:
     """Train in groups of iterations, each of which ends before the next write and takes about `_MOMENT` at most.
 
     Yields:
@@ -131,7 +161,7 @@ def _run(trainer: StepTrainer[Any], timesteps: int, log: _Log, stop: Stop) -> It
     bar = trainer.cfg.disable_progressbar
     has_bar = bar is False or (bar is None and sys.stdout.isatty())
     told = perf_counter()
-    done, count = 0, 1
+    count = 1
     while done < timesteps and not stop.signal:
         count = min(count, timesteps - done, log.until_next(done))
         start = perf_counter()
@@ -155,7 +185,7 @@ def progress(scalars: Sequence[Mapping[str, float]]) -> str:
     Args:
         scalars: The scalars of each scope, by tag.
     """
-    rate = f"{sum(one[_RATE] for one in scalars):,.0f} environment steps/s"
+    rate = f"{sum(one[RATE] for one in scalars):,.0f} environment steps/s"
     found = [one[_RETURN] for one in scalars if _RETURN in one]
     if not found:
         return f"no episode ended; {rate}"
@@ -181,98 +211,3 @@ def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirec
                 wanted.episodes,
                 wanted.max_timesteps,
             )
-
-
-class _Log:
-    """Writer of the run directory during a run.
-
-    Attributes:
-        timestep: Number of timesteps after which the agents were last stored.
-        scalars: The scalars of each scope that were last written.
-    """
-
-    def __init__(
-        self, config: RunConfig, trainer: StepTrainer[Any], directory: RunDirectory, metrics: MetricsWriter
-    ) -> None:
-        self.timestep = 0
-        self.scalars: Sequence[Mapping[str, float]] = []
-        self._trainer, self._directory, self._metrics = trainer, directory, metrics
-        self._interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
-        self._done = 0
-        self._collected, self._since = 0, perf_counter()
-        self._diverged = False
-        trainer.collect_metrics()  # starts the measurement
-        files = trainer.agent_files()  # an agent that cannot be stored fails now, not at the end
-        # the directory belongs to this run only
-        stored = dataclasses.replace(config, logging=dataclasses.replace(config.logging, directory=None))
-        directory.create(dump_config(stored))
-        try:
-            directory.write("versions.json", json.dumps(versions(), indent=1))
-            directory.write_agents(files, self._statistics())
-            self.status("running")
-        except OSError as error:
-            raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
-
-    def after(self, done: int) -> None:
-        """Write after `done` timesteps, if it is time to."""
-        self._done = done
-        if not done % self._interval:
-            try:
-                self._write()
-            except OSError:
-                # a disk that is full now may have space at the end, when it matters
-                _logger.exception("the run directory cannot be written; training continues")
-
-    def failed_at(self, timestep: int) -> None:
-        """Record the timestep in which a scope failed; the other scopes stopped near it."""
-        self._done = timestep
-
-    def until_next(self, done: int) -> int:
-        """Return the number of timesteps from `done` until it is time to write."""
-        return self._interval - done % self._interval
-
-    def finish(self, state: str) -> None:
-        """Write everything that has not been written yet."""
-        if self._done != min(self.timestep, self._collected):
-            self._write()
-        self.status(state)
-
-    def save_what_can_be(self) -> None:
-        """Write what is possible after a failure. If the agents are out of reach, those stored before are kept."""
-        try:
-            self.finish("failed")
-        except Exception as error:
-            _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", self.timestep, error)
-            self.status("failed")
-
-    def status(self, state: str) -> None:
-        """Write the state of the run."""
-        self._directory.write("status.json", json.dumps({"state": state, "timestep": self.timestep}))
-
-    def _write(self) -> None:
-        """Write the agents first, because they matter most, then the metrics, which may tell how an agent diverged."""
-        try:
-            if self._done != self.timestep and not self._diverged:
-                self._directory.write_agents(self._trainer.agent_files(), self._statistics())
-                self.timestep = self._done
-                self.status("running")
-        except DivergedError:
-            self._diverged = True  # told once
-            self._write_metrics()
-            raise
-        self._write_metrics()
-
-    def _statistics(self) -> list[list[Statistics]]:
-        """Return the statistics of each scope's environments, by row."""
-        rows = self._trainer.env_statistics()
-        return [rows[start:stop] for start, stop in self._trainer.scopes]
-
-    def _write_metrics(self) -> None:
-        scalars = self._trainer.collect_metrics()
-        count, self._collected = self._done - self._collected, self._done
-        seconds, self._since = perf_counter() - self._since, perf_counter()
-        if count:
-            for one, (start, stop) in zip(scalars, self._trainer.scopes, strict=True):
-                one[_RATE] = count * (stop - start) / seconds
-            self.scalars = scalars
-            self._metrics.write(self._done, scalars)

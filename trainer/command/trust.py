@@ -14,11 +14,11 @@ from workers.envs.making import imports_module
 from workers.errors import ConfigError
 from workers.storage.agent_file import OWN
 
-__all__ = ["check_config", "check_run", "code"]
+__all__ = ["check_config", "check_resumed", "check_run", "code"]
 
 Key = tuple[str, ...]
 
-_OF_A_RUN = (ORIGIN, "status.json", "versions.json", "agents", "metrics.csv", "tensorboard", "evaluation.json")
+_OF_A_RUN = (ORIGIN, "status.json", "versions.json", "agents", "metrics.csv", "tensorboard", "checkpoints")
 """Names by which the folder of a configuration is known as a run directory."""
 
 _MOST_TEXTS, _LONGEST = 20, 200
@@ -85,6 +85,21 @@ def check_config(path: str, text: str, config: RunConfig, overrides: Sequence[st
     place = Path(path).absolute()
     if place.name != CONFIG or not any(os.path.lexists(place.with_name(name)) for name in _OF_A_RUN):
         return
+    check_resumed(RunDirectory(str(place.parent)), text, config, overrides)
+
+
+def check_resumed(directory: RunDirectory, text: str, config: RunConfig, overrides: Sequence[str]) -> None:
+    """Check that training with the configuration of a run directory uses only what this user wrote or names.
+
+    Args:
+        directory: See `check_run`.
+        text: See `check_run`.
+        config: See `check_run`.
+        overrides: See `check_run`.
+
+    Raises:
+        ConfigError: There is more; the message names it.
+    """
     named = code(config)
     address, folder = config.orchestrator.options.get("address"), config.logging.directory
     if address not in (None, "auto"):
@@ -93,7 +108,6 @@ def check_config(path: str, text: str, config: RunConfig, overrides: Sequence[st
         named["logging", "directory"] = folder
     if config.orchestrator.kind == "ray":  # its workers look for modules in the current folder first
         named["orchestrator", "kind"] = "ray"
-    directory = RunDirectory(str(place.parent))
     _refuse(directory, *_foreign(directory, text, named, overrides))
 
 

@@ -303,8 +303,8 @@ class Service:
 
     def _snapshot(self, allow_pickle: bool) -> Snapshot:
         if self._worker is not None:
-            return self._worker.snapshot(allow_pickle=allow_pickle)
-        return Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle),), {})
+            return self._worker.snapshot(allow_pickle=allow_pickle).joined()
+        return Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle).joined(),), {})
 
     def _stage(self, snapshot: Snapshot) -> None:
         if self._worker is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from workers.errors import AgentError, CheckpointError, message_of
 from workers.frameworks import Framework
-from workers.storage.state_file import decode_state, encode_state
+from workers.storage.state_file import decode_state, encode_pieces
 from workers.storage.state_tree import NotPlainError
 
 __all__ = ["Part", "Snapshot", "decode_part", "encode_part"]
@@ -21,12 +21,22 @@ class Part(NamedTuple):
     """A part of a snapshot.
 
     Attributes:
-        state: Result of `workers.storage.state_file.encode_state`.
+        state: Result of `encode_state` of `workers.storage.state_file`, or of its `encode_pieces`: these may share the
+            memory of what is encoded, and hold until the next iteration.
         pickled: One pickle of everything that is not plain; empty if there is nothing.
     """
 
-    state: bytes
+    state: bytes | tuple[bytes | memoryview, ...]
     pickled: bytes = b""
+
+    @property
+    def pieces(self) -> tuple[bytes | memoryview, ...]:
+        """The state, in pieces that follow each other."""
+        return self.state if isinstance(self.state, tuple) else (self.state,)
+
+    def joined(self) -> Part:
+        """Return the part with its state in one piece, which nothing changes."""
+        return self._replace(state=b"".join(self.pieces))
 
 
 class Snapshot(NamedTuple):
@@ -41,6 +51,11 @@ class Snapshot(NamedTuple):
     agents: tuple[Part, ...]
     envs: Mapping[tuple[int, int], Part]
 
+    def joined(self) -> Snapshot:
+        """Return the snapshot in pieces that can be sent; see `Part.joined`."""
+        agents = tuple(part.joined() for part in self.agents)
+        return Snapshot(agents, {rows: part.joined() for rows, part in self.envs.items()})
+
 
 def encode_part(
     tree: Any,
@@ -53,7 +68,7 @@ def encode_part(
     """Encode a state, with pickle only where there is no other way.
 
     Args:
-        tree: See `workers.storage.state_file.encode_state`.
+        tree: See `workers.storage.state_file.encode_pieces`.
         framework: The framework of its arrays.
         allow_pickle: Whether values that are not plain may be pickled.
         what: Whose state it is, for errors.
@@ -64,7 +79,7 @@ def encode_part(
     """
     pickled: list[Any] | None = [] if allow_pickle else None
     try:
-        state = encode_state(tree, framework, pickled, largest_header=_LARGEST_HEADER)
+        state = encode_pieces(tree, framework, pickled, largest_header=_LARGEST_HEADER)
     except NotPlainError as error:
         raise CheckpointError(
             f"{what} holds {error.args[0]}, which only pickle can keep; pass allow_pickle=True to save(), and later to "
@@ -105,6 +120,6 @@ def decode_part(part: Part, framework: Framework, *, what: str) -> Any:
         if not isinstance(pickled, list):
             raise CheckpointError(f"{what} cannot be restored: its pickle holds a {type(pickled).__name__}")
     try:
-        return decode_state(part.state, framework, pickled, largest_header=_LARGEST_HEADER)
+        return decode_state(b"".join(part.pieces), framework, pickled, largest_header=_LARGEST_HEADER)
     except AgentError as error:
         raise CheckpointError(f"{what} cannot be restored: {error}") from error

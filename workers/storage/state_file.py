@@ -14,16 +14,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load, save
+import numpy.typing as npt
+from safetensors.numpy import load
 
 from workers.errors import AgentError
 from workers.frameworks import Framework, load_framework
 from workers.storage.state_tree import TreeDecoder, TreeEncoder
 
-__all__ = ["LARGEST_HEADER", "check_start", "conform_state", "decode_state", "encode_state", "nonfinite_values"]
+__all__ = [
+    "LARGEST_HEADER",
+    "check_start",
+    "conform_state",
+    "decode_state",
+    "encode_pieces",
+    "encode_state",
+    "nonfinite_values",
+]
 
 LARGEST_HEADER = 2**22
 """Most bytes of the header of an agent's state, which has about 200 for each array."""
+
+_ORDER = {
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""Names of dtypes in the file, in the order of their arrays: those of the largest elements first, for alignment."""
+
+_RANKS = {np.dtype(dtype): (rank, name) for rank, (dtype, name) in enumerate(_ORDER.items())}
 
 _MOST_TOLD = 300
 """Number of characters that an error tells of a damaged file."""
@@ -32,7 +60,16 @@ _MOST_TOLD = 300
 def encode_state(
     state: Any, framework: Framework, pickled: list[Any] | None = None, *, largest_header: int = LARGEST_HEADER
 ) -> bytes:
-    """Encode a state as bytes.
+    """Encode a state as bytes; see `encode_pieces`."""
+    return b"".join(encode_pieces(state, framework, pickled, largest_header=largest_header))
+
+
+def encode_pieces(
+    state: Any, framework: Framework, pickled: list[Any] | None = None, *, largest_header: int = LARGEST_HEADER
+) -> tuple[bytes | memoryview, ...]:
+    """Encode a state as pieces of bytes that follow each other: the header, and the memory of each array.
+
+    Nothing is copied that is on the host and contiguous: the pieces change with the state.
 
     Subclasses come back as what they derive from, such as a named tuple as a tuple, and arrays in C order. An object in
     two places comes back as two.
@@ -50,19 +87,33 @@ def encode_state(
     """
     tree = TreeEncoder(framework, pickled)
     try:
+        arrays = tree.arrays
         text = json.dumps(tree.encode(state))
-        data: bytes = save(tree.arrays, metadata={"state": text})
+        names = sorted(arrays, key=lambda name: (_RANKS[arrays[name].dtype], name.encode()))
+        header = _header(text, {name: arrays[name] for name in names})
     except (RecursionError, ValueError) as error:  # a state that contains itself, an integer or key without a text form
         if isinstance(error, AgentError):
             raise
         raise AgentError(f"the state cannot be written: {type(error).__name__}: {error}") from error
-    size = int.from_bytes(data[:8], "little")
-    if size > largest_header:
+    if len(header) - 8 > largest_header:
         raise AgentError(
-            f"the state has so many arrays or values that its header has {size} bytes; expected at most "
+            f"the state has so many arrays or values that its header has {len(header) - 8} bytes; expected at most "
             f"{largest_header}. Join arrays into larger ones"
         )
-    return data
+    return header, *(arrays[name].reshape(-1).view(np.uint8).data for name in names)
+
+
+def _header(state: str, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return what precedes the arrays in a safetensors file, in the words of that package."""
+    entries: dict[str, Any] = {"__metadata__": {"state": state}}
+    stop = 0
+    for name, array in arrays.items():
+        start, stop = stop, stop + array.nbytes
+        dtype = _RANKS[array.dtype][1]
+        entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, stop]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def decode_state(

@@ -63,7 +63,7 @@ class TreeEncoder:
     Subclasses of dictionaries, lists, tuples, sets, numbers and strings count as what they derive from.
 
     Attributes:
-        arrays: Its arrays by their path, in dtypes of safetensors.
+        arrays: Its arrays by their path, in dtypes of safetensors. They may share memory with the state.
     """
 
     def __init__(self, framework: Framework, pickled: list[Any] | None) -> None:
@@ -123,7 +123,7 @@ class TreeEncoder:
         dtype = array.dtype
         if type(array) is not np.ndarray or dtype.kind not in _KINDS or not dtype.itemsize:
             return self._not_plain(value, f"a {type(array).__qualname__} of dtype {dtype}", path)
-        array = np.array(array, order="C")
+        array = np.asarray(array, order="C")
         if dtype in _DTYPES:
             place: Any = self._store(array, path)
         else:
