@@ -62,7 +62,8 @@ def test_the_same_run_locally_in_ray_and_from_its_own_configuration(
         for scope in (0, 1):
             stored = f"agents/{scope}/state.safetensors"
             assert (folder / stored).read_bytes() == (local / stored).read_bytes()
-    assert [name for name in files(local) if "tfevents" not in name] == [
+    assert [name for name in files(local) if "tfevents" not in name and "checkpoints/" not in name] == [
+        ".lock",
         "agents/0/state.safetensors",
         "agents/1/state.safetensors",
         "config.yaml",

@@ -88,7 +88,14 @@ def test_the_evaluation_sees_what_training_saw(
     caplog: pytest.LogCaptureFixture,
     ray_cluster: None,
 ):
-    options = [ENV, AGENTS, f"trainer.timesteps={STEPS}", "logging.interval=7", "evaluation.episodes=4"]
+    options = [
+        ENV,
+        AGENTS,
+        "checkpoint.keep_last=0",
+        f"trainer.timesteps={STEPS}",
+        "logging.interval=7",
+        "evaluation.episodes=4",
+    ]
     printed, returns = {}, {}
     for name, overrides in (("local", ()), ("ray", RAY)):
         folder = tmp_path / name

@@ -208,7 +208,7 @@ URLS = {
     "file://\0": "a NUL character",
     "nosuch://bucket": "Protocol not known: nosuch",
     "\x1b[31m://x": "Protocol not known",
-    "s3://": "s3fs",
+    "gs://": "gcsfs",
     "dir://x": "AttributeError",
     "reference://": "TypeError",
     "generic://x": "TypeError",

@@ -214,7 +214,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("url", "reason"), [("nosuch://bucket/run", "Protocol not known: nosuch"), ("s3://bucket/run", "s3fs")]
+    ("url", "reason"), [("nosuch://bucket/run", "Protocol not known: nosuch"), ("gs://bucket/run", "gcsfs")]
 )
 def test_a_url_of_an_unknown_kind(url: str, reason: str):
     with pytest.raises(ConfigError, match=f"the run directory '{url}' cannot be opened: .*{reason}"):

@@ -185,7 +185,10 @@ class RunLog:
             last = self._schedule.last
             if last is None and not isinstance(error.__cause__ or error, OSError):  # it would never succeed
                 self._saves = False
-                _logger.warning("this run writes no checkpoints, so it cannot be resumed: %s", error)
+                remedy = (
+                    "checkpoint.allow_pickle = true lets it use pickle, and checkpoint.keep_last = 0 ends this warning"
+                )
+                _logger.warning("this run writes no checkpoints, so it cannot be resumed: %s; %s", error, remedy)
                 return
             before = "there is none before it" if last is None else f"the last one is that of timestep {last}"
             _logger.error("no checkpoint of timestep %d (%s); training continues: %s", done, before, error)

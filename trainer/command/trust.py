@@ -18,7 +18,16 @@ __all__ = ["check_config", "check_resumed", "check_run", "code"]
 
 Key = tuple[str, ...]
 
-_OF_A_RUN = (ORIGIN, "status.json", "versions.json", "agents", "metrics.csv", "tensorboard", "checkpoints")
+_OF_A_RUN = (
+    ORIGIN,
+    "status.json",
+    "versions.json",
+    "agents",
+    "metrics.csv",
+    "tensorboard",
+    "evaluation.json",
+    "checkpoints",
+)
 """Names by which the folder of a configuration is known as a run directory."""
 
 _MOST_TEXTS, _LONGEST = 20, 200

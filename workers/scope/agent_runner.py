@@ -14,8 +14,8 @@ from workers.frameworks import Framework
 from workers.members import is_factory, takes_infos
 from workers.node import node_name
 from workers.scope.agent_log import AgentLog
-from workers.scope.agent_state import agent_tree, check_keeps_itself, load_agent_tree, plain_infos, reason_not_kept
-from workers.scope.checks import asked_shapes, build_agent, check_fit
+from workers.scope.agent_state import agent_tree, load_agent_tree, plain_infos, reason_not_kept
+from workers.scope.checks import asked_shapes, build_agent, check_fit, checked_pair
 from workers.scope.tracking import AgentTracking
 from workers.seeding import GlobalStream, RandomStream, skrl_key
 from workers.storage.agent_file import dump_agent
@@ -159,7 +159,7 @@ class AgentRunner:
                 else:
                     acted = agent.act(observations, states, timestep=timestep, timesteps=timesteps)
                 elapsed = (perf_counter() - start) * 1e3
-                actions, outputs = _checked_pair(acted)
+                actions, outputs = checked_pair(acted)
                 agent.track_data("Stats / Inference time (ms)", elapsed)
         if self._log.collecting:  # also here: what some agents track cannot be read
             self._log.note_time("Inference", elapsed)
@@ -304,11 +304,10 @@ class AgentRunner:
             CheckpointError: The state cannot be kept.
         """
         self.phase = Phase.STORE
-        if not allow_pickle:
-            check_keeps_itself(self.agent, self._what)
+        state = self._state(allow_pickle=allow_pickle)
         with self.as_handed_over():
             return encode_part(
-                self._state(), self._framework, allow_pickle=allow_pickle, what=self._what, pickler=self._pickler
+                state, self._framework, allow_pickle=allow_pickle, what=self._what, pickler=self._pickler
             )
 
     def stage(self, part: Part) -> None:
@@ -319,7 +318,7 @@ class AgentRunner:
         """
         self.phase = Phase.STORE
         state = decode_part(part, self._framework, what=self._what)
-        before = self._state()
+        before = self._state(allow_pickle=True)
         try:
             self._load(state, is_trial=True)
         except Exception as error:
@@ -340,10 +339,12 @@ class AgentRunner:
     def _what(self) -> str:
         return f"the agent of scope {self.scope.index}, {type(self.agent).__qualname__},"
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, *, allow_pickle: bool) -> dict[str, Any]:
         tick = self._last_tick
+        with self.as_handed_over() as agent:
+            tree = agent_tree(agent, self._framework, what=self._what, allow_pickle=allow_pickle)
         return {
-            "agent": agent_tree(self.agent),
+            "agent": tree,
             "tick": [tick.mode.value, tick.timestep, tick.timesteps],
             "is_reset": self._last_tick is self._reset_tick,
             "infos": plain_infos(self._infos, self._framework) if self._takes_infos or self.agents else {},
@@ -355,7 +356,7 @@ class AgentRunner:
 
     def _load(self, state: dict[str, Any], *, is_trial: bool = False) -> None:
         with self.as_handed_over() as agent:
-            load_agent_tree(agent, state["agent"], is_trial=is_trial)
+            load_agent_tree(agent, state["agent"], self._framework, is_trial=is_trial)
         mode, timestep, timesteps = state["tick"]
         tick = Tick(Mode(mode), int(timestep), int(timesteps))
         self._last_tick, self._reset_tick = tick, tick if state["is_reset"] else tick._replace()
@@ -376,21 +377,6 @@ class AgentRunner:
 
 def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
     return array.reshape(shape)
-
-
-def _checked_pair(acted: Any) -> tuple[Arrays, dict[str, Any]]:
-    """Return the actions and outputs that ``act`` returned."""
-    if not isinstance(acted, tuple):
-        given = f"an object of type {type(acted).__qualname__}"
-    elif len(acted) != 2:
-        given = f"a tuple of {len(acted)}"
-    elif not isinstance(acted[1], dict):
-        given = f"outputs of type {type(acted[1]).__qualname__}"
-    else:
-        return acted
-    raise AgentError(
-        f"act() returned {given}; expected (actions, outputs), where outputs is a dictionary, such as {{}}"
-    )
 
 
 def _mean_actions(actions: Arrays, outputs: dict[str, Any]) -> Arrays:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from workers.agents import load_skrl_parts
 from workers.errors import AgentError, CheckpointError, message_of, type_name
 from workers.frameworks import Framework
 from workers.storage.state_file import encode_state
 
-__all__ = ["agent_tree", "check_keeps_itself", "load_agent_tree", "plain_infos", "reason_not_kept"]
+__all__ = ["agent_tree", "load_agent_tree", "plain_infos", "reason_not_kept"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -24,45 +25,64 @@ def keeps_itself(agent: Any) -> bool:
     return hasattr(agent, "snapshot") and hasattr(agent, "restore")
 
 
-def check_keeps_itself(agent: Any, what: str) -> None:
-    """Refuse an agent that only pickle can keep.
+def _parts(agent: Any, framework: Framework) -> Any:
+    """Return the module that keeps an agent of skrl; None if it is another agent, or of another framework."""
+    parts = load_skrl_parts(framework.name)
+    return parts if parts is not None and parts.is_of_skrl(agent) else None
+
+
+def agent_tree(agent: Any, framework: Framework, *, what: str, allow_pickle: bool) -> dict[str, Any]:
+    """Return the state of an agent: plain data if it offers it, else the agent itself, which only pickle can hold.
+
+    It may share memory with the agent.
 
     Args:
         agent: The agent.
+        framework: Its framework.
         what: What messages call it.
+        allow_pickle: Whether it may be the agent itself.
 
     Raises:
-        CheckpointError: It does not offer its state as plain data.
+        CheckpointError: Only pickle can keep it, and may not.
     """
-    if not keeps_itself(agent):
-        raise CheckpointError(
-            f"{what} has no snapshot() and restore(state), so only pickle can keep it; pass "
-            "allow_pickle=True to save(), and later to load(), or give it both methods"
-        )
+    kind, parts = type_name(type(agent)), _parts(agent, framework)
+    if keeps_itself(agent):
+        return {"kind": kind, "snapshot": agent.snapshot()}
+    reason = "has no snapshot() and restore(state)"
+    if parts is not None:
+        try:
+            return {"kind": kind, "parts": parts.read_parts(agent)}
+        except AgentError as error:
+            reason += f", and {error}"
+    if allow_pickle:
+        return {"kind": kind, "pickle": agent}
+    raise CheckpointError(
+        f"{what} {reason}, so only pickle can keep it; pass allow_pickle=True to save(), and later to load(), or give "
+        "it both methods"
+    )
 
 
-def agent_tree(agent: Any) -> dict[str, Any]:
-    """Return the state of an agent: plain data if it offers it, else the agent itself, which only pickle can hold."""
-    kept = {"snapshot": agent.snapshot()} if keeps_itself(agent) else {"pickle": agent}
-    return {"kind": type_name(type(agent))} | kept
-
-
-def load_agent_tree(agent: Any, tree: Mapping[str, Any], *, is_trial: bool = False) -> None:
+def load_agent_tree(agent: Any, tree: Mapping[str, Any], framework: Framework, *, is_trial: bool = False) -> None:
     """Put an agent that was built alike into the state of an `agent_tree`.
 
     Args:
         agent: The agent.
         tree: The state.
+        framework: The agent's framework.
         is_trial: Whether this state is replaced by the one before, which may be this very agent, at once.
 
     Raises:
         AgentError: The state is of another kind of agent, or does not fit.
     """
-    kind = type_name(type(agent))
+    kind, parts = type_name(type(agent)), _parts(agent, framework)
     if tree["kind"] != kind:
         raise AgentError(f"the state is that of a {tree['kind']}; expected that of a {kind}")
     if "snapshot" in tree:
         agent.restore(tree["snapshot"])
+    elif "parts" in tree:
+        parts.check_parts(agent, tree["parts"])
+        if not is_trial:
+            parts.write_parts(agent, tree["parts"])
     elif type(tree["pickle"]) is not type(agent):
         raise AgentError(f"the pickle holds a {type_name(type(tree['pickle']))}; expected a {kind}")
     elif not is_trial:
@@ -87,7 +107,7 @@ def reason_not_kept(agent: Any, framework: Framework, pickler: type[pickle.Pickl
         framework: Its framework.
         pickler: What a snapshot pickles it with.
     """
-    if keeps_itself(agent):
+    if keeps_itself(agent) or "parts" in agent_tree(agent, framework, what="it", allow_pickle=True):
         return ""
 
     class Attempt(pickler):  # type: ignore[misc, valid-type]

@@ -11,9 +11,9 @@ from gymnasium.spaces.utils import flatdim
 from workers.errors import AgentError
 from workers.frameworks import Framework, available_frameworks
 from workers.members import is_factory, missing_members
-from workers.types import Agent, Scope
+from workers.types import Agent, Arrays, Scope
 
-__all__ = ["asked_shapes", "build_agent", "check_agent", "check_fit"]
+__all__ = ["asked_shapes", "build_agent", "check_agent", "check_fit", "checked_pair"]
 
 Spaces = gymnasium.Space[Any] | dict[str, gymnasium.Space[Any]]
 
@@ -130,3 +130,18 @@ def _check_width(agent: Any, owner: str, own_space: Any, space: Any) -> None:
 
 def _width(space: Any) -> int | None:
     return flatdim(space) if isinstance(space, gymnasium.Space) and space.is_np_flattenable else None
+
+
+def checked_pair(acted: Any) -> tuple[Arrays, dict[str, Any]]:
+    """Return the actions and outputs that ``act`` returned."""
+    if not isinstance(acted, tuple):
+        given = f"an object of type {type(acted).__qualname__}"
+    elif len(acted) != 2:
+        given = f"a tuple of {len(acted)}"
+    elif not isinstance(acted[1], dict):
+        given = f"outputs of type {type(acted[1]).__qualname__}"
+    else:
+        return acted
+    raise AgentError(
+        f"act() returned {given}; expected (actions, outputs), where outputs is a dictionary, such as {{}}"
+    )

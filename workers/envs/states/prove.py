@@ -83,7 +83,12 @@ def prove(form: Form, original: Any, framework: Framework, *, in_use: bool) -> s
 def reason_of(error: Exception) -> str:
     """Return an exception as a reason in a few words."""
     text = str(error) if isinstance(error, Unsuitable) else f"{type_name(type(error))}: {error}"
-    return text.splitlines()[0][:200] if text else type_name(type(error))
+    # as a whole or not at all: a part of a secret would not be concealed
+    return text if 0 < len(text) <= _LONGEST_TOLD else type_name(type(error))
+
+
+_LONGEST_TOLD = 200
+"""Most characters of an exception that a reason tells."""
 
 
 class _Drive:
