@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import struct
+import tracemalloc
 from collections import deque
 from typing import Any
 
@@ -21,7 +23,7 @@ from tests.support.schedule import examples
 from workers.errors import AgentError
 from workers.frameworks import load_framework
 from workers.pickling import objects
-from workers.storage.state_file import decode_state, encode_state
+from workers.storage.state_file import decode_state, encode_pieces, encode_state
 
 TORCH = load_framework("torch")
 
@@ -124,6 +126,8 @@ def leaves_by_path(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any
 @settings(deadline=None, max_examples=examples(100, long=300))
 def test_any_state_comes_back_to_the_bit(state: Any):
     data = encode_state(state, TORCH)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert safetensors.numpy.save(safetensors.numpy.load(data), header["__metadata__"]) == data
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((pickle, "loads"), (pickle, "load"), (pickle, "Unpickler"), (torch, "load")):
             patch.setattr(module, name, None)
@@ -311,3 +315,19 @@ def test_random_bytes_give_nothing_but_our_error(damage: Any):
         decode_state(data, TORCH)  # a changed byte within a number gives another number
     except AgentError as error:
         assert "damaged" in str(error)  # noqa: PT017 - it need not be raised
+
+
+def test_large_arrays_are_encoded_in_their_own_memory():
+    large = torch.arange(2**22, dtype=torch.float32).reshape(2, -1)
+    tracemalloc.start()
+    try:
+        pieces = encode_pieces({"memory": large, "optimised": torch.nn.Parameter(large)}, TORCH)
+        sizes = [hashlib.sha256(piece).digest_size for piece in pieces]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(sizes) == 3
+    assert peak < 2**17
+    large[0, 0] = 7
+    for piece in pieces[1:]:
+        assert np.frombuffer(piece, np.float32)[0] == 7
