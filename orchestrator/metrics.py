@@ -97,7 +97,7 @@ class MetricsWriter:
         with named_errors():
             self._filesystem.invalidate_cache()
             rows = [row for row in self._read() if row[0] <= timestep] if self._filesystem.exists(self._csv) else []
-            old = self._filesystem.find(f"{self._folder}/tensorboard")
+            old = [path for path in self._filesystem.find(f"{self._folder}/tensorboard") if "tfevents" in path]
             times = {key: seconds for path in old for key, seconds in self._times(path)}
             if rows:
                 replace_at(self._filesystem, self._csv, _text([_COLUMNS, *rows]))

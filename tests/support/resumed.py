@@ -126,9 +126,11 @@ def iterations(trainer: Any, start: int, stop: int) -> Iterator[Any]:
 
 
 def ending(trainer: Any, start: int, stop: int) -> tuple[list[Any], list[Any], list[dict[str, float]]]:
-    """Do the rest of the iterations; return their outputs, the agents' files, and the metrics but those of time."""
+    """Do the rest of the iterations; return their outputs, the agents' files, and the metrics, with times of 0."""
     outputs = list(iterations(trainer, start, stop))
-    metrics = [{tag: value for tag, value in each.items() if "time" not in tag} for each in trainer.collect_metrics()]
+    metrics = [
+        {tag: 0.0 if "time" in tag else value for tag, value in each.items()} for each in trainer.collect_metrics()
+    ]
     return outputs, trainer.agent_files(), metrics
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -135,16 +136,20 @@ class RunLog:
             self._finish("failed")
         except Exception as error:
             _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", self.timestep, error)
-            self.status("failed")
+            self.try_status("failed")
 
-    def status(self, state: str) -> None:
-        """Write the state of the run."""
+    def try_status(self, state: str) -> None:
+        """Write the state of the run, if that is possible: it is not worth hiding why the run ends."""
+        with suppress(OSError):
+            self._status(state)
+
+    def _status(self, state: str) -> None:
         self._directory.write("status.json", json.dumps({"state": state, "timestep": self.timestep}))
 
     def _finish(self, state: str) -> None:
         if self._done != min(self.timestep, self._collected):
             self._write()
-        self.status(state)
+        self._status(state)
 
     def _write(self) -> None:
         """Write the agents first, because they matter most, then the metrics, which may tell how an agent diverged."""
@@ -160,7 +165,7 @@ class RunLog:
             self._write_metrics()
             raise
         self.timestep = self._done
-        self.status("running")
+        self._status("running")
 
     def _save(self) -> None:
         """Write a checkpoint, unless there is one of this timestep already, or none is wanted.

@@ -145,7 +145,7 @@ def _logged(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, s
         yield from _run(trainer, done, timesteps, log, stop)
         log.finish("interrupted" if stop.signal else "finished")
     except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
-        log.status("interrupted")
+        log.try_status("interrupted")
         raise
     except BaseException:
         log.save_what_can_be()

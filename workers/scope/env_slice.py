@@ -229,7 +229,8 @@ class EnvSlice:
             prepare_state(self.env, self._framework, allow_pickle=allow_pickle)
         elif env is None:
             env = read_state(self.env, self._framework, allow_pickle=allow_pickle)
-        state = SliceState(self._spaces, env, self._observations, self._states, self._checks.alive, self._reset_infos)
+        kept = self._observations, self._states, self._checks.alive, self._reset_infos
+        state = SliceState(self._spaces, env, *kept, self.scalars.state())
         return {
             rows: encode_part(tree, self._framework, allow_pickle=allow_pickle, what=_what(rows), pickler=self._pickler)
             for rows, tree in split_parts(state, [scope.rows for scope in scopes]).items()
@@ -248,6 +249,7 @@ class EnvSlice:
             state = join_parts(trees, rows, self._framework)
             if state.spaces != self._spaces:
                 raise ValueError(f"it is for the spaces {state.spaces}; expected {self._spaces}")
+            Scalars().load(state.scalars)
             if state.env is not None:
                 check_state(self.env, self._framework, state.env)
             if state.observations is not None:
@@ -268,6 +270,7 @@ class EnvSlice:
         assert state is not None, "restore() must follow stage()"
         self._was_reset, self._lost = state.env is not None, None
         self._observations, self._states, self._reset_infos = state.observations, state.states, state.reset_infos
+        self.scalars.load(state.scalars)
         if state.env is None:
             self._seed = self._first_seed
             return

@@ -29,6 +29,7 @@ class SliceState(NamedTuple):
         states: The states to act on, or None.
         alive: Masks of the agents that are alive, by agent name; empty if the environments do not tell.
         reset_infos: Infos of the observations if they are those of an explicit reset, else None.
+        scalars: The durations that have not been collected yet; see `workers.scalars.Scalars.state`.
     """
 
     spaces: list[str]
@@ -37,6 +38,7 @@ class SliceState(NamedTuple):
     states: Arrays | None
     alive: Mapping[str, Any]
     reset_infos: dict[str, Any] | None
+    scalars: Mapping[str, Any]
 
 
 def split_parts(state: SliceState, ranges: Sequence[Rows]) -> dict[Rows, dict[str, Any]]:
@@ -66,6 +68,7 @@ def _part(state: SliceState, rows: slice, is_whole: bool) -> dict[str, Any]:
         "states": part(state.states),
         "alive": part(dict(state.alive)),
         "reset_infos": state.reset_infos,
+        "scalars": state.scalars,
     }
 
 
@@ -99,7 +102,13 @@ def join_parts(parts: Mapping[Rows, dict[str, Any]], rows: Rows, framework: Fram
         by_row = None if env["rows"] is None else [row for tree in trees for row in tree["env"]["rows"]]
         env = EnvState(by_row, env["whole"])
     return SliceState(
-        list(first["spaces"]), env, joined("observations"), joined("states"), joined("alive"), first["reset_infos"]
+        list(first["spaces"]),
+        env,
+        joined("observations"),
+        joined("states"),
+        joined("alive"),
+        first["reset_infos"],
+        first["scalars"],
     )
 
 

@@ -1,0 +1,390 @@
+"""`lockstep resume`: what it goes on from, what it refuses, and disks that fail."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+
+from orchestrator.run_dir import RunDirectory
+from tests.command.test_cli import Counting
+from tests.support.command import RAY, Shown
+from tests.support.dying import results
+from tests.support.parity import assert_same
+from tests.support.schedule import examples
+from tests.support.strikes import Killed, Strikes, killing_writes, s3_server
+from trainer.command.cli import main
+
+AGENT = {"agent": "ppo", "cfg": {"rollouts": 16, "mini_batches": 2, "learning_epochs": 2, "hidden_sizes": [8]}}
+CONFIG: dict[str, Any] = {
+    "env": {"id": "CartPole-v1", "num_envs": 4},
+    "agents": [{**AGENT, "scope": 1}, {**AGENT, "scope": 3}],
+    "trainer": {"timesteps": 60, "headless": True, "disable_progressbar": True},
+    "logging": {"interval": 20},
+    "checkpoint": {"interval": 14},
+    "evaluation": {"episodes": 2, "max_timesteps": 30},
+}
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def train(command: Shown, config: Path, folder: Any, *overrides: str, code: int = 0) -> str:
+    ended, _, messages = command.run("train", config, "--set", f"logging.directory={folder}", *overrides)
+    assert ended == code, messages
+    return messages
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_finished_run_is_extended(short: Path, tmp_path: Path, command: Shown):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train(command, short, whole, "trainer.timesteps=130")
+    train(command, short, folder)
+    assert saved(folder) == [56, 60]
+    code, lines, _ = command.run("resume", folder)
+    assert (code, lines) == (0, [f"{folder} is finished; to train on, set trainer.timesteps to more than 60"])
+    code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=130")
+    assert code == 0
+    assert "resumed at timestep 60" in lines
+    assert_same(results(folder), results(whole))
+    assert saved(folder) == [126, 130]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["timesteps"] == 130
+
+
+def test_a_run_goes_on_in_ray(short: Path, tmp_path: Path, command: Shown, ray_cluster: None):
+    train(command, short, tmp_path / "whole", "trainer.timesteps=130")
+    train(command, short, tmp_path / "run")
+    assert command.run("resume", tmp_path / "run", "--set", "trainer.timesteps=130", *RAY)[0] == 0
+    assert_same(results(tmp_path / "run"), results(tmp_path / "whole"))
+
+
+def test_training_submitted_again_goes_on(short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    options = [f"logging.directory={folder}", "trainer.timesteps=30"]
+    for timesteps in (30, 60):
+        options[1] = f"trainer.timesteps={timesteps}"
+        code, lines, _ = command.run("train", short, "--resume", "--set", *options)
+        assert code == 0
+        assert ("resumed at timestep 30" in lines) == (timesteps == 60)
+    train(command, short, tmp_path / "whole")
+    assert_same(results(folder), results(tmp_path / "whole"))
+    code, _, messages = command.run(
+        "train", short, "--resume", "--set", *options, "seed=4", "env.kwargs.max_episode_steps=8"
+    )
+    assert code == 2
+    assert "a run can only be resumed with the env.kwargs.max_episode_steps, seed that it was begun with" in messages
+
+
+REFUSED = {
+    "seed=1": "with the seed that it was begun with; start a new run instead",
+    "framework=jax": "with the framework that it was begun with",
+    "env.kwargs.max_episode_steps=5": "with the env.kwargs.max_episode_steps that",
+    "agents.1.cfg.learning_rate=1e-4": "with the agents.1.cfg.learning_rate that",
+    "checkpoint.interval=0": "checkpoint.interval: 0 is given; expected a number of timesteps, a time such as 90s",
+    "checkpoint.interval=90": None,
+    "checkpoint.interval=5 parsecs": "'5 parsecs' is given; expected",
+    "checkpoint.keep_last=-1": "checkpoint.keep_last is -1; expected an integer of at least 0",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_a_run_cannot_be_resumed_with(override: str, short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    train(command, short, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, _, messages = command.run("resume", folder, "--set", "trainer.timesteps=90", override)
+    told = REFUSED[override]
+    if told is None:
+        assert code == 0
+        return
+    assert code == 2
+    assert told in messages
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_one_process_at_a_time(short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    train(command, short, folder)
+    with (folder / ".lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, _, messages = command.run("resume", folder, "--set", "trainer.timesteps=90")
+    assert code == 2
+    assert f"another process trains in '{folder}'" in messages
+
+
+def test_a_damaged_checkpoint_is_passed_over(short: Path, tmp_path: Path, command: Shown):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train(command, short, whole, "trainer.timesteps=130")
+    train(command, short, folder)
+    (folder / "checkpoints/000000000060/agents/1.safetensors").write_bytes(b"")
+    shutil.copytree(folder, tmp_path / "other")
+    code, lines, messages = command.run("resume", folder, "--set", "trainer.timesteps=130")
+    assert code == 0
+    assert "resumed at timestep 56" in lines
+    assert "the checkpoint of timestep 60 is passed over: " in messages
+    assert_same(results(folder), results(whole))
+    other = tmp_path / "other"
+    (other / "checkpoints/000000000056/manifest.json").unlink()
+    code, _, messages = command.run("resume", other, "--set", "trainer.timesteps=130")
+    assert code == 1
+    assert f"none of the 2 checkpoints in {other}/checkpoints can be loaded; see the warnings. Delete them" in messages
+
+
+def test_without_a_checkpoint_a_run_begins_again(short: Path, tmp_path: Path, command: Shown):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train(command, short, whole, "trainer.timesteps=90")
+    train(command, short, folder, "checkpoint.keep_last=0")
+    assert not (folder / "checkpoints").exists()
+    (folder / "status.json").unlink()
+    code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=90", "checkpoint.keep_last=1")
+    assert code == 0
+    assert "resumed at timestep 0" in lines
+    assert_same(results(folder), results(whole))
+    assert saved(folder) == [90]
+
+
+def test_a_run_that_was_killed_during_its_evaluation(short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    train(command, short, folder)
+    before = results(folder)
+    (folder / "evaluation.json").unlink()
+    code, lines, _ = command.run("resume", folder)
+    assert code == 0
+    assert not [line for line in lines if "resumed" in line]
+    assert_same(results(folder), before)
+
+
+def test_what_was_written_beyond_the_checkpoint_is_cut(short: Path, tmp_path: Path, command: Shown):
+    """Metrics of timestep 80, and half a row, of a process that was killed before its next checkpoint."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train(command, short, whole, "trainer.timesteps=100")
+    train(command, short, folder)
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("80,0,Loss / Policy loss,0.5\n80,1,Loss / Pol")
+    events = next((folder / "tensorboard/scope_1").iterdir())
+    events.write_bytes(events.read_bytes()[:-7])
+    (folder / "tensorboard/scope_0/events.out.tfevents.1.old").write_bytes(b"not events")
+    assert command.run("resume", folder, "--set", "trainer.timesteps=100")[0] == 0
+    assert_same(results(folder), results(whole))
+
+
+def test_no_run_directory(tmp_path: Path, command: Shown):
+    code, _, messages = command.run("resume", tmp_path)
+    assert code == 2
+    assert "is not a run directory: it has no readable config.yaml" in messages
+
+
+class Pickled(Counting):
+    """Agent that only pickle can keep."""
+
+
+PICKLED = [f"agents=[{{agent: '{__name__}:Pickled'}}]", "evaluation.episodes=0"]
+
+
+def test_pickles_are_loaded_only_if_this_user_wrote_them(short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    messages = train(command, short, tmp_path / "without", *PICKLED)
+    assert "this run writes no checkpoints, so it cannot be resumed: the agent of scope 0, Pickled, has no" in messages
+    assert "checkpoint.allow_pickle = true lets it use pickle" in messages
+    assert not (tmp_path / "without/checkpoints").exists()
+    train(command, short, folder, *PICKLED, "checkpoint.allow_pickle=true")
+    assert {"config.yaml", "checkpoints/000000000056/manifest.json", "checkpoints/000000000060/manifest.json"} <= {
+        *json.loads((folder / "origin.json").read_text())["macs"]
+    }
+    shutil.copytree(folder, tmp_path / "foreign")
+    code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=80")
+    assert (code, "resumed at timestep 60" in lines) == (0, True)
+    agent = Pickled()
+    from workers.frameworks import load_framework
+
+    RunDirectory(str(folder)).load_agent(agent, 0, load_framework("torch"))
+    assert agent.count == 80
+    foreign = tmp_path / "foreign"
+    origin = json.loads((foreign / "origin.json").read_text())
+    del origin["macs"]["checkpoints/000000000060/manifest.json"]
+    (foreign / "origin.json").write_text(json.dumps(origin))
+    code, lines, messages = command.run("resume", foreign, "--set", "trainer.timesteps=80")
+    assert (code, "resumed at timestep 56" in lines) == (0, True)
+    assert "has pickles, which can run code, and is not known to be of this user" in messages
+
+
+# Object stores: the process is killed before a write, and the next one goes on.
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+def copied(url: str, folder: Path) -> Path:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache()
+    names = filesystem.find(path)
+    for name in names:
+        if name.endswith("/"):  # an empty object that stands for a folder
+            continue
+        place = folder / name.removeprefix(f"{path}/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(filesystem.cat_file(name))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_run_at_a_url_that_is_killed_between_any_two_writes(
+    kind: str, short: Path, tmp_path: Path, command: Shown, request: pytest.FixtureRequest
+):
+    url = "memory://runs-of-a-test/run" if kind == "memory" else f"{request.getfixturevalue('s3')}/run"
+    train(command, short, tmp_path / "whole")
+    counted = Strikes()
+    with killing_writes(counted):
+        train(command, short, f"{url}-counted")
+    chance, lives = random.Random(3), []
+    for life in range(examples(3, long=20)):
+        arguments = ["train", str(short), "--set", f"logging.directory={url}-{life}"]
+        last = chance.randrange(40, counted.count)
+        for _ in range(9):  # later lives have fewer writes left
+            strikes = Strikes(last)
+            with killing_writes(strikes), suppress(Killed):
+                main(arguments)
+            lives.append(strikes.struck)
+            if RunDirectory(f"{url}-{life}").exists("config.yaml"):
+                arguments = ["resume", f"{url}-{life}"]
+            if not strikes.struck:
+                break
+        assert main(arguments) == 0
+        found = results(copied(f"{url}-{life}", tmp_path / str(life)))
+        assert_same(found, results(tmp_path / "whole"))
+    assert sum(lives) >= examples(3, long=20)
+    assert "can be loaded" not in command.run("resume", f"{url}-0")[2]
+    if kind == "memory":
+        fsspec.filesystem("memory").rm("/runs-of-a-test", recursive=True)
+
+
+# Disks that are full.
+
+
+class Filling(Counting):
+    """Agent that fills the disk of the run in timestep 50, and makes room in timestep 90."""
+
+    ballast: Path
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        super().post_interaction(timestep=timestep, timesteps=timesteps)
+        if timestep == 50:
+            fill(self.ballast)
+        if timestep == 90:
+            make_room(self.ballast)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"count": self.count, "rest": "x" * 1000}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+FAILING: list[Path] = []
+"""Folders of disks that fail."""
+
+
+def fill(ballast: Path) -> None:
+    if not os.path.ismount(ballast.parent):
+        FAILING.append(ballast.parent)
+        return
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 512)
+
+
+def make_room(ballast: Path) -> None:
+    FAILING.clear()
+    ballast.unlink(missing_ok=True)
+
+
+@contextmanager
+def tmpfs(folder: Path) -> Iterator[None]:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("this user cannot mount a tmpfs")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def failing_writes() -> Iterator[None]:
+    """Refuse to write files in the folders that are `FAILING`."""
+    original = os.open
+
+    def refusing(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_CREAT and any(str(path).startswith(str(folder)) for folder in FAILING):
+            raise OSError(28, "No space left on device")
+        return original(path, flags, *args, **kwargs)
+
+    def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set(mode) & set("wxa") and any(str(path).startswith(str(folder)) for folder in FAILING):
+            raise OSError(28, "No space left on device")
+        return plain_open(path, mode, *args, **kwargs)
+
+    import builtins
+
+    plain_open = builtins.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", opened)
+        patch.setattr(os, "open", refusing)
+        yield
+
+
+@pytest.mark.parametrize("disk", ["tmpfs", "failing"])
+@pytest.mark.parametrize("required", [False, True])
+def test_a_full_disk(disk: str, required: bool, short: Path, tmp_path: Path, command: Shown, monkeypatch: Any):
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    monkeypatch.setattr(Filling, "ballast", mount / "ballast", raising=False)
+    agents = f"agents=[{{agent: '{__name__}:Filling'}}]"
+    options = [agents, "trainer.timesteps=120", "evaluation.episodes=0", f"checkpoint.required={required}".lower()]
+    options.append(f"logging.directory={mount}/run")
+    with tmpfs(mount) if disk == "tmpfs" else failing_writes():
+        code, lines, messages = command.run("train", short, "--set", *options)
+        make_room(mount / "ballast")
+        folder = mount / "run"
+        if required:
+            assert code == 1
+            assert re.search("no checkpoint of timestep 56: .*No space left on device", messages)
+            assert saved(folder) == [28, 42]
+            code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=49")
+            assert (code, "resumed at timestep 42" in lines) == (0, True)
+            assert saved(folder) == [42, 49]
+        else:
+            assert code == 0, messages
+            for timestep in (56, 70, 84):
+                told = (
+                    f"no checkpoint of timestep {timestep} (the last one is that of timestep 42); training continues: "
+                )
+                assert told in messages
+            assert saved(folder) == [112, 120]
+            assert json.loads((folder / "status.json").read_text()) == {"state": "finished", "timestep": 120}
+        with (folder / "metrics.csv").open(newline="") as file:
+            assert all(len(row) == 4 for row in csv.reader(file))
+        assert not re.findall("Traceback", messages.replace("Traceback (most recent call last):\n  File", ""))
