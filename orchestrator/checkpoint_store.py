@@ -11,13 +11,13 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.files import named_errors, read_at, replace_at
+from orchestrator.files import PARTIAL, named_errors, read_at, replace_at
 from orchestrator.manifest import LARGEST_MANIFEST, MANIFEST, Files, check_replaceable
 from workers.errors import CheckpointError
 
 __all__ = ["CheckpointStore"]
 
-_OURS = re.compile(rf"[0-9a-f]{{32}}|{re.escape(MANIFEST)}\.[0-9a-f]+\.part")
+_OURS = re.compile(rf"[0-9a-f]{{32}}|{re.escape(MANIFEST)}{PARTIAL.pattern}")
 """What a writer that was killed may leave."""
 
 

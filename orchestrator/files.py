@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import select
 import stat
@@ -19,6 +20,7 @@ from workers.errors import ConfigError
 
 __all__ = [
     "LARGEST_TEXT",
+    "PARTIAL",
     "check_writable",
     "make_folder",
     "named_errors",
@@ -30,6 +32,9 @@ __all__ = [
 
 LARGEST_TEXT = 2**19
 """Most bytes of a configuration or a status. Most have a few thousand."""
+
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.part$")
+"""How the name of a file ends that is being written; see `replace_at`."""
 
 _PIPE_SECONDS = 0.8
 """Seconds within which a pipe must come to its end."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator.files import LARGEST_TEXT, make_folder, named_errors, open_url, read_at, replace_at
+from orchestrator.files import LARGEST_TEXT, PARTIAL, make_folder, named_errors, open_url, read_at, replace_at
 from orchestrator.metrics import MetricsWriter
 from orchestrator.origin import LARGEST, ORIGIN, Origin
 from orchestrator.run_checkpoints import RunCheckpoints
@@ -166,6 +166,18 @@ class RunDirectory:
         if self.exists(name):
             with named_errors():
                 self._filesystem.rm(f"{self._path}/{name}")
+
+    def clean(self) -> None:
+        """Remove what writers have left that were killed.
+
+        Raises:
+            OSError: The directory cannot be read or written.
+        """
+        with named_errors():
+            self._filesystem.invalidate_cache()
+            for path in self._filesystem.find(self._path):
+                if PARTIAL.search(path):
+                    self._filesystem.rm(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -14,8 +14,6 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 __all__ = ["Killed", "Strikes", "killing_writes", "s3_server"]
 
-_BUCKET = "lockstep-tests"
-
 
 class Killed(BaseException):
     """Stands for the end of the process: nothing is written after it."""
@@ -124,8 +122,9 @@ def s3_server() -> Iterator[str]:
     try:
         with patch.dict(os.environ, names):
             S3FileSystem.clear_instance_cache()
-            fsspec.filesystem("s3").mkdir(_BUCKET)
-            yield f"s3://{_BUCKET}"
+            bucket = f"lockstep-{port}"  # moto keeps those of earlier servers of this process
+            fsspec.filesystem("s3").mkdir(bucket)
+            yield f"s3://{bucket}"
             S3FileSystem.clear_instance_cache()
     finally:
         server.stop()

@@ -82,6 +82,7 @@ class RunLog:
         self._metrics.cut(self._collected)
         self._directory.write_config(_stored(self._config))
         self._directory.remove("evaluation.json")
+        self._directory.clean()
         self._start(self._trainer.agent_files())
         return self._done
 

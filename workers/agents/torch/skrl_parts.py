@@ -13,6 +13,7 @@ A node of the walk is a pair of its kind and its content:
 ``deque``               nodes
 ``same``                the path of what is there a second time, and the shape of a tensor
 ``fixed``               the type of what never changes, such as a configuration, a space or a function
+``transient``           nothing: a distribution is made again whenever an agent acts
 ======================  ====================================================================================
 
 Whatever else an agent refers to is refused by name. Nothing of skrl is imported.
@@ -49,7 +50,6 @@ _FIXED = (
     functools.partial,
     torch.device,
     torch.dtype,
-    torch.distributions.Distribution,  # made again whenever an agent acts
     gymnasium.Space,  # their generators are among the agent's random streams
     np.dtype,
     Enum,
@@ -62,7 +62,7 @@ _OF_TORCH = vars(nn.Module()).keys() - {"training"}
 """Attributes by which a module holds its parameters, modules and hooks."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
-_KINDS = {"plain", "tensor", "state", "object", "dict", "list", "tuple", "set", "deque", "same", "fixed"}
+_KINDS = {"plain", "tensor", "state", "object", "dict", "list", "tuple", "set", "deque", "same", "fixed", "transient"}
 _SEQUENCES: dict[str, type[Any]] = {"list": list, "tuple": tuple, "set": set}
 
 
@@ -135,6 +135,8 @@ class _Reader:
             return "plain", value
         if isinstance(value, torch.Tensor):
             return self._tensor(value, path)
+        if isinstance(value, torch.distributions.Distribution):
+            return "transient", None
         if isinstance(value, _FIXED) or is_dataclass(value):
             return "fixed", type_name(type(value))
         if (first := self._seen(id(value), value, path)) is not None:
@@ -214,6 +216,9 @@ class _Writer:
 
     def _fixed(self, content: str, target: Any, path: str, in_place: bool) -> Any:
         self._require(type_name(type(target)) == content, path, target, content)
+        return target
+
+    def _transient(self, content: None, target: Any, path: str, in_place: bool) -> Any:
         return target
 
     def _tensor(self, content: Any, target: Any, path: str, in_place: bool) -> Any:
