@@ -35,6 +35,10 @@ class RunCheckpoints:
         """
         self._url, self._filesystem, self._path, self._origin = url, filesystem, path, origin
 
+    def any(self) -> bool:
+        """Return whether the run can be beyond its beginning, by what checkpoints there are, whole or not."""
+        return any(map(int, self._names()))
+
     def save(self, timestep: int, save: Callable[[str], None], *, keep_last: int) -> None:
         """Write a checkpoint, and then delete old ones.
 

@@ -80,7 +80,8 @@ def evaluate(config: RunConfig, directory: RunDirectory, *, trust: bool = False)
     wanted, framework = config.evaluation, load_framework(config.framework)
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
     run = prepare(
-        dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options), agents=_as_stored(config.agents))
+        dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options), agents=_as_stored(config.agents)),
+        resumes=True,
     )
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
     with run.opened(cfg=cfg, seed=wanted.seed) as trainer:

@@ -10,13 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
 from trainer._redaction import hide, redacted, secrets_in
+from trainer.command.initial import InitialAgent, find_initial
 from trainer.command.run_config import AgentConfig, EnvConfig, OrchestratorConfig, RunConfig, in_line, named, parse
 from trainer.command.trust import code
 from trainer.step import StepTrainer
@@ -56,7 +57,7 @@ class Run:
 
     config: RunConfig
     env: Any
-    agents: Sequence[Callable[[Scope], Any]]
+    agents: Sequence[AgentFactory]
     orchestrator: Orchestrator
 
     def trainer(self, **changes: Any) -> StepTrainer[Any]:
@@ -102,11 +103,13 @@ class Run:
             close_or_log("the environments", self.env.close)
 
 
-def prepare(config: RunConfig) -> Run:
+def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) -> Run:
     """Check a configuration and prepare a run.
 
     Args:
         config: The configuration.
+        trust: Whether an agent may start from an ``agent.bin`` that this user did not write.
+        resumes: Whether the agents go on from a checkpoint, whatever they started from.
 
     Raises:
         ConfigError: The configuration is invalid; the message names the key.
@@ -120,10 +123,12 @@ def prepare(config: RunConfig) -> Run:
     orchestrator = build_orchestrator(config.orchestrator)
     threads = HeldThreads(framework, orchestrator.num_threads)
     agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
-    config = dataclasses.replace(config, agents=agents)
+    config = replace(config, agents=agents)
     with threads, thread_variables(orchestrator.num_threads):
         env, spaces = _environment(config.env, config.framework)
     factories = [AgentFactory(agent, config.framework, spaces) for agent in agents]
+    if not resumes:
+        factories = [_started(factory, index, trust=trust) for index, factory in enumerate(factories)]
     run = Run(config=config, env=env, agents=factories, orchestrator=orchestrator)
     try:
         for i, agent in enumerate(agents):
@@ -142,11 +147,13 @@ class AgentFactory:
         config: The agent's configuration.
         framework: The run's framework.
         spaces: Spaces of one environment, by argument name.
+        initial: The agent from which it starts, if there is one.
     """
 
     config: AgentConfig
     framework: str
     spaces: Mapping[str, Any]
+    initial: InitialAgent | None = None
 
     def __call__(self, scope: Scope) -> Any:
         """Build the agent."""
@@ -160,6 +167,17 @@ class AgentFactory:
         cfg = {"cfg": config.cfg} if config.agent == "ppo" else config.cfg
         return make(**{name: known[name] for name in known if name in _parameters(make)} | cfg)
 
+    def after_init(self, agent: Any) -> None:
+        """Load what the agent starts from."""
+        if self.initial is not None:
+            self.initial.load(agent, self.framework)
+
+
+def _started(factory: AgentFactory, index: int, *, trust: bool) -> AgentFactory:
+    """Return the factory, with the agent from which its own starts."""
+    url = factory.config.init
+    return factory if url is None else replace(factory, initial=find_initial(url, index, trust=trust))
+
 
 def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
     """Return the agent's configuration, checked and with all defaults."""
@@ -172,7 +190,7 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
         cfg: PPOCfg = parse(PPOCfg, agent.cfg, f"{key}.cfg")
         with named(f"{key}.cfg"):
             cfg.validate()
-        return dataclasses.replace(agent, cfg=dataclasses.asdict(cfg))
+        return replace(agent, cfg=dataclasses.asdict(cfg))
     given = [name for name in _GIVEN if name in _parameters(make)]
     try:
         inspect.signature(make).bind(**dict.fromkeys(given) | agent.cfg)

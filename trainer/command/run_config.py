@@ -80,6 +80,10 @@ class AgentConfig:
     cfg: dict[str, Any] = field(default_factory=dict)
     """Fields of PPOCfg for ppo, ippo and mappo; keyword arguments for any other agent."""
 
+    init: str | None = None
+    """Run directory whose agent this one starts from, or one of its agents, such as runs/mine/agents/0; its scopes and
+    framework may be others."""
+
     groups: dict[str, list[str]] = field(default_factory=dict)
     """For ippo and mappo, groups of agents that share their parameters: group name to list of agent names."""
 
@@ -184,8 +188,11 @@ class RunConfig:
         if (env.id is None) == (env.factory is None):
             raise ConfigError(f"env.id is {given}; expected one of them, and null for the other")
         agents = {f"agents.{i}.agent": agent.agent for i, agent in enumerate(self.agents)}
-        names = {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory} | agents
-        for key, name in names.items():  # they are told as they are
+        inits = {f"agents.{i}.init": agent.init for i, agent in enumerate(self.agents)}
+        names = (
+            {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory} | agents | inits
+        )
+        for key, name in (names | agents | inits).items():  # they are told as they are
             _require(name is None or name.isprintable(), key, name, "printable characters")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
         _require(bool(self.agents), "agents", self.agents, "at least one agent")

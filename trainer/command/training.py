@@ -65,7 +65,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
     timesteps = config.trainer.timesteps
     if not resumes:
         directory.check_new()
-    run = prepare(config)
+    run = prepare(config, trust=trust, resumes=resumes and directory.checkpoints().any())
     if resumes:
         check_same(load_config(directory.config()), run.config)
     if resumes and _is_finished(directory, timesteps):
@@ -84,6 +84,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
             if not resumes:
                 stack.enter_context(directory.locked())
             yield str(trainer)
+            yield from [factory.initial.told for factory in run.agents if factory.initial is not None]
             yield f"run directory: {redacted(directory.url)}"
             if resumes:
                 yield f"resumed at timestep {done}"

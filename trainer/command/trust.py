@@ -115,6 +115,7 @@ def check_resumed(directory: RunDirectory, text: str, config: RunConfig, overrid
         named["orchestrator", "options", "address"] = address
     if folder is not None:
         named["logging", "directory"] = folder
+    named |= {("agents", str(i), "init"): agent.init for i, agent in enumerate(config.agents) if agent.init is not None}
     if config.orchestrator.kind == "ray":  # its workers look for modules in the current folder first
         named["orchestrator", "kind"] = "ray"
     _refuse(directory, *_foreign(directory, text, named, overrides))
