@@ -9,11 +9,13 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
+from orchestrator.files import read_file
 from orchestrator.user_key import key_path, user_key
 from workers.errors import ConfigError
 
-__all__ = ["LARGEST", "ORIGIN", "Origin"]
+__all__ = ["LARGEST", "ORIGIN", "Origin", "run_of"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -110,6 +112,14 @@ class Origin:
         if any(hmac.compare_digest(mac, known) for known in macs.get(name, ())):
             return ""
         return f"{name} is not what this user's key signed for this run"
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the random name of the run in a folder on this machine; None if it has no readable record."""
+    try:
+        return _parse(read_file(str(folder / ORIGIN), LARGEST))[0]
+    except (OSError, ValueError):
+        return None
 
 
 def _mac(key: bytes, run: str, name: str, data: bytes) -> str:

@@ -132,6 +132,6 @@ def test_a_finished_run_is_no_fault(
     code, lines, _ = run(capsys, "doctor", config, "--set", f"logging.directory={directory}")
     (found,) = [line for line in lines if "write access" in line]
     assert found.startswith("ok   write access: run directories can be created in ")
-    assert f"; '{directory}' is not empty: lockstep train needs another logging.directory" in found
+    assert f"; '{directory}' is not empty: lockstep train needs another one, or --resume" in found
     assert code == 0
     assert [path.name for path in directory.iterdir()] == ["metrics.csv"]

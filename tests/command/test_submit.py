@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -68,9 +69,9 @@ def test_a_job_is_submitted_and_followed(api: JobsAPI, command: Shown):
     check, train = parts(sent["entrypoint"])
     assert check[:3] == ["lockstep", "doctor", "my cart's.yaml"]
     assert check[-3:] == ["--address", "auto", "--no-build"]
-    assert train[:5] == ["lockstep", "train", "my cart's.yaml", "--trust", "--set"]
-    assert train[2:] == check[2:-3]
-    overrides = train[5:]
+    assert train[:6] == ["lockstep", "train", "--resume", "my cart's.yaml", "--trust", "--set"]
+    assert train[3:] == check[2:-3]
+    overrides = train[6:]
     assert overrides[:2] == ["trainer.timesteps=7", "logging.directory=s3://me:secret@bucket/run"]
     config = load_config(Path("my cart's.yaml").read_text(), overrides)
     assert (config.orchestrator.kind, config.orchestrator.options["address"]) == ("ray", "auto")
@@ -119,7 +120,7 @@ def test_jobs_have_only_what_the_user_has_not_set(api: JobsAPI, command: Shown):
     code, _, _ = command.run("submit", "my cart's.yaml", "--address", api.address, "--detach", "--set", *options)
     assert code == 0
     ((_, sent),) = api.submitted.items()
-    assert parts(sent["entrypoint"])[1][5:] == options
+    assert parts(sent["entrypoint"])[1][6:] == options
 
 
 def test_an_address_of_its_own_is_told_and_not_used(api: JobsAPI, command: Shown):
@@ -262,7 +263,8 @@ def test_the_exit_code_is_that_of_the_job(status: str, code: int, api: JobsAPI, 
     api.status, api.message = status, "it ended, last available logs (truncated to 20,000 chars):\nsecond line"
     done, lines, _ = command.run("submit", "my cart's.yaml", "--address", api.address)
     assert done == code
-    assert lines[-1].endswith(f": {status.lower()}: it ended")
+    assert lines[-1 - code].endswith(f": {status.lower()}: it ended")
+    assert ("to go on with it: submit it again, with --set logging.directory=runs/my-cart-s-20" in lines[-1]) == code
 
 
 def test_a_command_that_is_not_found_is_told(api: JobsAPI, command: Shown):
@@ -277,6 +279,7 @@ def head(api: JobsAPI, tmp_path: Path, folder: str = "runs/x") -> Path:
     place = tmp_path / "head" / folder
     place.mkdir(parents=True)
     (place / "status.json").write_text("{}")
+    (place / "origin.json").write_text(json.dumps({"run": "0" * 32, "macs": {}}))
     api.log += f"run directory: {place}\n"
     return place
 
@@ -288,14 +291,31 @@ def test_the_run_directory_is_fetched(status: str, api: JobsAPI, cluster: Path, 
     options = ("--cluster", cluster, "--set", "logging.directory=./runs//x/")
     code, lines, messages = command.run("submit", "my cart's.yaml", *options)
     assert (code, messages) == (int(status == "FAILED"), "")
-    assert lines[-1] == "run directory: runs/x"
+    told = ["run directory: runs/x"]
+    if status == "FAILED":
+        told.append("to go on with it: submit it again, with --set logging.directory=./runs//x/")
+    assert lines[-len(told) :] == told
     assert [path.name for path in Path("runs").iterdir()] == ["x"]
     assert (Path("runs") / "x" / "status.json").read_text() == "{}"
     ((name, _),) = api.submitted.items()
     (Path("runs") / "x" / "mine").touch()
-    _, _, messages = command.run("submit", "--follow", name, "--cluster", cluster)
-    assert "runs/x exists already" in messages
+    (Path("runs") / "x" / "origin.json").unlink()
+    _, lines, messages = command.run("submit", "--follow", name, "--cluster", cluster)
+    assert "runs/x exists already, and is no earlier copy of this run" in messages
+    assert "run directory: runs/x.fetched" in lines
     assert (Path("runs") / "x" / "mine").exists()
+
+
+def test_a_copy_of_the_same_run_is_replaced(api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
+    place = head(api, tmp_path)
+    options = ("--cluster", cluster, "--set", "logging.directory=runs/x")
+    for status in ("{}", '{"state": "finished"}'):
+        (place / "status.json").write_text(status)
+        api.submitted.clear()
+        code, lines, messages = command.run("submit", "my cart's.yaml", *options)
+        assert (code, messages, lines[-1]) == (0, "", "run directory: runs/x")
+        assert (Path("runs") / "x" / "status.json").read_text() == status
+        assert [path.name for path in Path("runs").iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("how", ["signal", "error"])
@@ -370,7 +390,7 @@ def test_a_stopped_job_stores_everything_and_is_fetched(api: JobsAPI, cluster: P
     assert api.stopped == [name]
     _, lines, messages = command.run("submit", "--stop", name, "--cluster", cluster)
     assert f"job {name} is not running" in messages
-    assert lines == [told]
+    assert lines == [told, "run directory: runs/x"]
 
 
 def test_no_secret_is_told(api: JobsAPI, command: Shown):

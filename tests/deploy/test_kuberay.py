@@ -151,8 +151,8 @@ def test_the_image_has_the_versions_of_this_project():
 
 
 def test_the_command_trains_an_example_in_ray_and_keeps_its_run_directory():
-    command, train, config, *settings = shlex.split(JOB["spec"]["entrypoint"])
-    assert (command, train) == ("lockstep", "train")
+    command, train, config, resume, *settings = shlex.split(JOB["spec"]["entrypoint"])
+    assert (command, train, resume) == ("lockstep", "train", "--resume")
     example = ROOT / Path(config).relative_to("/srv/lockstep")
     overrides = [setting for setting in settings if setting != "--set"]
     assert settings == [word for override in overrides for word in ("--set", override)]

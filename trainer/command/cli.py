@@ -281,7 +281,8 @@ def _submit(options: argparse.Namespace) -> Iterator[str]:
 
     Ctrl-C, SIGTERM or a closed terminal ends the following; the job goes on.
     """
-    from trainer.command.submit import Place, follow, stop
+    from trainer.command.fetching import Place
+    from trainer.command.submit import follow, stop
 
     if options.config is not None:
         yield from _run_there(options, _training(options))
@@ -296,7 +297,8 @@ def _submit(options: argparse.Namespace) -> Iterator[str]:
 
 def _run_there(options: argparse.Namespace, job: Job) -> Iterator[str]:
     """Submit a job and follow it."""
-    from trainer.command.submit import Place, detached, follow, start
+    from trainer.command.fetching import Place
+    from trainer.command.submit import detached, follow, start
 
     place = Place.of(options.address, options.cluster)
     with place.jobs() as jobs:

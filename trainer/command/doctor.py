@@ -123,7 +123,7 @@ def write_access(directory: str | None) -> Finding:
         try:
             RunDirectory(directory).check_new()
         except ConfigError:
-            taken = f"; {directory!r} is not empty: lockstep train needs another logging.directory"
+            taken = f"; {directory!r} is not empty: lockstep train needs another one, or --resume"
         _, filesystem, path = open_url(directory)
         folder = check_writable(filesystem, path)
         is_local = isinstance(filesystem, LocalFileSystem)

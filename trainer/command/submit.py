@@ -9,7 +9,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from trainer import __version__
 from trainer._console import shown
 from trainer._redaction import redacted
+from trainer.command.fetching import DIRECTORY, Place, fetched
 from trainer.command.job import SUBMITTED_BY
 from trainer.command.run_config import RunConfig
 from trainer.versions import versions
@@ -27,7 +28,7 @@ from workers.errors import ClusterError, ConfigError
 if TYPE_CHECKING:
     from orchestrator.ray.jobs import Jobs, JobState
 
-__all__ = ["Job", "Place", "defaults", "detached", "follow", "name_of", "start", "stop"]
+__all__ = ["Job", "defaults", "detached", "follow", "name_of", "start", "stop"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -45,66 +46,6 @@ _MOST_NAMED = 5
 
 _STOPPING = 60.0
 """Seconds beyond those that a stopped job has itself."""
-
-_DIRECTORY = "lockstep_run_directory"
-"""Key of the run directory in the metadata of a job."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A cluster: where its dashboard is.
-
-    Attributes:
-        address: Address of the dashboard; None: through a tunnel.
-        cluster: The configuration for `ray up`; None: directly.
-    """
-
-    address: str | None = None
-    cluster: str | None = None
-
-    @classmethod
-    def of(cls, address: str | None, cluster: str | None) -> Place:
-        """Return the place that the options name, else the environment variables of Ray.
-
-        Raises:
-            ConfigError: There is none, or it is not the address of a dashboard.
-        """
-        if cluster is not None:
-            if not Path(cluster).is_file():
-                raise ConfigError(f"--cluster is {cluster!r}, which is no file; expected the file that `ray up` takes")
-            return cls(cluster=cluster)
-        variables = [os.environ.get(name, "") for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")]
-        found = [one for one in variables if one.startswith("http")]
-        address = address or (found[0] if found else None)
-        expected = (
-            "expected --cluster cluster.yaml, or the address of the dashboard, such as --address http://HOST:8265"
-        )
-        if address is None:
-            raise ConfigError(f"no cluster is given; {expected}")
-        if not re.match(r"https?://[^/@\s]+(/|$)", address):
-            raise ConfigError(f"--address is {redacted(address)!r}; {expected}")
-        return cls(address=address)
-
-    @property
-    def option(self) -> str:
-        """The option of the command that names it."""
-        return shlex.join(["--cluster", self.cluster] if self.cluster else ["--address", self.address or ""])
-
-    @contextmanager
-    def jobs(self) -> Iterator[Jobs]:
-        """Connect to its Jobs API.
-
-        Raises:
-            ClusterError: It cannot be reached, or refuses the token.
-        """
-        from orchestrator.ray.jobs import Jobs
-        from orchestrator.ray.launcher import Tunnel
-
-        if self.cluster is None:
-            yield Jobs(self.address or "")
-            return
-        with Tunnel(self.cluster) as tunnel:
-            yield Jobs(tunnel.address, renew=tunnel.renew)
 
 
 @dataclass(frozen=True)
@@ -125,7 +66,7 @@ class Job:
 
     @classmethod
     def training(cls, name: str, config: RunConfig, path: str, working_dir: str, overrides: Sequence[str]) -> Job:
-        """Return the job that trains, after a check that builds nothing.
+        """Return the job that trains, or goes on with the run in its directory, after a check that builds nothing.
 
         Args:
             name: Name of the job and of its run.
@@ -138,7 +79,7 @@ class Job:
             ConfigError: The configuration is not among what is sent.
         """
         first = cls.check(name, path, overrides, working_dir, build=False)
-        train = shlex.join(["lockstep", "train", *_arguments(path, overrides, working_dir)])
+        train = shlex.join(["lockstep", "train", "--resume", *_arguments(path, overrides, working_dir)])
         directory = config.logging.directory or f"runs/{name}"
         return dataclasses.replace(first, entrypoint=f"{first.entrypoint} && exec {train}", directory=directory)
 
@@ -246,7 +187,7 @@ def start(job: Job, jobs: Jobs, place: Place) -> Iterator[str]:
             working_dir=job.folder,
             excludes=EXCLUDED,
             env_vars={SUBMITTED_BY: __version__},
-            metadata={_DIRECTORY: redacted(job.directory)},
+            metadata={DIRECTORY: redacted(job.directory)},
         )
     except (KeyboardInterrupt, SystemExit):
         for line in (f"job {job.name} may have been submitted", *detached(job.name, place)):
@@ -315,12 +256,15 @@ def _end(name: str, jobs: Jobs, place: Place, wanted: Sequence[str] = ("SUCCEEDE
     """
     try:
         state = jobs.state(name)
+        directory = state.metadata.get(DIRECTORY)
         yield from _told(name, state)
-        yield from _fetched(state.metadata.get(_DIRECTORY), name, jobs, place)
+        yield from fetched(directory, name, jobs, place)
     except (KeyboardInterrupt, SystemExit, ClusterError, OSError):
         _logger.warning("to fetch it again: lockstep submit --follow %s %s", shlex.quote(name), place.option)
         raise
     if state.status not in wanted:
+        if directory:
+            yield f"to go on with it: submit it again, with --set logging.directory={shlex.quote(shown(directory))}"
         raise SystemExit(1)
 
 
@@ -330,34 +274,6 @@ def _told(name: str, state: JobState) -> Iterator[str]:
     yield f"job {name}: {state.status.lower()}{': ' if told else ''}{told}"
     if state.exit_code == 127:
         _logger.error("a command was not found: `lockstep` must be on the PATH with which Ray was started on the head")
-
-
-def _fetched(directory: str | None, name: str, jobs: Jobs, place: Place) -> Iterator[str]:
-    """Copy the run directory of a job, if it is on the head's disk and there is a way; say where it is otherwise."""
-    if directory == "":  # it has none
-        return
-    if directory is None:
-        _logger.warning("the job is not one of lockstep submit: its files stay where they are")
-        return
-    log = jobs.log(name).splitlines()
-    said = [line.removeprefix("run directory: ") for line in log if line.startswith("run directory: ")]
-    parts = Path(directory).parts
-    on_head = [Path(one) for one in said if one.startswith("/") and Path(one).parts[-len(parts) :] == parts]
-    is_inside = parts and parts[0] != "/" and ".." not in parts
-    if not on_head or not is_inside:  # an absolute path, which may be shared, a URL, or a trick of a stranger
-        yield from [f"run directory: {shown(one)}" for one in said[-1:]]
-        return
-    source, target = str(on_head[-1]), Path("runs", on_head[-1].name)
-    if place.cluster is None:
-        yield f"run directory, on the head: {shown(source)}; copy it from there, or use --cluster cluster.yaml"
-        return
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        _logger.warning("%s exists already; %s on the head is not fetched", target, source)
-        return
-    from orchestrator.ray.launcher import fetch
-
-    fetch(place.cluster, source, target)
-    yield f"run directory: {target}"
 
 
 def _sizes(folder: Path) -> tuple[int, str]:
