@@ -8,7 +8,8 @@ exception, so ``except ValueError`` keeps working::
     ├── ScopeError             (ValueError)    the scopes do not fit the environments or the agents
     ├── EnvError               (ValueError)    an environment lacks a member or breaks the contract
     ├── AgentError             (ValueError)    an agent lacks a member, cannot be sent, or breaks the contract
-    ├── CheckpointError        (ValueError)    a checkpoint cannot be written, is damaged, or does not fit the trainer
+    ├── CheckpointError        (ValueError)    a checkpoint cannot be written, or does not fit the trainer
+    │   └── DamagedCheckpointError             it is incomplete or has been changed
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
     ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "ClusterError",
     "ConfigError",
+    "DamagedCheckpointError",
     "DivergedError",
     "EnvError",
     "Failure",
@@ -73,7 +75,7 @@ class AgentError(LockstepError, ValueError):
 
 
 class CheckpointError(LockstepError, ValueError):
-    """A checkpoint cannot be written, is damaged, or does not fit the trainer."""
+    """A checkpoint cannot be written, or does not fit the trainer."""
 
 
 class DamagedCheckpointError(CheckpointError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.support import fake_ray
 from tests.support.command import CONFIG, Shown
-from tests.support.jobs_api import TOKEN
+from tests.support.jobs_api import TOKEN, JobsAPI, jobs_api
 from tests.support.processes import ROOT
 
 
@@ -39,3 +41,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture
+def api(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsAPI]:
+    """A stand-in for the dashboard of a cluster."""
+    monkeypatch.setattr("orchestrator.ray.jobs._PAUSE", 0.01)
+    with jobs_api() as api:
+        yield api
+
+
+@pytest.fixture
+def cluster(api: JobsAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster whose head is this machine."""
+    monkeypatch.setattr("orchestrator.ray.launcher.RAY", fake_ray.COMMAND)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"to {api.address.rpartition(':')[2]}")
+    return path

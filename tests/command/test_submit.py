@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from orchestrator.ray import jobs, launcher
-from tests.support import fake_ray
+from orchestrator.ray import jobs
 from tests.support.command import CONFIG, Shown
-from tests.support.jobs_api import TOKEN, JobsAPI, jobs_api
-from tests.support.schedule import full_or_short
+from tests.support.jobs_api import TOKEN, JobsAPI
 from trainer import __version__
 from trainer.command import submit
 from trainer.command.run_config import load_config
@@ -26,22 +21,6 @@ from trainer.command.run_config import load_config
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # by Ray's client
 
 SECRET = "hunter2-of-config"
-
-
-@pytest.fixture
-def api(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsAPI]:
-    monkeypatch.setattr(jobs, "_PAUSE", 0.01)
-    with jobs_api() as api:
-        yield api
-
-
-@pytest.fixture
-def cluster(api: JobsAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cluster whose head is this machine."""
-    monkeypatch.setattr(launcher, "RAY", fake_ray.COMMAND)
-    path = tmp_path / "cluster.yaml"
-    path.write_text(f"to {api.address.rpartition(':')[2]}")
-    return path
 
 
 def parts(entrypoint: str) -> tuple[list[str], list[str]]:
@@ -272,125 +251,6 @@ def test_a_command_that_is_not_found_is_told(api: JobsAPI, command: Shown):
     code, _, messages = command.run("submit", "my cart's.yaml", "--address", api.address)
     assert code == 1
     assert "`lockstep` must be on the PATH" in messages
-
-
-def head(api: JobsAPI, tmp_path: Path, folder: str = "runs/x") -> Path:
-    """A run on the head, and its line in the log."""
-    place = tmp_path / "head" / folder
-    place.mkdir(parents=True)
-    (place / "status.json").write_text("{}")
-    (place / "origin.json").write_text(json.dumps({"run": "0" * 32, "macs": {}}))
-    api.log += f"run directory: {place}\n"
-    return place
-
-
-@pytest.mark.parametrize("status", full_or_short(["SUCCEEDED", "FAILED"], ["FAILED"]))
-def test_the_run_directory_is_fetched(status: str, api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
-    head(api, tmp_path)
-    api.status = status
-    options = ("--cluster", cluster, "--set", "logging.directory=./runs//x/")
-    code, lines, messages = command.run("submit", "my cart's.yaml", *options)
-    assert (code, messages) == (int(status == "FAILED"), "")
-    told = ["run directory: runs/x"]
-    if status == "FAILED":
-        told.append("to go on with it: submit it again, with --set logging.directory=./runs//x/")
-    assert lines[-len(told) :] == told
-    assert [path.name for path in Path("runs").iterdir()] == ["x"]
-    assert (Path("runs") / "x" / "status.json").read_text() == "{}"
-    ((name, _),) = api.submitted.items()
-    (Path("runs") / "x" / "mine").touch()
-    (Path("runs") / "x" / "origin.json").unlink()
-    _, lines, messages = command.run("submit", "--follow", name, "--cluster", cluster)
-    assert "runs/x exists already, and is no earlier copy of this run" in messages
-    assert "run directory: runs/x.fetched" in lines
-    assert (Path("runs") / "x" / "mine").exists()
-
-
-def test_a_copy_of_the_same_run_is_replaced(api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
-    place = head(api, tmp_path)
-    options = ("--cluster", cluster, "--set", "logging.directory=runs/x")
-    for status in ("{}", '{"state": "finished"}'):
-        (place / "status.json").write_text(status)
-        api.submitted.clear()
-        code, lines, messages = command.run("submit", "my cart's.yaml", *options)
-        assert (code, messages, lines[-1]) == (0, "", "run directory: runs/x")
-        assert (Path("runs") / "x" / "status.json").read_text() == status
-        assert [path.name for path in Path("runs").iterdir()] == ["x"]
-
-
-@pytest.mark.parametrize("how", ["signal", "error"])
-def test_a_fetch_that_breaks_says_how_to_fetch_again(
-    how: str, api: JobsAPI, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
-):
-    head(api, tmp_path)
-    options = ("--cluster", cluster, "--set", "logging.directory=runs/x")
-
-    def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
-        if timeout == launcher._FETCHING:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return waited(self, timeout)
-
-    waited = subprocess.Popen.wait
-    with monkeypatch.context() as patch:
-        if how == "signal":
-            patch.setattr(subprocess.Popen, "wait", wait)
-        else:
-            api.at_end = lambda: (tmp_path / "head" / "runs" / "x").rename(tmp_path / "gone")
-        code, _, messages = command.run("submit", "my cart's.yaml", *options)
-    ((name, _),) = api.submitted.items()
-    assert code == (128 + signal.SIGTERM if how == "signal" else 1)
-    assert f"to fetch it again: lockstep submit --follow {name} --cluster {cluster}\n" in messages + "\n"
-    assert "detached" not in messages
-    if how == "error":
-        (tmp_path / "gone").rename(tmp_path / "head" / "runs" / "x")
-    api.at_end = lambda: None
-    assert command.run("submit", "--follow", name, "--cluster", cluster)[0] == 0
-    assert (Path("runs") / "x" / "status.json").exists()
-
-
-def test_without_a_tunnel_the_place_on_the_head_is_told(api: JobsAPI, tmp_path: Path, command: Shown):
-    place = head(api, tmp_path)
-    options = ("--address", api.address, "--set", "logging.directory=runs/x")
-    _, lines, _ = command.run("submit", "my cart's.yaml", *options)
-    assert lines[-1] == f"run directory, on the head: {place}; copy it from there, or use --cluster cluster.yaml"
-
-
-def test_a_line_that_imitates_a_run_directory_is_not_fetched(
-    api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown
-):
-    head(api, tmp_path, "other")
-    code, lines, _ = command.run("submit", "my cart's.yaml", "--cluster", cluster)
-    assert code == 0
-    assert lines[-1] == f"run directory: {tmp_path}/head/other"
-    assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize("directory", full_or_short(["..", "../..", ".", "/", ""], ["..", "/"]))
-def test_a_strangers_job_is_fetched_into_runs_only(
-    directory: str, api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown
-):
-    metadata = {"lockstep_run_directory": directory}
-    api.submitted["theirs"] = {"submission_id": "theirs", "entrypoint": "", "metadata": metadata}
-    api.log += f"run directory: {tmp_path}/head/../..\nrun directory: {tmp_path}/head/.\nrun directory: /\n"
-    (tmp_path / "head").mkdir()
-    before = sorted(tmp_path.rglob("*"))
-    command.run("submit", "--follow", "theirs", "--cluster", cluster)
-    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == [tmp_path / "pids"]
-
-
-def test_a_stopped_job_stores_everything_and_is_fetched(api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
-    head(api, tmp_path)
-    options = ("--detach", "--cluster", cluster, "--set", "logging.directory=runs/x")
-    assert command.run("submit", "my cart's.yaml", *options)[0] == 0
-    ((name, _),) = api.submitted.items()
-    code, lines, messages = command.run("submit", "--stop", name, "--cluster", cluster)
-    assert (code, messages) == (0, "")
-    told = f"job {name}: stopped: Job was intentionally stopped."
-    assert lines == ["stored", told, "run directory: runs/x"]
-    assert api.stopped == [name]
-    _, lines, messages = command.run("submit", "--stop", name, "--cluster", cluster)
-    assert f"job {name} is not running" in messages
-    assert lines == [told, "run directory: runs/x"]
 
 
 def test_no_secret_is_told(api: JobsAPI, command: Shown):

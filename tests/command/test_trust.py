@@ -377,9 +377,7 @@ def test_the_library_does_not_load_what_is_not_trusted(tmp_path: Path, canary: P
     assert len(evaluate(config, directory, trust=True)) == 1
 
 
-@pytest.mark.parametrize(
-    "beside", ["agents", "metrics.csv", "tensorboard", "evaluation.json", "status.json", "checkpoints"]
-)
+@pytest.mark.parametrize("beside", ["agents", "metrics.csv", "tensorboard", "evaluation.json", "checkpoints"])
 def test_whatever_a_run_writes_marks_its_folder(
     beside: str, tmp_path: Path, canary: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -118,7 +118,7 @@ class CheckpointConfig:
     """The checkpoints, from which `lockstep resume` goes on."""
 
     interval: int | str | None = None
-    """Number of timesteps between checkpoints, or a time such as 90s, 10min or 2h. null: every 30 seconds, or less
+    """Number of timesteps between checkpoints, or a time such as 90s, 10min or 2h. null: every 10 seconds, or less
     often where they would take more than 1 % of the time."""
 
     keep_last: int = 2

@@ -25,7 +25,7 @@ _logger = logging.getLogger("lockstep")
 
 RATE = "Rate / Environment steps per second"
 
-_OFTEN, _COST = 30.0, 0.01
+_OFTEN, _COST = 10.0, 0.01
 """Without an interval, the least seconds between two checkpoints, and the part of the time that they may take."""
 
 
