@@ -19,6 +19,8 @@ _logger = logging.getLogger("lockstep")
 
 _FOLDER = "checkpoints"
 _NAME = re.compile("[0-9]{12}")
+_LEFT = re.compile(rf"\.{_NAME.pattern}\.(partial|replaced)")
+"""What a writer that was killed leaves on a disk."""
 
 
 class RunCheckpoints:
@@ -73,6 +75,7 @@ class RunCheckpoints:
             CheckpointError: There are checkpoints, but none can be loaded.
         """
         names = self._names()
+        self._delete(self._names(_LEFT))
         for index, name in enumerate(names):
             url = self._url_of(name)
             try:
@@ -103,7 +106,7 @@ class RunCheckpoints:
     def _key(self, name: str) -> str:
         return f"{_FOLDER}/{name}/{MANIFEST}"
 
-    def _names(self) -> list[str]:
+    def _names(self, pattern: re.Pattern[str] = _NAME) -> list[str]:
         """Return the names of the checkpoints, the newest first."""
         with named_errors():
             self._filesystem.invalidate_cache()
@@ -112,7 +115,7 @@ class RunCheckpoints:
             except FileNotFoundError:
                 return []
         names = (path.rstrip("/").rpartition("/")[2] for path in paths)
-        return sorted(filter(_NAME.fullmatch, names), reverse=True)
+        return sorted(filter(pattern.fullmatch, names), reverse=True)
 
     def _delete(self, names: list[str]) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ __all__ = ["CONFIG", "RunDirectory"]
 
 CONFIG = "config.yaml"
 """Name of the configuration in a run directory."""
+
+_BEFORE = re.compile(rf"/{re.escape(ORIGIN)}$|{PARTIAL.pattern}")
+"""What is written before the configuration."""
 
 _STATISTICS = "statistics.safetensors"
 _STATES = ("running", "interrupted", "failed", "finished")
@@ -73,14 +77,17 @@ class RunDirectory:
         self._origin = Origin(lambda: self._read(ORIGIN, LARGEST), lambda record: self.write(ORIGIN, record))
 
     def check_new(self) -> None:
-        """Check that the directory is empty or does not exist.
+        """Check that the directory is empty or does not exist, or that a run was killed there before it began.
 
         Raises:
             ConfigError: It exists and is not empty, or cannot be read.
         """
         files = self._filesystem
         try:
-            taken = files.exists(self._path) and (not files.isdir(self._path) or files.ls(self._path, detail=False))
+            taken = files.exists(self._path) and (
+                not files.isdir(self._path)
+                or any(not _BEFORE.search(path) for path in files.ls(self._path, detail=False))
+            )
         except Exception as error:  # filesystems of other packages may raise anything
             raise ConfigError(f"the run directory {self.url!r} cannot be read: {error}") from error
         if taken:

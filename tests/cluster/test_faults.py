@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster.conftest import alive_nodes, results, wait_until
+from tests.cluster.conftest import alive_nodes, commands, results, wait_until
 from tests.cluster.lab import LAPTOP, Lab
 
 CONFIG = "examples/cartpole.yaml"
@@ -155,3 +155,39 @@ def test_a_fault_ends_the_run_with_the_scope_and_its_host(
     assert job.seconds_until(named.format(address=whole.addresses[host], host=host), since) <= seconds, job.text
     assert re.search(rf"scope {scope} \(environments .* on {host} \(pid", job.text), job.text
     assert job.seconds_until(f"lockstep: scope {scope} (", since) <= ended, job.text
+
+
+def kill_driver(hosts: Lab) -> None:
+    """Kill the program that trains."""
+    for pid in hosts.processes("h1", "lockstep train"):
+        hosts.kill("h1", pid)
+
+
+def lose_head(hosts: Lab) -> None:
+    """Kill all of Ray on the head, with which the cluster ends, and bring the cluster up again, as after a reboot."""
+    for name in ("gcs_server", "raylet", "dashboard", "lockstep"):
+        for pid in hosts.processes("h1", name):
+            hosts.kill("h1", pid)
+    [up] = commands("ray up")
+    hosts.run(LAPTOP, up, timeout=900)
+    wait_until("three nodes are alive again", 300, lambda: alive_nodes(hosts) == 3)
+
+
+def test_a_job_that_is_submitted_again_goes_on_from_its_run_directory(whole: Lab):
+    options = "logging.directory=runs/again checkpoint.interval=2s trainer.timesteps=12000"
+    resumed = []
+    for fault in (kill_driver, lose_head, None):
+        job = Followed(whole, options)
+        if fault is not None:
+            at_work(job)
+            fault(whole)
+        code = job.end(300)
+        assert code == (0 if fault is None else 1), job.text
+        resumed += [int(found) for found in re.findall(r"^resumed at timestep (\d+)$", job.text, re.MULTILINE)]
+        if fault is kill_driver:
+            assert "to go on with it: submit it again, with --set logging.directory=runs/again" in job.text
+    assert len(resumed) == 2, resumed
+    assert 0 < resumed[0] < resumed[1] < 12000
+    again = "logging.directory=/tmp/undisturbed-again trainer.timesteps=12000"
+    local = whole.run(LAPTOP, f"lockstep train {CONFIG} --set {RUN} {again}", timeout=300)
+    assert results(job.text) == results(local.stdout) != []

@@ -114,4 +114,6 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_numbers_of_one_that_
     assert timesteps == sorted(timesteps)
     assert passed_over == 0  # on a disk, there are no torn checkpoints at all
     assert_same(results(folder), results(whole))
+    assert not [path for path in folder.rglob("*") if "part" in path.name or "replaced" in path.name]
+    assert len(list((folder / "checkpoints").iterdir())) == 2
     print(f"{case} {framework} {mode}: resumed at {timesteps}")

@@ -188,6 +188,28 @@ def test_what_was_written_beyond_the_checkpoint_is_cut(short: Path, tmp_path: Pa
     assert_same(results(folder), results(whole))
 
 
+def test_a_run_that_was_killed_before_it_began(short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "origin.json").write_text("{")
+    (folder / "config.yaml.0123456789abcdef.part").write_text("env")
+    code, lines, _ = command.run("train", short, "--resume", "--set", f"logging.directory={folder}")
+    assert code == 0
+    assert not [line for line in lines if "resumed" in line]
+    (folder / "config.yaml").unlink()
+    assert "already exists and is not empty" in train(command, short, folder, code=2)
+
+
+def test_a_run_of_an_older_version_without_a_field_of_its_agents(short: Path, tmp_path: Path, command: Shown):
+    folder = tmp_path / "run"
+    train(command, short, folder)
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    del stored["agents"][0]["cfg"]["value_clip"], stored["checkpoint"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert command.run("resume", folder, "--set", "trainer.timesteps=70")[0] == 0
+    assert "value_clip" in yaml.safe_load((folder / "config.yaml").read_text())["agents"][0]["cfg"]
+
+
 def test_no_run_directory(tmp_path: Path, command: Shown):
     code, _, messages = command.run("resume", tmp_path)
     assert code == 2

@@ -14,11 +14,12 @@ from typing import Any
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
 from trainer.command.evaluation import Evaluation, evaluate, rounded
-from trainer.command.run import prepare
-from trainer.command.run_config import RunConfig, in_line, load_config
+from trainer.command.run import OURS, prepare
+from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import RATE, RunLog
 from trainer.command.signals import Stop, stop_on_signals
 from trainer.step import StepTrainer
+from workers.agents.ppo import PPOCfg
 from workers.errors import ConfigError, WorkerError
 
 __all__ = ["report", "train"]
@@ -112,12 +113,19 @@ def check_same(stored: RunConfig, config: RunConfig) -> None:
     Raises:
         ConfigError: They are not; the message names the keys.
     """
+    agents = [dataclasses.replace(agent, cfg=_with_defaults(agent)) for agent in stored.agents]
+    stored = dataclasses.replace(stored, agents=agents)
     one, other = (json.loads(json.dumps(dataclasses.asdict(each), default=str)) for each in (stored, config))
     names = ("framework", "env", "agents", "seed")
     if different := [key for name in names for key in _different(one[name], other[name], name)]:
         raise ConfigError(
             f"a run can only be resumed with the {', '.join(different)} that it was begun with; start a new run instead"
         )
+
+
+def _with_defaults(agent: AgentConfig) -> dict[str, Any]:
+    """Return the `cfg` of an agent, which may be stored without the fields of a newer Lockstep."""
+    return dataclasses.asdict(parse(PPOCfg, agent.cfg, "agents.*.cfg")) if agent.agent in OURS else agent.cfg
 
 
 def _different(one: Any, other: Any, key: str) -> Iterator[str]:

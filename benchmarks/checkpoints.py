@@ -1,0 +1,130 @@
+"""Throughput of `lockstep train` with and without checkpoints at the default interval.
+
+    python benchmarks/checkpoints.py [--repetitions N] [--seconds S]
+
+One trainer trains all the time. In windows that take turns, its run directory gets checkpoints, or none; everything
+else is written in both. Each window has at least two checkpoints. The bar is a loss of 2 %.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "1")
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from measuring import ratios
+from report import describe_machine, spread, table, write_section
+
+from orchestrator.run_dir import RunDirectory
+from trainer.command import training
+from trainer.command.run import prepare
+from trainer.command.run_config import RunConfig, load_config
+from trainer.command.run_log import RunLog
+from trainer.command.signals import Stop
+
+_ENDLESS = 10**9
+
+CASES = {
+    "CartPole-v1 x 64": ("CartPole-v1", 64, "{agent: ppo}"),
+    "HalfCheetah-v5 x 64": ("HalfCheetah-v5", 64, "{agent: ppo}"),
+    "skrl's SAC, Pendulum-v1 x 8": ("Pendulum-v1", 8, "{agent: 'tests.support.own_agents:skrl_sac'}"),
+}
+
+
+def configuration(id: str, num_envs: int, agent: str, keep_last: int) -> RunConfig:
+    """Return the configuration of a case."""
+    text = f"env: {{id: {id}, num_envs: {num_envs}}}\nagents: [{agent}, {agent}]\n"
+    text += f"trainer: {{timesteps: {_ENDLESS}, headless: true, disable_progressbar: true}}\n"
+    return load_config(f"{text}logging: {{interval: 2000}}\ncheckpoint: {{keep_last: {keep_last}}}\n")
+
+
+class Writer:
+    """A run directory, with or without checkpoints, to which a trainer writes for some seconds."""
+
+    def __init__(self, trainer: Any, config: RunConfig, folder: Path) -> None:
+        self._trainer, self._seconds = trainer, 0.0
+        directory = RunDirectory(str(folder))
+        self._metrics = directory.metrics()
+        self._log = RunLog(config, trainer, directory, self._metrics)
+        self._log.begin()
+        self._checkpoints = folder / "checkpoints"
+
+    def rate(self, done: int, seconds: float) -> tuple[int, float, int]:
+        """Train for some seconds; return the timestep, the timesteps per second and the number of checkpoints."""
+        stop, seen, start = Stop(), set(self._names()), time.perf_counter()
+        timer = threading.Timer(seconds, vars(stop).update, [{"signal": 15}])
+        timer.start()
+        for _ in training._run(self._trainer, done, _ENDLESS, self._log, stop):
+            pass
+        taken, after = time.perf_counter() - start, self._trainer._next_timestep
+        timer.cancel()
+        return after, (after - done) / taken, len(set(self._names()) - seen)
+
+    def _names(self) -> Iterator[str]:
+        return (path.name for path in self._checkpoints.glob("*"))
+
+    def size(self) -> int:
+        """Return the bytes of the last checkpoint."""
+        last = max(self._checkpoints.iterdir())
+        return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
+
+
+def measure(name: str, repetitions: int, seconds: float, folder: Path) -> list[str]:
+    """Return the row of the table of one case."""
+    case = CASES[name]
+    run = prepare(configuration(*case, keep_last=2))
+    values: dict[str, list[float]] = {"without": [], "with": []}
+    counts = []
+    with run.opened() as trainer:
+        trainer.run(500, timestep=0)
+        writers = {
+            key: Writer(
+                trainer, dataclasses.replace(run.config, checkpoint=configuration(*case, keep).checkpoint), folder / key
+            )
+            for key, keep in (("without", 0), ("with", 2))
+        }
+        done = trainer._next_timestep
+        for repetition in range(-1, repetitions):
+            for key, writer in writers.items():
+                done, rate, count = writer.rate(done, seconds if repetition >= 0 else 2.0)
+                if repetition >= 0:
+                    values[key].append(rate)
+                    if key == "with":
+                        counts.append(count)
+        size = writers["with"].size()
+    losses = [100 * (1 - ratio) for ratio in ratios(values["with"], values["without"])]
+    cells = [spread(values[key], 0) for key in ("without", "with")]
+    return [name, f"{size / 1e6:,.1f}", f"{min(counts)} to {max(counts)}", *cells, spread(losses, 2)]
+
+
+def main() -> None:
+    """Measure every case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=25.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        rows = [measure(name, options.repetitions, options.seconds, Path(folder, name)) for name in CASES]
+    header = ["case", "MB", "checkpoints", "steps/s without", "steps/s with", "loss in %"]
+    told = f"{options.repetitions} repetitions of {options.seconds:g} s"
+    text = f"{describe_machine('torch', 'skrl')}; {told}.\n\n{table(header, rows)}"
+    print(text)
+    write_section("checkpoint-cost", text)
+
+
+if __name__ == "__main__":
+    main()
