@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 from pathlib import Path
@@ -179,6 +180,34 @@ def test_state_is_copied_and_references_stay_good():
     assert mine.checkpoint_modules is modules
     assert mine.policy.weight is weight
     assert optimizer.param_groups[0]["params"][0] is weight
+
+
+class WithCoefficient(Agent):
+    """Optimises a tensor that is in no module, as skrl's SAC does."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.coefficient = torch.ones(1, requires_grad=True)
+        self.modules_of = {"coefficient": self.coefficient}
+        self.coefficient_optimizer = torch.optim.Adam([self.coefficient], lr=0.1)
+        self.checkpoint_modules["coefficient_optimizer"] = self.coefficient_optimizer
+
+    def learn(self) -> None:
+        super().learn()
+        self.coefficient_optimizer.zero_grad()
+        (2 * self.coefficient).sum().backward()
+        self.coefficient_optimizer.step()
+
+
+def test_a_tensor_that_is_optimised_by_itself_stays_that_of_its_optimizer():
+    mine, trained = WithCoefficient(), WithCoefficient(1)
+    before = mine.coefficient
+    trained.learn()
+    copy_state(copy.deepcopy(trained), mine)
+    trained.learn()
+    mine.learn()
+    assert mine.coefficient is before is mine.modules_of["coefficient"]
+    assert mine.coefficient.item() == trained.coefficient.item() != 1.0
 
 
 def test_training_goes_on_as_if_the_agent_had_never_left():

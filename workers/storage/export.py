@@ -91,8 +91,9 @@ def copy_state(trained: Any, agent: Any) -> None:
     """Copy everything that `trained` has learned into `agent`.
 
     An agent that defines ``__setstate__`` and has no `checkpoint_modules` gets the pickled state of `trained`. For any
-    other agent the `checkpoint_modules` are loaded in place, so that references to them stay valid. Other attributes of
-    `trained` that refer to its modules (a scheduler to the optimizer) then refer to those of `agent`.
+    other agent the `checkpoint_modules` are loaded in place, so that references to them stay valid, and so are tensors
+    that are optimised by themselves, such as the entropy coefficient of skrl's SAC. Other attributes of `trained` that
+    refer to these (a scheduler to the optimizer) then refer to those of `agent`.
     """
     if trained is agent:
         return
@@ -103,6 +104,11 @@ def copy_state(trained: Any, agent: Any) -> None:
     memo = {id(trained): agent}
     _load_in_place(theirs, mine, memo)
     _copy_others(theirs, mine, memo)
+    for name, value in vars(trained).items():
+        own: Any = getattr(agent, name, None)
+        if getattr(value, "requires_grad", False) and type(own) is type(value) and own.shape == value.shape:
+            own.data.copy_(value.data)
+            memo[id(value)] = own
     for name, value in vars(trained).items():
         setattr(agent, name, deepcopy(value, memo))
 
