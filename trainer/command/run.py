@@ -32,7 +32,7 @@ from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["OURS", "Run", "build_orchestrator", "prepare"]
+__all__ = ["OURS", "Run", "build_orchestrator", "prepare", "resolve"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -114,16 +114,11 @@ def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) ->
     Raises:
         ConfigError: The configuration is invalid; the message names the key.
     """
-    # a console script lacks the current folder, in which the user's modules may be; where the configuration names
-    # none, the folder may be that of a stranger
-    if code(config) and (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)
     framework = load_framework(config.framework)
-    framework.silence()
     orchestrator = build_orchestrator(config.orchestrator)
     threads = HeldThreads(framework, orchestrator.num_threads)
-    agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
-    config = replace(config, agents=agents)
+    config = resolve(config)
+    agents = config.agents
     with threads, thread_variables(orchestrator.num_threads):
         env, spaces = _environment(config.env, config.framework)
     factories = [AgentFactory(agent, config.framework, spaces) for agent in agents]
@@ -137,6 +132,21 @@ def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) ->
         run.close()
         raise
     return run
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Return the configuration with all defaults of its agents, checked.
+
+    Raises:
+        ConfigError: An agent's configuration is invalid; the message names the key.
+    """
+    # a console script lacks the current folder, in which the user's modules may be; where the configuration names
+    # none, the folder may be that of a stranger
+    if code(config) and (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)
+    load_framework(config.framework).silence()
+    agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
+    return replace(config, agents=agents)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
 from trainer.command.evaluation import Evaluation, evaluate, rounded
-from trainer.command.run import OURS, prepare
+from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import RATE, RunLog
 from trainer.command.signals import Stop, stop_on_signals
@@ -63,12 +63,11 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         SystemExit: A signal stopped the run; the training up to then is stored.
         KeyboardInterrupt: A second signal stopped the run at once; what was stored last is kept.
     """
-    timesteps = config.trainer.timesteps
-    if not resumes:
-        directory.check_new()
-    run = prepare(config, trust=trust, resumes=resumes and directory.checkpoints().any())
+    config, timesteps = resolve(config), config.trainer.timesteps
     if resumes:
-        check_same(load_config(directory.config()), run.config)
+        check_same(load_config(directory.config()), config)
+    else:
+        directory.check_new()
     if resumes and _is_finished(directory, timesteps):
         yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
         if directory.exists("evaluation.json"):
@@ -77,10 +76,11 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         with ExitStack() as stack:
             if resumes:
                 stack.enter_context(directory.locked())
+            run = prepare(config, trust=trust, resumes=resumes and directory.checkpoints().any())
             trainer = stack.enter_context(run.opened())
             metrics = stack.enter_context(directory.metrics())
             stop = stack.enter_context(stop_on_signals())
-            log = RunLog(run.config, trainer, directory, metrics)
+            log = RunLog(config, trainer, directory, metrics)
             done = log.go_on(trust=trust) if resumes else log.begin()
             if not resumes:
                 stack.enter_context(directory.locked())
@@ -95,7 +95,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
                 raise SystemExit(128 + stop.signal)
     if config.evaluation.episodes:
         try:
-            results = evaluate(run.config, directory)
+            results = evaluate(config, directory)
         except Exception:
             _logger.error("training is finished and stored in %s, but evaluation failed:", directory.url)
             raise
