@@ -43,7 +43,7 @@ CASES = {
         {**PPO, "agent": "ippo", "groups": GROUPS},
         500,
     ),
-    "skrl PPO": Case({"id": "CartPole-v1"}, {"agent": "tests.support.own_agents:skrl_ppo"}, 2000),
+    "skrl PPO": Case({"id": "CartPole-v1"}, {"agent": "tests.support.own_agents:skrl_ppo"}, 3000),
     "skrl SAC": Case(
         {"id": "Pendulum-v1", "kwargs": {"max_episode_steps": 50}}, {"agent": "tests.support.own_agents:skrl_sac"}, 600
     ),
@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_numbers_of_one_that_
     chance = random.Random(zlib.crc32(f"{case} {framework} {mode}".encode()))
     ended, passed_over, timesteps = [], 0, []
     moments = [
-        f"KILL@{chance.uniform(0, seconds / 10):.3f}" if life % 2 else f"KILL#{chance.randrange(20, 250)}"
+        f"KILL@{chance.uniform(0, seconds / 12):.3f}" if life % 2 else f"KILL#{chance.randrange(20, 250)}"
         for life in range(kills)
     ]
     arguments: list[object] = ["train", config, "--set", f"logging.directory={folder}", *overrides]
