@@ -3,7 +3,8 @@
     python benchmarks/checkpoints.py [--repetitions N] [--seconds S]
 
 One trainer trains all the time. In windows that take turns, its run directory gets checkpoints, or none; everything
-else is written in both. Each window has at least two checkpoints. The bar is a loss of 2 %.
+else is written in both. The share is the time that the loop spends in writing checkpoints, with the agents' files that
+go with them. The bar is a loss of 2 %.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +56,33 @@ class Writer:
     """A run directory, with or without checkpoints, to which a trainer writes for some seconds."""
 
     def __init__(self, trainer: Any, config: RunConfig, folder: Path) -> None:
-        self._trainer, self._seconds = trainer, 0.0
+        self._trainer = trainer
         directory = RunDirectory(str(folder))
-        self._metrics = directory.metrics()
-        self._log = RunLog(config, trainer, directory, self._metrics)
+        self._log = RunLog(config, trainer, directory, directory.metrics())
         self._log.begin()
         self._checkpoints = folder / "checkpoints"
+        self._saving: list[float] = []
+        save = self._log._save
 
-    def rate(self, done: int, seconds: float) -> tuple[int, float, int]:
-        """Train for some seconds; return the timestep, the timesteps per second and the number of checkpoints."""
-        stop, seen, start = Stop(), set(self._names()), time.perf_counter()
+        def timed() -> None:
+            start = time.perf_counter()
+            save()
+            self._saving.append(time.perf_counter() - start)
+
+        vars(self._log)["_save"] = timed
+
+    def rate(self, done: int, seconds: float) -> tuple[int, float, list[float]]:
+        """Train for some seconds; return the timestep, the timesteps per second and the seconds of each checkpoint."""
+        stop, start = Stop(), time.perf_counter()
+        self._saving.clear()
+        self._log._schedule.failed(0)  # as if one had just been written
         timer = threading.Timer(seconds, vars(stop).update, [{"signal": 15}])
         timer.start()
         for _ in training._run(self._trainer, done, _ENDLESS, self._log, stop):
             pass
         taken, after = time.perf_counter() - start, self._trainer._next_timestep
         timer.cancel()
-        return after, (after - done) / taken, len(set(self._names()) - seen)
-
-    def _names(self) -> Iterator[str]:
-        return (path.name for path in self._checkpoints.glob("*"))
+        return after, (after - done) / taken, list(self._saving)
 
     def size(self) -> int:
         """Return the bytes of the last checkpoint."""
@@ -88,7 +95,7 @@ def measure(name: str, repetitions: int, seconds: float, folder: Path) -> list[s
     case = CASES[name]
     run = prepare(configuration(*case, keep_last=2))
     values: dict[str, list[float]] = {"without": [], "with": []}
-    counts = []
+    counts, shares = [], []
     with run.opened() as trainer:
         trainer.run(500, timestep=0)
         writers = {
@@ -100,15 +107,17 @@ def measure(name: str, repetitions: int, seconds: float, folder: Path) -> list[s
         done = trainer._next_timestep
         for repetition in range(-1, repetitions):
             for key, writer in writers.items():
-                done, rate, count = writer.rate(done, seconds if repetition >= 0 else 2.0)
+                done, rate, saving = writer.rate(done, seconds if repetition >= 0 else 2.0)
                 if repetition >= 0:
                     values[key].append(rate)
                     if key == "with":
-                        counts.append(count)
+                        counts.append(len(saving))
+                        shares.append(100 * sum(saving) / seconds)
         size = writers["with"].size()
     losses = [100 * (1 - ratio) for ratio in ratios(values["with"], values["without"])]
     cells = [spread(values[key], 0) for key in ("without", "with")]
-    return [name, f"{size / 1e6:,.1f}", f"{min(counts)} to {max(counts)}", *cells, spread(losses, 2)]
+    number = f"{min(counts)} to {max(counts)}"
+    return [name, f"{size / 1e6:,.1f}", number, spread(shares, 2), *cells, spread(losses, 2)]
 
 
 def main() -> None:
@@ -119,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
         rows = [measure(name, options.repetitions, options.seconds, Path(folder, name)) for name in CASES]
-    header = ["case", "MB", "checkpoints", "steps/s without", "steps/s with", "loss in %"]
+    header = ["case", "MB", "checkpoints", "share in %", "steps/s without", "steps/s with", "loss in %"]
     told = f"{options.repetitions} repetitions of {options.seconds:g} s"
     text = f"{describe_machine('torch', 'skrl')}; {told}.\n\n{table(header, rows)}"
     print(text)
