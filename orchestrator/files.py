@@ -16,7 +16,7 @@ from typing import Any
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
-from workers.errors import ConfigError
+from workers.errors import ConfigError, LockstepError
 
 __all__ = [
     "LARGEST_TEXT",
@@ -215,7 +215,7 @@ def named_errors() -> Iterator[None]:
     """Turn whatever a filesystem raises into an `OSError`."""
     try:
         yield
-    except OSError:
+    except (OSError, LockstepError):
         raise
     except Exception as error:
         raise OSError(_told(error)) from error

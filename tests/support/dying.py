@@ -29,6 +29,7 @@ def main() -> None:
     name, kind, number = re.fullmatch("([A-Z]+)([@#])(.+)", sys.argv[1]).groups()  # type: ignore[union-attr]
     what = getattr(signal, f"SIG{name}")
     arguments = sys.argv[2:]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test may run without a terminal, and ignore it
     if kind == "#":
         _end_at_write(int(number), what, arguments)
     else:
