@@ -78,10 +78,10 @@ def test_a_checkpoint_is_written_and_replaced(url: str):
 def test_what_is_no_checkpoint_is_never_replaced(url: str):
     filesystem, path = fsspec.core.url_to_fs(url)
     filesystem.pipe_file(f"{path}/mine", b"mine")
-    with pytest.raises(CheckpointError, match="^'.*run' is there already and is no checkpoint: it has 'mine'"):
+    with pytest.raises(CheckpointError, match=r"^'.*run' is there already and is no checkpoint: it has 'mine'"):
         write(url, 1)
     filesystem.pipe_file(f"{path}/manifest.json", b'{"format": "other"}')
-    with pytest.raises(CheckpointError, match="^'.*run' is there already and is no checkpoint; choose another path"):
+    with pytest.raises(CheckpointError, match=r"^'.*run' is there already and is no checkpoint; choose another path"):
         write(url, 1)
     assert names(url) == ["manifest.json", "mine"]
 
