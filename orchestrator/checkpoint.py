@@ -16,8 +16,7 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -46,7 +45,13 @@ _MOST_NAMED = 5
 """Number of files that an error names."""
 
 
-def write_checkpoint(path: str | os.PathLike[str], about: Mapping[str, Any], snapshot: Snapshot) -> None:
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    about: Mapping[str, Any],
+    snapshot: Snapshot,
+    *,
+    sign: Callable[[bytes], None] = lambda manifest: None,
+) -> None:
     """Write a checkpoint, replacing one that is there as a whole. On a disk, only this user can enter its folder.
 
     Whatever happens, also to this process or the machine, `path` then has the old checkpoint or the new one.
@@ -55,23 +60,33 @@ def write_checkpoint(path: str | os.PathLike[str], about: Mapping[str, Any], sna
         path: Path of the folder, or a URL that fsspec supports. The folders above it are made.
         about: What else to keep, as plain data for JSON.
         snapshot: The snapshot.
+        sign: Gets the manifest before it is written: it has the digest of every other file.
 
     Raises:
         CheckpointError: It cannot be written, something else is there, or another process is writing it.
     """
     place, files = _place(path), files_of(snapshot)
+
+    def dump(folder: str) -> bytes:
+        manifest = dump_manifest(about, files, folder)
+        sign(manifest)
+        return manifest
+
     try:
-        place.write(files, partial(dump_manifest, about, files))
+        place.write(files, dump)
     except OSError as error:
         raise CheckpointError(f"the checkpoint {place.where!r} cannot be written: {told(error)}") from error
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool) -> tuple[dict[str, Any], Snapshot]:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, allow_pickle: bool, verify: Callable[[bytes], None] = lambda manifest: None
+) -> tuple[dict[str, Any], Snapshot]:
     """Read a checkpoint. Nothing is unpickled. While it is being replaced, an error may say that it is damaged.
 
     Args:
         path: Path of the folder, or its URL.
         allow_pickle: Whether the snapshot may have parts with a pickle, which runs code when it is loaded.
+        verify: Gets the manifest, and raises an error to refuse it.
 
     Returns:
         What `write_checkpoint` got: `about`, as JSON returns it, and the snapshot.
@@ -81,7 +96,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool) -> tupl
         CheckpointError: There is none, it is from a newer version, or needs `allow_pickle`.
     """
     place = _place(path)
-    where, manifest = place.where, read_manifest(path)[0]
+    where, data = place.where, read_manifest(path)
+    manifest = parse_manifest(data, where)
+    verify(data)
     if (pickles := manifest.pickles) and not allow_pickle:
         more = f" and {len(pickles) - _MOST_NAMED} more" if len(pickles) > _MOST_NAMED else ""
         raise CheckpointError(
@@ -91,25 +108,23 @@ def read_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool) -> tupl
     return manifest.about, snapshot_of(manifest, {name: _content(place, name, manifest) for name in manifest.files})
 
 
-def read_manifest(path: str | os.PathLike[str]) -> tuple[Manifest, bytes]:
-    """Return the manifest of a checkpoint, and its bytes.
+def read_manifest(path: str | os.PathLike[str]) -> bytes:
+    """Return the manifest of a checkpoint.
 
     Args:
         path: Path of the folder, or its URL.
 
     Raises:
-        DamagedCheckpointError: It is damaged.
-        CheckpointError: There is none, or it is from a newer version.
+        DamagedCheckpointError: There is none.
     """
     place = _place(path)
     where = place.where
     try:
         if not place.exists():
-            raise CheckpointError(f"there is no checkpoint at {where!r}")
-        data = place.read(MANIFEST, LARGEST_MANIFEST)
+            raise DamagedCheckpointError(f"there is no checkpoint at {where!r}")
+        return place.read(MANIFEST, LARGEST_MANIFEST)
     except OSError as error:
         raise DamagedCheckpointError(f"{where!r} is no checkpoint: {MANIFEST} is unreadable: {told(error)}") from error
-    return parse_manifest(data, where), data
 
 
 def _content(place: CheckpointFolder | CheckpointStore, name: str, manifest: Manifest) -> bytes:

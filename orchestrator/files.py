@@ -132,6 +132,9 @@ def replace_at(filesystem: Any, path: str, content: bytes) -> None:
         try:
             with file:
                 file.write(content)
+                if is_local:  # else a failure of the machine may leave an empty file in the place of a good one
+                    file.flush()
+                    os.fsync(file.fileno())
             if is_local:
                 os.replace(temporary, path)
             else:

@@ -136,8 +136,11 @@ class MetricsWriter:
     def _read(self) -> Iterator[Row]:
         """Yield the rows of ``metrics.csv``; the process that wrote it may have been killed within the last one."""
         data = read_at(self._filesystem, self._csv)
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            return
         try:
-            lines = csv.reader(io.StringIO(data[: data.rfind(b"\n") + 1].decode(), newline=""))
+            lines = csv.reader(io.StringIO(whole.decode(), newline=""))
             if tuple(next(lines, ())) != _COLUMNS:
                 raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
             for timestep, scope, tag, value in lines:
@@ -156,7 +159,7 @@ class MetricsWriter:
                     yield (scope, event.step), event.wall_time
 
     def _append(self, rows: Sequence[Row]) -> None:
-        is_new = not self._filesystem.exists(self._csv)
+        is_new = not self._filesystem.exists(self._csv) or not self._filesystem.size(self._csv)
         if is_new:
             self._filesystem.makedirs(self._filesystem._parent(self._csv), exist_ok=True)
         added = _text([_COLUMNS, *rows] if is_new else rows)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from orchestrator.checkpoint import read_manifest
 from orchestrator.files import named_errors
-from orchestrator.manifest import MANIFEST
+from orchestrator.manifest import MANIFEST, parse_manifest
 from orchestrator.origin import Origin
 from workers.errors import CheckpointError, DamagedCheckpointError
 
@@ -38,15 +39,22 @@ class RunCheckpoints:
         self._url, self._filesystem, self._path, self._origin = url, filesystem, path, origin
 
     def any(self) -> bool:
-        """Return whether the run can be beyond its beginning, by what checkpoints there are, whole or not."""
-        return any(map(int, self._names()))
+        """Return whether there is a checkpoint whose manifest is whole."""
+        return any(map(self._is_committed, self._names()))
 
-    def save(self, timestep: int, save: Callable[[str], None], *, keep_last: int) -> None:
+    def _is_committed(self, name: str) -> bool:
+        try:
+            parse_manifest(read_manifest(self._url_of(name)), name)
+        except DamagedCheckpointError:
+            return False
+        return True
+
+    def save(self, timestep: int, save: Callable[[str, Callable[[bytes], None]], None], *, keep_last: int) -> None:
         """Write a checkpoint, and then delete old ones.
 
         Args:
             timestep: Number of timesteps that are done.
-            save: Writes a checkpoint to a path or URL.
+            save: Writes a checkpoint to a path or URL, and calls its second argument with the manifest before.
             keep_last: Number of checkpoints to keep, at least 1.
 
         Raises:
@@ -54,22 +62,29 @@ class RunCheckpoints:
             OSError: The record of what this user wrote cannot be written.
         """
         name = f"{timestep:012}"
-        save(self._url_of(name))
-        manifest, data = read_manifest(self._url_of(name))
-        if manifest.pickles:  # they are loaded again only if this user wrote them
-            self._origin.sign({self._key(name): data})
-            self._origin.settle([self._key(name)])
+        try:
+            save(self._url_of(name), partial(self._sign, name))
+        except (CheckpointError, OSError):
+            if not self._is_committed(name):  # a part of one, which would count
+                self._delete([name])
+            raise
         self._delete(self._names()[keep_last:])
 
-    def load(self, load: Callable[[str], int], *, trust: bool) -> int:
+    def _sign(self, name: str, data: bytes) -> None:
+        """Record that this user wrote a checkpoint with pickles; only then are they loaded again."""
+        if parse_manifest(data, name).pickles:
+            self._origin.sign({self._key(name): data})
+
+    def load(self, load: Callable[[str, Callable[[bytes], None]], int], *, trust: bool) -> int | None:
         """Go on from the last checkpoint that is whole; newer ones are deleted then.
 
         Args:
-            load: Loads a checkpoint from a path or URL, and returns its timestep.
+            load: Loads a checkpoint from a path or URL, and returns its timestep; it calls its second argument with the
+                manifest before, which raises an error to refuse it.
             trust: Whether to load pickles that this user did not write.
 
         Returns:
-            The number of timesteps that are done; 0 if there is no checkpoint.
+            The number of timesteps that are done; None if there is no checkpoint: the run was killed while it began.
 
         Raises:
             CheckpointError: There are checkpoints, but none can be loaded.
@@ -77,28 +92,33 @@ class RunCheckpoints:
         names = self._names()
         self._delete(self._names(_LEFT))
         for index, name in enumerate(names):
-            url = self._url_of(name)
             try:
-                manifest, data = read_manifest(url)
-                if manifest.pickles and not trust and (reason := self._origin.foreign(self._key(name), data)):
-                    raise DamagedCheckpointError(
-                        f"the checkpoint {url!r} has pickles, which can run code, and is not known to be of this user "
-                        f"({reason}); pass --trust if you trust it"
-                    )
-                timestep = load(url)
+                timestep = load(self._url_of(name), partial(self._verify, name, trust))
             except DamagedCheckpointError as error:
-                if not int(name):
-                    break  # the run was killed while it began
                 _logger.warning("the checkpoint of timestep %d is passed over: %s", int(name), error)
                 continue
             self._delete(names[:index])
             return timestep
-        if damaged := [name for name in names if int(name)]:
+        if self.any() or len(names) > 1:
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints in {self._url}/{_FOLDER} can be loaded; see the warnings. "
+                f"none of the {len(names)} checkpoints in {self._url}/{_FOLDER} can be loaded; see the warnings. "
                 "Delete them to begin again"
             )
-        return 0
+        return None
+
+    def _verify(self, name: str, trust: bool, data: bytes) -> None:
+        """Refuse pickles that somebody else may have written.
+
+        Raises:
+            DamagedCheckpointError: There are such.
+        """
+        if trust or not parse_manifest(data, name).pickles:
+            return
+        if reason := self._origin.foreign(self._key(name), data):
+            raise DamagedCheckpointError(
+                f"the checkpoint {self._url_of(name)!r} has pickles, which can run code, and is not known to be of "
+                f"this user ({reason}); pass --trust if you trust it"
+            )
 
     def _url_of(self, name: str) -> str:
         return f"{self._url}/{_FOLDER}/{name}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -28,7 +29,8 @@ __all__ = ["CONFIG", "RunDirectory"]
 CONFIG = "config.yaml"
 """Name of the configuration in a run directory."""
 
-_BEFORE = re.compile(rf"/{re.escape(ORIGIN)}$|{PARTIAL.pattern}")
+_LOCK = ".lock"
+_BEFORE = re.compile(rf"/({re.escape(ORIGIN)}|{re.escape(_LOCK)})$|{PARTIAL.pattern}")
 """What is written before the configuration."""
 
 _STATISTICS = "statistics.safetensors"
@@ -196,8 +198,10 @@ class RunDirectory:
         if not isinstance(self._filesystem, LocalFileSystem):
             yield
             return
+        path = f"{self._path}/{_LOCK}"
         try:
-            lock = open(f"{self._path}/.lock", "ab")  # noqa: SIM115 - closed below
+            make_folder(self._filesystem, self._path, private=self._private)
+            lock = open(path, "ab")  # noqa: SIM115 - closed below
         except OSError as error:
             raise ConfigError(f"the run directory {self.url!r} cannot be written: {error}") from error
         with lock:
@@ -209,7 +213,13 @@ class RunDirectory:
                 ) from error
             except OSError:  # not every disk can lock
                 pass
-            yield
+            try:
+                yield
+            finally:
+                if not self.exists(CONFIG):  # nothing was begun
+                    with suppress(OSError):
+                        os.remove(path)
+                        os.rmdir(self._path)
 
     def checkpoints(self) -> RunCheckpoints:
         """Return the checkpoints of the run."""

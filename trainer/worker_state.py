@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -110,7 +110,13 @@ class WorkerState:
         with self._asking():
             return self._session.agents()
 
-    def save(self, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        allow_pickle: bool = False,
+        sign: Callable[[bytes], None] = lambda manifest: None,
+    ) -> None:
         """Write a checkpoint: the whole state between two iterations, from which `load` goes on bit for bit.
 
         It holds the agents with their optimisers, normalisers and rollouts in progress, the environments, and every
@@ -121,6 +127,7 @@ class WorkerState:
             path: The checkpoint's folder, or a URL that fsspec supports, such as ``s3://bucket/run``. A checkpoint that
                 is there is replaced as a whole.
             allow_pickle: Whether to pickle agents and environments that do not offer their state as plain data.
+            sign: Gets the content of ``manifest.json`` before it is written, which has the digest of every other file.
 
         Raises:
             CheckpointError: An agent cannot be kept, or the folder cannot be written. What was there before still is.
@@ -130,9 +137,15 @@ class WorkerState:
         self._lifecycle.require_ready("save()")
         with self._as_checkpoint_error(), self._asking():
             snapshot = self._session.snapshot(allow_pickle=allow_pickle)
-        write_checkpoint(path, self._about() | {"versions": versions()}, snapshot)
+        write_checkpoint(path, self._about() | {"versions": versions()}, snapshot, sign=sign)
 
-    def load(self, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> int:
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        allow_pickle: bool = False,
+        verify: Callable[[bytes], None] = lambda manifest: None,
+    ) -> int:
         """Go on from a checkpoint of `save`, in a trainer that was built like the saved one.
 
         Environments whose episodes cannot be restored are truncated in the next iteration, with their last
@@ -141,6 +154,7 @@ class WorkerState:
         Args:
             path: The checkpoint's folder or URL.
             allow_pickle: Whether to load pickles, which can run any code: only do so if you trust who wrote them.
+            verify: Gets the content of ``manifest.json``, as `sign` of `save` did, and raises an error to refuse it.
 
         Returns:
             The timestep that follows the last one: ``for timestep in range(trainer.load(path), timesteps)``.
@@ -152,7 +166,7 @@ class WorkerState:
             LifecycleError: As for `save`.
         """
         self._lifecycle.require_ready("load()")
-        about, snapshot = read_checkpoint(path, allow_pickle=allow_pickle)
+        about, snapshot = read_checkpoint(path, allow_pickle=allow_pickle, verify=verify)
         self._check(about, str(path))
         is_staged = False
         try:

@@ -22,7 +22,7 @@ def head(api: JobsAPI, tmp_path: Path, folder: str = "runs/x") -> Path:
     """A run on the head, and its line in the log."""
     place = tmp_path / "head" / folder
     place.mkdir(parents=True)
-    (place / "status.json").write_text("{}")
+    (place / "status.json").write_text('{"state": "finished", "timestep": 4}')
     (place / "origin.json").write_text(json.dumps({"run": "0" * 32, "macs": {}}))
     api.log += f"run directory: {place}\n"
     return place
@@ -40,7 +40,7 @@ def test_the_run_directory_is_fetched(status: str, api: JobsAPI, cluster: Path, 
         told.append("to go on with it: submit it again, with --set logging.directory=./runs//x/")
     assert lines[-len(told) :] == told
     assert [path.name for path in Path("runs").iterdir()] == ["x"]
-    assert (Path("runs") / "x" / "status.json").read_text() == "{}"
+    assert "finished" in (Path("runs") / "x" / "status.json").read_text()
     ((name, _),) = api.submitted.items()
     (Path("runs") / "x" / "mine").touch()
     (Path("runs") / "x" / "origin.json").unlink()
@@ -53,13 +53,22 @@ def test_the_run_directory_is_fetched(status: str, api: JobsAPI, cluster: Path, 
 def test_a_copy_of_the_same_run_is_replaced(api: JobsAPI, cluster: Path, tmp_path: Path, command: Shown):
     place = head(api, tmp_path)
     options = ("--cluster", cluster, "--set", "logging.directory=runs/x")
-    for status in ("{}", '{"state": "finished"}'):
+    statuses = ['{"state": "running", "timestep": 4}', '{"state": "finished", "timestep": 9}']
+    for status in statuses:
         (place / "status.json").write_text(status)
         api.submitted.clear()
         code, lines, messages = command.run("submit", "my cart's.yaml", *options)
         assert (code, messages, lines[-1]) == (0, "", "run directory: runs/x")
         assert (Path("runs") / "x" / "status.json").read_text() == status
         assert [path.name for path in Path("runs").iterdir()] == ["x"]
+    # a run that went on here
+    (Path("runs") / "x" / "status.json").write_text('{"state": "finished", "timestep": 20}')
+    for number in ("", "1"):
+        api.submitted.clear()
+        code, lines, messages = command.run("submit", "my cart's.yaml", *options)
+        assert (code, lines[-1]) == (0, f"run directory: runs/x.fetched{number}")
+        assert "runs/x exists already, and is no earlier copy of this run" in messages
+        assert '"timestep": 20' in (Path("runs") / "x" / "status.json").read_text()
 
 
 @pytest.mark.parametrize("how", ["signal", "error"])

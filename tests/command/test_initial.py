@@ -74,6 +74,9 @@ def test_a_run_that_started_from_another_is_resumed_without_it(short: Path, tmp_
     code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=90")
     assert (code, "resumed at timestep 40" in lines) == (0, True)
     assert_same(results(folder), results(whole))
+    shutil.rmtree(folder / "checkpoints/000000000084")
+    (folder / "checkpoints/000000000090").rename(folder / "checkpoints/000000000000")
+    assert command.run("resume", folder, "--set", "trainer.timesteps=95")[0] == 0  # from what is called the first
     assert command.run("eval", folder)[0] == 0
 
 

@@ -62,7 +62,8 @@ def test_a_finished_run_is_extended(short: Path, tmp_path: Path, command: Shown)
     train(command, short, folder)
     assert saved(folder) == [56, 60]
     code, lines, _ = command.run("resume", folder)
-    assert (code, lines) == (0, [f"{folder} is finished; to train on, set trainer.timesteps to more than 60"])
+    told = f"{folder} is finished; to train on, set trainer.timesteps to more than 60"
+    assert (code, lines) == (0, [told, f"run directory: {folder}"])
     code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=130")
     assert code == 0
     assert "resumed at timestep 60" in lines
@@ -146,13 +147,19 @@ def test_a_damaged_checkpoint_is_passed_over(short: Path, tmp_path: Path, comman
     assert f"none of the 2 checkpoints in {other}/checkpoints can be loaded; see the warnings. Delete them" in messages
 
 
-def test_without_a_checkpoint_a_run_begins_again(short: Path, tmp_path: Path, command: Shown):
+def test_without_a_checkpoint_a_run_begins_again_only_if_nothing_is_lost(short: Path, tmp_path: Path, command: Shown):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     train(command, short, whole, "trainer.timesteps=90")
     train(command, short, folder, "checkpoint.keep_last=0")
     assert not (folder / "checkpoints").exists()
-    (folder / "status.json").unlink()
-    code, lines, _ = command.run("resume", folder, "--set", "trainer.timesteps=90", "checkpoint.keep_last=1")
+    before = results(folder)
+    arguments = ("resume", folder, "--set", "trainer.timesteps=90", "checkpoint.keep_last=1")
+    code, _, messages = command.run(*arguments)
+    assert code == 1
+    assert "has no checkpoint, so the run cannot be resumed; its agents are from timestep 60" in messages
+    assert_same(results(folder), before)
+    (folder / "status.json").unlink()  # as of a run that was killed while it began
+    code, lines, _ = command.run(*arguments)
     assert code == 0
     assert "resumed at timestep 0" in lines
     assert_same(results(folder), results(whole))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -74,6 +77,40 @@ def test_a_loaded_run_is_the_undisturbed_run(
 
 class Thing:
     pass
+
+
+class Pair(NamedTuple):
+    one: int
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+@dataclass
+class Counter:
+    count: int = 0
+
+
+def build_with_a_counter(kind: str, spaces: Any, scope: Any) -> Any:
+    agent = build(kind, spaces, scope)
+    agent.counter, agent.level, agent.history = Counter(), Level.LOW, None
+    return agent
+
+
+def test_attributes_of_ones_own(tmp_path: Path):
+    with build_trainer("PPO", build=build_with_a_counter) as trainer:
+        agent = trainer.agents[0]
+        agent.counter.count, agent.history = 7, deque([1, 2], 5)
+        trainer.save(tmp_path / "checkpoint")
+        agent.pair = Pair(3)
+        with pytest.raises(CheckpointError, match=r"it holds a .*Pair at \.pair, "):
+            trainer.save(tmp_path / "checkpoint")
+    with build_trainer("PPO", build=build_with_a_counter) as trainer:
+        trainer.load(tmp_path / "checkpoint")
+        agent = trainer.agents[0]
+        assert (agent.counter, agent.level, agent.history) == (Counter(7), Level.LOW, deque([1, 2], 5))
+        assert agent.history.maxlen == 5
 
 
 def build_with_a_thing(kind: str, spaces: Any, scope: Any) -> Any:

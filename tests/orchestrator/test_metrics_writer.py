@@ -343,3 +343,18 @@ def test_the_newest_agent_is_loaded_whatever_its_kind(url: str):
         run.load_agent(agent, 0, TORCH)
         assert agent.content == expected
         assert [name for name in names(url) if name != "origin.json"] == [f"agents/0/{file[0]}"]
+
+
+def test_an_empty_file_of_a_write_that_failed_gets_its_header(tmp_path: Path):
+    for content in (b"", b"timestep,sco"):
+        folder = tmp_path / str(len(content))
+        folder.mkdir()
+        (folder / "metrics.csv").write_bytes(content)
+        with MetricsWriter(str(folder)) as metrics:
+            metrics.cut(5)
+            assert not (folder / "metrics.csv").exists()
+            (folder / "metrics.csv").touch()
+            metrics.write(5, SECOND)
+            metrics.write(7, FIRST)
+            metrics.cut(5)
+        assert rows(str(folder)) == expected_rows((5, SECOND))

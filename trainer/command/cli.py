@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume",
         action="store_true",
-        help="if logging.directory holds a run of this configuration, go on with it; see resume",
+        help="go on with the run of this configuration that is in logging.directory, or begin it there",
     )
     train.set_defaults(verb=_train)
     resume = verbs.add_parser("resume", help="go on with a run that was stopped", description=_resume.__doc__)
@@ -196,9 +196,12 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
     from orchestrator.run_dir import CONFIG, RunDirectory
     from trainer.command.job import check_sender, lasting
     from trainer.command.training import train
+    from workers.errors import ConfigError
 
     check_sender()
     config = _read(options)
+    if options.resume and config.logging.directory is None:
+        raise ConfigError("--resume needs logging.directory, where the run is; to go on with RUN_DIR: lockstep resume")
     path = Path(options.config).absolute()
     name = path.parent.name if path.name == "config.yaml" else path.stem  # of an earlier run
     name = f"runs/{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -213,10 +216,11 @@ def _resume(options: argparse.Namespace) -> Iterator[str]:
     A finished run is extended with --set trainer.timesteps=N.
     """
     from orchestrator.run_dir import RunDirectory
+    from trainer.command.job import lasting
     from trainer.command.training import train
     from trainer.command.trust import check_resumed
 
-    directory = RunDirectory(options.run_dir)
+    directory = RunDirectory(lasting(options.run_dir))
     text = directory.config()
     config = _load(text, options)
     if not options.trust:
@@ -228,10 +232,11 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     """Evaluate the stored agents of a run, exactly as at the end of training."""
     from orchestrator.run_dir import RunDirectory
     from trainer.command.evaluation import evaluate
+    from trainer.command.job import lasting
     from trainer.command.training import report
     from trainer.command.trust import check_run
 
-    directory = RunDirectory(options.run_dir)
+    directory = RunDirectory(lasting(options.run_dir))
     text = directory.config()
     config = _load(text, options)
     if not options.trust:

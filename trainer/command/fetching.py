@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.origin import run_of
+from orchestrator.run_dir import RunDirectory
 from trainer._console import shown
 from trainer._redaction import redacted
 from workers.errors import ConfigError
@@ -111,13 +113,25 @@ def fetched(directory: str | None, name: str, jobs: Jobs, place: Place) -> Itera
         fetch(place.cluster, source, target)
         yield f"run directory: {target}"
         return
-    copy = target.with_name(f"{target.name}.fetched")
-    shutil.rmtree(copy, ignore_errors=True)
+    copies = (target.with_name(f"{target.name}.fetched{number or ''}") for number in count())
+    copy = next(path for path in copies if not path.exists())
     fetch(place.cluster, source, copy)
-    if run_of(target) is None or run_of(target) != run_of(copy):
-        _logger.warning("%s exists already, and is no earlier copy of this run", target)
-        target = copy
-    else:  # of a job that went on with the run
+    if _is_newer(copy, target):  # of a job that went on with the run
         shutil.rmtree(target)
         copy.rename(target)
+    else:
+        _logger.warning("%s exists already, and is no earlier copy of this run", target)
+        target = copy
     yield f"run directory: {target}"
+
+
+def _is_newer(copy: Path, target: Path) -> bool:
+    """Return whether a copy is of the same run, and as far at least, and nobody trains in the other one."""
+    if run_of(target) is None or run_of(target) != run_of(copy):
+        return False
+    try:
+        one, other = (RunDirectory(str(path)) for path in (copy, target))
+        with other.locked():
+            return bool(one.status()["timestep"] >= other.status()["timestep"])
+    except ConfigError:
+        return False

@@ -119,11 +119,11 @@ def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) ->
     threads = HeldThreads(framework, orchestrator.num_threads)
     config = resolve(config)
     agents = config.agents
+    named = [None if resumes else agent.init for agent in agents]
+    initial = [None if url is None else find_initial(url, index, trust=trust) for index, url in enumerate(named)]
     with threads, thread_variables(orchestrator.num_threads):
         env, spaces = _environment(config.env, config.framework)
-    factories = [AgentFactory(agent, config.framework, spaces) for agent in agents]
-    if not resumes:
-        factories = [_started(factory, index, trust=trust) for index, factory in enumerate(factories)]
+    factories = [AgentFactory(agent, config.framework, spaces, one) for agent, one in zip(agents, initial, strict=True)]
     run = Run(config=config, env=env, agents=factories, orchestrator=orchestrator)
     try:
         for i, agent in enumerate(agents):
@@ -181,12 +181,6 @@ class AgentFactory:
         """Load what the agent starts from."""
         if self.initial is not None:
             self.initial.load(agent, self.framework)
-
-
-def _started(factory: AgentFactory, index: int, *, trust: bool) -> AgentFactory:
-    """Return the factory, with the agent from which its own starts."""
-    url = factory.config.init
-    return factory if url is None else replace(factory, initial=find_initial(url, index, trust=trust))
 
 
 def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:

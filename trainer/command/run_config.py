@@ -104,7 +104,8 @@ class LoggingConfig:
     """The run directory."""
 
     directory: str | None = None
-    """Directory or fsspec URL; must be empty or not exist yet. null: runs/<name of the config>-<date and time>."""
+    """Directory or fsspec URL; must be empty or not exist yet, unless --resume is given. null: runs/<name of the
+    config>-<date and time>."""
 
     shared: bool = False
     """Whether other users of the machine may read the run directory, as far as the umask allows."""
@@ -189,9 +190,7 @@ class RunConfig:
             raise ConfigError(f"env.id is {given}; expected one of them, and null for the other")
         agents = {f"agents.{i}.agent": agent.agent for i, agent in enumerate(self.agents)}
         inits = {f"agents.{i}.init": agent.init for i, agent in enumerate(self.agents)}
-        names = (
-            {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory} | agents | inits
-        )
+        names = {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory}
         for key, name in (names | agents | inits).items():  # they are told as they are
             _require(name is None or name.isprintable(), key, name, "printable characters")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")

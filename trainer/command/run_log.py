@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -72,11 +71,13 @@ class RunLog:
         Raises:
             ConfigError: The directory cannot be written, or its metrics are damaged.
             CheckpointError: No checkpoint can be loaded.
+            OSError: The directory cannot be read or written.
         """
-        load = partial(self._trainer.load, allow_pickle=self._config.checkpoint.allow_pickle)
-        self._done = self._checkpoints.load(load, trust=trust)
-        if not self._done:
+        done = self._checkpoints.load(self._load_from, trust=trust)
+        if done is None:
+            self._check_nothing_lost()
             self._trainer.collect_metrics()
+        self._done = done or 0
         self._collected = self._trainer.metrics_timestep
         self._since, self._since_timestep = perf_counter(), self._done
         self._metrics.cut(self._collected)
@@ -85,6 +86,19 @@ class RunLog:
         self._directory.clean()
         self._start(self._trainer.agent_files())
         return self._done
+
+    def _check_nothing_lost(self) -> None:
+        """Check that a run without checkpoints has nothing that beginning again would lose.
+
+        Raises:
+            CheckpointError: It has trained agents.
+        """
+        timestep = self._directory.status()["timestep"] if self._directory.exists("status.json") else 0
+        if timestep:
+            raise CheckpointError(
+                f"{self._directory.url!r} has no checkpoint, so the run cannot be resumed; its agents are from "
+                f"timestep {timestep}. Start a new run from them, with agents.*.init, or repeat it elsewhere"
+            )
 
     def _start(self, files: Sequence[tuple[str, bytes]]) -> None:
         """Write the agents as they are, and the first checkpoint."""
@@ -103,6 +117,7 @@ class RunLog:
 
         Raises:
             CheckpointError: A checkpoint cannot be written, and is required.
+            DivergedError: An agent holds NaN or infinity.
         """
         self._done = done
         if not done % self._interval:
@@ -183,8 +198,7 @@ class RunLog:
             if done != self.timestep:
                 self._store_agents(self._trainer.agent_files())  # one that has diverged is in no checkpoint, either
             self._metrics.sync()
-            save = partial(self._trainer.save, allow_pickle=config.allow_pickle)
-            self._checkpoints.save(done, save, keep_last=config.keep_last)
+            self._checkpoints.save(done, self._save_to, keep_last=config.keep_last)
         except (CheckpointError, OSError) as error:
             if config.required:
                 raise CheckpointError(f"no checkpoint of timestep {done}: {error}") from error
@@ -201,6 +215,12 @@ class RunLog:
             self._schedule.failed(perf_counter() - start)
         else:
             self._schedule.saved(done, perf_counter() - start)
+
+    def _save_to(self, url: str, sign: Callable[[bytes], None]) -> None:
+        self._trainer.save(url, allow_pickle=self._config.checkpoint.allow_pickle, sign=sign)
+
+    def _load_from(self, url: str, verify: Callable[[bytes], None]) -> int:
+        return self._trainer.load(url, allow_pickle=self._config.checkpoint.allow_pickle, verify=verify)
 
     def _statistics(self) -> list[list[Statistics]]:
         """Return the statistics of each scope's environments, by row."""

@@ -49,7 +49,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         directory: The run directory, which must be empty or not exist yet, unless `resumes` is set.
         resumes: Whether to go on with the run in the directory, from its last checkpoint, as if it had not been
             stopped.
-        trust: Whether to load pickles there that this user did not write.
+        trust: Whether to load what this user did not write and can run code: pickles, and an ``agent.bin``.
 
     Yields:
         Lines that report progress, and at the end the results of the evaluation.
@@ -70,20 +70,18 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         directory.check_new()
     if resumes and _is_finished(directory, timesteps):
         yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
+        yield f"run directory: {redacted(directory.url)}"
         if directory.exists("evaluation.json"):
             return
     else:
         with ExitStack() as stack:
-            if resumes:
-                stack.enter_context(directory.locked())
             run = prepare(config, trust=trust, resumes=resumes and directory.checkpoints().any())
             trainer = stack.enter_context(run.opened())
             metrics = stack.enter_context(directory.metrics())
             stop = stack.enter_context(stop_on_signals())
+            stack.enter_context(directory.locked())
             log = RunLog(config, trainer, directory, metrics)
             done = log.go_on(trust=trust) if resumes else log.begin()
-            if not resumes:
-                stack.enter_context(directory.locked())
             yield str(trainer)
             yield from [factory.initial.told for factory in run.agents if factory.initial is not None]
             yield f"run directory: {redacted(directory.url)}"
@@ -95,7 +93,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
                 raise SystemExit(128 + stop.signal)
     if config.evaluation.episodes:
         try:
-            results = evaluate(config, directory)
+            results = evaluate(config, directory, trust=trust)
         except Exception:
             _logger.error("training is finished and stored in %s, but evaluation failed:", directory.url)
             raise
@@ -182,7 +180,7 @@ def _run(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, stop
         seconds = perf_counter() - start
         done += count
         log.after(done)
-        if not has_bar and log.scalars and perf_counter() - told >= _TELLING:
+        if not has_bar and log.scalars and not stop.signal and perf_counter() - told >= _TELLING:
             yield f"timestep {done:,} of {timesteps:,}: {progress(log.scalars)}"
             told, log.scalars = perf_counter(), []
         count = max(1, int(count * _MOMENT / seconds))

@@ -86,7 +86,7 @@ class AgentRunner:
             self._shapes = asked_shapes(self.agent, scope, observation_space)
             self._tracking = AgentTracking(self.agent, keeps_files=keeps_files)
             self.agent.init(trainer_cfg=cfg)
-            if hasattr(agent, "after_init"):  # a factory that loads something into what it has built
+            if is_factory(agent) and hasattr(agent, "after_init"):  # it loads something into what it has built
                 agent.after_init(self.agent)
             self._tracking.start()
             if stream is not None:

@@ -52,8 +52,11 @@ def agent_tree(agent: Any, framework: Framework, *, what: str, allow_pickle: boo
     if parts is not None:
         try:
             return {"kind": kind, "parts": parts.read_parts(agent)}
-        except AgentError as error:
-            reason += f", and {error}"
+        except Exception as error:  # the agent may be of a class derived from one of skrl's
+            told = (
+                message_of(error) if isinstance(error, AgentError) else f"{type(error).__name__}: {message_of(error)}"
+            )
+            reason += f", and {told}"
     if allow_pickle:
         return {"kind": kind, "pickle": agent}
     raise CheckpointError(

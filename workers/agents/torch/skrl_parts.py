@@ -10,7 +10,7 @@ A node of the walk is a pair of its kind and its content:
 ``object``              the attributes of an object of skrl, such as a memory or a noise
 ``dict``                pairs of a key and a node
 ``list tuple set``      nodes
-``deque``               nodes
+``deque``               the greatest length, and nodes
 ``same``                the path of what is there a second time, and the shape of a tensor
 ``fixed``               the type of what never changes, such as a configuration, a space or a function
 ``transient``           nothing: a distribution is made again whenever an agent acts
@@ -103,6 +103,11 @@ def _key(tensor: torch.Tensor) -> Any:
     return tensor.data_ptr(), tensor.numel(), tensor.dtype if tensor.numel() else id(tensor)
 
 
+def _is_frozen(value: Any) -> bool:
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen
+
+
 def _attributes(value: Any, left_out: Any) -> dict[str, Any]:
     return {name: item for name, item in vars(value).items() if name not in left_out}
 
@@ -131,26 +136,28 @@ class _Reader:
         Raises:
             AgentError: It cannot be kept.
         """
+        if isinstance(value, Enum):  # some are numbers or strings as well
+            return "fixed", type_name(type(value))
         if value is None or isinstance(value, _PLAIN) or (isinstance(value, np.ndarray) and value.dtype != object):
             return "plain", value
         if isinstance(value, torch.Tensor):
             return self._tensor(value, path)
         if isinstance(value, torch.distributions.Distribution):
             return "transient", None
-        if isinstance(value, _FIXED) or is_dataclass(value):
+        if isinstance(value, _FIXED) or _is_frozen(value):
             return "fixed", type_name(type(value))
         if (first := self._seen(id(value), value, path)) is not None:
             return "same", (first, [])
         if isinstance(value, dict):
             return "dict", [(key, self.value(item, f"{path}[{key!r}]")) for key, item in value.items()]
         if isinstance(value, deque):
-            return "deque", self._items(value, path)
+            return "deque", (value.maxlen, self._items(value, path))
         for kind, sequence in _SEQUENCES.items():
-            if isinstance(value, sequence):
+            if isinstance(value, sequence) and (kind != "tuple" or type(value) in (tuple, torch.Size)):
                 return kind, self._items(value, path)
         if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
             return self._state(value, path)
-        if is_of_skrl(value):
+        if is_of_skrl(value) or (is_dataclass(value) and hasattr(value, "__dict__")):
             return self.object(value, path)
         raise AgentError(
             f"it holds a {type_name(type(value))} at {path}, which is no tensor, plain value or object of skrl"
@@ -227,7 +234,8 @@ class _Writer:
         if is_optimised:
             self._require(fits, path, target, f"{tensor.dtype} tensor of shape {tuple(tensor.shape)}")
         if not fits or not (is_optimised or in_place):
-            return tensor if self._only_checks else tensor.to(self._device, copy=True)
+            device = target.device if isinstance(target, torch.Tensor) else self._device
+            return tensor if self._only_checks else tensor.to(device, copy=True)
         if not self._only_checks:
             with torch.no_grad():
                 target.copy_(tensor)
@@ -277,8 +285,10 @@ class _Writer:
         return target
 
     def _deque(self, content: Any, target: Any, path: str, in_place: bool) -> Any:
-        made = self._items(content, None, path, in_place)
-        self._require(isinstance(target, deque), path, target, "collections.deque")
+        longest, nodes = content
+        made = self._items(nodes, None, path, in_place)
+        if not isinstance(target, deque) or target.maxlen != longest:
+            return deque(made, longest)
         if not self._only_checks:
             target.clear()
             target.extend(made)
@@ -312,7 +322,8 @@ class _Writer:
                 self._attributes(modules[name], items, f"{path}:{name}", _OF_TORCH, in_place=True)
             for name, key, tensor in others:
                 if not self._only_checks:
-                    modules[name]._buffers[key] = tensor.to(self._device, copy=True)
+                    device = getattr(modules[name]._buffers.get(key), "device", self._device)
+                    modules[name]._buffers[key] = tensor.to(device, copy=True)
         return target
 
     def _require(self, fits: bool, path: str, target: Any, expected: str) -> None:
