@@ -41,7 +41,8 @@ def failure(scope: int | None = 1, **changes: Any) -> Failure:
 
 def test_the_tree():
     exported = {name: value for name in errors.__all__ if isinstance(value := getattr(errors, name), type)}
-    assert set(exported) == {*KINDS, "Failure", "LockstepError"}
+    assert set(exported) == {*KINDS, "DamagedCheckpointError", "Failure", "LockstepError"}
+    assert exported["DamagedCheckpointError"].__bases__ == (errors.CheckpointError,)
     for name, kind in KINDS.items():
         assert exported[name].__bases__ == (LockstepError, kind)
         assert f"── {name} " in (errors.__doc__ or "")
@@ -52,7 +53,7 @@ def test_the_tree():
 @pytest.mark.parametrize(
     "carry", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy, lambda e: cloudpickle.loads(cloudpickle.dumps(e))]
 )
-@pytest.mark.parametrize("name", [*KINDS, "LockstepError"])
+@pytest.mark.parametrize("name", [*KINDS, "DamagedCheckpointError", "LockstepError"])
 def test_every_error_survives_pickling(name: str, carry: Any):
     kind = getattr(errors, name)
     error = kind([failure(0), failure(1)]) if name == "WorkerError" else kind("scopes [1, 2] add up to 3")
