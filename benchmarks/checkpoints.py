@@ -75,7 +75,7 @@ class Writer:
         """Train for some seconds; return the timestep, the timesteps per second and the seconds of each checkpoint."""
         stop, start = Stop(), time.perf_counter()
         self._saving.clear()
-        self._log._schedule.failed(0)  # as if one had just been written
+        self._log._schedule.attempted(0)  # as if one had just been written
         timer = threading.Timer(seconds, vars(stop).update, [{"signal": 15}])
         timer.start()
         for _ in training._run(self._trainer, done, _ENDLESS, self._log, stop):

@@ -96,7 +96,7 @@ def read_checkpoint(
         CheckpointError: There is none, it is from a newer version, or needs `allow_pickle`.
     """
     place = _place(path)
-    where, data = place.where, read_manifest(path)
+    where, data = place.where, _manifest(place)
     manifest = parse_manifest(data, where)
     verify(data)
     if (pickles := manifest.pickles) and not allow_pickle:
@@ -117,7 +117,10 @@ def read_manifest(path: str | os.PathLike[str]) -> bytes:
     Raises:
         DamagedCheckpointError: There is none.
     """
-    place = _place(path)
+    return _manifest(_place(path))
+
+
+def _manifest(place: CheckpointFolder | CheckpointStore) -> bytes:
     where = place.where
     try:
         if not place.exists():

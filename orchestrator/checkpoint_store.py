@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.files import PARTIAL, named_errors, read_at, replace_at
+from orchestrator.files import PARTIAL, list_names, named_errors, read_at, replace_at
 from orchestrator.manifest import LARGEST_MANIFEST, MANIFEST, Files, check_replaceable
 from workers.errors import CheckpointError
 
@@ -52,7 +52,7 @@ class CheckpointStore:
         folder = secrets.token_hex(16)
         manifest = dump(folder)
         with named_errors():
-            names = self._names()
+            names = list_names(self._filesystem, self._path)
             if MANIFEST in names:
                 check_replaceable(lambda: self.read(MANIFEST, LARGEST_MANIFEST), self.where)
             elif other := [name for name in names if not _OURS.fullmatch(name)]:
@@ -66,7 +66,7 @@ class CheckpointStore:
                     for piece in pieces:
                         file.write(piece)
             replace_at(self._filesystem, f"{self._path}/{MANIFEST}", manifest)
-            for name in self._names():
+            for name in list_names(self._filesystem, self._path):
                 if name != folder and _OURS.fullmatch(name):
                     self._filesystem.rm(f"{self._path}/{name}", recursive=True)
 
@@ -76,8 +76,7 @@ class CheckpointStore:
         Raises:
             OSError: The URL cannot be read.
         """
-        with named_errors():
-            return bool(self._names())
+        return bool(list_names(self._filesystem, self._path))
 
     def size(self, name: str) -> int:
         """Return the number of bytes of a file.
@@ -95,11 +94,3 @@ class CheckpointStore:
             OSError: It cannot be read.
         """
         return read_at(self._filesystem, f"{self._path}/{name}", most)
-
-    def _names(self) -> list[str]:
-        """Return the names of what is there."""
-        self._filesystem.invalidate_cache()  # other processes write, too
-        try:
-            return [path.rstrip("/").rpartition("/")[2] for path in self._filesystem.ls(self._path, detail=False)]
-        except FileNotFoundError:
-            return []

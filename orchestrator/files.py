@@ -22,6 +22,7 @@ __all__ = [
     "LARGEST_TEXT",
     "PARTIAL",
     "check_writable",
+    "list_names",
     "make_folder",
     "named_errors",
     "open_url",
@@ -161,6 +162,24 @@ def make_folder(filesystem: Any, path: str, *, private: bool) -> None:
             os.makedirs(path, 0o700, exist_ok=True)  # the mode is that of the last one
         else:
             filesystem.makedirs(path, exist_ok=True)
+
+
+def list_names(filesystem: Any, path: str) -> list[str]:
+    """Return the names of what is in a folder now; none if there is no folder.
+
+    Args:
+        filesystem: Its filesystem.
+        path: Its path there.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with named_errors():
+        filesystem.invalidate_cache()  # other processes write, too
+        try:
+            return [one.rstrip("/").rpartition("/")[2] for one in filesystem.ls(path, detail=False)]
+        except FileNotFoundError:
+            return []
 
 
 def check_writable(filesystem: Any, path: str) -> str:

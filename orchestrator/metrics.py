@@ -164,7 +164,7 @@ class MetricsWriter:
             self._filesystem.makedirs(self._filesystem._parent(self._csv), exist_ok=True)
         added = _text([_COLUMNS, *rows] if is_new else rows)
         if not isinstance(self._filesystem, LocalFileSystem):  # object stores cannot append
-            before = self._filesystem.cat_file(self._csv) if self._filesystem.exists(self._csv) else b""
+            before = b"" if is_new else self._filesystem.cat_file(self._csv)
             self._filesystem.pipe_file(self._csv, before + added)
             return
         with open(self._csv, "ab", buffering=0) as file:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.checkpoint import read_manifest
-from orchestrator.files import named_errors
+from orchestrator.files import list_names, named_errors
 from orchestrator.manifest import MANIFEST, parse_manifest
 from orchestrator.origin import Origin
 from workers.errors import CheckpointError, DamagedCheckpointError
@@ -128,13 +128,7 @@ class RunCheckpoints:
 
     def _names(self, pattern: re.Pattern[str] = _NAME) -> list[str]:
         """Return the names of the checkpoints, the newest first."""
-        with named_errors():
-            self._filesystem.invalidate_cache()
-            try:
-                paths = self._filesystem.ls(f"{self._path}/{_FOLDER}", detail=False)
-            except FileNotFoundError:
-                return []
-        names = (path.rstrip("/").rpartition("/")[2] for path in paths)
+        names = list_names(self._filesystem, f"{self._path}/{_FOLDER}")
         return sorted(filter(pattern.fullmatch, names), reverse=True)
 
     def _delete(self, names: list[str]) -> None:

@@ -251,8 +251,8 @@ class RunDirectory:
         for scope, (name, data) in enumerate(files):
             self.write(f"agents/{scope}/{name}", data)
             for other in FILE_NAMES:  # an older file of another kind would be loaded instead
-                if other != name and self._filesystem.exists(f"{self._path}/agents/{scope}/{other}"):
-                    self._filesystem.rm(f"{self._path}/agents/{scope}/{other}")
+                if other != name:
+                    self.remove(f"agents/{scope}/{other}")
         self._origin.settle(own)
         for scope, rows in enumerate(statistics):
             if any(rows):
@@ -265,7 +265,7 @@ class RunDirectory:
             AgentError: The file is damaged.
         """
         name = f"agents/{scope}/{_STATISTICS}"
-        if not self._filesystem.exists(f"{self._path}/{name}"):
+        if not self.exists(name):
             return []
         data = self._read_agent(name)
         try:
@@ -320,7 +320,7 @@ class RunDirectory:
             AgentError: Nothing is stored.
         """
         for name in (f"agents/{scope}/{file}" for file in FILE_NAMES):
-            if self._filesystem.exists(f"{self._path}/{name}"):
+            if self.exists(name):
                 return name, self._read_agent(name)
         raise AgentError(f"{self.url}/agents/{scope} has none of {', '.join(FILE_NAMES)}: no agent is stored there")
 
@@ -337,7 +337,7 @@ class RunDirectory:
         for scope, (name, data) in enumerate(files):
             path = f"agents/{scope}/{name}"
             found = nonfinite_values(data) if name == STATE else {}
-            if not found or not self._filesystem.exists(f"{self._path}/{path}"):
+            if not found or not self.exists(path):
                 continue
             try:
                 stored = nonfinite_values(self._read_agent(path))

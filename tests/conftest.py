@@ -60,6 +60,15 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """URL of a bucket in a stand-in for S3."""
+    from tests.support.strikes import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_left() -> Iterator[None]:
     """Fail if the tests leave a process behind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-__all__ = ["is_factory", "missing_members", "takes_infos"]
+__all__ = ["is_factory", "is_of_skrl", "missing_members", "takes_infos"]
 
 
 def missing_members(value: Any, role: type, *others: str) -> list[str]:
@@ -23,6 +23,11 @@ def missing_members(value: Any, role: type, *others: str) -> list[str]:
 def is_factory(agent: Any) -> bool:
     """Return whether `agent` is a factory of agents: a class, or a callable without ``act``."""
     return isinstance(agent, type) or (callable(agent) and not hasattr(agent, "act"))
+
+
+def is_of_skrl(value: Any) -> bool:
+    """Return whether a value is an object of skrl, or of a class derived from one of skrl's."""
+    return any(kind.__module__.startswith("skrl.") for kind in type(value).__mro__)
 
 
 def takes_infos(agent: Any) -> bool:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tests.support.command import RAY, Shown
 from tests.support.dying import results
 from tests.support.parity import assert_same
 from tests.support.schedule import examples
-from tests.support.strikes import Killed, Strikes, killing_writes, s3_server
+from tests.support.strikes import Killed, Strikes, killing_writes
 from trainer.command.cli import main
 
 AGENT = {"agent": "ppo", "cfg": {"rollouts": 16, "mini_batches": 2, "learning_epochs": 2, "hidden_sizes": [8]}}
@@ -48,14 +47,20 @@ def train(command: Shown, config: Path, folder: Any, *overrides: str, code: int 
     return messages
 
 
+def train_both(command: Shown, config: Path, folder: Path, timesteps: int, *overrides: str) -> tuple[Path, Path]:
+    """Train a run of so many timesteps, and a shorter one with these overrides; return where they are."""
+    whole, shorter = folder / "whole", folder / "run"
+    train(command, config, whole, f"trainer.timesteps={timesteps}")
+    train(command, config, shorter, *overrides)
+    return whole, shorter
+
+
 def saved(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
 def test_a_finished_run_is_extended(short: Path, tmp_path: Path, command: Shown):
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    train(command, short, whole, "trainer.timesteps=130")
-    train(command, short, folder)
+    whole, folder = train_both(command, short, tmp_path, 130)
     assert saved(folder) == [56, 60]
     code, lines, _ = command.run("resume", folder)
     told = f"{folder} is finished; to train on, set trainer.timesteps to more than 60"
@@ -69,10 +74,9 @@ def test_a_finished_run_is_extended(short: Path, tmp_path: Path, command: Shown)
 
 
 def test_a_run_goes_on_in_ray(short: Path, tmp_path: Path, command: Shown, ray_cluster: None):
-    train(command, short, tmp_path / "whole", "trainer.timesteps=130")
-    train(command, short, tmp_path / "run")
-    assert command.run("resume", tmp_path / "run", "--set", "trainer.timesteps=130", *RAY)[0] == 0
-    assert_same(results(tmp_path / "run"), results(tmp_path / "whole"))
+    whole, folder = train_both(command, short, tmp_path, 130)
+    assert command.run("resume", folder, "--set", "trainer.timesteps=130", *RAY)[0] == 0
+    assert_same(results(folder), results(whole))
 
 
 def test_training_submitted_again_goes_on(short: Path, tmp_path: Path, command: Shown):
@@ -126,9 +130,7 @@ def test_one_process_at_a_time(short: Path, tmp_path: Path, command: Shown):
 
 
 def test_a_damaged_checkpoint_is_passed_over(short: Path, tmp_path: Path, command: Shown):
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    train(command, short, whole, "trainer.timesteps=130")
-    train(command, short, folder)
+    whole, folder = train_both(command, short, tmp_path, 130)
     (folder / "checkpoints/000000000060/agents/1.safetensors").write_bytes(b"")
     shutil.copytree(folder, tmp_path / "other")
     code, lines, messages = command.run("resume", folder, "--set", "trainer.timesteps=130")
@@ -144,9 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over(short: Path, tmp_path: Path, comman
 
 
 def test_without_a_checkpoint_a_run_begins_again_only_if_nothing_is_lost(short: Path, tmp_path: Path, command: Shown):
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    train(command, short, whole, "trainer.timesteps=90")
-    train(command, short, folder, "checkpoint.keep_last=0")
+    whole, folder = train_both(command, short, tmp_path, 90, "checkpoint.keep_last=0")
     assert not (folder / "checkpoints").exists()
     before = results(folder)
     arguments = ("resume", folder, "--set", "trainer.timesteps=90", "checkpoint.keep_last=1")
@@ -175,9 +175,7 @@ def test_a_run_that_was_killed_during_its_evaluation(short: Path, tmp_path: Path
 
 def test_what_was_written_beyond_the_checkpoint_is_cut(short: Path, tmp_path: Path, command: Shown):
     """Metrics of timestep 80, and half a row, of a process that was killed before its next checkpoint."""
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    train(command, short, whole, "trainer.timesteps=100")
-    train(command, short, folder)
+    whole, folder = train_both(command, short, tmp_path, 100)
     with (folder / "metrics.csv").open("a") as file:
         file.write("80,0,Loss / Policy loss,0.5\n80,1,Loss / Pol")
     events = next((folder / "tensorboard/scope_1").iterdir())
@@ -250,12 +248,6 @@ def test_pickles_are_loaded_only_if_this_user_wrote_them(short: Path, tmp_path: 
 
 
 # Object stores: the process is killed before a write, and the next one goes on.
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 def copied(url: str, folder: Path) -> Path:

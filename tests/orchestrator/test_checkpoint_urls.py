@@ -15,7 +15,7 @@ import pytest
 from orchestrator.checkpoint import read_checkpoint, read_manifest, write_checkpoint
 from orchestrator.manifest import parse_manifest
 from orchestrator.run_dir import RunDirectory
-from tests.support.strikes import Killed, Strikes, killing_writes, s3_server
+from tests.support.strikes import Killed, Strikes, killing_writes
 from workers.errors import CheckpointError, DamagedCheckpointError
 from workers.storage.snapshot import Part, Snapshot
 
@@ -43,12 +43,6 @@ def names(url: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(url)
     filesystem.invalidate_cache()
     return sorted(name.removeprefix(f"{path}/") for name in filesystem.find(path))
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture(params=["memory", "s3"])

@@ -212,7 +212,7 @@ class RunLog:
                 return
             before = "there is none before it" if last is None else f"the last one is that of timestep {last}"
             _logger.error("no checkpoint of timestep %d (%s); training continues: %s", done, before, error)
-            self._schedule.failed(perf_counter() - start)
+            self._schedule.attempted(perf_counter() - start)
         else:
             self._schedule.saved(done, perf_counter() - start)
 
@@ -263,9 +263,9 @@ class _Schedule:
     def saved(self, done: int, seconds: float) -> None:
         """Note a checkpoint, and how long it took."""
         self.last = done
-        self.failed(seconds)
+        self.attempted(seconds)
 
-    def failed(self, seconds: float) -> None:
+    def attempted(self, seconds: float) -> None:
         """Note an attempt, and how long it took."""
         self._next = perf_counter() + (self._seconds or max(_OFTEN, seconds / _COST))
 

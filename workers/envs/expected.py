@@ -11,6 +11,7 @@ from gymnasium.spaces.utils import flatdim
 
 from workers.envs.spaces import action_width
 from workers.errors import EnvError
+from workers.members import is_of_skrl
 
 __all__ = ["FLAGS", "Expected", "expected_of", "spaces_of"]
 
@@ -52,7 +53,7 @@ class Expected(NamedTuple):
 def expected_of(env: Any, rows: int, *, is_ours: bool, is_team: bool) -> dict[str, dict[Any, Expected]]:
     """Return what is expected of each output, by agent name; by None in a single-agent environment."""
     spaces = spaces_of(env, "observation_space", is_team=is_team)
-    is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(env).__mro__)
+    is_skrls = is_of_skrl(env)
     observations = {name: _of_observations(space, rows, is_ours, is_skrls) for name, space in spaces.items()}
     spaces = spaces_of(env, "state_space", is_team=is_team)
     states = {name: _of_space(space, rows, is_ours) for name, space in spaces.items()}

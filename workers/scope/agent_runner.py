@@ -11,7 +11,7 @@ from typing import Any
 from workers.by_agent import map_arrays
 from workers.errors import AgentError, CheckpointError, message_of
 from workers.frameworks import Framework
-from workers.members import is_factory, takes_infos
+from workers.members import is_factory, is_of_skrl, takes_infos
 from workers.node import node_name
 from workers.scope.agent_log import AgentLog
 from workers.scope.agent_state import agent_tree, load_agent_tree, plain_infos, reason_not_kept
@@ -94,7 +94,7 @@ class AgentRunner:
         self.agents = tuple(observation_space) if isinstance(observation_space, dict) else ()
         self._takes_infos = takes_infos(self.agent)
         self.notes = tuple(self._notes(handed_over=not is_factory(agent), keeps_files=keeps_files))
-        self._is_skrls = any(kind.__module__.startswith("skrl.") for kind in type(self.agent).__mro__)
+        self._is_skrls = is_of_skrl(self.agent)
         self._log = AgentLog(
             self.agent,
             framework,
@@ -306,8 +306,8 @@ class AgentRunner:
             CheckpointError: The state cannot be kept.
         """
         self.phase = Phase.STORE
-        state = self._state(allow_pickle=allow_pickle)
         with self.as_handed_over():
+            state = self._state(allow_pickle=allow_pickle)
             return encode_part(
                 state, self._framework, allow_pickle=allow_pickle, what=self._what, pickler=self._pickler
             )
@@ -343,10 +343,8 @@ class AgentRunner:
 
     def _state(self, *, allow_pickle: bool) -> dict[str, Any]:
         tick = self._last_tick
-        with self.as_handed_over() as agent:
-            tree = agent_tree(agent, self._framework, what=self._what, allow_pickle=allow_pickle)
         return {
-            "agent": tree,
+            "agent": agent_tree(self.agent, self._framework, what=self._what, allow_pickle=allow_pickle),
             "tick": [tick.mode.value, tick.timestep, tick.timesteps],
             "is_reset": self._last_tick is self._reset_tick,
             "infos": plain_infos(self._infos, self._framework) if self._takes_infos or self.agents else {},

@@ -13,6 +13,7 @@ import numpy as np
 from workers.agents import load_skrl_parts
 from workers.errors import AgentError, CheckpointError, message_of, type_name
 from workers.frameworks import Framework
+from workers.members import is_of_skrl
 from workers.storage.state_file import encode_state
 
 __all__ = ["agent_tree", "load_agent_tree", "plain_infos", "reason_not_kept"]
@@ -27,8 +28,7 @@ def keeps_itself(agent: Any) -> bool:
 
 def _parts(agent: Any, framework: Framework) -> Any:
     """Return the module that keeps an agent of skrl; None if it is another agent, or of another framework."""
-    parts = load_skrl_parts(framework.name)
-    return parts if parts is not None and parts.is_of_skrl(agent) else None
+    return load_skrl_parts(framework.name) if is_of_skrl(agent) else None
 
 
 def agent_tree(agent: Any, framework: Framework, *, what: str, allow_pickle: bool) -> dict[str, Any]:

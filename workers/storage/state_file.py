@@ -19,7 +19,7 @@ from safetensors.numpy import load
 
 from workers.errors import AgentError
 from workers.frameworks import Framework, load_framework
-from workers.storage.state_tree import TreeDecoder, TreeEncoder
+from workers.storage.state_tree import DTYPES, TreeDecoder, TreeEncoder
 
 __all__ = [
     "LARGEST_HEADER",
@@ -34,24 +34,7 @@ __all__ = [
 LARGEST_HEADER = 2**22
 """Most bytes of the header of an agent's state, which has about 200 for each array."""
 
-_ORDER = {
-    "uint64": "U64",
-    "int64": "I64",
-    "float64": "F64",
-    "complex64": "C64",
-    "float32": "F32",
-    "uint32": "U32",
-    "int32": "I32",
-    "float16": "F16",
-    "uint16": "U16",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-"""Names of dtypes in the file, in the order of their arrays: those of the largest elements first, for alignment."""
-
-_RANKS = {np.dtype(dtype): (rank, name) for rank, (dtype, name) in enumerate(_ORDER.items())}
+_RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 
 _MOST_TOLD = 300
 """Number of characters that an error tells of a damaged file."""
@@ -109,7 +92,7 @@ def _header(state: str, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     stop = 0
     for name, array in arrays.items():
         start, stop = stop, stop + array.nbytes
-        dtype = _RANKS[array.dtype][1]
+        dtype = DTYPES[array.dtype]
         entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, stop]}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -32,13 +32,27 @@ from workers.errors import AgentError
 from workers.frameworks import Framework
 from workers.pickling import objects
 
-__all__ = ["NotPlainError", "TreeDecoder", "TreeEncoder"]
+__all__ = ["DTYPES", "NotPlainError", "TreeDecoder", "TreeEncoder"]
 
 Node = list[Any]
 
-_DTYPES = {np.dtype(name) for name in ("bool", "float16", "float32", "float64", "complex64")}
-_DTYPES |= {np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-"""Dtypes that `safetensors.numpy` both writes and reads; those of another byte order are none of them."""
+DTYPES = {
+    np.dtype("uint64"): "U64",
+    np.dtype("int64"): "I64",
+    np.dtype("float64"): "F64",
+    np.dtype("complex64"): "C64",
+    np.dtype("float32"): "F32",
+    np.dtype("uint32"): "U32",
+    np.dtype("int32"): "I32",
+    np.dtype("float16"): "F16",
+    np.dtype("uint16"): "U16",
+    np.dtype("int16"): "I16",
+    np.dtype("int8"): "I8",
+    np.dtype("uint8"): "U8",
+    np.dtype("bool"): "BOOL",
+}
+"""Names of dtypes that `safetensors.numpy` both writes and reads, in the order of their arrays in a file: those of the
+largest elements first, for alignment. Dtypes of another byte order are none of them."""
 
 _KINDS = "biufcSUMm"
 """Kinds of dtypes that their string describes, and whose bytes are their values."""
@@ -124,7 +138,7 @@ class TreeEncoder:
         if type(array) is not np.ndarray or dtype.kind not in _KINDS or not dtype.itemsize:
             return self._not_plain(value, f"a {type(array).__qualname__} of dtype {dtype}", path)
         array = np.asarray(array, order="C")
-        if dtype in _DTYPES:
+        if dtype in DTYPES:
             place: Any = self._store(array, path)
         else:
             place = [self._store(np.frombuffer(array.tobytes(), np.uint8), path), dtype.str, list(array.shape)]

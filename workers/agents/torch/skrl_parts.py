@@ -36,8 +36,9 @@ import torch
 from torch import nn
 
 from workers.errors import AgentError, type_name
+from workers.members import is_of_skrl
 
-__all__ = ["check_parts", "is_of_skrl", "read_parts", "write_parts"]
+__all__ = ["check_parts", "read_parts", "write_parts"]
 
 Node = tuple[str, Any]
 
@@ -64,11 +65,6 @@ _OF_TORCH = vars(nn.Module()).keys() - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 _KINDS = {"plain", "tensor", "state", "object", "dict", "list", "tuple", "set", "deque", "same", "fixed", "transient"}
 _SEQUENCES: dict[str, type[Any]] = {"list": list, "tuple": tuple, "set": set}
-
-
-def is_of_skrl(value: Any) -> bool:
-    """Return whether a value is an object of skrl, or of a class derived from one of skrl's."""
-    return any(kind.__module__.partition(".")[0] == "skrl" for kind in type(value).__mro__)
 
 
 def read_parts(agent: Any) -> Node:

@@ -36,6 +36,8 @@ _SEED = 1
 _STEPS = 6
 _MOST_BYTES = 200 * 2**20
 _MOST_OBJECTS = 200_000
+_LONGEST_TOLD = 200
+"""Most characters of an exception that a reason tells."""
 
 
 class NoProof(Unsuitable):
@@ -85,10 +87,6 @@ def reason_of(error: Exception) -> str:
     text = str(error) if isinstance(error, Unsuitable) else f"{type_name(type(error))}: {error}"
     # as a whole or not at all: a part of a secret would not be concealed
     return text if 0 < len(text) <= _LONGEST_TOLD else type_name(type(error))
-
-
-_LONGEST_TOLD = 200
-"""Most characters of an exception that a reason tells."""
 
 
 class _Drive:
