@@ -33,8 +33,14 @@ from orchestrator.base import Plan
 from orchestrator.merge import merge_outcomes
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.connection import Connections
+from orchestrator.ray.options import RecoveryOptions
+from orchestrator.ray.patience import StepPatience
+from orchestrator.ray.rebuilding import Team
+from orchestrator.ray.recovery import Recovery
+from orchestrator.ray.requests import Door
 from orchestrator.ray.session import RaySession
-from orchestrator.ray.transport import Door, StepPatience
+from orchestrator.ray.snapshots import Snapshots
+from orchestrator.ray.starting import StartTime
 from workers.pickling import dumps
 from workers.remote.dialing import Address
 from workers.remote.server import Server
@@ -185,8 +191,12 @@ class HostedOrchestrator:
             )
             for scope, agent in zip(plan.scopes, plan.agents, strict=True)
         ]
-        workers = streams.request("build", each=specs, patience=StepPatience(DEADLINE), phase="build")
-        return RaySession(plan, None, streams, workers, step_timeout=DEADLINE, release=streams.close)
+        patience, nothing = partial(StepPatience, DEADLINE), Snapshots(None, 0)
+        crew: Any = None  # no process is replaced
+        team = Team(crew, streams, specs, plan.scopes, RecoveryOptions(snapshot_every=0), patience, nothing)
+        recovery = Recovery(team)
+        recovery.build(StartTime(DEADLINE))
+        return RaySession(plan, None, streams, recovery, patience=patience, release=streams.close)
 
 
 class Bare:

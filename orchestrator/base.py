@@ -6,7 +6,7 @@ import os
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, Failure, WorkerError, build_error
@@ -19,6 +19,7 @@ from workers.types import Description, Outcome, Phase, Scope, Tick, is_integer
 __all__ = [
     "Orchestrator",
     "Plan",
+    "Recovered",
     "Session",
     "build_environments",
     "check_num_threads",
@@ -26,6 +27,27 @@ __all__ = [
     "close_environments",
     "failure_here",
 ]
+
+
+class Recovered(NamedTuple):
+    """A recovery from the loss of workers.
+
+    Attributes:
+        scopes: The scopes whose workers were rebuilt.
+        timestep: Timestep of the iteration in which they were lost; None outside an iteration.
+        cause: What happened to the first of them: ``"WorkerDied"``, ``"WorkerHung"``, ``"NodeDied"``,
+            ``"NodeUnreachable"``, ``"ConnectionLost"`` or ``"UnreadableError"``; or the type of an exception.
+        message: The same in words.
+        seconds: From the notice of the loss until they were back.
+        replayed: Number of iterations that were played back.
+    """
+
+    scopes: tuple[int, ...]
+    timestep: int | None
+    cause: str
+    message: str
+    seconds: float
+    replayed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +76,24 @@ class Session(Protocol):
 
     Attributes:
         env: The live environments if they are in this process, else what the user passed.
-        workers: Where and how the worker of each scope runs.
     """
 
     env: Any
-    workers: Sequence[Description]
+
+    @property
+    def workers(self) -> Sequence[Description]:
+        """Where and how the worker of each scope runs."""
+
+    @property
+    def recoveries(self) -> Sequence[Recovered]:
+        """The recoveries from workers that were lost, so far."""
+
+    def check(self) -> None:
+        """Check that iterations can go on; if not, the state between two of them can still be asked for.
+
+        Raises:
+            ClusterError: Ray's head node does not answer any more.
+        """
 
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Start `count` iterations in all scopes, beginning with `tick`.

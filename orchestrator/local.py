@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.base import (
     Plan,
+    Recovered,
     build_environments,
     check_num_threads,
     check_replay_limit,
@@ -70,6 +71,7 @@ class LocalSession:
             raise
         self._agents = AgentGroup(self._runners, plan.framework)
         self._worker = ScopeWorker(self._env_slice, self._agents, plan.framework, scopes=plan.scopes)
+        self.recoveries: Sequence[Recovered] = ()
         self.workers: Sequence[Description] = [runner.describe(self._env_slice.notes) for runner in self._runners]
 
     def _build_runners(self) -> None:
@@ -92,6 +94,9 @@ class LocalSession:
                 failures.append(failure_here(error, scope.index, scope.rows, Phase.BUILD))
         if failures:
             raise build_error(failures) from cause
+
+    def check(self) -> None:
+        """Do nothing: iterations can always go on."""
 
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Record iterations; `result` runs them."""

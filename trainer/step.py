@@ -125,7 +125,9 @@ class StepTrainer(WorkerState, Generic[A]):
 
         Raises:
             ConfigError: `timestep` or `timesteps` is negative.
-            WorkerError: Environments or agents of some scopes failed; the trainer can only be closed afterwards.
+            WorkerError: Environments or agents of some scopes failed, or workers were lost that cannot be rebuilt; the
+                trainer can only be closed afterwards.
+            ClusterError: Ray's head node does not answer any more. Between iterations, `save` still works.
             LifecycleError: The trainer is closed or has failed, or iterations of `iterate` are under way.
         """
         self._lifecycle.require_ready("train()")
@@ -284,6 +286,7 @@ class StepTrainer(WorkerState, Generic[A]):
             timesteps = self.cfg.timesteps
         if timesteps < 0 or (timestep is not None and timestep < 0):
             raise ConfigError(f"timestep is {timestep} and timesteps is {timesteps}; expected 0 or more")
+        self._session.check()
         if timestep is None:
             timestep = self._timestep + 1
             self._timestep += count

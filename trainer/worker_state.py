@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from workers.errors import CheckpointError, WorkerError, build_error
 from workers.threads import HeldThreads
 
 if TYPE_CHECKING:
-    from orchestrator.base import Session
+    from orchestrator.base import Recovered, Session
 
 __all__ = ["WorkerState"]
 
@@ -57,6 +57,15 @@ class WorkerState:
             scalars = self._session.collect()
         self._collected = self._next_timestep
         return scalars
+
+    @property
+    def recoveries(self) -> Sequence[Recovered]:
+        """The recoveries from workers that were lost, so far: scopes, timestep, cause, seconds, and more.
+
+        `collect_metrics` has them in numbers, for the scopes that they concern: how many, how long, and how many
+        iterations were played back.
+        """
+        return self._session.recoveries
 
     @property
     def metrics_timestep(self) -> int:

@@ -12,14 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.deaths import death, uncoloured
-from orchestrator.ray.transport import (
-    PING_TIMEOUT,
-    Door,
-    NoReplyError,
-    Request,
-    Streams,
-    unreadable,
-)
+from orchestrator.ray.requests import PING_TIMEOUT, Door, NoReplyError, Request, unreadable
+from orchestrator.ray.transport import Streams
 from workers.remote.actor import ControlActor
 from workers.remote.dialing import Address
 from workers.remote.service import Busy, Reply
@@ -45,28 +39,35 @@ class ActorCalls(Streams):
         super().__init__(cluster, actors, scopes)
         self._refs: list[dict[int, Any]] = [{} for _ in actors]
         self._by_node: dict[str, dict[int, tuple[Address, bytes]]] = {}
-        for index, (address, key, node) in enumerate(doors):
-            self._by_node.setdefault(node, {})[index] = address, key
+        for index, door in enumerate(doors):
+            self._by_node.setdefault(door.node, {})[index] = door.address, door.key
         self._helpers: dict[str, Any] = {}
 
-    def _send(self, index: int, request: Request, ack: int) -> None:
-        seq, method, common, each = request
+    def _reach(self, index: int, actor: Any, door: Door) -> None:
+        self._refs[index] = {}
+        for doors in self._by_node.values():
+            doors.pop(index, None)
+        self._by_node.setdefault(door.node, {})[index] = door.address, door.key
+        self._end_helpers()  # they know the old door
+
+    def _send(self, index: int, number: int, request: Request, ack: int) -> None:
+        _, method, common, each = request
         refs = self._refs[index]
         for old in [number for number in refs if number < ack]:
             del refs[old]
         arguments = cloudpickle.dumps(common if each is None else (*common, each[index]))
-        refs[seq] = self._actors[index].handle.remote(seq, method, arguments, ack)
+        refs[number] = self._actors[index].handle.remote(number, method, arguments, ack)
 
-    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+    def _receive(self, index: int, number: int, timeout: float) -> Reply | None:
         try:
-            data = ray.get(self._refs[index][seq], timeout=timeout)
+            data = ray.get(self._refs[index][number], timeout=timeout)
         except GetTimeoutError:
             return None
         except RayActorError as error:
             raise death(error) from error
         except RayError as error:
             raise NoReplyError(type(error).__name__, uncoloured(error)) from error
-        del self._refs[index][seq]
+        del self._refs[index][number]
         try:
             reply: Reply = cloudpickle.loads(data)
             if isinstance(reply.payload, Packed):
@@ -89,14 +90,16 @@ class ActorCalls(Streams):
                 continue
         return answers
 
-    def _halt(self, indices: Sequence[int], seq: int) -> None:
+    def _halt(self, numbers: Mapping[int, int]) -> None:
         if not self._helpers:
             self._start_helpers()
-        for part, helper in self._parts(indices):
-            helper.halt.remote(part, seq)
+        for part, helper in self._parts(list(numbers)):
+            helper.halt.remote({index: numbers[index] for index in part})
 
     def _start_helpers(self) -> None:
         for node, doors in self._by_node.items():
+            if not doors:
+                continue
             strategy = NodeAffinitySchedulingStrategy(node, soft=False)
             helper = ControlActor.options(scheduling_strategy=strategy)  # type: ignore[attr-defined]
             self._helpers[node] = helper.remote(doors)
@@ -106,12 +109,16 @@ class ActorCalls(Streams):
         parts = [
             ([index for index in indices if index in doors], self._helpers[node])
             for node, doors in self._by_node.items()
+            if doors
         ]
         return [(part, helper) for part, helper in parts if part]
 
     def close(self) -> None:
         """Forget all requests, and end the helpers."""
         self._refs = [{} for _ in self._actors]
+        self._end_helpers()
+
+    def _end_helpers(self) -> None:
         helpers, self._helpers = self._helpers, {}
         if self.cluster.is_connected:
             for helper in helpers.values():

@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.outage import Outage
+from orchestrator.ray.requests import PING_TIMEOUT, Door, NoReplyError, Request, unreadable
 from orchestrator.ray.shm import Place, ReplyMemory
-from orchestrator.ray.transport import (
-    PING_TIMEOUT,
-    Door,
-    NoReplyError,
-    Request,
-    Streams,
-    unreadable,
-)
+from orchestrator.ray.transport import Streams
 from workers.errors import ends_program
 from workers.remote.actor import dumps_by_value
 from workers.remote.channel import Channel, Message, UnreadableError
@@ -53,7 +47,9 @@ class _Sent(NamedTuple):
 class Link:
     """The request stream to one worker, which reconnects after a lost connection."""
 
-    def __init__(self, address: Address, key: bytes, *, scope: int = 0, sign_arrays: bool = False) -> None:
+    def __init__(
+        self, address: Address, key: bytes, *, scope: int = 0, sign_arrays: bool = False, node_timeout: float = 30.0
+    ) -> None:
         """Connect to the worker.
 
         Args:
@@ -61,12 +57,13 @@ class Link:
             key: Secret that only this worker knows.
             scope: Index of its scope, for the log.
             sign_arrays: Whether the data of arrays are signed, too.
+            node_timeout: Seconds for which a machine that does not answer is waited for.
 
         Raises:
             OSError: The worker cannot be connected to, or does not know the key.
         """
         self._address, self._key, self._sign_arrays = address, key, sign_arrays
-        self._outage = Outage(f"scope {scope} on {address.host}")
+        self._outage = Outage(f"scope {scope} on {address.host}", node_timeout)
         self._dialing: Future[tuple[socket.socket, Session]] | None = None
         self._connected_at = 0.0
         self._unanswered: deque[_Sent] = deque()
@@ -289,6 +286,7 @@ class Connections(Streams):
         doors: Sequence[Door],
         *,
         sign_arrays: bool = False,
+        node_timeout: float = 30.0,
     ) -> None:
         """Connect to the workers, then let them serve, which occupies them for good.
 
@@ -298,41 +296,53 @@ class Connections(Streams):
             scopes: Their scopes.
             doors: How they can be connected to.
             sign_arrays: Whether the data of arrays are signed, too.
+            node_timeout: Seconds for which a machine that does not answer is waited for.
 
         Raises:
             OSError: A worker cannot be connected to; no worker serves.
         """
         super().__init__(cluster, actors, scopes)
+        self._sign_arrays, self._node_timeout = sign_arrays, node_timeout
         self._plain: tuple[int, bytes] = (0, b"")
         self._links: list[Link] = []
         self._controls = Controls({index: (address, key) for index, (address, key, _) in enumerate(doors)})
         try:
-            for scope, (address, key, _) in zip(scopes, doors, strict=True):
-                self._links.append(Link(address, key, scope=scope.index, sign_arrays=sign_arrays))
+            for index, door in enumerate(doors):
+                self._links.append(self._link(index, door))
         except BaseException:
             self.close()
             raise
         for link, actor in zip(self._links, actors, strict=True):
             link.serve_by(actor)
 
-    def _send(self, index: int, request: Request, ack: int) -> None:
+    def _link(self, index: int, door: Door) -> Link:
+        scope = self._scopes[index].index
+        return Link(door.address, door.key, scope=scope, sign_arrays=self._sign_arrays, node_timeout=self._node_timeout)
+
+    def _reach(self, index: int, actor: Any, door: Door) -> None:
+        self._links[index].close()
+        self._controls.replace(index, door.address, door.key)
+        self._links[index] = self._link(index, door)
+        self._links[index].serve_by(actor)
+
+    def _send(self, index: int, number: int, request: Request, ack: int) -> None:
         seq, method, common, each = request
         last, link = None if each is None else each[index], self._links[index]
         if last is None or isinstance(last, Packed):
             if self._plain[0] != seq:  # once for all workers
                 self._plain = seq, dump_request(method, common)
-            link.send(seq, method, common, last, ack=ack, plain=self._plain[1])
+            link.send(number, method, common, last, ack=ack, plain=self._plain[1])
         else:
-            link.send(seq, method, (*common, last), ack=ack)
+            link.send(number, method, (*common, last), ack=ack)
 
-    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
-        return self._links[index].receive(seq, timeout)
+    def _receive(self, index: int, number: int, timeout: float) -> Reply | None:
+        return self._links[index].receive(number, timeout)
 
     def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
         return self._controls.ping(indices, PING_TIMEOUT)
 
-    def _halt(self, indices: Sequence[int], seq: int) -> None:
-        self._controls.halt(indices, seq)
+    def _halt(self, numbers: Mapping[int, int]) -> None:
+        self._controls.halt(numbers)
 
     def abandon(self) -> None:
         """Stop waiting for any reply."""

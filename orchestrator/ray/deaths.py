@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 
-from orchestrator.ray.transport import UnreachableError
+from orchestrator.ray.requests import UnreachableError
 
 __all__ = ["death", "death_of", "uncoloured"]
 

@@ -11,26 +11,29 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal, get_args
 
-import ray
 from ray import cloudpickle
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.base import Plan, build_environments, check_num_threads, check_replay_limit
 from orchestrator.ray.actor_calls import ActorCalls
 from orchestrator.ray.bundles import Amount, Amounts, Bundle, Selector, check_options, make_bundles
 from orchestrator.ray.cluster import Cluster, connect
 from orchestrator.ray.connection import Connections
+from orchestrator.ray.crew import Crew
 from orchestrator.ray.fitting import Strategy
-from orchestrator.ray.placement import release, reserve
+from orchestrator.ray.head import HeadWatch
+from orchestrator.ray.options import RecoveryOptions
+from orchestrator.ray.patience import StepPatience
+from orchestrator.ray.rebuilding import Team
+from orchestrator.ray.recovery import Recovery
+from orchestrator.ray.requests import Door
 from orchestrator.ray.session import RaySession
-from orchestrator.ray.starting import StartPatience, StartTime, open_doors, with_hint
-from orchestrator.ray.transport import Door, Streams
+from orchestrator.ray.snapshots import Snapshots
+from orchestrator.ray.starting import StartTime, with_hint
+from orchestrator.ray.transport import Streams
 from workers.envs import EnvFactory
 from workers.envs.base import recipe_of
 from workers.errors import AgentError, ConfigError, EnvError, LockstepError, WorkerError, build_error, message_of
 from workers.members import is_factory
-from workers.remote.actor import WorkerActor
 from workers.remote.spec import WorkerSpec
 from workers.threads import thread_variables
 from workers.types import Scope
@@ -43,10 +46,10 @@ _ACTOR_CALLS = "steps go through plain actor calls instead of connections"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayOrchestrator:
-    """An orchestrator that runs each simultaneous agent in its own Ray actor.
+class RayOrchestrator(RecoveryOptions):
+    """An orchestrator that runs each simultaneous agent in its own Ray actor, and rebuilds actors that are lost.
 
-    Attributes:
+    Attributes, besides those of `RecoveryOptions`:
         address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` of the head node, or ``"ray://host:port"`` of
             its client server, for a program outside of the cluster. None uses the environment variable ``RAY_ADDRESS``,
             or starts Ray on this machine if it is not set. A process that is already connected to Ray keeps its
@@ -89,6 +92,7 @@ class RayOrchestrator:
         check_num_threads(self.num_threads)
         check_replay_limit(self.replay_limit)
         check_options(**self._bundle_options)
+        self.check()
         for name in ("start_timeout", "step_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)} s; expected more than 0")
@@ -121,6 +125,10 @@ class RayOrchestrator:
         """
         time = StartTime(self.start_timeout)
         bundles = self.bundles(len(plan.scopes))
+        if self.spares and any(bundle != bundles[0] for bundle in bundles):
+            raise ConfigError(
+                "RayOrchestrator: a spare replaces any worker, so spares need equal resources for all workers"
+            )
         recipe = _recipe(plan.env)
         agents = [_pickled_agent(agent, scope) for agent, scope in zip(plan.agents, plan.scopes, strict=True)]
         env = None if recipe is None else _pickled_env(recipe)
@@ -132,15 +140,25 @@ class RayOrchestrator:
             cluster = connect(self.address, timeout=time.left)
             cleanup.callback(cluster.disconnect)
             started = monotonic()
-            group = reserve(cluster, bundles, strategy=self.strategy, time=time)
-            cleanup.callback(release, cluster, group)
-            actors = self._actors(group, bundles)
-            cleanup.callback(_kill, cluster, actors)
             connects = self._connects()
-            doors = open_doors(actors, plan.scopes, time, connects=connects)
-            streams = self._streams(cluster, actors, plan.scopes, doors, connects=connects)
+            crew = Crew(
+                cluster,
+                bundles,
+                plan.scopes,
+                strategy=self.strategy,
+                num_threads=self.num_threads,
+                spares=self.spares,
+                connects=connects,
+                time=time,
+            )
+            cleanup.callback(crew.close)
+            doors = crew.start(time)
+            streams = self._streams(cluster, crew.actors, plan.scopes, doors, connects=connects)
             cleanup.callback(streams.close)
             streams.nodes = [door.address.host for door in doors]  # until the workers tell
+            watch = HeadWatch()
+            cleanup.callback(watch.close)
+            streams.check = watch.check
             space = None if shared is None else cloudpickle.dumps(shared.observation_space)
             specs = [
                 WorkerSpec(
@@ -157,30 +175,20 @@ class RayOrchestrator:
                 )
                 for scope, agent in zip(plan.scopes, agents, strict=True)
             ]
+
+            def patience() -> StepPatience:
+                return StepPatience(self.step_timeout, hang_timeout=self.hang_timeout, nodes=streams.nodes)
+
+            snapshots = Snapshots(self.snapshot_url, self.bytes_of_snapshots())
+            recovery = Recovery(Team(crew, streams, specs, plan.scopes, self, patience, snapshots))
             try:
-                patience = StartPatience(time, plan.scopes, doors)
-                workers = streams.request("build", each=specs, patience=patience, phase="build")
+                recovery.build(time)
             except WorkerError as error:
                 raise build_error([with_hint(failure) for failure in error.failures]) from None
-            streams.nodes = [worker.node for worker in workers]
-            are = "worker is" if len(workers) == 1 else "workers are"
-            _logger.info("%d %s ready after %.1f s", len(workers), are, monotonic() - started)
-            return RaySession(
-                plan, shared, streams, workers, step_timeout=self.step_timeout, release=cleanup.pop_all().close
-            )
+            are = "worker is" if len(specs) == 1 else "workers are"
+            _logger.info("%d %s ready after %.1f s", len(specs), are, monotonic() - started)
+            return RaySession(plan, shared, streams, recovery, patience=patience, release=cleanup.pop_all().close)
         raise AssertionError("unreachable")
-
-    def _actors(self, group: PlacementGroup, bundles: Sequence[Bundle]) -> list[Any]:
-        """Start an actor in each bundle of a placement group."""
-        return [
-            WorkerActor.options(  # type: ignore[attr-defined]
-                num_cpus=bundle.num_cpus,
-                num_gpus=bundle.num_gpus,
-                resources=dict(bundle.resources),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-            ).remote(num_threads=self.num_threads)
-            for index, bundle in enumerate(bundles)
-        ]
 
     def _connects(self) -> bool:
         """Return whether this process should connect to the workers."""
@@ -198,7 +206,9 @@ class RayOrchestrator:
         unreachable = ""
         if connects:
             try:
-                return Connections(cluster, actors, scopes, doors, sign_arrays=self.sign_arrays)
+                return Connections(
+                    cluster, actors, scopes, doors, sign_arrays=self.sign_arrays, node_timeout=self.node_timeout
+                )
             except OSError as error:
                 unreachable = f"{type(error).__name__}: {error}"
                 _logger.warning("%s: %s", _ACTOR_CALLS, unreachable)
@@ -240,9 +250,3 @@ def _pickled(value: Any, error_of: Callable[[str], LockstepError]) -> bytes:
     except Exception as error:
         raise error_of(f"{type(error).__name__}: {message_of(error)}") from error
     return data
-
-
-def _kill(cluster: Cluster, actors: list[Any]) -> None:
-    if cluster.is_connected:
-        for actor in actors:
-            ray.kill(actor)

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorUnavailableError
 
 from orchestrator.ray.deaths import death_of, uncoloured
-from orchestrator.ray.transport import UnreachableError
+from orchestrator.ray.requests import UnreachableError
 from workers.remote.dialing import SilentMachineError, UnansweredError
 from workers.remote.layout import DamagedError
 
@@ -20,9 +20,6 @@ _logger = logging.getLogger("lockstep")
 
 _PATIENCE = 10.0
 """Seconds for which a connection is made again, until something is received over it or it lasts."""
-
-_SILENCE_PATIENCE = 60.0
-"""The same for a worker whose machine does not answer at all: its cable may come back, and Ray tells if it is dead."""
 
 _LASTING = 1.0
 """Seconds after which a connection over which nothing was received counts as restored: the request takes long.
@@ -40,9 +37,16 @@ class Outage:
         pause: Seconds to wait before the next attempt to connect.
     """
 
-    def __init__(self, name: str) -> None:
-        """Prepare for the first outage of the worker with this name."""
+    def __init__(self, name: str, node_timeout: float) -> None:
+        """Prepare for the first outage.
+
+        Args:
+            name: What the log calls the worker.
+            node_timeout: Seconds for which a connection is made again to a machine that does not answer at all: its
+                cable may come back. Ray may tell earlier that it is dead.
+        """
         self.pause = 0.0
+        self._node_timeout = node_timeout
         self._name = name
         self._actor: Any = None
         self._call: Any = None  # of the actor, which ends when it dies
@@ -74,10 +78,11 @@ class Outage:
             self._since, self._was_silent = now, is_silent
             return
         self._was_silent |= is_silent
-        patience = _SILENCE_PATIENCE if self._was_silent else _PATIENCE
+        patience = self._node_timeout if self._was_silent else _PATIENCE
         if now - self._since >= patience:
             reason = f"the connection was lost and cannot be restored: {error}; tried again for {patience:g} s"
-            raise UnreachableError("ConnectionLost", reason) from error
+            kind = "NodeUnreachable" if self._was_silent else "ConnectionLost"
+            raise UnreachableError(kind, reason) from error
 
     def ask_ray(self) -> None:
         """Ask Ray about the worker if its connection is lost.
@@ -118,7 +123,7 @@ class Outage:
             _logger.warning(
                 "%s cannot be reached any more: %s; trying again until it answers or Ray says that it is dead, for up "
                 "to %.0f s",
-                *(self._name, error, _SILENCE_PATIENCE),
+                *(self._name, error, self._node_timeout),
             )
         elif is_first and isinstance(error, DamagedError):
             _logger.warning("%s; connecting to %s again", error, self._name)

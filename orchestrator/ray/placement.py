@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import monotonic
 
+import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from orchestrator.ray.bundles import Bundle
@@ -14,7 +15,7 @@ from orchestrator.ray.fitting import Strategy, asked, fit, nodes_text
 from orchestrator.ray.starting import StartTime
 from workers.errors import ClusterError
 
-__all__ = ["release", "reserve", "shortage"]
+__all__ = ["release", "reserve", "reserve_elsewhere", "shortage"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -23,6 +24,9 @@ _BUSY_TIMEOUT = 60.0
 
 _LEAST = {"memory": 1.0}
 """A byte, which every node has, because Ray has no empty bundles."""
+
+_NODE_ID = "ray.io/node-id"
+"""Label that has the id of a node."""
 
 _LOOK_INTERVAL = 1.0
 _REMEDY = (
@@ -65,6 +69,41 @@ def reserve(cluster: Cluster, bundles: Sequence[Bundle], *, strategy: Strategy, 
             if waited >= timeout:
                 raise _no_room(cluster, bundles, strategy, f" (waited {waited:.0f} s)")
             time.say(f"waiting for room for {request} ({waited:.0f} s)")
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+def reserve_elsewhere(
+    cluster: Cluster, bundle: Bundle, away: Collection[str], node: str, *, time: StartTime
+) -> PlacementGroup | None:
+    """Reserve a bundle for a worker whose node does not answer.
+
+    Args:
+        cluster: The connected cluster.
+        bundle: What it asks of its node.
+        away: Ray's ids of nodes on which it may not be.
+        node: The node that does not answer.
+        time: Time of the restart.
+
+    Returns:
+        The reservation; None once Ray knows that the node is dead, and moves the bundle that was reserved before.
+
+    Raises:
+        ClusterError: There is no room in time.
+    """
+    selector = {_NODE_ID: f"!in({', '.join(sorted(away))})", **bundle.label_selector}
+    group = placement_group([bundle.amounts or _LEAST], strategy="PACK", bundle_label_selector=[selector])
+    started = monotonic()
+    try:
+        while not group.wait(timeout_seconds=min(_LOOK_INTERVAL, time.left)):
+            if any(each["NodeID"] == node and not each["Alive"] for each in ray.nodes()):
+                remove_placement_group(group)
+                return None
+            if not time.left:
+                raise _no_room(cluster, [bundle], "PACK", f" on another node (waited {monotonic() - started:.0f} s)")
+            time.say(f"waiting for another node with room for a worker ({monotonic() - started:.0f} s)")
     except BaseException:
         remove_placement_group(group)
         raise

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from orchestrator.base import Plan, close_environments
+from orchestrator.base import Plan, Recovered, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
-from orchestrator.ray.transport import StepPatience, Streams, payloads
+from orchestrator.ray.patience import StepPatience
+from orchestrator.ray.recovery import Recovery
+from orchestrator.ray.requests import Patience, payloads
+from orchestrator.ray.transport import Streams
 from workers.by_agent import map_arrays
 from workers.envs.statistics import Statistics, are_statistics
 from workers.errors import Failure, LifecycleError, WorkerError, close_all
@@ -43,57 +46,101 @@ class RaySession:
         plan: Plan,
         shared: EnvSlice | None,
         streams: Streams,
-        workers: Sequence[Description],
+        recovery: Recovery,
         *,
-        step_timeout: float,
+        patience: Callable[[], Patience],
         release: Callable[[], None],
     ) -> None:
         self.env = plan.env if shared is None else shared.env
-        self.workers = (
-            workers if shared is None else [worker._replace(notes=shared.notes + worker.notes) for worker in workers]
-        )
+        self._notes = () if shared is None else shared.notes
         self._plan = plan
         self._streams = streams
-        self._step_timeout = step_timeout
-        self._submitted: deque[tuple[Tick, int, int]] = deque()
+        self._recovery = recovery
+        self._patience = patience
+        self._told = 0  # recoveries that `collect` has told
+        self._submitted: deque[_Submission] = deque()
         self._release = release
         self._closed = False
         self._worker: ScopeWorker | None = None
         if shared is not None:
-            agents = _RemoteAgents(streams, plan, step_timeout, self._request)
+            agents = _RemoteAgents(streams, plan, patience, self._request)
             self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
+
+    @property
+    def workers(self) -> Sequence[Description]:
+        """Where and how the worker of each scope runs now."""
+        return [worker._replace(notes=self._notes + worker.notes) for worker in self._recovery.workers]
+
+    @property
+    def recoveries(self) -> Sequence[Recovered]:
+        """All recoveries from lost workers so far."""
+        return self._recovery.events
 
     @property
     def transport(self) -> tuple[str, str]:
         """What carries the steps, and why no connections do if workers cannot be reached; see `Streams`."""
         return self._streams.transport, self._streams.unreachable
 
+    def check(self) -> None:
+        """Check that Ray's head node answers."""
+        self._streams.check()
+
     def submit(self, tick: Tick, count: int = 1) -> None:
         """Send iterations to the workers; if they share environments, `result` steps those on the driver."""
-        seq = 0 if self._worker is not None else self._streams.send("tick", (tick, count))
-        self._submitted.append((tick, count, seq))
+        submission = _Submission(tick, count)
+        if self._worker is None:
+            self._send(submission)
+        self._submitted.append(submission)
+
+    def _send(self, submission: _Submission) -> None:
+        """Send as many iterations as may run before the next snapshot, and a request for it if it is time."""
+        tick, count = submission.tick, min(submission.count, self._recovery.until_next)
+        seq = self._streams.send("tick", (tick, count))
+        snapshot = self._recovery.begin_snapshot() if self._recovery.is_due(count) else None
+        submission.sent.append((tick, count, seq, snapshot))
+        submission.tick = tick._replace(timestep=tick.timestep + count)
+        submission.count -= count
 
     def result(self) -> Outcome:
         """Return the outcome of the last iteration of the oldest submission."""
-        framework, scopes = self._plan.framework, self._plan.scopes
-        tick, count, seq = self._submitted.popleft()
+        submission = self._submitted.popleft()
         if self._worker is not None:
-            return share_outcome(self._worker.run(tick, count), scopes, framework)
-        # within an iteration, the phase of a worker that does not reply is unknown
-        replies = self._streams.receive(
-            seq, StepPatience(self._step_timeout), phase="unknown", timestep=tick.timestep, halts=True
-        )
-        last = tick._replace(timestep=tick.timestep + count - 1)
+            return self._shared_result(self._worker, submission)
+        while submission.sent:
+            if submission.count:
+                self._send(submission)  # before the results of those that are under way
+            tick, count, seq, snapshot = submission.sent.popleft()
+            # within an iteration, the phase of a worker that does not reply is unknown
+            replies = self._streams.receive(seq, self._patience(), phase="unknown", timestep=tick.timestep, halts=True)
+            parts = payloads(replies)
+            if snapshot is not None:
+                self._recovery.keep(snapshot)
+        return self._merged(parts, tick.timestep + count - 1)
+
+    def _shared_result(self, worker: ScopeWorker, submission: _Submission) -> Outcome:
+        """Run the iterations of a submission on the driver's environments."""
+        tick, left = submission.tick, submission.count
+        while left:
+            count = min(left, self._recovery.until_next)
+            outcome = worker.run(tick, count)
+            if self._recovery.is_due(count):
+                self._recovery.snapshot()
+            tick, left = tick._replace(timestep=tick.timestep + count), left - count
+        return share_outcome(outcome, self._plan.scopes, self._plan.framework)
+
+    def _merged(self, parts: Sequence[Any], timestep: int) -> Outcome:
+        """Read the outcomes of all workers, and merge them."""
+        framework, scopes = self._plan.framework, self._plan.scopes
 
         def read(packed: Packed | None, scope: Scope) -> Outcome:
             return read_outcome(packed, framework, scope.num_envs)
 
-        outcomes = _for_each(scopes, read, payloads(replies), last.timestep, Phase.STEP)
+        outcomes = _for_each(scopes, read, parts, timestep, Phase.STEP)
         try:
             return merge_outcomes(outcomes, scopes, framework)
         except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent
             rows = (0, scopes[-1].stop)
-            raise WorkerError([_failure(error, None, rows, last.timestep, Phase.STEP)]) from error
+            raise WorkerError([_failure(error, None, rows, timestep, Phase.STEP)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
@@ -104,9 +151,13 @@ class RaySession:
 
     def collect(self) -> list[dict[str, float]]:
         """Return the scalars of each scope since the last call, by tag."""
-        if self._worker is not None:
-            return self._worker.collect()
-        scalars: list[dict[str, float]] = self._request("collect")
+        scalars: list[dict[str, float]] = self._request("collect") if self._worker is None else self._worker.collect()
+        for event in self._recovery.events[self._told :]:
+            for scope in event.scopes:
+                for tag, value in (("Count", 1.0), ("Time (s)", event.seconds), ("Iterations", float(event.replayed))):
+                    tag = f"Recovery / {tag}"
+                    scalars[scope][tag] = scalars[scope].get(tag, 0.0) + value
+        self._told = len(self._recovery.events)
         return scalars
 
     def agents(self) -> list[Any]:
@@ -169,6 +220,7 @@ class RaySession:
             self._worker.restore()
         else:
             self._request("restore")
+        self._recovery.snapshot()
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
@@ -181,13 +233,14 @@ class RaySession:
     def _close_workers(self) -> None:
         """Bring back the trained agents, and close the environments of every worker that still replies."""
         try:
+            self._recovery.stop()
             self._streams.abandon()
             if not self._streams.cluster.is_connected:
                 return
             self._bring_back_instances()
             told = self._streams.lost
             patience = StepPatience(
-                _CLOSE_TIMEOUT, "its process is ended now; environments must close within this time"
+                _CLOSE_TIMEOUT, remedy="its process is ended now; environments must close within this time"
             )
             replies = self._streams.receive(self._streams.send("close"), patience, phase="close")
         finally:
@@ -200,8 +253,7 @@ class RaySession:
         """Copy the state of every worker that still replies, and log which are missing."""
         if all(is_factory(agent) for agent in self._plan.agents):
             return
-        patience = StepPatience(self._step_timeout)
-        replies = self._streams.receive(self._streams.send("export"), patience, phase="export")
+        replies = self._streams.receive(self._streams.send("export"), self._patience(), phase="export")
         for given, scope, reply in zip(self._plan.agents, self._plan.scopes, replies, strict=True):
             try:
                 if reply.status == "error":
@@ -228,22 +280,37 @@ class RaySession:
 
     def _request(self, method: str, *common: Any, each: Sequence[Any] | None = None) -> list[Any]:
         """Return the replies of all workers to a request that is no iteration."""
-        replies: list[Any] = self._streams.request(
-            method, common, each, patience=StepPatience(self._step_timeout), phase=method
-        )
+        replies: list[Any] = self._streams.request(method, common, each, patience=self._patience(), phase=method)
         return replies
+
+
+class _Submission:
+    """Iterations that were submitted.
+
+    Attributes:
+        tick: The first one that was not sent yet.
+        count: Number of those that were not sent yet.
+        sent: What was sent: the first iteration, their number, the number of the request, and that of the request for a
+            snapshot that follows it.
+    """
+
+    def __init__(self, tick: Tick, count: int) -> None:
+        self.tick, self.count = tick, count
+        self.sent: deque[tuple[Tick, int, int, int | None]] = deque()
 
 
 class _RemoteAgents:
     """The agents of shared environments, each in an actor; see `workers.scope.worker.Agents`."""
 
-    def __init__(self, streams: Streams, plan: Plan, step_timeout: float, ask: Callable[..., list[Any]]) -> None:
+    def __init__(
+        self, streams: Streams, plan: Plan, patience: Callable[[], Patience], ask: Callable[..., list[Any]]
+    ) -> None:
         self._streams = streams
         self._ask = ask
         self._framework = plan.framework
         self._scopes = plan.scopes
         self._num_envs = plan.scopes[-1].stop
-        self._timeout = step_timeout
+        self._patience = patience
 
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
@@ -285,7 +352,7 @@ class _RemoteAgents:
 
         each = _for_each(self._scopes, pack, trees, timestep, phase)
         replies: list[Any] = self._streams.request(
-            method, (tick,), each, patience=StepPatience(self._timeout), phase=phase.value, timestep=timestep
+            method, (tick,), each, patience=self._patience(), phase=phase.value, timestep=timestep
         )
         return replies
 

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from orchestrator.ray.deaths import uncoloured
-from orchestrator.ray.transport import Door, UnreachableError
+from orchestrator.ray.requests import Door, UnreachableError
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.node import socket_domain
 from workers.remote.service import Busy
@@ -29,9 +29,6 @@ _FIRST_LINE = 5.0
 _LOOK_INTERVAL = 2.0
 """Seconds between looks at workers that are starting."""
 
-_SILENCE = 60.0
-"""Seconds without an answer to a ping after which a worker that is being built counts as frozen."""
-
 _MOST_NAMED = 4
 _IMPORT_ERRORS = ("ModuleNotFoundError", "ImportError")
 _OWN_MODULES = (
@@ -46,10 +43,11 @@ class StartTime:
 
     Attributes:
         limit: Its length in seconds.
+        option: The option of `RayOrchestrator` that sets it.
     """
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, limit: float, option: str = "start_timeout") -> None:
+        self.limit, self.option = limit, option
         self._started = monotonic()
         self._next_line = self._started + _FIRST_LINE
 
@@ -69,11 +67,18 @@ class StartTime:
 class StartPatience:
     """Patience with workers that are being built: those that live are waited for until the start takes too long."""
 
-    def __init__(self, time: StartTime, scopes: Sequence[Scope], doors: Sequence[Door]) -> None:
-        """Wait for the workers of `scopes`, which live behind `doors`."""
-        self._time = time
-        self._scopes = scopes
-        self._doors = doors
+    def __init__(
+        self, time: StartTime, scopes: Sequence[Scope], nodes: Sequence[str], *, hang_timeout: float = 60.0
+    ) -> None:
+        """Wait for workers.
+
+        Args:
+            time: The time of the start.
+            scopes: Their scopes.
+            nodes: Where they live.
+            hang_timeout: Seconds without an answer to a ping after which a worker counts as frozen.
+        """
+        self._time, self._scopes, self._nodes, self._hang_timeout = time, scopes, nodes, hang_timeout
         self._silent_since: dict[int, float] = {}
 
     def deadline(self) -> float:
@@ -89,7 +94,7 @@ class StartPatience:
         return {index: self._extended(index, busy) for index in late}
 
     def _doing(self, index: int, busy: Mapping[int, Busy | None]) -> str:
-        where = f"scope {self._scopes[index].index} on {self._doors[index].address.host}"
+        where = f"scope {self._scopes[index].index} on {self._nodes[index]}"
         if index not in busy:
             return f"{where} is not ready"
         answer = busy[index]
@@ -101,8 +106,8 @@ class StartPatience:
         now = monotonic()
         if busy.get(index) is None and index in busy:
             silence = now - self._silent_since.setdefault(index, now)
-            if silence >= _SILENCE:
-                return UnreachableError("TimeoutError", f"it has not answered a ping for {silence:.0f} s")
+            if silence >= self._hang_timeout:
+                return UnreachableError("WorkerHung", f"it has not answered a ping for {silence:.0f} s")
         else:
             self._silent_since.pop(index, None)
         if not self._time.left:
@@ -184,4 +189,4 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _limit(time: StartTime) -> str:
-    return f"{time.limit:g} s; if it may take longer, increase RayOrchestrator(start_timeout=…)"
+    return f"{time.limit:g} s; if it may take longer, increase RayOrchestrator({time.option}=…)"

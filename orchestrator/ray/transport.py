@@ -4,166 +4,52 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 import ray
 
 from orchestrator.ray.cluster import Cluster
-from workers.errors import ClusterError, Failure, WorkerError, message_of
-from workers.remote.dialing import Address
+from orchestrator.ray.requests import (
+    Door,
+    NoReplyError,
+    Patience,
+    Request,
+    Rescue,
+    UnreachableError,
+    payloads,
+    unreadable,
+)
+from workers.errors import ClusterError, Failure
 from workers.remote.layout import DamagedError
 from workers.remote.log import LogEntry
 from workers.remote.messages import check_reply
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
-__all__ = [
-    "PING_TIMEOUT",
-    "Door",
-    "NoReplyError",
-    "Patience",
-    "Request",
-    "StepPatience",
-    "Streams",
-    "UnreachableError",
-    "payloads",
-    "unreadable",
-]
+__all__ = ["Streams"]
 
 _logger = logging.getLogger("lockstep")
 
-PING_TIMEOUT = 2.0
-"""Seconds within which a worker answers a ping."""
-
-_ASKING_TIMEOUT = 30.0
-"""Seconds within which somebody can ask a worker what it is busy with."""
-
 _LOOK_INTERVAL = 0.5
 """Seconds in which all workers that have not replied are looked at once."""
-
-_LONGER_ITERATIONS = "if an iteration may take longer, increase RayOrchestrator(step_timeout=…)"
-
-
-class NoReplyError(Exception):
-    """A worker's reply is not available.
-
-    Attributes:
-        kind: Name of the error.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        self.kind = kind
-        super().__init__(message)
-
-
-class UnreachableError(NoReplyError):
-    """A worker will not reply to any further request."""
-
-
-class Request(NamedTuple):
-    """A request to all workers.
-
-    Attributes:
-        seq: Number of the request.
-        method: Method of `workers.remote.service.Service`.
-        common: Arguments that are the same for all workers.
-        each: Last argument of each worker, in scope order; None if there is none.
-    """
-
-    seq: int
-    method: str
-    common: tuple[Any, ...]
-    each: Sequence[Any] | None
-
-
-class Door(NamedTuple):
-    """How a worker can be connected to.
-
-    Attributes:
-        address: Where it listens.
-        key: Secret that only this worker knows.
-        node: Ray's id of its node.
-    """
-
-    address: Address
-    key: bytes
-    node: str
-
-
-class Patience(Protocol):
-    """How long replies to one request are waited for."""
-
-    def deadline(self) -> float:
-        """Return the time of the first look at workers that have not replied, as from `monotonic`."""
-
-    def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
-        """Return when to look again at late workers, or why they are not waited for any longer.
-
-        Args:
-            late: The late workers.
-            busy: What they are busy with; None for those that do not answer, nothing for those that nobody can ask.
-        """
-
-
-class StepPatience:
-    """Patience with iterations and other requests whose time is limited; see `Patience`."""
-
-    def __init__(self, timeout: float, remedy: str = _LONGER_ITERATIONS) -> None:
-        """Prepare for one request.
-
-        Args:
-            timeout: Seconds to wait; for a request of several iterations, for each of them.
-            remedy: What to do about a worker that takes longer, for its error.
-        """
-        self._timeout = timeout
-        self._remedy = remedy
-        self._idle: set[int] = set()
-        self._unasked_since: dict[int, float] = {}
-
-    def deadline(self) -> float:
-        """Return the time of the first look."""
-        return monotonic() + self._timeout
-
-    def extend(self, late: Sequence[int], busy: Mapping[int, Busy | None]) -> dict[int, float | UnreachableError]:
-        """Extend the deadlines of workers whose current iteration is within the limit.
-
-        An idle worker gets one short extension, because its reply may be on the way or it may be about to start. A
-        worker that nobody can ask gets a few, because its helper may be starting.
-        """
-        return {index: self._extended(index, busy) for index in late}
-
-    def _extended(self, index: int, answers: Mapping[int, Busy | None]) -> float | UnreachableError:
-        busy = answers.get(index)
-        if index not in answers:
-            since = self._unasked_since.setdefault(index, monotonic())
-            if monotonic() - since < _ASKING_TIMEOUT:
-                return monotonic() + _LOOK_INTERVAL
-        if busy is None:
-            state = "it does not answer a ping either"
-        elif busy.seq is not None and busy.seconds < self._timeout:
-            return monotonic() + self._timeout - busy.seconds
-        elif busy.seq is None and index not in self._idle:
-            self._idle.add(index)
-            return monotonic() + _LOOK_INTERVAL
-        else:
-            doing = "is not busy" if busy.seq is None else f"has been busy for {busy.seconds:.1f} s"
-            state = f"it answers a ping and {doing}"
-        return UnreachableError("TimeoutError", f"no reply within {self._timeout:g} s; {state}; {self._remedy}")
 
 
 class Streams(ABC):
     """Numbered requests to all workers, which each worker handles in order. Every wait has a deadline.
 
     Several requests may be in flight. A worker that dies or does not reply in time is lost: it gets no more requests,
-    and its failure replaces its replies.
+    and its failure replaces its replies, unless a `Rescue` rebuilds it. The requests to each worker have numbers of
+    their own, which begin again with each rebuilt one.
 
     Attributes:
         transport: What carries the requests: ``"connection"`` or ``"ray"``, as for `RayOrchestrator`.
         unreachable: Why the workers cannot be connected to, if this is why Ray carries the requests; else empty.
         cluster: The cluster in which the workers live.
         nodes: Where each worker lives, for its failures.
+        rescue: Rebuilds lost workers; None if nothing does.
+        check: Raises a `ClusterError` if Ray's head node is gone; called while replies are late.
     """
 
     transport: ClassVar[str]
@@ -172,11 +58,15 @@ class Streams(ABC):
     def __init__(self, cluster: Cluster, actors: Sequence[Any], scopes: Sequence[Scope]) -> None:
         self.cluster = cluster
         self.nodes = ["an unknown node"] * len(actors)
-        self._actors = actors
+        self.rescue: Rescue | None = None
+        self.check: Callable[[], None] = lambda: None
+        self._actors = list(actors)
         self._scopes = scopes
         self._seq = 0
+        self._numbers = [0] * len(actors)  # of the last request to each worker
         self._lost: dict[int, UnreachableError] = {}
-        self._under_way: dict[int, str] = {}  # the methods of requests, by number
+        self._under_way: dict[int, Request] = {}
+        self._sent: list[dict[int, int]] = [{} for _ in actors]  # the numbers of those under way, by worker
         self._logged: set[str] = set()
 
     @property
@@ -185,11 +75,18 @@ class Streams(ABC):
         return frozenset(self._lost)
 
     @abstractmethod
-    def _send(self, index: int, request: Request, ack: int) -> None:
-        """Send a request to one worker; errors surface when its reply is received."""
+    def _send(self, index: int, number: int, request: Request, ack: int) -> None:
+        """Send a request to one worker; errors surface when its reply is received.
+
+        Args:
+            index: The worker.
+            number: Number of the request for this worker.
+            request: The request.
+            ack: Requests with lower numbers will not be sent again.
+        """
 
     @abstractmethod
-    def _receive(self, index: int, seq: int, timeout: float) -> Reply | None:
+    def _receive(self, index: int, number: int, timeout: float) -> Reply | None:
         """Return the reply of one worker, or None if it does not arrive in time.
 
         Raises:
@@ -201,12 +98,40 @@ class Streams(ABC):
         """Return what workers are busy with; None for those that do not answer, nothing for those not asked."""
 
     @abstractmethod
-    def _halt(self, indices: Sequence[int], seq: int) -> None:
-        """Let workers stop requests up to `seq` after their current iteration."""
+    def _halt(self, numbers: Mapping[int, int]) -> None:
+        """Let workers stop requests up to these numbers after their current iteration."""
+
+    @abstractmethod
+    def _reach(self, index: int, actor: Any, door: Door) -> None:
+        """Forget a worker, and reach another one in its place.
+
+        Raises:
+            OSError: It cannot be reached.
+        """
 
     @abstractmethod
     def close(self) -> None:
         """Release all resources; no request may be in flight."""
+
+    def unanswered(self, index: int) -> list[Request]:
+        """Return the requests under way whose replies a worker still owes, in order."""
+        return [self._under_way[seq] for seq in self._sent[index]]
+
+    def replace(self, index: int, actor: Any, door: Door) -> None:
+        """Put a new worker in the place of a lost one. It has got no request yet; see `resend`.
+
+        Raises:
+            OSError: It cannot be reached.
+        """
+        self._reach(index, actor, door)
+        self._actors[index], self._numbers[index] = actor, 0
+        self._sent[index].clear()
+        self.nodes[index] = door.address.host  # until the worker tells
+        self._lost.pop(index, None)
+
+    def resend(self, index: int, request: Request) -> None:
+        """Send a request that is under way to a new worker; `receive` waits for its reply."""
+        self._send_to(index, request)
 
     def request(
         self,
@@ -233,23 +158,43 @@ class Streams(ABC):
         Raises:
             ClusterError: Ray has been shut down.
         """
+        indices = [index for index in range(len(self._actors)) if index not in self._lost]
+        request = self._begin(indices, method, common, each)
+        if self.rescue is not None:
+            self.rescue.note(request)
+        return request.seq
+
+    def _begin(
+        self, indices: Sequence[int], method: str, common: tuple[Any, ...], each: Sequence[Any] | None
+    ) -> Request:
+        """Send a new request to some workers."""
         if not ray.is_initialized():
             raise ClusterError(
                 "Ray was shut down while a trainer used it, and its workers are gone; build a new trainer"
             )
         self._seq += 1  # before sending: an interrupted request uses up its number
         request = Request(self._seq, method, common, each)
-        self._under_way[request.seq] = method
-        ack = next(iter(self._under_way))
+        self._under_way[request.seq] = request
         try:
-            for index in range(len(self._actors)):
-                if index not in self._lost:
-                    self._send(index, request, ack)
+            for index in indices:
+                self._send_to(index, request)
         except BaseException:
-            del self._under_way[request.seq]  # the caller cannot wait for it
+            self._end(request.seq)  # the caller cannot wait for it
             self._halt_all()
             raise
-        return request.seq
+        return request
+
+    def _send_to(self, index: int, request: Request) -> None:
+        self._numbers[index] += 1
+        sent = self._sent[index]
+        sent[request.seq] = self._numbers[index]
+        self._send(index, self._numbers[index], request, next(iter(sent.values())))
+
+    def _end(self, seq: int) -> None:
+        """Forget a request: nobody waits for it any more."""
+        self._under_way.pop(seq, None)
+        for sent in self._sent:
+            sent.pop(seq, None)
 
     def receive(
         self, seq: int, patience: Patience, *, phase: str, timestep: int | None = None, halts: bool = False
@@ -263,36 +208,89 @@ class Streams(ABC):
             timestep: Timestep to report for a worker that does not reply.
             halts: Whether an error of one worker stops the others after their current iteration.
         """
+        indices: Sequence[int] = range(len(self._actors))
         replies: dict[int, Reply] = {}
-        deadlines = [patience.deadline()] * len(self._actors)
         try:
-            while len(replies) < len(self._actors):
-                missing = [index for index in range(len(self._actors)) if index not in replies]
-                wait = _LOOK_INTERVAL / len(missing)
-                for index in missing:
-                    timeout = max(0.0, min(deadlines[index] - monotonic(), wait))
-                    reply = self._reply(index, seq, timeout, phase, timestep)
-                    if reply is not None:
-                        replies[index] = reply
-                        if reply.log:
-                            self._say(reply.log)
-                        if halts and reply.status == "error":
-                            self._halt_all()
-                late = [index for index in missing if index not in replies and deadlines[index] <= monotonic()]
-                if late:
-                    self._look_after(late, deadlines, patience)
+            while indices:
+                replies |= self._gather(indices, seq, patience, phase=phase, timestep=timestep, halts=halts)
+                lost = self._losses(replies)
+                if self.rescue is not None and lost:
+                    self.rescue.recover(lost)
+                indices = list(lost)
         except BaseException:
             if halts:
                 self._halt_all()  # an interrupted request is not continued
             raise
         finally:
-            self._under_way.pop(seq, None)
+            self._end(seq)
+        if self.rescue is not None and any(reply.status == "error" for reply in replies.values()):
+            self.rescue.forget(seq)
         return [replies[index] for index in range(len(self._actors))]
+
+    def ask(
+        self,
+        indices: Sequence[int],
+        method: str,
+        common: tuple[Any, ...] = (),
+        each: Sequence[Any] | None = None,
+        *,
+        patience: Patience,
+        phase: str,
+        timestep: int | None = None,
+    ) -> dict[int, Reply]:
+        """Return the replies of some workers to a request that only they get. No `Rescue` takes part.
+
+        Args:
+            indices: The workers.
+            method: See `Request`.
+            common: See `Request`.
+            each: See `Request`; the arguments of all workers.
+            patience: As for `receive`.
+            phase: As for `receive`.
+            timestep: As for `receive`.
+        """
+        request = self._begin(indices, method, common, each)
+        try:
+            return self._gather(indices, request.seq, patience, phase=phase, timestep=timestep)
+        finally:
+            self._end(request.seq)
+
+    def _gather(
+        self,
+        indices: Sequence[int],
+        seq: int,
+        patience: Patience,
+        *,
+        phase: str,
+        timestep: int | None,
+        halts: bool = False,
+    ) -> dict[int, Reply]:
+        """Return the replies of some workers, or the errors that replace them."""
+        replies: dict[int, Reply] = {}
+        deadlines = dict.fromkeys(indices, patience.deadline())
+        while len(replies) < len(indices):
+            missing = [index for index in indices if index not in replies]
+            wait = _LOOK_INTERVAL / len(missing)
+            for index in missing:
+                timeout = max(0.0, min(deadlines[index] - monotonic(), wait))
+                reply = self._reply(index, seq, timeout, phase, timestep)
+                if reply is not None:
+                    replies[index] = reply
+                    if reply.log:
+                        self._say(reply.log)
+                    if halts and reply.status == "error" and not self._losses({index: reply}):
+                        self._halt_all()
+            late = [index for index in missing if index not in replies and deadlines[index] <= monotonic()]
+            if late:
+                self._look_after(late, deadlines, patience)
+        return {index: replies[index] for index in indices}
 
     def abandon(self) -> None:
         """Stop waiting for all requests in flight; workers stop after their current iteration."""
         if self._under_way:
             self._under_way.clear()
+            for sent in self._sent:
+                sent.clear()
             self._halt_all()
 
     def _reply(self, index: int, seq: int, timeout: float, phase: str, timestep: int | None) -> Reply | None:
@@ -300,9 +298,9 @@ class Streams(ABC):
         try:
             if index in self._lost:
                 raise self._lost[index]
-            reply = self._receive(index, seq, timeout)
+            reply = self._receive(index, self._sent[index][seq], timeout)
             if reply is not None:
-                check_reply(reply, self._under_way[seq])
+                check_reply(reply, self._under_way[seq].method)
             return reply
         except DamagedError as error:
             failed = unreadable(error)
@@ -312,8 +310,9 @@ class Streams(ABC):
                 self._lost[index] = error
         return Reply("error", seq, (self._failure(index, failed, phase, timestep),))
 
-    def _look_after(self, late: Sequence[int], deadlines: list[float], patience: Patience) -> None:
+    def _look_after(self, late: Sequence[int], deadlines: dict[int, float], patience: Patience) -> None:
         """Extend the deadlines of late workers, or mark them as lost."""
+        self.check()
         for index, verdict in patience.extend(late, self._ping(late)).items():
             if isinstance(verdict, UnreachableError):
                 self._lost[index] = verdict
@@ -330,7 +329,7 @@ class Streams(ABC):
     def _halt_all(self) -> None:
         """Make workers with several iterations stop after the current one."""
         if self.cluster.is_connected:
-            self._halt([index for index in range(len(self._actors)) if index not in self._lost], self._seq)
+            self._halt({index: number for index, number in enumerate(self._numbers) if index not in self._lost})
 
     def _failure(self, index: int, error: NoReplyError, phase: str, timestep: int | None) -> Failure:
         scope = self._scopes[index]
@@ -344,19 +343,11 @@ class Streams(ABC):
             message=str(error),
         )
 
-
-def unreadable(error: BaseException) -> NoReplyError:
-    """Return the error for a reply that cannot be read."""
-    return NoReplyError("UnreadableError", f"the reply cannot be read: {type(error).__name__}: {message_of(error)}")
-
-
-def payloads(replies: Sequence[Reply]) -> list[Any]:
-    """Return the payloads of replies.
-
-    Raises:
-        WorkerError: Some replies are errors; all of them are reported.
-    """
-    failures = [failure for reply in replies if reply.status == "error" for failure in reply.payload]
-    if failures:
-        raise WorkerError(failures)
-    return [reply.payload for reply in replies]
+    def _losses(self, replies: Mapping[int, Reply]) -> dict[int, Failure]:
+        """Return the failures of workers that can be rebuilt; nothing if others failed otherwise: the run ends."""
+        failures = {index: reply.payload for index, reply in replies.items() if reply.status == "error"}
+        if self.rescue is None or not all(
+            map(self.rescue.is_loss, [one for each in failures.values() for one in each])
+        ):
+            return {}
+        return {index: each[0] for index, each in failures.items()}

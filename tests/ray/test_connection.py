@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.ray import outage
 from orchestrator.ray.connection import Link
-from orchestrator.ray.transport import NoReplyError, UnreachableError
+from orchestrator.ray.requests import NoReplyError, UnreachableError
 from tests.support.connections import KEY
 from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE

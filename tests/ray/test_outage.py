@@ -18,7 +18,7 @@ from orchestrator.ray import connection, outage
 from orchestrator.ray.connection import Link
 from orchestrator.ray.deaths import death, death_of
 from orchestrator.ray.outage import Outage
-from orchestrator.ray.transport import UnreachableError
+from orchestrator.ray.requests import UnreachableError
 from tests.support.links import RelayedWorker, acted, build, receive, step_of
 from tests.support.processes import PATIENCE
 from tests.support.service import tick
@@ -87,7 +87,7 @@ def test_a_cable_that_is_pulled_is_told_and_costs_only_its_time(
     assert acted(agent) == [1]
     assert [record.getMessage() for record in caplog.records] == [
         "scope 0 on 127.0.0.1 cannot be reached any more: timed out; trying again until it answers or Ray says that it "
-        "is dead, for up to 60 s",
+        "is dead, for up to 30 s",
         "scope 0 on 127.0.0.1 is connected again",
     ]
 
@@ -122,7 +122,6 @@ def test_a_worker_that_only_holds_its_interpreter_is_not_given_up(
     monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
     monkeypatch.setattr(dialing, "_ANSWER_TIMEOUT", 0.02)
     monkeypatch.setattr(outage, "_PATIENCE", 0)
-    monkeypatch.setattr(outage, "_SILENCE_PATIENCE", 0)
     build(link)
     hear, waiting = Listener._hear, threading.Semaphore(0)
     monkeypatch.setattr(Listener, "_hear", lambda *_: waiting.release())
@@ -158,7 +157,6 @@ def test_a_worker_that_does_not_take_a_large_request_is_not_a_silent_machine(
     monkeypatch.setattr(dialing, "_SILENCE_TIMEOUT", 0.2)
     monkeypatch.setattr(connection, "_ATTEMPT", 0.02)
     monkeypatch.setattr(outage, "_PATIENCE", 0)
-    monkeypatch.setattr(outage, "_SILENCE_PATIENCE", 0)
     link = worker.link()
     agent = build(link)
     worker.relay.is_up.clear()
@@ -222,11 +220,11 @@ LOST = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
     [
         ({0: REFUSED, 9: REFUSED, 10: REFUSED}, 10),
         ({0: LOST, 9: REFUSED, 10: REFUSED}, 10),
-        ({0: SILENT, 10: SILENT, 59: SILENT, 60: SILENT}, 60),
-        ({0: LOST, 1: SILENT, 59: SILENT, 60: SILENT}, 60),
-        ({**{s: (SILENT, REFUSED)[s % 2] for s in range(60)}, 60: REFUSED}, 60),  # a host that boots, or a bad cable
+        ({0: SILENT, 10: SILENT, 29: SILENT, 30: SILENT}, 30),
+        ({0: LOST, 1: SILENT, 29: SILENT, 30: SILENT}, 30),
+        ({**{s: (SILENT, REFUSED)[s % 2] for s in range(30)}, 30: REFUSED}, 30),  # a host that boots, or a bad cable
         ({0: REFUSED, 9: BUSY, 18: REFUSED, 19: REFUSED}, 19),  # a busy worker is waited for by the request
-        ({0: SILENT, 59: BUSY, 119: BUSY, 179: BUSY, 189: REFUSED}, 189),
+        ({0: SILENT, 29: BUSY, 89: BUSY, 149: BUSY, 159: REFUSED}, 159),
     ],
 )
 def test_a_silent_machine_is_waited_for_longer_than_one_that_answers(
@@ -234,19 +232,19 @@ def test_a_silent_machine_is_waited_for_longer_than_one_that_answers(
 ):
     now = [0.0]
     monkeypatch.setattr(outage, "monotonic", lambda: now[0])
-    one = Outage("scope 1 on 10.0.0.1")
+    one = Outage("scope 1 on 10.0.0.1", 30.0)
     for second, error in errors.items():
         now[0] = second
         if second < given_up:
             one.go_on(error, 0.0)
             continue
-        with pytest.raises(UnreachableError, match=rf"{re.escape(str(error))}; tried again for (10|60) s") as caught:
+        with pytest.raises(UnreachableError, match=rf"{re.escape(str(error))}; tried again for (10|30) s") as caught:
             one.go_on(error, 0.0)
-        assert caught.value.kind == "ConnectionLost"
+        assert caught.value.kind == ("NodeUnreachable" if given_up == 30 else "ConnectionLost")
 
 
 def test_each_outage_is_told_once(caplog: pytest.LogCaptureFixture):
-    one = Outage("scope 1 on 10.0.0.1")
+    one = Outage("scope 1 on 10.0.0.1", 30.0)
     for _ in range(2):
         for error in (EOFError(), LOST, BUSY, SILENT, REFUSED, SILENT):
             one.go_on(error, 0.0)
@@ -275,7 +273,7 @@ class Actor:
 def test_an_actor_that_is_unavailable_may_live_unless_nothing_listens(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ):
-    actor, one = Actor(), Outage("scope 1 on 10.0.0.1")
+    actor, one = Actor(), Outage("scope 1 on 10.0.0.1", 30.0)
     monkeypatch.setattr("orchestrator.ray.transport.ray.get", actor.get)
     monkeypatch.setattr(outage, "death_of", death_of)
     one.watch(actor, "serve")

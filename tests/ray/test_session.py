@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator.ray.patience import StepPatience
 from orchestrator.ray.session import RaySession
 from workers.errors import WorkerError
 from workers.frameworks import load_framework
@@ -43,7 +45,8 @@ def outcome(columns: int, *, rows: int = 3) -> Packed:
 def session_of(payloads: list[Any]) -> RaySession:
     plan: Any = SimpleNamespace(env=None, framework=TORCH, scopes=SCOPES)
     streams: Any = Replies(payloads)
-    return RaySession(plan, None, streams, [], step_timeout=1, release=lambda: None)
+    recovery: Any = SimpleNamespace(until_next=100, is_due=lambda count: False)
+    return RaySession(plan, None, streams, recovery, patience=partial(StepPatience, 1), release=lambda: None)
 
 
 def result_of(payloads: list[Any]) -> Outcome:

@@ -17,8 +17,8 @@ import pytest
 import ray
 
 from orchestrator.ray import RayOrchestrator, actor_calls, connection, starting
+from orchestrator.ray.requests import UnreachableError
 from orchestrator.ray.starting import StartPatience, StartTime, open_doors
-from orchestrator.ray.transport import Door, UnreachableError
 from tests.support.agents import NullAgent
 from tests.support.envs import build_counting, counting_factory
 from tests.support.parity import CFG, step_trainer
@@ -33,7 +33,7 @@ from workers.types import Scope
 REMEDY = "if it may take longer, increase RayOrchestrator(start_timeout=…)"
 
 SCOPES = [Scope(index, 2 * index, 2 * index + 2) for index in range(6)]
-DOORS = [Door(Address(f"10.0.0.{index}", 1), b"", "node") for index in range(6)]
+NODES = [f"10.0.0.{index}" for index in range(6)]
 
 
 TRANSPORTS = ["connection", "ray"]
@@ -70,7 +70,7 @@ def _show_progress(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_workers_that_answer_are_waited_for_until_the_limit(clock, caplog):
-    patience = StartPatience(StartTime(600), SCOPES, DOORS)
+    patience = StartPatience(StartTime(600), SCOPES, NODES)
     assert patience.deadline() == 102.0
     for second in range(2, 600, 2):
         clock[0] = 100.0 + second
@@ -93,7 +93,7 @@ def test_workers_that_answer_are_waited_for_until_the_limit(clock, caplog):
 
 
 def test_a_worker_that_stays_silent_is_frozen_and_one_that_nobody_can_ask_is_not(clock, caplog):
-    patience = StartPatience(StartTime(600), SCOPES, DOORS)
+    patience = StartPatience(StartTime(600), SCOPES, NODES)
     busy: dict[int, Busy | None] = {0: None, 1: None, 2: Busy(1, 9.0)}
     assert all(isinstance(one, float) for one in patience.extend([0, 1, 2, 3], busy).values())
     clock[0] += 50
@@ -109,7 +109,7 @@ def test_a_worker_that_stays_silent_is_frozen_and_one_that_nobody_can_ask_is_not
 
 
 def test_a_line_does_not_name_all_of_many_scopes(clock, caplog):
-    patience = StartPatience(StartTime(600), SCOPES, DOORS)
+    patience = StartPatience(StartTime(600), SCOPES, NODES)
     clock[0] += 10
     patience.extend(range(6), {index: Busy(1, 9.0) for index in range(6)})
     (text,) = texts(caplog)
@@ -176,31 +176,45 @@ KILLS = list(product(TRANSPORTS, [signal.SIGKILL, signal.SIGTERM]))
 
 
 @pytest.mark.parametrize(("transport", "number"), full_or_short(KILLS, [KILLS[0]]), indirect=["transport"])
-def test_a_worker_that_is_killed_while_it_is_built_fails_at_once(transport, tmp_path, impatient, number):
+def test_a_worker_that_is_killed_while_it_is_built_is_built_again(transport, tmp_path, impatient, number):
     def kill() -> None:
         wait_for(tmp_path / "pid")
         os.kill(int((tmp_path / "pid").read_text()), number)
+        (tmp_path / "go on").touch()
 
-    with OnLine(BUILDING, 1, kill), pytest.raises(WorkerError) as caught:
-        trainer_of(blocking_factory(tmp_path), transport=transport)
+    with OnLine(BUILDING, 1, kill), trainer_of(blocking_factory(tmp_path), transport=transport) as trainer:
+        assert trainer.train()[0].numpy()[:, 0].tolist() == [0, 1, 2, 3]
+        assert [(event.scopes, event.cause) for event in trainer.recoveries] == [((1,), "WorkerDied")]
+
+
+def test_a_worker_that_dies_each_time_it_is_built_is_given_up(ray_cluster):
+    def dying(scope: Scope) -> Any:
+        os._exit(3)
+
+    with pytest.raises(WorkerError) as caught:
+        step_trainer("warp")(
+            env=counting_factory(4), agents=[NullAgent, dying], cfg=CFG, orchestrator=RayOrchestrator(num_cpus=0.5)
+        )
     (failure,) = caught.value.failures
     assert (failure.scope, failure.rows, failure.phase, failure.kind) == (1, (2, 4), "build", "WorkerDied")
     assert "process died" in failure.message
+    assert failure.message.endswith("; this has happened twice at the same place")
 
 
 @pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
-def test_a_worker_that_freezes_while_it_is_built_is_given_up(transport, tmp_path, impatient, monkeypatch):
-    monkeypatch.setattr(starting, "_SILENCE", 0.3)
+def test_a_worker_that_freezes_while_it_is_built_is_built_again(transport, tmp_path, impatient, monkeypatch):
     monkeypatch.setattr(connection, "PING_TIMEOUT", 0.2)
     monkeypatch.setattr(actor_calls, "PING_TIMEOUT", 0.2)
 
     def freeze() -> None:
         wait_for(tmp_path / "pid")
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGSTOP)
+        (tmp_path / "go on").touch()
 
-    with OnLine(BUILDING, 1, freeze), pytest.raises(WorkerError, match="has not answered a ping for") as caught:
-        trainer_of(blocking_factory(tmp_path), transport=transport)
-    assert [failure.scope for failure in caught.value.failures] == [1]
+    env = blocking_factory(tmp_path)
+    with OnLine(BUILDING, 1, freeze), trainer_of(env, transport=transport, hang_timeout=0.5) as trainer:
+        assert trainer.train()[0].numpy()[:, 0].tolist() == [0, 1, 2, 3]
+        assert [(event.scopes, event.cause) for event in trainer.recoveries] == [((1,), "WorkerHung")]
 
 
 def test_the_limit_holds_for_a_build_that_goes_on(ray_cluster, tmp_path, impatient, monkeypatch):

@@ -92,7 +92,7 @@ def test_a_worker_says_what_it_is_busy_with_and_stops_when_it_is_told(worker: Wo
     assert second is not None
     assert first.seq == second.seq == 2
     assert 0 < first.seconds < second.seconds
-    worker.controls.halt([7], 2)
+    worker.controls.halt({7: 2})
     assert worker.ping() is not None  # what was sent before is handled before
     worker.go_on.set()
     assert worker.receive(2) is None
@@ -120,7 +120,7 @@ def test_either_connection_is_made_again_without_the_other(worker: Worker):
         assert busy is not None
         assert busy.seq == 2
     cut(worker.controls._controls[7]._channel)
-    worker.controls.halt([7], 3)
+    worker.controls.halt({7: 3})
     worker.go_on.set()
     assert worker.receive(2) is not None
     assert worker.ask(3, "tick", tick(3), 5) is None  # the halt has arrived
@@ -178,7 +178,7 @@ def test_workers_that_do_not_answer_are_given_up_in_time(worker: Worker, monkeyp
     answers = controls.ping([1, 2, 3], PATIENCE)
     assert [index for index, busy in answers.items() if busy is not None] == [3]
     assert controls.ping([0, 3], 1.0)[0] is None
-    controls.halt([0, 1, 2, 3], 5)
+    controls.halt(dict.fromkeys(range(4), 5))
     controls.close()
     mute.close()
 
@@ -193,8 +193,8 @@ def test_workers_that_do_not_answer_are_waited_for_together(monkeypatch: pytest.
     monkeypatch.setattr(control, "dial", wait_for_others)
     controls = Controls({index: (Address("127.0.0.1", 0), KEY) for index in range(8)})
     assert set(controls.ping(range(8), 0.01).values()) == {None}
-    controls.halt(range(8), 5)
-    controls.halt([], 5)
+    controls.halt(dict.fromkeys(range(8), 5))
+    controls.halt({})
 
 
 def test_those_who_answer_are_asked_before_lost_connections_are_made_again(

@@ -19,7 +19,7 @@ import pytest
 
 from orchestrator.ray import outage
 from orchestrator.ray.connection import Link
-from orchestrator.ray.transport import NoReplyError
+from orchestrator.ray.requests import NoReplyError
 from tests.support.agents import NullAgent
 from tests.support.connections import HEADER, KEY, Bounded, BuiltWorker
 from tests.support.parity import assert_same

@@ -35,7 +35,7 @@ RESULTS: dict[str, list[Any]] = {
     "export": [ExportedAgent("pickle", b"")],
     "snapshot": [Snapshot((Part(b"", b""),), {}), Snapshot((Part(b"", b""),), {(3, 5): Part(b"", b"")})],
     "stage": [None],
-    "restore": [None],
+    "restore": [True, False],
     "close": [None],
 }
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
+from trainer._redaction import redacted
 from trainer.command.run_config import CheckpointConfig, RunConfig, dump_config, seconds_between
 from trainer.step import StepTrainer
 from trainer.versions import versions
 from workers.envs.statistics import Statistics
-from workers.errors import CheckpointError, ConfigError, DivergedError
+from workers.errors import CheckpointError, ConfigError, DivergedError, LifecycleError
 
 __all__ = ["RATE", "RunLog"]
 
@@ -47,7 +48,13 @@ class RunLog:
         self._checkpoints, self._schedule = directory.checkpoints(), _Schedule(config.checkpoint)
         self._done = 0
         self._collected, self._since, self._since_timestep = 0, perf_counter(), 0
+        self._began = 0  # the timestep from which this process trains
         self._diverged, self._saves = False, config.checkpoint.keep_last > 0
+
+    @property
+    def url(self) -> str:
+        """The run directory, without secrets."""
+        return redacted(self._directory.url)
 
     def begin(self) -> int:
         """Start a run in a new directory, and return its timestep: 0.
@@ -77,7 +84,7 @@ class RunLog:
         if done is None:
             self._check_nothing_lost()
             self._trainer.collect_metrics()
-        self._done = done or 0
+        self._done = self._began = done or 0
         self._collected = self._trainer.metrics_timestep
         self._since, self._since_timestep = perf_counter(), self._done
         self._metrics.cut(self._collected)
@@ -149,6 +156,8 @@ class RunLog:
     def save_what_can_be(self) -> None:
         """Write what is possible after a failure. If the agents are out of reach, those stored before are kept."""
         try:
+            with suppress(LifecycleError):  # where an iteration has failed half-way, there is nothing to go on from
+                self._save()
             self._finish("failed")
         except Exception as error:
             _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", self.timestep, error)
@@ -229,6 +238,9 @@ class RunLog:
 
     def _write_metrics(self) -> None:
         scalars = self._trainer.collect_metrics()
+        if self._trainer.recoveries:
+            events = [event._asdict() for event in self._trainer.recoveries]
+            self._directory.write(f"recoveries/{self._began:012}.json", json.dumps(events, indent=1))
         is_new, self._collected = self._done != self._collected, self._done
         count, self._since_timestep = self._done - self._since_timestep, self._done
         seconds, self._since = perf_counter() - self._since, perf_counter()

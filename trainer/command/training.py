@@ -20,7 +20,7 @@ from trainer.command.run_log import RATE, RunLog
 from trainer.command.signals import Stop, stop_on_signals
 from trainer.step import StepTrainer
 from workers.agents.ppo import PPOCfg
-from workers.errors import ConfigError, WorkerError
+from workers.errors import ClusterError, ConfigError, WorkerError
 
 __all__ = ["report", "train"]
 
@@ -154,6 +154,9 @@ def _logged(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, s
     except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
         log.try_status("interrupted")
         raise
+    except ClusterError as error:
+        log.save_what_can_be()
+        raise ClusterError(f"{error}: lockstep resume {log.url}") from error
     except BaseException:
         log.save_what_can_be()
         raise

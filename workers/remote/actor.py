@@ -18,6 +18,7 @@ from workers.remote.dialing import Address
 from workers.remote.log import LogCollector
 from workers.remote.server import Server
 from workers.remote.service import Busy, Service
+from workers.remote.spec import WorkerSpec
 from workers.remote.wire import Packed, check_packed
 from workers.threads import THREAD_VARIABLES
 
@@ -62,6 +63,11 @@ class WorkerActor:
         address = self._server.open(None if is_local else host, key)
         return address._replace(host=host), ray.get_runtime_context().get_node_id()
 
+    def warm(self, spec: WorkerSpec) -> str:
+        """Import what a worker of this kind imports, in a process that waits to replace one. Return the node's id."""
+        self._service.warm(spec)
+        return ray.get_runtime_context().get_node_id()
+
     def serve(self) -> None:
         """Handle requests that arrive over connections, until the process ends; see `Server`."""
         self._server.serve()
@@ -102,6 +108,6 @@ class ControlActor:
         """Return what workers are busy with; see `Controls.ping`."""
         return self._controls.ping(indices, timeout)
 
-    def halt(self, indices: Sequence[int], seq: int) -> None:
-        """Let workers stop requests up to `seq` early; see `Controls.halt`."""
-        self._controls.halt(indices, seq)
+    def halt(self, numbers: Mapping[int, int]) -> None:
+        """Let workers stop requests up to these numbers early; see `Controls.halt`."""
+        self._controls.halt(numbers)

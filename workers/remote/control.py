@@ -60,21 +60,28 @@ class Controls:
         self._ask(indices, deadline)
         return {index: self._controls[index].answer(deadline) for index in indices}
 
-    def halt(self, indices: Sequence[int], seq: int) -> None:
-        """Let workers stop requests up to `seq` early; see `Service.halt`. Those that cannot be reached are skipped."""
-        self._ask(indices, monotonic() + _TIMEOUT, seq)
+    def halt(self, numbers: Mapping[int, int]) -> None:
+        """Let workers stop requests up to these numbers early; see `Service.halt`. Who cannot be reached is skipped."""
+        self._ask(list(numbers), monotonic() + _TIMEOUT, numbers)
 
-    def _ask(self, indices: Sequence[int], deadline: float, halted: int = 0) -> None:
+    def replace(self, index: int, address: Address, key: bytes) -> None:
+        """Forget a worker, and take the address and key of another one in its place."""
+        self._controls[index].hang_up()
+        self._controls[index] = _Control(address, key)
+
+    def _ask(self, indices: Sequence[int], deadline: float, halted: Mapping[int, int] = {}) -> None:
         """Send a question to workers. Those without a connection are dialed together, as a silent one takes long."""
-        lost = [control for control in map(self._controls.__getitem__, indices) if not control.ask(halted)]
         threads = []
-        for control in lost:
-            thread = threading.Thread(target=control.dial_and_ask, args=(deadline, halted), daemon=True)
+        for index in indices:
+            control, number = self._controls[index], halted.get(index, 0)
+            if control.ask(number):
+                continue
+            thread = threading.Thread(target=control.dial_and_ask, args=(deadline, number), daemon=True)
             try:
                 thread.start()
                 threads.append(thread)
             except RuntimeError:  # no thread can be started, for example at the end of the program
-                control.dial_and_ask(deadline, halted)
+                control.dial_and_ask(deadline, number)
         for thread in threads:
             thread.join()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import pickle
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
 from types import NoneType
 from typing import Any, Literal, NamedTuple
@@ -47,7 +47,7 @@ PAYLOADS: dict[str, tuple[type, ...]] = {
     "export": (ExportedAgent,),
     "snapshot": (Snapshot,),
     "stage": (NoneType,),
-    "restore": (NoneType,),
+    "restore": (bool,),
     "close": (NoneType,),
 }
 """The methods of requests, and of which types the payloads of their replies are."""
@@ -142,7 +142,7 @@ class Service:
             return self.refuse(seq, "between requests", error)
         if not self._comes_next(seq):
             error = RuntimeError(f"request {seq} ({method}) arrived after {self._last}; requests must be in order")
-            return Reply("error", seq, (self._failure(error, method),))
+            return Reply("error", seq, (self._failure(error, "request"),))
         if method not in PAYLOADS:
             return self.refuse(seq, method, ValueError(f"no worker has the method {method!r}"))
         for old in [number for number in self._kept if number < (seq if ack is None else ack)]:
@@ -199,13 +199,18 @@ class Service:
         """Return what the worker is busy with. May be called from another thread than `handle`."""
         return Busy(self._busy, monotonic() - self._since, self._doing)
 
+    def warm(self, spec: WorkerSpec) -> None:
+        """Import what a worker needs, as far as it can be told before it is built."""
+        _imported(spec)
+        for pickled in (spec.cfg, spec.agent, spec.env):
+            with suppress(Exception):  # the build tells
+                loads(pickled or b"")
+
     def _build(self, spec: WorkerSpec) -> Description:
         check_spec(spec)
         self._scope = spec.scope
         self._doing = "importing what it needs"
-        for name in spec.modules:
-            importlib.import_module(name)
-        framework = self._framework = load_framework(spec.framework)
+        framework = self._framework = _imported(spec)
         framework.silence()  # Ray forwards the worker's output to the driver
         threads = self._threads = HeldThreads(framework, spec.num_threads)
         with threads:
@@ -301,7 +306,9 @@ class Service:
         with self._built_runner.as_handed_over() as agent:
             return export_agent(agent, self._dumps)
 
-    def _snapshot(self, allow_pickle: bool) -> Snapshot:
+    def _snapshot(self, allow_pickle: bool, is_wanted: bool = True) -> Snapshot:
+        if not is_wanted:
+            return Snapshot((), {})
         if self._worker is not None:
             return self._worker.snapshot(allow_pickle=allow_pickle).joined()
         return Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle).joined(),), {})
@@ -312,9 +319,12 @@ class Service:
         else:
             self._built_runner.stage(*snapshot.agents)
 
-    def _restore(self) -> None:
+    def _restore(self, is_exact: bool = False) -> bool:
         try:
-            (self._worker or self._built_runner).restore()
+            if self._worker is not None:
+                return self._worker.restore(is_exact=is_exact)
+            self._built_runner.restore()
+            return True
         except BaseException:
             self._has_failed = True
             raise
@@ -361,3 +371,10 @@ class Service:
         if method in ("act", "learn", "collect", "store") and runner is not None:
             return runner.phase.value, self._timestep
         return method, None
+
+
+def _imported(spec: WorkerSpec) -> Framework:
+    """Import the modules that a worker needs before anything else, and return its framework."""
+    for name in spec.modules:
+        importlib.import_module(name)
+    return load_framework(spec.framework)

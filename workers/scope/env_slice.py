@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from numpy.random import SeedSequence
 
 from workers.by_agent import map_arrays
@@ -263,8 +264,18 @@ class EnvSlice:
             raise CheckpointError(f"the checkpoint does not fit {_what(rows)}: {told}") from error
         self._staged = state
 
-    def restore(self) -> None:
-        """Go on from the snapshot of `stage`. Rows whose episode cannot go on are truncated in the next step."""
+    def restore(self, *, is_exact: bool = False) -> bool:
+        """Go on from the snapshot of `stage`. Rows whose episode cannot go on are truncated in the next step.
+
+        Args:
+            is_exact: Whether such rows are an error.
+
+        Returns:
+            Whether there are none.
+
+        Raises:
+            CheckpointError: There are some, and must not be.
+        """
         self.phase = Phase.STORE
         state, self._staged = self._staged, None
         assert state is not None, "restore() must follow stage()"
@@ -273,15 +284,20 @@ class EnvSlice:
         self.scalars.load(state.scalars)
         if state.env is None:
             self._seed = self._first_seed
-            return
+            return True
         self._seed = None
         with self._no_grad:
             lost = write_state(self.env, self._framework, state.env)
         if state.observations is None:  # a reset follows in any case
-            return
+            return True
+        if is_exact and lost.any():
+            raise CheckpointError(
+                f"rows {np.flatnonzero(lost).tolist()} of {type(self.env).__qualname__} cannot be restored exactly"
+            )
         self._checks.check_reset(state.observations, state.states, {"alive": state.alive}, self._timestep)
         if state.env.rows is None and lost.all():
             self._lost = state.env
+        return not lost.any()
 
     @property
     def _spaces(self) -> list[str]:

@@ -200,15 +200,22 @@ class ScopeWorker:
             self.env_slice.stage(snapshot.envs)
         self.agents.stage(snapshot.agents)
 
-    def restore(self) -> None:
+    def restore(self, *, is_exact: bool = False) -> bool:
         """Go on from the snapshot of `stage`; random streams are restored last.
+
+        Args:
+            is_exact: Whether episodes that cannot be restored are an error.
+
+        Returns:
+            Whether all episodes go on; else, some are truncated in the next step.
 
         Raises:
             WorkerError: Something failed half-way; this worker cannot be used any more.
         """
         with self._asking():
-            self.env_slice.restore()
+            goes_on = self.env_slice.restore(is_exact=is_exact)
         self.agents.restore()
+        return goes_on
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

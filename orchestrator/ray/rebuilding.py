@@ -1,0 +1,227 @@
+"""Rebuilding: one attempt to bring lost workers back to where they were."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.ray.crew import Crew
+from orchestrator.ray.options import RecoveryOptions
+from orchestrator.ray.requests import Patience, Request, is_loss
+from orchestrator.ray.snapshots import Snapshots
+from orchestrator.ray.starting import StartPatience, StartTime
+from orchestrator.ray.transport import Streams
+from workers.errors import CheckpointError, Failure, WorkerError
+from workers.remote.spec import WorkerSpec
+from workers.types import Description, Scope, Tick
+
+__all__ = ["BUILDING", "REBUILDING", "Place", "Rebuilding", "Team"]
+
+_logger = logging.getLogger("lockstep")
+
+Place = tuple[Any, ...]
+"""What a worker was doing when it was lost: method and timestep, or the number of its request."""
+
+BUILDING: Place = ("build",)
+"""The place of a worker that has never been built."""
+
+REBUILDING: Place = ("rebuild",)
+"""The place of one that has not reached its snapshot yet."""
+
+
+@dataclass
+class Team:
+    """The workers of a trainer, and what they are rebuilt from.
+
+    Attributes:
+        crew: Their processes.
+        streams: The requests to them.
+        specs: What each is built from.
+        scopes: Their scopes.
+        options: What may be recovered from.
+        patience: Makes the patience with one request.
+        snapshots: The last snapshot of each.
+        descriptions: Description of each worker that is built.
+        split: Numbers of requests whose iterations are done one by one.
+    """
+
+    crew: Crew
+    streams: Streams
+    specs: Sequence[WorkerSpec]
+    scopes: Sequence[Scope]
+    options: RecoveryOptions
+    patience: Callable[[], Patience]
+    snapshots: Snapshots
+    descriptions: dict[int, Description] = field(default_factory=dict)
+    split: set[int] = field(default_factory=set)
+
+    def is_loss(self, failure: Failure) -> bool:
+        """Return whether a worker that failed so is rebuilt."""
+        return is_loss(failure) or self.options.retry_user_errors
+
+    def start_patience(self, time: StartTime) -> StartPatience:
+        """Return the patience with workers that are being built."""
+        return StartPatience(time, self.scopes, self.streams.nodes, hang_timeout=self.options.hang_timeout)
+
+    def describe(self, built: Mapping[int, Description]) -> None:
+        """Note where workers live that were built."""
+        self.descriptions |= built
+        for index, worker in built.items():
+            self.streams.nodes[index] = worker.node
+
+    def place(self, request: Request) -> Place:
+        """Return what a worker is doing that owes the reply to a request."""
+        method, common = request.method, request.common
+        if method not in ("tick", "act", "learn"):
+            return method, request.seq
+        timestep = common[0].timestep
+        if method != "tick" or common[1] == 1:
+            return method, timestep
+        return (method, timestep + common[1] - 1) if request.seq in self.split else ("iterations", request.seq)
+
+
+class Rebuilding:
+    """One attempt to bring lost workers back, all together.
+
+    Attributes:
+        lost: Those that were lost again, and why.
+        places: What they were doing.
+        replayed: Number of iterations that were played back.
+    """
+
+    def __init__(
+        self, team: Team, failures: Mapping[int, Failure], owed: Mapping[int, Sequence[Request]], time: StartTime
+    ) -> None:
+        """Prepare.
+
+        Args:
+            team: All workers.
+            failures: Why workers were lost.
+            owed: The requests to which each of them owes the reply.
+            time: Time of the recovery.
+        """
+        self.lost: dict[int, Failure] = {}
+        self.places: dict[int, Place] = {}
+        self.replayed = 0
+        self._team, self._failures, self._owed, self._time = team, failures, owed, time
+        self._alive: list[int] = list(failures)
+
+    def run(self, journal: Mapping[int, Request]) -> None:
+        """Rebuild the workers, restore them, and send them what they have missed.
+
+        Args:
+            journal: The requests since the last snapshot that changed the workers, by number.
+
+        Raises:
+            WorkerError: Environments or agents raised something.
+            ClusterError: No node has room in time.
+        """
+        team = self._team
+        self._reach()
+        team.describe(self._ask("build", each=team.specs, patience=team.start_patience(self._time)))
+        behind = self._restore()
+        owed = {request.seq: request for requests in self._owed.values() for request in requests}
+        for seq, request in sorted((dict(journal) | owed).items()):
+            owing = [index for index in self._alive if any(one.seq == seq for one in self._owed[index])]
+            if seq in journal:
+                self._play([index for index in self._alive if index not in (*owing, *behind)], request)
+            for index in owing:
+                self._send(index, request)
+
+    def _reach(self) -> None:
+        """Start new processes and reach them."""
+        team = self._team
+        try:
+            doors = team.crew.restart(self._failures, self._time)
+        except WorkerError as error:  # those that did not start end the attempt
+            told = {failure.scope: failure for failure in error.failures}
+            for index in list(self._alive):
+                self._lose(index, told.get(team.scopes[index].index, error.failures[0]), REBUILDING)
+            return
+        for index, door in doors.items():
+            try:
+                team.streams.replace(index, team.crew.actors[index], door)
+            except OSError as error:
+                reason = f"its new process cannot be connected to: {error}"
+                failure = replace(self._failures[index], kind="ConnectionLost", message=reason, traceback="")
+                self._lose(index, failure, REBUILDING)
+
+    def _restore(self) -> set[int]:
+        """Restore the snapshots; return the workers that are left behind, because their episodes cannot go on."""
+        team = self._team
+        try:
+            snapshots = {index: team.snapshots.get(index) for index in self._alive}
+        except CheckpointError as error:
+            raise WorkerError([replace(one, message=str(error)) for one in self._failures.values()]) from error
+        if not any(snapshots.values()):  # before the first
+            return set()
+        self._ask("stage", each=[snapshots.get(index) for index in range(len(team.scopes))])
+        goes_on = self._ask("restore", (team.options.on_lost == "raise",))
+        behind = {index for index, does in goes_on.items() if not does}
+        for index in sorted(behind):
+            _logger.warning(
+                "scope %d goes on from its snapshot: episodes that cannot be restored exactly are truncated in the "
+                "next iteration, and its agent has not learnt from the iterations since then",
+                index,
+            )
+        return behind
+
+    def _play(self, indices: Sequence[int], request: Request) -> None:
+        """Play back a request that had been answered."""
+        if indices:
+            place = self._team.place(request)
+            self._ask(request.method, request.common, request.each, indices=indices, place=place)
+            self._count(request)
+
+    def _send(self, index: int, request: Request) -> None:
+        """Send a request to which the worker owes the reply. Several iterations may be done one by one before."""
+        if request.seq in self._team.split and request.method == "tick":
+            (mode, timestep, timesteps), count = request.common
+            for done in range(count - 1):
+                if index not in self._alive:
+                    return
+                one = Tick(mode, timestep + done, timesteps), 1
+                self._ask("tick", one, indices=[index], place=("tick", timestep + done))
+            request = request._replace(common=(Tick(mode, timestep + count - 1, timesteps), 1))
+        if index in self._alive:
+            self._team.streams.resend(index, request)
+
+    def _ask(
+        self,
+        method: str,
+        common: tuple[Any, ...] = (),
+        each: Sequence[Any] | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        patience: Patience | None = None,
+        place: Place = REBUILDING,
+    ) -> dict[int, Any]:
+        """Return the payloads of the replies of workers that are still there.
+
+        Raises:
+            WorkerError: Environments or agents raised something.
+        """
+        indices = list(self._alive) if indices is None else indices
+        if not indices:
+            return {}
+        team, timestep = self._team, common[0].timestep if place[0] in ("tick", "act", "learn") else None
+        replies = team.streams.ask(
+            indices, method, common, each, patience=patience or team.patience(), phase=method, timestep=timestep
+        )
+        failed = {index: reply.payload for index, reply in replies.items() if reply.status == "error"}
+        if raised := [failure for each in failed.values() for failure in each if not team.is_loss(failure)]:
+            raise WorkerError(raised)
+        for index, failures in failed.items():
+            self._lose(index, failures[0], place)
+        return {index: reply.payload for index, reply in replies.items() if index not in failed}
+
+    def _lose(self, index: int, failure: Failure, place: Place) -> None:
+        was_built = index in self._team.descriptions
+        self.lost[index], self.places[index] = failure, place if was_built else BUILDING
+        self._alive.remove(index)
+
+    def _count(self, request: Request) -> None:
+        if request.method in ("tick", "learn"):
+            self.replayed += request.common[1] if request.method == "tick" else 1

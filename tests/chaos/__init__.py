@@ -1,0 +1,1 @@
+"""Faults at random moments: a run that meets them must end with the numbers of one that does not."""

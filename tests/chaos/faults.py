@@ -1,0 +1,176 @@
+"""Faults that are put into a running trainer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.ray import connection, snapshots
+from tests.chaos.schedules import Fault
+
+__all__ = ["Faults", "worker_processes"]
+
+_PAUSE = 0.4
+"""Seconds for which a process is stopped that goes on."""
+
+
+def worker_processes() -> dict[int, psutil.Process]:
+    """Return the processes of Ray's actors of this machine that are ours, by their number."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "WorkerActor" in " ".join(process.cmdline()):
+                found[process.pid] = process
+        except psutil.Error:  # gone meanwhile
+            continue
+    return found
+
+
+class Faults:
+    """The faults of a schedule, in a trainer.
+
+    Attributes:
+        happened: The faults that have happened.
+    """
+
+    def __init__(self, trainer: Any, folder: Path) -> None:
+        """Prepare.
+
+        Args:
+            trainer: The trainer, with workers in Ray actors of this machine.
+            folder: A folder in which agents look for exceptions to raise; see `Troubled`.
+        """
+        self.happened: list[Fault] = []
+        self._trainer, self._folder = trainer, folder
+        self._streams = trainer._session._streams
+        self._timers: list[threading.Timer] = []
+        self._stopped: set[int] = set()
+        self._armed: list[Fault] = []
+        self._undo: list[Callable[[], None]] = []
+        self._watch("ask")
+        self._watch("send")
+
+    def arm(self, fault: Fault) -> None:
+        """Let a fault happen after its delay, or during the next request of its kind."""
+        if not fault.during:
+            self._later(fault)
+            return
+        self._armed.append(fault)
+        if fault.during != "snapshot":  # only a recovery has such requests
+            self._later(fault._replace(during=""))
+
+    def end(self) -> None:
+        """Let no further fault happen, and all stopped processes go on."""
+        self._armed.clear()
+        for timer in self._timers:
+            timer.cancel()
+            timer.join(10)
+        for undo in self._undo:
+            undo()
+        for pid in self._stopped:
+            _signal(pid, signal.SIGCONT)
+
+    def _watch(self, name: str) -> None:
+        """Let faults happen during requests that are sent by a method of the streams."""
+        original = getattr(self._streams, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            method = args[1] if name == "ask" else args[0]
+            for fault in [one for one in self._armed if one.during == method]:
+                if (name == "ask") != (method == "snapshot"):
+                    self._armed.remove(fault)
+                    self._later(fault)
+            return original(*args, **options)
+
+        setattr(self._streams, name, watched)
+        self._undo.append(lambda: delattr(self._streams, name))
+
+    def _later(self, fault: Fault) -> None:
+        timer = threading.Timer(fault.delay, self._happen, (fault,))
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
+
+    def _happen(self, fault: Fault) -> None:
+        self.happened.append(fault)
+        getattr(self, "_" + fault.kind.replace(" ", "_"))(fault)
+
+    def _pids(self, fault: Fault) -> list[int]:
+        """Return the processes of the workers that a fault hits. One that is being rebuilt is not described yet."""
+        known = [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in self._trainer._session.workers]
+        if fault.during in ("", "snapshot"):
+            return [known[scope] for scope in fault.scopes]
+        return [pid for pid in worker_processes() if pid not in known][: len(fault.scopes)] or [
+            known[scope] for scope in fault.scopes
+        ]
+
+    def _kill(self, fault: Fault) -> None:
+        for pid in self._pids(fault):
+            _signal(pid, signal.SIGKILL)
+
+    def _stop(self, fault: Fault) -> None:
+        """Stop processes for good: they are given up, and go on as ghosts at the end."""
+        for pid in self._pids(fault):
+            self._stopped.add(pid)
+            _signal(pid, signal.SIGSTOP)
+
+    def _pause(self, fault: Fault) -> None:
+        pids = self._pids(fault)
+        for pid in pids:
+            _signal(pid, signal.SIGSTOP)
+        threading.Event().wait(_PAUSE)
+        for pid in pids:
+            _signal(pid, signal.SIGCONT)
+
+    def _slow(self, fault: Fault) -> None:
+        for _ in range(5):
+            self._pause(fault)
+            threading.Event().wait(_PAUSE / 5)
+
+    def _cut(self, fault: Fault) -> None:
+        for scope in fault.scopes:
+            link = getattr(self._streams, "_links", {scope: None})[scope]
+            channel = None if link is None else link._channel
+            if channel is not None:
+                with suppress(OSError):  # it is being made again
+                    channel._sock.shutdown(socket.SHUT_RDWR)
+
+    def _unreadable(self, fault: Fault) -> None:
+        """Let the next reply be one that cannot be read."""
+        load = connection.load_reply
+
+        def broken(*_: Any) -> Any:
+            vars(connection)["load_reply"] = load
+            raise ValueError("a damaged reply")
+
+        vars(connection)["load_reply"] = broken
+        self._undo.append(lambda: vars(connection).update(load_reply=load))
+
+    def _exception(self, fault: Fault) -> None:
+        for scope in fault.scopes:
+            (self._folder / str(scope)).touch()
+
+    def _full_disk(self, fault: Fault) -> None:
+        """Let the next snapshot be one that cannot be written."""
+        replace_at = snapshots.replace_at
+
+        def full(*_: Any) -> None:
+            vars(snapshots)["replace_at"] = replace_at
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        vars(snapshots)["replace_at"] = full
+        self._undo.append(lambda: vars(snapshots).update(replace_at=replace_at))
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
