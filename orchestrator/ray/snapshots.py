@@ -14,7 +14,7 @@ from orchestrator.files import make_folder, named_errors, open_url, read_at, rep
 from workers.errors import CheckpointError
 from workers.storage.snapshot import Snapshot
 
-__all__ = ["Schedule", "Snapshots"]
+__all__ = ["Schedule", "Snapshots", "size_of"]
 
 _OFTEN, _COST = 1.0, 0.01
 """Without a number of iterations, the least seconds between two snapshots, and the part of the time that they may
@@ -96,7 +96,7 @@ class Snapshots:
                 if isinstance(old, _Stored):
                     old.remove()
             return {}
-        sizes = {index: _size(snapshot) for index, snapshot in taken.items()}
+        sizes = {index: size_of(snapshot) for index, snapshot in taken.items()}
         dropped: dict[int, int] = {}
         while sum(sizes.values()) > self._limit:
             largest = max(sizes, key=sizes.__getitem__)
@@ -155,6 +155,7 @@ class _Stored:
         return snapshot
 
 
-def _size(snapshot: Snapshot) -> int:
+def size_of(snapshot: Snapshot) -> int:
+    """Return the bytes of a snapshot."""
     parts = [*snapshot.agents, *snapshot.envs.values()]
     return sum(len(part.pickled) + sum(map(len, part.pieces)) for part in parts)

@@ -2,8 +2,8 @@
 
     python -m tests.chaos [--faults 1000] [--seed 0] [--results build/chaos.csv]
 
-goes on after the last seed in the results, until so many faults have happened. A schedule that fails ends the program,
-and is repeated by ``python -m tests.chaos --only SEED``.
+goes on after the last seed in the results, until so many faults have happened. It says which schedules fail, and ends
+with an error if any did. One that hangs ends the program. ``python -m tests.chaos --only SEED`` repeats one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import csv
 import faulthandler
 import json
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -35,6 +36,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="first seed, if there are no results yet")
     parser.add_argument("--only", type=int, help="run this seed alone, with its log, and write nothing")
     options = parser.parse_args()
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # of a shell in the background, too
+        signal.signal(number, signal.default_int_handler)
     if options.only is not None:
         logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d ms: %(message)s")
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
@@ -47,6 +53,7 @@ def main() -> None:
         rows = _read(options.results)
         seed = max([int(row["seed"]) + 1 for row in rows], default=options.seed)
         total = sum(int(row["faults"]) for row in rows)
+        failed = sum(row["outcome"] == "failed" for row in rows)
         while total < options.faults:
             row = _timed(seed)
             with options.results.open("a", newline="") as file:
@@ -56,7 +63,9 @@ def main() -> None:
                 writer.writerow(row)
             total += int(row["faults"])  # type: ignore[call-overload]
             print(f"{schedule_of(seed)}: {row['outcome']}; {total} faults so far", flush=True)
+            failed += row["outcome"] == "failed"
             seed += 1
+        sys.exit(failed > 0)
     finally:
         ray.shutdown()
 

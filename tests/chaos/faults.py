@@ -16,6 +16,7 @@ import psutil
 
 from orchestrator.ray import connection, snapshots
 from tests.chaos.schedules import Fault
+from tests.support.processes import PATIENCE
 
 __all__ = ["Faults", "worker_processes"]
 
@@ -56,8 +57,11 @@ class Faults:
         self._stopped: set[int] = set()
         self._armed: list[Fault] = []
         self._undo: list[Callable[[], None]] = []
+        self._is_quiet = threading.Event()  # no worker is being rebuilt
+        self._is_quiet.set()
         self._watch("ask")
         self._watch("send")
+        self._watch_recoveries()
 
     def arm(self, fault: Fault) -> None:
         """Let a fault happen after its delay, or during the next request of its kind."""
@@ -73,7 +77,8 @@ class Faults:
         self._armed.clear()
         for timer in self._timers:
             timer.cancel()
-            timer.join(10)
+        for timer in self._timers:
+            timer.join(PATIENCE)
         for undo in self._undo:
             undo()
         for pid in self._stopped:
@@ -100,7 +105,26 @@ class Faults:
         self._timers.append(timer)
         timer.start()
 
+    def _watch_recoveries(self) -> None:
+        rescue = self._streams.rescue
+        recover = rescue.recover
+
+        def watched(*args: Any) -> None:
+            self._is_quiet.clear()
+            try:
+                recover(*args)
+            finally:
+                self._is_quiet.set()
+
+        rescue.recover = watched
+        self._undo.append(lambda: delattr(rescue, "recover"))
+
     def _happen(self, fault: Fault) -> None:
+        """Let a fault happen. One that is not for a recovery waits for its end: a second one at the same place is no
+        accident, and ends the run."""
+        if not fault.during and not self._is_quiet.is_set():
+            self._is_quiet.wait(PATIENCE)
+            threading.Event().wait(_PAUSE)
         self.happened.append(fault)
         getattr(self, "_" + fault.kind.replace(" ", "_"))(fault)
 

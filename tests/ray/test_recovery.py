@@ -231,7 +231,7 @@ def test_snapshots_for_which_there_is_no_memory_are_named(caplog: pytest.LogCapt
         ({"max_worker_deaths": 0}, "workers were lost more than max_worker_deaths = 0 times"),
     ],
 )
-def test_recovery_has_limits(options: dict[str, int], reason: str):
+def test_recovery_has_limits(options: dict[str, Any], reason: str):
     with trainer_of(**options) as trainer:
         trainer.train()
         kill(trainer, 1)
