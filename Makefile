@@ -11,7 +11,7 @@ export MKL_NUM_THREADS := 1
 export NPROC := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup train test test-long test-cluster fuzz check format bench bench-peers
+.PHONY: help setup train test test-long test-cluster chaos fuzz check format bench bench-peers
 
 help:
 	@echo "make train [CONFIG=…] [ORCHESTRATOR=ray]  train and evaluate two simultaneous PPO agents on 64 CartPole-v1"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-long  run the tests with full matrices and long schedules"
 	@echo "make test-cluster  run \`ray up cluster.yaml\` on hosts in namespaces of this machine (Linux; root, iproute2, rsync"
 	@echo "                   and openssh-server)"
+	@echo "make chaos [FAULTS=1000]  put faults into runs and compare them with undisturbed ones; goes on where it ended"
 	@echo "make fuzz     run the tests with damaged messages and files, with many of them"
 	@echo "make check    check lint, format, types and import directions"
 	@echo "make bench    measure step times against skrl, environment copies against a plain loop, and the fan-out"
@@ -51,6 +52,9 @@ test-cluster: $(STAMP) build/cluster/wheels
 build/cluster/wheels: pyproject.toml constraints.txt
 	$(BIN)/python -m pip download --quiet --dest $@ --constraint constraints.txt torch==2.13.0 '.[torch,multiagent]' 'setuptools>=77' wheel
 	touch $@
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --faults $(or $(FAULTS),1000)
 
 fuzz: $(STAMP)
 	LOCKSTEP_TESTS=long $(BIN)/python -m pytest -m fuzz --numprocesses 2

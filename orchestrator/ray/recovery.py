@@ -169,8 +169,10 @@ class Recovery:
         time: StartTime,
     ) -> None:
         team, started, first, replayed = self._team, monotonic(), lost, 0
+        failures: list[Failure] = []
         for attempt in range(_ATTEMPTS + 1):
             self._judge(lost, places, attempt)
+            failures += lost.values()
             for index, failure in lost.items():
                 _logger.warning("scope %d on %s is lost and rebuilt: %s", index, failure.node, _in_short(failure))
             one = Rebuilding(team, lost, owed, time)
@@ -178,8 +180,10 @@ class Recovery:
             lost, places, replayed = one.lost, one.places, replayed + one.replayed
             if not lost:
                 break
-        seconds, failure = monotonic() - started, next(iter(first.values()))
-        event = Recovered(tuple(first), failure.timestep, failure.kind, _in_short(failure), seconds, replayed)
+        seconds = monotonic() - started
+        # a worker dies before Ray knows that its node did
+        failure = next((one for one in failures if one.kind in NODE_LOSSES), failures[0])
+        event = Recovered(tuple(first), failures[0].timestep, failure.kind, _in_short(failure), seconds, replayed)
         self.events.append(event)
         where = ", ".join(f"scope {index} on {self.workers[index].node}" for index in first)
         _logger.warning("%s: back after %.1f s, with %d iterations played back", where, seconds, replayed)

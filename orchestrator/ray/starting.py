@@ -10,9 +10,9 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
-from orchestrator.ray.deaths import uncoloured
+from orchestrator.ray.deaths import death, uncoloured
 from orchestrator.ray.requests import Door, UnreachableError
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.node import socket_domain
@@ -178,7 +178,7 @@ def _failure(error: RayError, scope: Scope) -> Failure:
         phase=Phase.BUILD.value,
         timestep=None,
         node="an unknown node",
-        kind="WorkerDied",
+        kind=death(error).kind if isinstance(error, RayActorError) else "WorkerDied",
         message=f"the worker's process did not start: {text}",
     )
 

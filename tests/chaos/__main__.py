@@ -97,13 +97,16 @@ def _timed(seed: int) -> dict[str, object]:
             "faults": result.faults,
             "recoveries": result.recoveries,
             "replayed": result.replayed,
+            "files": result.files,
+            "memory": result.memory,
             "seconds": json.dumps([round(each, 2) for each in result.seconds]),
             "causes": json.dumps(result.causes),
         }
     except Exception:
         traceback.print_exc()
         print(f"{schedule}: failed; repeat it with: python -m tests.chaos --only {seed}", file=sys.stderr, flush=True)
-        row |= {"outcome": "failed", "faults": 0, "recoveries": 0, "replayed": 0, "seconds": "[]", "causes": "[]"}
+        row |= {"outcome": "failed", **dict.fromkeys(("faults", "recoveries", "replayed", "files", "memory"), 0)}
+        row |= {"seconds": "[]", "causes": "[]"}
     finally:
         faulthandler.cancel_dump_traceback_later()
     return row | {"took": round(time.monotonic() - start, 1)}

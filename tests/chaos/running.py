@@ -30,6 +30,9 @@ __all__ = ["Result", "run"]
 _ENDING = 60.0
 """Seconds within which everything of a closed trainer is gone."""
 
+_OWN_FILES = 24
+"""Files and sockets that Ray and other libraries may open for themselves, however many schedules there are."""
+
 
 class Result(NamedTuple):
     """What a schedule did.
@@ -40,6 +43,8 @@ class Result(NamedTuple):
         causes: Their causes.
         seconds: How long each took.
         replayed: Number of iterations that were played back.
+        files: Number of open files and sockets of this process afterwards.
+        memory: Its resident memory afterwards, in MB.
     """
 
     faults: int
@@ -47,6 +52,8 @@ class Result(NamedTuple):
     causes: list[str]
     seconds: list[float]
     replayed: int
+    files: int
+    memory: int
 
 
 class Troubled:
@@ -123,7 +130,7 @@ def run(schedule: Schedule, *, hang_timeout: float = 3.0) -> Result:
         AssertionError: Its numbers are not those of the run that met no faults, or something is left behind.
     """
     outputs, files, metrics = _undisturbed(schedule.case, schedule.framework)
-    before = _open_files()
+    before = _files_at_first()
     with tempfile.TemporaryDirectory(prefix="lockstep-chaos-") as name:
         folder = Path(name)
         has_full_disk = any(fault.kind == "full disk" for fault in schedule.faults)
@@ -155,7 +162,14 @@ def run(schedule: Schedule, *, hang_timeout: float = 3.0) -> Result:
         causes=[event.cause for event in events],
         seconds=[event.seconds for event in events],
         replayed=sum(event.replayed for event in events),
+        files=_open_files(),
+        memory=psutil.Process().memory_info().rss >> 20,
     )
+
+
+@cache
+def _files_at_first() -> int:
+    return _open_files()
 
 
 def _open_files() -> int:
@@ -171,6 +185,6 @@ def _check_nothing_left(before: int) -> None:
     states = [group["state"] for group in placement_group_table().values()]
     assert set(states) <= {"REMOVED"}, f"placement groups left behind: {states}"
     assert "memfd:lockstep" not in Path("/proc/self/maps").read_text()
-    while (now := _open_files()) > before + 2:  # Ray keeps a few of its own
-        assert monotonic() < deadline, f"{now - before} files or sockets left behind"
+    while (now := _open_files()) > before + _OWN_FILES:
+        assert monotonic() < deadline, f"{now - before} files or sockets left behind since the first schedule"
     assert ray.is_initialized()

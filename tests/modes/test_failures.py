@@ -19,7 +19,7 @@ from tests.support.agents import DyingAgent, NullAgent
 from tests.support.envs import CountingEnv
 from tests.support.parity import CFG, step_trainer
 from tests.support.processes import descendants, still_alive
-from tests.support.schedule import FRAMEWORKS, in_turn
+from tests.support.schedule import FRAMEWORKS, full_or_short, in_turn
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import LifecycleError, WorkerError
 
@@ -237,10 +237,10 @@ def test_death_of_a_worker_names_its_place(ray_cluster, mode):
     assert "pid" in failure.node
 
 
-@pytest.mark.parametrize("mode", REMOTE_MODES[::2])
+@pytest.mark.parametrize("mode", full_or_short(REMOTE_MODES[::2], REMOTE_MODES[:1]))
 def test_worker_that_is_stopped_again_and_again_is_given_up(ray_cluster, mode):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGSTOP)]
-    error = fail(trainer_of(mode, environments(mode), agents, hang_timeout=2))
+    error = fail(trainer_of(mode, environments(mode), agents, hang_timeout=1))
     (failure,) = error.failures
     assert (failure.scope, failure.kind) == (1, "WorkerHung")
     assert "it has not answered a ping for" in failure.message
@@ -255,9 +255,9 @@ class SlowAgent(NullAgent):
         return super().act(observations, states, timestep=timestep, timesteps=timesteps)
 
 
-@pytest.mark.parametrize("mode", REMOTE_MODES[::2])
+@pytest.mark.parametrize("mode", full_or_short(REMOTE_MODES[::2], REMOTE_MODES[:1]))
 def test_worker_that_is_slow_is_told_from_a_dead_one(ray_cluster, mode):
-    error = fail(trainer_of(mode, environments(mode), [NullAgent, SlowAgent], step_timeout=6))
+    error = fail(trainer_of(mode, environments(mode), [NullAgent, SlowAgent], step_timeout=3))
     (failure,) = error.failures
     assert "it answers a ping and has been busy for" in failure.message
 
