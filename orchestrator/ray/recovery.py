@@ -147,6 +147,9 @@ class Recovery:
         """Recover nothing any more."""
         self._team.streams.rescue = None
         self._journal.clear()
+
+    def close(self) -> None:
+        """Forget all snapshots."""
         self._team.snapshots.close()
 
     def recover(self, lost: Mapping[int, Failure]) -> None:
@@ -159,7 +162,8 @@ class Recovery:
         team = self._team
         owed = {index: team.streams.unanswered(index) for index in lost}
         places = {index: team.place(requests[0]) for index, requests in owed.items()}
-        self._recover(lost, places, owed, StartTime(team.options.restart_timeout, "restart_timeout"))
+        time = StartTime(team.options.restart_timeout, "restart_timeout", check=team.streams.check)
+        self._recover(lost, places, owed, time)
 
     def _recover(
         self,

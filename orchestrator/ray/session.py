@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,24 +12,21 @@ from orchestrator.base import Plan, Recovered, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
 from orchestrator.ray.patience import StepPatience
 from orchestrator.ray.recovery import Recovery
+from orchestrator.ray.remote_agents import RemoteAgents, failure_of, for_each
 from orchestrator.ray.requests import Patience, payloads
 from orchestrator.ray.transport import Streams
-from workers.by_agent import map_arrays
 from workers.envs.statistics import Statistics, are_statistics
-from workers.errors import Failure, LifecycleError, WorkerError, close_all
+from workers.errors import LifecycleError, WorkerError, close_all
 from workers.frameworks import load_framework
-from workers.infos import take_rows
 from workers.members import is_factory
-from workers.node import node_name
-from workers.remote.actor import dumps_by_value
 from workers.remote.layout import DamagedError
-from workers.remote.wire import FrameworkArray, Packed, from_wire, read_outcome, to_wire
+from workers.remote.wire import Packed, from_wire, read_outcome
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
 from workers.seeding import RandomStream, skrl_key
 from workers.storage.export import ExportedAgent, copy_state, import_agent
-from workers.storage.snapshot import Part, Snapshot
-from workers.types import Arrays, Description, Outcome, Phase, Scope, Tick, Transition
+from workers.storage.snapshot import Snapshot
+from workers.types import Description, Outcome, Phase, Scope, Tick
 
 __all__ = ["RaySession"]
 
@@ -63,7 +60,7 @@ class RaySession:
         self._closed = False
         self._worker: ScopeWorker | None = None
         if shared is not None:
-            agents = _RemoteAgents(streams, plan, patience, self._request)
+            agents = RemoteAgents(streams, plan, patience, self._request)
             self._worker = ScopeWorker(shared, agents, plan.framework, scopes=plan.scopes)
 
     @property
@@ -135,12 +132,12 @@ class RaySession:
         def read(packed: Packed | None, scope: Scope) -> Outcome:
             return read_outcome(packed, framework, scope.num_envs)
 
-        outcomes = _for_each(scopes, read, parts, timestep, Phase.STEP)
+        outcomes = for_each(scopes, read, parts, timestep, Phase.STEP)
         try:
             return merge_outcomes(outcomes, scopes, framework)
         except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent
             rows = (0, scopes[-1].stop)
-            raise WorkerError([_failure(error, None, rows, timestep, Phase.STEP)]) from error
+            raise WorkerError([failure_of(error, None, rows, timestep, Phase.STEP)]) from error
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""
@@ -192,7 +189,7 @@ class RaySession:
                 raise DamagedError(f"a worker has sent something else than the statistics of {scope.num_envs} rows")
             return rows
 
-        of_each = _for_each(self._plan.scopes, read, self._request("statistics"), None, Phase.STORE)
+        of_each = for_each(self._plan.scopes, read, self._request("statistics"), None, Phase.STORE)
         return [row for rows in of_each for row in rows]
 
     def snapshot(self, *, allow_pickle: bool) -> Snapshot:
@@ -224,7 +221,10 @@ class RaySession:
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
-        closers: list[tuple[str, Callable[[], object]]] = [("the workers", self._close_workers)]
+        closers: list[tuple[str, Callable[[], object]]] = [
+            ("the workers", self._close_workers),
+            ("the snapshots", self._recovery.close),
+        ]
         # before disconnecting, which may end this process if Ray's head node is gone
         if close_environment and hasattr(self.env, "close"):
             closers.append(("the environments", partial(close_environments, self.env, self._plan)))
@@ -299,101 +299,5 @@ class _Submission:
         self.sent: deque[tuple[Tick, int, int, int | None]] = deque()
 
 
-class _RemoteAgents:
-    """The agents of shared environments, each in an actor; see `workers.scope.worker.Agents`."""
-
-    def __init__(
-        self, streams: Streams, plan: Plan, patience: Callable[[], Patience], ask: Callable[..., list[Any]]
-    ) -> None:
-        self._streams = streams
-        self._ask = ask
-        self._framework = plan.framework
-        self._scopes = plan.scopes
-        self._num_envs = plan.scopes[-1].stop
-        self._patience = patience
-
-    def act(
-        self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
-    ) -> Sequence[Arrays]:
-        infos_of_each = [None] * len(self._scopes) if infos is None else self._split_infos(infos)
-        rows = zip(self._split(observations), self._split(states), infos_of_each, strict=True)
-        parts = self._request("act", tick, Phase.ACT, rows)
-        return _for_each(
-            self._scopes, lambda packed, _: from_wire(packed, self._framework), parts, tick.timestep, Phase.ACT
-        )
-
-    def learn(self, tick: Tick, transition: Transition) -> None:
-        columns = [*map(self._split, transition[:5]), self._split_infos(transition.infos)]
-        self._request(
-            "learn", tick, Phase.RECORD, ((*rows, transition.step_time) for rows in zip(*columns, strict=True))
-        )
-
-    def collect(self) -> list[dict[str, float]]:
-        return self._ask("collect")
-
-    def restart(self) -> None:
-        self._ask("restart")
-
-    def snapshot(self, *, allow_pickle: bool) -> Sequence[Part]:
-        return [part for snapshot in self._ask("snapshot", allow_pickle) for part in snapshot.agents]
-
-    def stage(self, parts: Sequence[Part]) -> None:
-        self._ask("stage", each=[Snapshot((part,), {}) for part in parts])
-
-    def restore(self) -> None:
-        self._ask("restore")
-
-    def _request(self, method: str, tick: Tick, phase: Phase, trees: Iterable[Any]) -> list[Any]:
-        """Send one tree of arrays to each worker and return the payloads of the replies."""
-        timestep = tick.timestep
-
-        def pack(tree: Any, _: Scope) -> Packed:
-            return to_wire(tree, self._framework, dumps=dumps_by_value)
-
-        each = _for_each(self._scopes, pack, trees, timestep, phase)
-        replies: list[Any] = self._streams.request(
-            method, (tick,), each, patience=self._patience(), phase=phase.value, timestep=timestep
-        )
-        return replies
-
-    def _split(self, arrays: Arrays | None) -> Sequence[Any]:
-        """Return the rows of each scope."""
-        whole = map_arrays(lambda array: None if array is None else self._framework.to_numpy(array), arrays)
-        return [map_arrays(partial(_rows, scope), whole) for scope in self._scopes]
-
-    def _split_infos(self, infos: dict[str, Any]) -> list[Any]:
-        """Return the infos of each scope."""
-        return [take_rows(infos, *scope.rows, self._num_envs, self._framework) for scope in self._scopes]
-
-
-def _for_each(
-    scopes: Sequence[Scope],
-    function: Callable[[Any, Scope], Any],
-    trees: Iterable[Any],
-    timestep: int | None,
-    phase: Phase,
-) -> list[Any]:
-    """Send or read the tree of each scope, and report all scopes whose tree cannot be sent or read."""
-    results, failures, cause = [], [], None
-    for scope, tree in zip(scopes, trees, strict=True):
-        try:
-            results.append(function(tree, scope))
-        except Exception as error:
-            cause = error
-            failures.append(_failure(error, scope.index, scope.rows, timestep, phase))
-    if failures:
-        raise WorkerError(failures) from cause
-    return results
-
-
-def _failure(error: Exception, scope: int | None, rows: tuple[int, int], timestep: int | None, phase: Phase) -> Failure:
-    return Failure.of(error, scope=scope, rows=rows, phase=phase.value, timestep=timestep, node=node_name())
-
-
 def _overlap(rows: tuple[int, int], others: tuple[int, int]) -> bool:
     return rows[0] < others[1] and others[0] < rows[1]
-
-
-def _rows(scope: Scope, array: Any) -> Any:
-    """Return the scope's rows of an array; None stays None."""
-    return None if array is None else FrameworkArray(array[scope.start : scope.stop])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -46,8 +46,18 @@ class StartTime:
         option: The option of `RayOrchestrator` that sets it.
     """
 
-    def __init__(self, limit: float, option: str = "start_timeout") -> None:
+    def __init__(
+        self, limit: float, option: str = "start_timeout", *, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin.
+
+        Args:
+            limit: See the attributes.
+            option: See the attributes.
+            check: Called now and then while something is waited for; what it raises ends the wait.
+        """
         self.limit, self.option = limit, option
+        self._check = check
         self._started = monotonic()
         self._next_line = self._started + _FIRST_LINE
 
@@ -58,6 +68,7 @@ class StartTime:
 
     def say(self, doing: str) -> None:
         """Log what is waited for, at growing intervals."""
+        self._check()
         now = monotonic()
         if now >= self._next_line:
             self._next_line = now + (now - self._started)

@@ -142,7 +142,7 @@ def test_a_close_that_takes_too_long_has_a_remedy_of_its_own(world: World, caplo
     world.replies = [(1.0, None), (1e9, None), (1.0, None)]
     plan = Plan(env=None, agents=[NullAgent] * 3, scopes=SCOPES, cfg=None, framework=load_framework("numpy"), seed=None)
     released: list[bool] = []
-    recovery: Any = SimpleNamespace(stop=lambda: None)
+    recovery: Any = SimpleNamespace(stop=lambda: None, close=lambda: None)
     session.RaySession(
         plan, None, world, recovery, patience=partial(StepPatience, 300), release=lambda: released.append(True)
     ).close(close_environment=False)
