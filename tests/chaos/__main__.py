@@ -20,9 +20,14 @@ import traceback
 from pathlib import Path
 
 import ray
+from ray.cluster_utils import Cluster
 
+from tests.chaos.drivers import run_command
 from tests.chaos.running import run
 from tests.chaos.schedules import schedule_of
+
+_COMMANDS = 12
+"""One seed in so many runs the command, and kills the program, too."""
 
 DEADLINE = 600
 """Seconds that a schedule may take: after that, it hangs."""
@@ -43,11 +48,14 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     if options.only is not None:
         logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d ms: %(message)s")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    cluster = Cluster(shutdown_at_exit=False)  # else nodes cannot be added on a thread
     try:
+        for num_cpus in (1, 1, 1):
+            cluster.add_node(num_cpus=num_cpus, include_dashboard=False)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
         if options.only is not None:
             print(schedule_of(options.only), *schedule_of(options.only).faults, sep="\n")
-            print(_timed(options.only))
+            print(_timed(options.only, cluster))
             return
         options.results.parent.mkdir(parents=True, exist_ok=True)
         rows = _read(options.results)
@@ -55,7 +63,7 @@ def main() -> None:
         total = sum(int(row["faults"]) for row in rows)
         failed = sum(row["outcome"] == "failed" for row in rows)
         while total < options.faults:
-            row = _timed(seed)
+            row = _timed(seed, cluster)
             with options.results.open("a", newline="") as file:
                 writer = csv.DictWriter(file, row)
                 if file.tell() == 0:
@@ -68,6 +76,7 @@ def main() -> None:
         sys.exit(failed > 0)
     finally:
         ray.shutdown()
+        cluster.shutdown()
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -77,7 +86,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _timed(seed: int) -> dict[str, object]:
+def _timed(seed: int, cluster: Cluster) -> dict[str, object]:
     """Run a schedule; one that hangs ends the program."""
     schedule, start = schedule_of(seed), time.monotonic()
     faulthandler.dump_traceback_later(DEADLINE, exit=True)
@@ -91,7 +100,7 @@ def _timed(seed: int) -> dict[str, object]:
         "spares": schedule.spares,
     }
     try:
-        result = run(schedule)
+        result = run(schedule, cluster=cluster) if seed % _COMMANDS else run_command(seed)
         row |= {
             "outcome": "same numbers",
             "faults": result.faults,

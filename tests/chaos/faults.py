@@ -43,15 +43,16 @@ class Faults:
         happened: The faults that have happened.
     """
 
-    def __init__(self, trainer: Any, folder: Path) -> None:
+    def __init__(self, trainer: Any, folder: Path, cluster: Any = None) -> None:
         """Prepare.
 
         Args:
             trainer: The trainer, with workers in Ray actors of this machine.
             folder: A folder in which agents look for exceptions to raise; see `Troubled`.
+            cluster: Ray's test cluster of several nodes; None if there is only one.
         """
         self.happened: list[Fault] = []
-        self._trainer, self._folder = trainer, folder
+        self._trainer, self._folder, self._cluster = trainer, folder, cluster
         self._streams = trainer._session._streams
         self._timers: list[threading.Timer] = []
         self._stopped: set[int] = set()
@@ -140,6 +141,17 @@ class Faults:
     def _kill(self, fault: Fault) -> None:
         for pid in self._pids(fault):
             _signal(pid, signal.SIGKILL)
+
+    def _node(self, fault: Fault) -> None:
+        """Kill a node on which a worker lives, and let another one join."""
+        crew = self._streams.rescue._team.crew
+        homes = {crew._nodes[scope] for scope in fault.scopes}
+        nodes = [] if self._cluster is None else [one for one in self._cluster.worker_nodes if one.node_id in homes]
+        if not nodes:
+            self._kill(fault)
+            return
+        self._cluster.remove_node(nodes[0], allow_graceful=False)
+        self._cluster.add_node(num_cpus=1)
 
     def _stop(self, fault: Fault) -> None:
         """Stop processes for good: they are given up, and go on as ghosts at the end."""

@@ -30,6 +30,9 @@ __all__ = ["Result", "run"]
 _ENDING = 60.0
 """Seconds within which everything of a closed trainer is gone."""
 
+_HANG_TIMEOUT = 3.0
+"""Seconds for which a worker that is stopped is waited for."""
+
 _OWN_FILES = 24
 """Files and sockets that Ray and other libraries may open for themselves, however many schedules there are."""
 
@@ -123,8 +126,12 @@ def _outputs(trainer: Any, schedule: Schedule, faults: Faults) -> Iterator[Any]:
         done += count
 
 
-def run(schedule: Schedule, *, hang_timeout: float = 3.0) -> Result:
+def run(schedule: Schedule, *, cluster: Any = None) -> Result:
     """Run a schedule.
+
+    Args:
+        schedule: The schedule.
+        cluster: Ray's test cluster of several nodes; None if there is only one.
 
     Raises:
         AssertionError: Its numbers are not those of the run that met no faults, or something is left behind.
@@ -136,14 +143,15 @@ def run(schedule: Schedule, *, hang_timeout: float = 3.0) -> Result:
         has_full_disk = any(fault.kind == "full disk" for fault in schedule.faults)
         orchestrator = RayOrchestrator(
             num_cpus=0.5,
+            strategy="SPREAD",
             transport=schedule.transport,  # type: ignore[arg-type]
             spares=schedule.spares,
-            hang_timeout=hang_timeout,
+            hang_timeout=_HANG_TIMEOUT,
             retry_user_errors=any(fault.kind == "exception" for fault in schedule.faults),
             snapshot_url=str(folder / "snapshots") if has_full_disk else None,
         )
         trainer = _trainer(schedule.case, schedule.framework, schedule.mode, orchestrator, folder)
-        faults = Faults(trainer, folder)
+        faults = Faults(trainer, folder, cluster)
         with trainer:
             try:
                 trainer.collect_metrics()

@@ -14,8 +14,18 @@ WAYS = ("train", "run", "iterate", "in turn")
 STEPS = 240
 """Iterations of a schedule; those of a team take longer, and their episodes too."""
 
-KINDS = {"kill": 10, "stop": 2, "pause": 2, "cut": 3, "unreadable": 2, "exception": 2, "full disk": 1, "slow": 1}
-"""Kinds of faults, and how often each is drawn."""
+KINDS = {
+    "kill": 10,
+    "stop": 2,
+    "pause": 2,
+    "cut": 3,
+    "unreadable": 2,
+    "exception": 2,
+    "full disk": 1,
+    "slow": 1,
+    "node": 1,
+}
+"""Kinds of faults, and how often each is drawn. On a single node, a worker is killed in place of a node."""
 
 DURING = ("build", "stage", "restore", "tick", "act", "learn")
 """Requests of a recovery during which workers are killed again."""

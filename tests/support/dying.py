@@ -96,11 +96,12 @@ def results(folder: Path) -> dict[str, Any]:
     }
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.reader(file))
+    rows = [row for row in rows if not row[2].startswith("Recovery / ")]
     found["metrics"] = [row for row in rows if not re.search(r"time \(ms\)$|per second$", row[2])]
     for scope in sorted(folder.glob("tensorboard/*")):
         reader = EventAccumulator(str(scope), size_guidance={"scalars": 0})
         reader.Reload()
-        tags = reader.Tags()["scalars"]
+        tags = [tag for tag in reader.Tags()["scalars"] if not tag.startswith("Recovery / ")]
         found[scope.name] = {tag: [event.step for event in reader.Scalars(tag)] for tag in tags}
         index = scope.name.removeprefix("scope_")
         expected: dict[str, list[int]] = {}
