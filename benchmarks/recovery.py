@@ -33,7 +33,6 @@ from measuring import CFG, ratios
 from report import describe_machine, spread, table, write_section
 
 from orchestrator.ray import RayOrchestrator
-from orchestrator.ray.snapshots import size_of
 from trainer.torch import StepTrainer
 from workers.agents.torch import PPO
 from workers.envs import make_env
@@ -89,7 +88,7 @@ def cost(id: str, repetitions: int, seconds: float) -> list[str]:
                     if is_on:
                         shares.append(100 * spent[0] / taken)
                         counts.append(int(spent[1]))
-        size = sum(map(size_of, recovery._team.snapshots._kept.values()))
+        size = sum(kept.size for kept in recovery._team.snapshots._kept.values())
     losses = [100 * (1 - ratio) for ratio in ratios(rates[True], rates[False])]
     cells = [spread(shares, 2), *(spread(rates[is_on], 0) for is_on in (False, True)), spread(losses, 2)]
     return [f"{id} x {ROWS}", f"{size / 1e6:,.1f}", f"{min(counts)} to {max(counts)}", *cells]

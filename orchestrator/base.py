@@ -34,12 +34,12 @@ class Recovered(NamedTuple):
 
     Attributes:
         scopes: The scopes whose workers were rebuilt.
-        timestep: Timestep of the iteration in which they were lost; None outside an iteration.
-        cause: What happened to the first of them: ``"WorkerDied"``, ``"WorkerHung"``, ``"NodeDied"``,
+        timestep: Timestep of the last iteration that had been asked for; None before the first.
+        cause: What happened, as far as is known: ``"WorkerDied"``, ``"WorkerHung"``, ``"NodeDied"``,
             ``"NodeUnreachable"``, ``"ConnectionLost"`` or ``"UnreadableError"``; or the type of an exception.
         message: The same in words.
         seconds: From the notice of the loss until they were back.
-        replayed: Number of iterations that were played back.
+        replayed: Number of iterations that were done again.
     """
 
     scopes: tuple[int, ...]

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.deaths import death, uncoloured
-from orchestrator.ray.requests import PING_TIMEOUT, Door, NoReplyError, Request, unreadable
+from orchestrator.ray.requests import PING_TIMEOUT, Door, Request, UnreachableError, unreadable
 from orchestrator.ray.transport import Streams
 from workers.remote.actor import ControlActor
 from workers.remote.dialing import Address
@@ -65,8 +65,8 @@ class ActorCalls(Streams):
             return None
         except RayActorError as error:
             raise death(error) from error
-        except RayError as error:
-            raise NoReplyError(type(error).__name__, uncoloured(error)) from error
+        except RayError as error:  # such as memory that ran out, or a reply that was lost with its node
+            raise UnreachableError("WorkerDied", f"{type(error).__name__}: {uncoloured(error)}") from error
         del self._refs[index][number]
         try:
             reply: Reply = cloudpickle.loads(data)

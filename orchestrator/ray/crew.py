@@ -18,7 +18,7 @@ from orchestrator.ray.fitting import Strategy
 from orchestrator.ray.placement import release, reserve, reserve_elsewhere
 from orchestrator.ray.requests import NODE_LOSSES, Door
 from orchestrator.ray.starting import StartTime, open_doors
-from workers.errors import Failure
+from workers.errors import ClusterError, Failure
 from workers.remote.actor import WorkerActor
 from workers.remote.spec import WorkerSpec
 from workers.types import Scope
@@ -26,6 +26,9 @@ from workers.types import Scope
 __all__ = ["Crew"]
 
 _logger = logging.getLogger("lockstep")
+
+_ANSWERING = 2.0
+"""Seconds within which a spare process answers."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Crew:
 
     Attributes:
         actors: The actor of each worker, in scope order.
+        nodes: Ray's id of the node of each worker.
     """
 
     def __init__(
@@ -80,11 +84,16 @@ class Crew:
         self.actors: list[Any] = []
         self._cluster, self._scopes, self._strategy = cluster, scopes, strategy
         self._num_threads, self._connects = num_threads, connects
-        self._nodes: list[str] = []
+        self.nodes: list[str] = []
         self._spares: list[_Spare] = []
         self._free: list[_Seat] = []  # of spares that are not started yet
         wanted = [*bundles, *[bundles[0]] * spares]
-        self._groups = [reserve(cluster, wanted, strategy=strategy, time=time)]
+        try:
+            self._groups = [reserve(cluster, wanted, strategy=strategy, time=time)]
+        except ClusterError as error:
+            if spares:
+                raise ClusterError(f"{error}, or fewer spares: {spares} of the {len(wanted)} workers") from error
+            raise
         seats = [_Seat(self._groups[0], index, bundle) for index, bundle in enumerate(wanted)]
         self._seats, self._free = seats[: len(bundles)], seats[len(bundles) :]
 
@@ -92,7 +101,7 @@ class Crew:
         """Start the processes of all workers and return how they can be connected to; see `open_doors` for errors."""
         self.actors = [self._actor(seat) for seat in self._seats]
         doors = open_doors(self.actors, self._scopes, time, connects=self._connects)
-        self._nodes = [door.node for door in doors]
+        self.nodes = [door.node for door in doors]
         return doors
 
     def add_spares(self, specs: Sequence[WorkerSpec]) -> None:
@@ -117,7 +126,7 @@ class Crew:
             ClusterError: No node has room in time.
         """
         self._kill([self.actors[index] for index in lost])
-        away = {self._nodes[index] for index, failure in lost.items() if failure.kind in NODE_LOSSES}
+        away = {self.nodes[index] for index, failure in lost.items() if failure.kind in NODE_LOSSES}
         for index, failure in lost.items():
             seat = self._seats[index]
             if spare := self._spare(away):
@@ -125,13 +134,14 @@ class Crew:
                 self._free.append(seat)
                 continue
             if failure.kind == "NodeUnreachable":
-                others = set(self._nodes) if self._strategy == "STRICT_SPREAD" else set()
-                group = reserve_elsewhere(self._cluster, seat.bundle, away | others, self._nodes[index], time=time)
+                others = set(self.nodes) if self._strategy == "STRICT_SPREAD" else set()
+                group = reserve_elsewhere(self._cluster, seat.bundle, away | others, self.nodes[index], time=time)
                 if group is not None:
                     self._groups.append(group)
+                    if seat.group is not self._groups[0]:  # that of the start has the bundles of others, too
+                        self._groups.remove(seat.group)
+                        release(self._cluster, seat.group)
                     seat = self._seats[index] = _Seat(group, 0, seat.bundle)
-            elif failure.kind == "NodeDied":
-                _logger.warning("waiting up to %.0f s for another node with room for scope %d", time.left, index)
             self.actors[index] = self._actor(seat)
         indices = list(lost)
         doors = open_doors(
@@ -141,7 +151,7 @@ class Crew:
             connects=self._connects,
         )
         for index, door in zip(indices, doors, strict=True):
-            self._nodes[index] = door.node
+            self.nodes[index] = door.node
         return dict(zip(indices, doors, strict=True))
 
     def close(self) -> None:
@@ -158,7 +168,11 @@ class Crew:
                     continue
             except TimeoutError:
                 continue
-            except RayError:  # it has died
+            except RayError:
+                pass
+            try:
+                ray.get(spare.actor.__ray_ready__.remote(), timeout=_ANSWERING)
+            except (RayError, TimeoutError):  # it has died meanwhile, or is stopped
                 self._spares.remove(spare)
                 self._free.append(spare.seat)
                 continue

@@ -21,7 +21,8 @@ _TIMEOUT = 2.0
 """Seconds within which an answer comes."""
 
 _SUSPECTED, _GIVEN_UP = 8.0, 25.0
-"""Seconds without an answer after which the log says so, and after which the run ends: there is time to save it."""
+"""Seconds since the first question without an answer, after which the log says so, and after which the run ends: there
+is time to save it."""
 
 
 class HeadWatch:
@@ -32,7 +33,7 @@ class HeadWatch:
         worker = ray._private.worker.global_worker
         self._client = getattr(worker, "gcs_client", None)  # none for a client of Ray, which learns it otherwise
         self._address = getattr(self._client, "address", "an unknown address")
-        self._answered = monotonic()
+        self._failed_since: float | None = None
         self._is_told = False
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lockstep-head", daemon=True)
@@ -45,8 +46,9 @@ class HeadWatch:
         Raises:
             ClusterError: It has not.
         """
-        silence = monotonic() - self._answered
-        if self._client is None or self._ends.is_set() or silence < _SUSPECTED:
+        since = self._failed_since
+        silence = 0.0 if since is None else monotonic() - since
+        if self._ends.is_set() or silence < _SUSPECTED or not ray.is_initialized():
             return
         if not self._is_told:
             self._is_told = True
@@ -69,6 +71,6 @@ class HeadWatch:
             try:
                 self._client.internal_kv_exists(b"lockstep", namespace=None, timeout=_TIMEOUT)  # type: ignore[union-attr]
             except Exception:  # Ray has several for this
+                self._failed_since = monotonic() if self._failed_since is None else self._failed_since
                 continue
-            self._answered = monotonic()
-            self._is_told = False
+            self._failed_since, self._is_told = None, False

@@ -69,16 +69,20 @@ class RecoveryOptions:
         for name in ("snapshot_every", "snapshot_bytes", "spares", "max_worker_deaths", "max_node_deaths"):
             value, may_be_none = getattr(self, name), name.startswith("snapshot")
             if not (value is None and may_be_none) and (not is_integer(value) or value < 0):
-                raise ConfigError(f"RayOrchestrator: {name} is {value!r}; expected an integer of at least 0")
+                none = " or None" if may_be_none else ""
+                raise ConfigError(f"RayOrchestrator: {name} is {value!r}; expected an integer of at least 0{none}")
         for name in ("node_timeout", "hang_timeout", "restart_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"RayOrchestrator: {name} is {getattr(self, name)} s; expected more than 0")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"RayOrchestrator: {name} is {value!r}; expected a number of seconds, more than 0")
         if self.on_lost not in get_args(OnLost):
             expected = " or ".join(map(repr, get_args(OnLost)))
             raise ConfigError(f"RayOrchestrator: on_lost is {self.on_lost!r}; expected {expected}")
         if self.spares and not self.recovers:
             raise ConfigError("RayOrchestrator: spares replace lost workers, but snapshot_every is 0; set one of them")
         if self.snapshot_url is not None:
+            if not isinstance(self.snapshot_url, str):
+                raise ConfigError(f"RayOrchestrator: snapshot_url is {self.snapshot_url!r}; expected a path or URL")
             open_url(self.snapshot_url, "folder for snapshots")
 
     @property

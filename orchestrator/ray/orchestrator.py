@@ -180,6 +180,7 @@ class RayOrchestrator(RecoveryOptions):
                 return StepPatience(self.step_timeout, hang_timeout=self.hang_timeout, nodes=streams.nodes)
 
             snapshots = Snapshots(self.snapshot_url, self.bytes_of_snapshots())
+            cleanup.callback(snapshots.close)
             recovery = Recovery(Team(crew, streams, specs, plan.scopes, self, patience, snapshots))
             try:
                 recovery.build(time)

@@ -28,6 +28,9 @@ _ASKING_TIMEOUT = 30.0
 _LONGER_ITERATIONS = "if an iteration may take longer, increase RayOrchestrator(step_timeout=…)"
 
 
+_LONGER_CALLS = "if a single call may hold Python's interpreter for longer, increase RayOrchestrator(hang_timeout=…)"
+
+
 class StepPatience:
     """Patience with iterations and other requests whose time is limited; see `Patience`."""
 
@@ -95,7 +98,7 @@ class StepPatience:
         if not is_asked:  # who asks may be starting
             limit = self._timeout + _ASKING_TIMEOUT
         if silence >= limit:
-            return UnreachableError("WorkerHung", f"it has not answered a ping for {silence:.0f} s")
+            return UnreachableError("WorkerHung", f"it has not answered a ping for {silence:.0f} s; {_LONGER_CALLS}")
         if silence >= _SUSPECTED and is_asked and index < len(self._nodes) and index not in self._suspected:
             self._suspected.add(index)
             _logger.warning(

@@ -5,29 +5,54 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
 
 from orchestrator.ray.crew import Crew
 from orchestrator.ray.options import RecoveryOptions
-from orchestrator.ray.requests import Patience, Request, is_loss
+from orchestrator.ray.requests import ITERATIONS, Patience, Request, is_loss
 from orchestrator.ray.snapshots import Snapshots
 from orchestrator.ray.starting import StartPatience, StartTime
 from orchestrator.ray.transport import Streams
 from workers.errors import CheckpointError, Failure, WorkerError
+from workers.frameworks import load_framework
 from workers.remote.spec import WorkerSpec
-from workers.types import Description, Scope, Tick
+from workers.remote.wire import read_outcome
+from workers.types import Description, Outcome, Scope, Tick
 
-__all__ = ["BUILDING", "REBUILDING", "Place", "Rebuilding", "Team"]
+__all__ = ["BUILDING", "REBUILDING", "Place", "Rebuilding", "Team", "digest"]
 
 _logger = logging.getLogger("lockstep")
 
-Place = tuple[Any, ...]
-"""What a worker was doing when it was lost: method and timestep, or the number of its request."""
 
-BUILDING: Place = ("build",)
+class Place(NamedTuple):
+    """What a worker was doing when it was lost.
+
+    Attributes:
+        method: Method of the request.
+        seq: Number of the request; 0 for a build.
+        timestep: Its timestep; None if it has none.
+        is_of_many: Whether it was one of several iterations, and nobody knows which.
+    """
+
+    method: str
+    seq: int = 0
+    timestep: int | None = None
+    is_of_many: bool = False
+
+    def __str__(self) -> str:
+        return f"in {self.method}" if self.timestep is None else f"at timestep {self.timestep}"
+
+
+_LARGEST_SAMPLE = 4096
+"""Most values of an array that a digest looks at."""
+
+BUILDING = Place("build")
 """The place of a worker that has never been built."""
 
-REBUILDING: Place = ("rebuild",)
+REBUILDING = Place("rebuild")
 """The place of one that has not reached its snapshot yet."""
 
 
@@ -45,6 +70,7 @@ class Team:
         snapshots: The last snapshot of each.
         descriptions: Description of each worker that is built.
         split: Numbers of requests whose iterations are done one by one.
+        digests: Digest of the outcome of each worker, by the number of the request.
     """
 
     crew: Crew
@@ -56,10 +82,12 @@ class Team:
     snapshots: Snapshots
     descriptions: dict[int, Description] = field(default_factory=dict)
     split: set[int] = field(default_factory=set)
+    digests: dict[int, list[int]] = field(default_factory=dict)
 
-    def is_loss(self, failure: Failure) -> bool:
+    def is_loss(self, failure: Failure, method: str) -> bool:
         """Return whether a worker that failed so is rebuilt."""
-        return is_loss(failure) or self.options.retry_user_errors
+        is_raised = method in ITERATIONS and bool(failure.traceback)  # by environments or agents
+        return is_loss(failure) or (is_raised and self.options.retry_user_errors)
 
     def start_patience(self, time: StartTime) -> StartPatience:
         """Return the patience with workers that are being built."""
@@ -74,12 +102,21 @@ class Team:
     def place(self, request: Request) -> Place:
         """Return what a worker is doing that owes the reply to a request."""
         method, common = request.method, request.common
-        if method not in ("tick", "act", "learn"):
-            return method, request.seq
-        timestep = common[0].timestep
-        if method != "tick" or common[1] == 1:
-            return method, timestep
-        return (method, timestep + common[1] - 1) if request.seq in self.split else ("iterations", request.seq)
+        if method not in ITERATIONS:
+            return Place(method, request.seq)
+        count = common[1] if method == "tick" else 1
+        is_of_many = count > 1 and request.seq not in self.split
+        return Place(method, request.seq, None if is_of_many else common[0].timestep + count - 1, is_of_many)
+
+
+def digest(outcome: Outcome) -> int:
+    """Return a checksum of the arrays of an outcome, of some of their values if they are large. Infos tell times."""
+    checksum = 0
+    for column in outcome[:4]:
+        for array in column.values() if isinstance(column, dict) else (column,):
+            values = np.ravel(array)
+            checksum = crc32(values[:: 1 + values.size // _LARGEST_SAMPLE].tobytes(), checksum)
+    return checksum
 
 
 class Rebuilding:
@@ -126,7 +163,7 @@ class Rebuilding:
         for seq, request in sorted((dict(journal) | owed).items()):
             owing = [index for index in self._alive if any(one.seq == seq for one in self._owed[index])]
             if seq in journal:
-                self._play([index for index in self._alive if index not in (*owing, *behind)], request)
+                self._play([index for index in self._alive if index not in (*owing, *behind)], request, behind)
             for index in owing:
                 self._send(index, request)
 
@@ -138,7 +175,8 @@ class Rebuilding:
         except WorkerError as error:  # those that did not start end the attempt
             told = {failure.scope: failure for failure in error.failures}
             for index in list(self._alive):
-                self._lose(index, told.get(team.scopes[index].index, error.failures[0]), REBUILDING)
+                before = replace(self._failures[index], kind="WorkerDied")  # its seat is not that of before
+                self._lose(index, told.get(team.scopes[index].index, before), REBUILDING)
             return
         for index, door in doors.items():
             try:
@@ -158,7 +196,7 @@ class Rebuilding:
         if not any(snapshots.values()):  # before the first
             return set()
         self._ask("stage", each=[snapshots.get(index) for index in range(len(team.scopes))])
-        goes_on = self._ask("restore", (team.options.on_lost == "raise",))
+        goes_on = self._ask("restore", (team.options.on_lost == "raise",))  # an error if not, where that ends the run
         behind = {index for index, does in goes_on.items() if not does}
         for index in sorted(behind):
             _logger.warning(
@@ -168,12 +206,33 @@ class Rebuilding:
             )
         return behind
 
-    def _play(self, indices: Sequence[int], request: Request) -> None:
-        """Play back a request that had been answered."""
-        if indices:
-            place = self._team.place(request)
-            self._ask(request.method, request.common, request.each, indices=indices, place=place)
-            self._count(request)
+    def _play(self, indices: Sequence[int], request: Request, behind: set[int]) -> None:
+        """Play back a request that had been answered. A worker with another outcome is left behind."""
+        if not indices:
+            return
+        team, place = self._team, self._team.place(request)
+        replies = self._ask(request.method, request.common, request.each, indices=indices, place=place)
+        self._count(request)
+        if request.method != "tick" or request.seq not in team.digests:
+            return
+        other = [
+            index
+            for index, packed in replies.items()
+            if digest(read_outcome(packed, load_framework("numpy"), team.scopes[index].num_envs))
+            != team.digests[request.seq][index]
+        ]
+        if other and team.options.on_lost == "raise":
+            reason = f"its environments do not repeat timestep {place.timestep}, and on_lost='raise' ends the run"
+            failures = [self._failures[index] for index in other]
+            raise WorkerError([replace(one, message=f"{reason}: {one.message}") for one in failures])
+        for index in other:
+            _logger.warning(
+                "the environments of scope %d do not repeat what they did: all their episodes are truncated in the "
+                "next iteration",
+                index,
+            )
+        self._ask("lose", indices=other)
+        behind.update(other)
 
     def _send(self, index: int, request: Request) -> None:
         """Send a request to which the worker owes the reply. Several iterations may be done one by one before."""
@@ -183,7 +242,7 @@ class Rebuilding:
                 if index not in self._alive:
                     return
                 one = Tick(mode, timestep + done, timesteps), 1
-                self._ask("tick", one, indices=[index], place=("tick", timestep + done))
+                self._ask("tick", one, indices=[index], place=Place("tick", request.seq, timestep + done))
             request = request._replace(common=(Tick(mode, timestep + count - 1, timesteps), 1))
         if index in self._alive:
             self._team.streams.resend(index, request)
@@ -206,12 +265,12 @@ class Rebuilding:
         indices = list(self._alive) if indices is None else indices
         if not indices:
             return {}
-        team, timestep = self._team, common[0].timestep if place[0] in ("tick", "act", "learn") else None
+        team = self._team
         replies = team.streams.ask(
-            indices, method, common, each, patience=patience or team.patience(), phase=method, timestep=timestep
+            indices, method, common, each, patience=patience or team.patience(), phase=method, timestep=place.timestep
         )
         failed = {index: reply.payload for index, reply in replies.items() if reply.status == "error"}
-        if raised := [failure for each in failed.values() for failure in each if not team.is_loss(failure)]:
+        if raised := [failure for each in failed.values() for failure in each if not team.is_loss(failure, method)]:
             raise WorkerError(raised)
         for index, failures in failed.items():
             self._lose(index, failures[0], place)

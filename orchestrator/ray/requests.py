@@ -10,6 +10,7 @@ from workers.remote.dialing import Address
 from workers.remote.service import Busy, Reply
 
 __all__ = [
+    "ITERATIONS",
     "NODE_LOSSES",
     "PING_TIMEOUT",
     "Door",
@@ -25,6 +26,9 @@ __all__ = [
 
 PING_TIMEOUT = 2.0
 """Seconds within which a worker answers a ping."""
+
+ITERATIONS = frozenset({"tick", "act", "learn"})
+"""The methods of requests that are iterations, or parts of them. Their first argument is the `Tick`."""
 
 NODE_LOSSES = frozenset({"NodeDied", "NodeUnreachable"})
 """Kinds of failures of workers whose node is gone."""
@@ -50,7 +54,7 @@ class UnreachableError(NoReplyError):
 
 
 class Request(NamedTuple):
-    """A request to all workers.
+    """A request to workers.
 
     Attributes:
         seq: Number of the request.
@@ -97,11 +101,11 @@ class Patience(Protocol):
 class Rescue(Protocol):
     """What becomes of the requests to workers that are lost; see `orchestrator.ray.recovery`."""
 
-    def is_loss(self, failure: Failure) -> bool:
-        """Return whether a worker that failed so is rebuilt."""
+    def is_loss(self, failure: Failure, method: str) -> bool:
+        """Return whether a worker is rebuilt that failed so in a request with this method."""
 
     def note(self, request: Request) -> None:
-        """Take note of a request that was sent to all workers."""
+        """Take note of a request that was sent to all workers that are there."""
 
     def forget(self, seq: int) -> None:
         """Forget a request that failed."""

@@ -112,20 +112,18 @@ class RaySession:
             parts = payloads(replies)
             if snapshot is not None:
                 self._recovery.keep(snapshot)
-        return self._merged(parts, tick.timestep + count - 1)
+        return self._merged(seq, parts, tick.timestep + count - 1)
 
     def _shared_result(self, worker: ScopeWorker, submission: _Submission) -> Outcome:
         """Run the iterations of a submission on the driver's environments."""
-        tick, left = submission.tick, submission.count
-        while left:
-            count = min(left, self._recovery.until_next)
-            outcome = worker.run(tick, count)
-            if self._recovery.is_due(count):
+        tick = submission.tick
+        for done in range(submission.count):  # each is a message to every worker in any case
+            outcome = worker.run(tick._replace(timestep=tick.timestep + done), 1)
+            if self._recovery.is_due(1):
                 self._recovery.snapshot()
-            tick, left = tick._replace(timestep=tick.timestep + count), left - count
         return share_outcome(outcome, self._plan.scopes, self._plan.framework)
 
-    def _merged(self, parts: Sequence[Any], timestep: int) -> Outcome:
+    def _merged(self, seq: int, parts: Sequence[Any], timestep: int) -> Outcome:
         """Read the outcomes of all workers, and merge them."""
         framework, scopes = self._plan.framework, self._plan.scopes
 
@@ -133,6 +131,7 @@ class RaySession:
             return read_outcome(packed, framework, scope.num_envs)
 
         outcomes = for_each(scopes, read, parts, timestep, Phase.STEP)
+        self._recovery.note_outcomes(seq, outcomes)
         try:
             return merge_outcomes(outcomes, scopes, framework)
         except Exception as error:  # of infos that clash, or of arrays that a worker should not have sent
@@ -221,10 +220,7 @@ class RaySession:
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""
-        closers: list[tuple[str, Callable[[], object]]] = [
-            ("the workers", self._close_workers),
-            ("the snapshots", self._recovery.close),
-        ]
+        closers: list[tuple[str, Callable[[], object]]] = [("the workers", self._close_workers)]
         # before disconnecting, which may end this process if Ray's head node is gone
         if close_environment and hasattr(self.env, "close"):
             closers.append(("the environments", partial(close_environments, self.env, self._plan)))

@@ -14,11 +14,14 @@ from orchestrator.files import make_folder, named_errors, open_url, read_at, rep
 from workers.errors import CheckpointError
 from workers.storage.snapshot import Snapshot
 
-__all__ = ["Schedule", "Snapshots", "size_of"]
+__all__ = ["Schedule", "Snapshots", "too_large"]
 
 _OFTEN, _COST = 1.0, 0.01
 """Without a number of iterations, the least seconds between two snapshots, and the part of the time that they may
 take."""
+
+
+_NO_LIMIT = 2**62
 
 
 class Schedule:
@@ -59,16 +62,20 @@ class Schedule:
 
 
 class Snapshots:
-    """The last snapshot of each worker, in the memory of this process, or at a URL."""
+    """The last snapshot of each worker, in the memory of this process, or at a URL.
+
+    Attributes:
+        limit: Most bytes of all snapshots together.
+    """
 
     def __init__(self, url: str | None, limit: int) -> None:
         """Begin without snapshots.
 
         Args:
             url: Folder for them, which fsspec supports; None keeps them in memory.
-            limit: Most bytes of memory.
+            limit: Most bytes of memory. While new ones are taken, those before are there, too.
         """
-        self._limit = limit
+        self.limit = limit if url is None else _NO_LIMIT
         self._kept: dict[int, Snapshot | _Stored] = {}
         self._written = 0
         self._folder: tuple[Any, str] | None = None
@@ -89,20 +96,28 @@ class Snapshots:
             OSError: They cannot be written.
         """
         if self._folder is not None:
-            before = list(self._kept.values())
             self._written += 1
-            self._kept = {index: self._write(index, snapshot) for index, snapshot in taken.items()}
-            for old in before:
-                if isinstance(old, _Stored):
-                    old.remove()
+            written: dict[int, Snapshot | _Stored] = {}
+            try:
+                for index, snapshot in taken.items():
+                    written[index] = self._write(index, snapshot)
+            except BaseException:
+                _remove(written)
+                raise
+            before, self._kept = self._kept, written
+            _remove(before)
             return {}
-        sizes = {index: size_of(snapshot) for index, snapshot in taken.items()}
+        sizes = {index: snapshot.size for index, snapshot in taken.items()}
         dropped: dict[int, int] = {}
-        while sum(sizes.values()) > self._limit:
+        while sum(sizes.values()) > self.limit:
             largest = max(sizes, key=sizes.__getitem__)
             dropped[largest] = sizes.pop(largest)
         self._kept = {index: taken[index] for index in sizes}
         return dropped
+
+    def has(self, index: int) -> bool:
+        """Return whether there is a snapshot of a worker."""
+        return index in self._kept
 
     def get(self, index: int) -> Snapshot | None:
         """Return the snapshot of a worker; None if none was taken.
@@ -155,7 +170,12 @@ class _Stored:
         return snapshot
 
 
-def size_of(snapshot: Snapshot) -> int:
-    """Return the bytes of a snapshot."""
-    parts = [*snapshot.agents, *snapshot.envs.values()]
-    return sum(len(part.pickled) + sum(map(len, part.pieces)) for part in parts)
+def _remove(kept: Mapping[int, Snapshot | _Stored]) -> None:
+    for each in kept.values():
+        if isinstance(each, _Stored):
+            each.remove()
+
+
+def too_large(size: int, limit: int) -> str:
+    """Return why there is no room for a snapshot."""
+    return f"its snapshot has {size:,} bytes, and RayOrchestrator(snapshot_bytes={limit}) is for all of them"

@@ -12,6 +12,7 @@ import ray
 
 from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.requests import (
+    ITERATIONS,
     Door,
     NoReplyError,
     Patience,
@@ -113,6 +114,10 @@ class Streams(ABC):
     def close(self) -> None:
         """Release all resources; no request may be in flight."""
 
+    def give_up(self, index: int, reason: str) -> None:
+        """Send no more requests to a worker."""
+        self._lost.setdefault(index, UnreachableError("WorkerDied", reason))
+
     def unanswered(self, index: int) -> list[Request]:
         """Return the requests under way whose replies a worker still owes, in order."""
         return [self._under_way[seq] for seq in self._sent[index]]
@@ -213,7 +218,7 @@ class Streams(ABC):
         try:
             while indices:
                 replies |= self._gather(indices, seq, patience, phase=phase, timestep=timestep, halts=halts)
-                lost = self._losses(replies)
+                lost = self._losses(replies, seq)
                 if self.rescue is not None and lost:
                     self.rescue.recover(lost)
                 indices = list(lost)
@@ -278,11 +283,11 @@ class Streams(ABC):
                     replies[index] = reply
                     if reply.log:
                         self._say(reply.log)
-                    if halts and reply.status == "error" and not self._losses({index: reply}):
+                    if halts and reply.status == "error" and not self._losses({index: reply}, seq):
                         self._halt_all()
             late = [index for index in missing if index not in replies and deadlines[index] <= monotonic()]
             if late:
-                self._look_after(late, deadlines, patience)
+                self._look_after(late, seq, deadlines, patience)
         return {index: replies[index] for index in indices}
 
     def abandon(self) -> None:
@@ -310,9 +315,10 @@ class Streams(ABC):
                 self._lost[index] = error
         return Reply("error", seq, (self._failure(index, failed, phase, timestep),))
 
-    def _look_after(self, late: Sequence[int], deadlines: dict[int, float], patience: Patience) -> None:
+    def _look_after(self, late: Sequence[int], seq: int, deadlines: dict[int, float], patience: Patience) -> None:
         """Extend the deadlines of late workers, or mark them as lost."""
-        self.check()
+        if self._under_way[seq].method in ITERATIONS:  # what workers hold can be asked for without a head
+            self.check()
         for index, verdict in patience.extend(late, self._ping(late)).items():
             if isinstance(verdict, UnreachableError):
                 self._lost[index] = verdict
@@ -343,11 +349,10 @@ class Streams(ABC):
             message=str(error),
         )
 
-    def _losses(self, replies: Mapping[int, Reply]) -> dict[int, Failure]:
+    def _losses(self, replies: Mapping[int, Reply], seq: int) -> dict[int, Failure]:
         """Return the failures of workers that can be rebuilt; nothing if others failed otherwise: the run ends."""
         failures = {index: reply.payload for index, reply in replies.items() if reply.status == "error"}
-        if self.rescue is None or not all(
-            map(self.rescue.is_loss, [one for each in failures.values() for one in each])
-        ):
+        rescue, method = self.rescue, self._under_way[seq].method
+        if rescue is None or not all(rescue.is_loss(one, method) for each in failures.values() for one in each):
             return {}
         return {index: each[0] for index, each in failures.items()}

@@ -70,7 +70,7 @@ def run_command(seed: int) -> Result:
             is_over.set()
             striker.join()
             assert done.returncode in (0, -signal.SIGKILL), done.stderr
-            faults += 1 + done.stderr.count("is lost and rebuilt")
+            faults += 1 + done.stderr.count("was lost and is being rebuilt")
             if (folder / "run" / "config.yaml").exists():
                 arguments = ["resume", folder / "run"]
             if done.returncode == 0:

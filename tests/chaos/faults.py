@@ -145,7 +145,7 @@ class Faults:
     def _node(self, fault: Fault) -> None:
         """Kill a node on which a worker lives, and let another one join."""
         crew = self._streams.rescue._team.crew
-        homes = {crew._nodes[scope] for scope in fault.scopes}
+        homes = {crew.nodes[scope] for scope in fault.scopes}
         nodes = [] if self._cluster is None else [one for one in self._cluster.worker_nodes if one.node_id in homes]
         if not nodes:
             self._kill(fault)

@@ -49,12 +49,12 @@ class Clock:
 def test_a_head_that_answers_again_is_not_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     clock = Clock()
     monkeypatch.setattr(head, "monotonic", clock.monotonic)
+    monkeypatch.setattr(head.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(head.ray._private.worker, "global_worker", SimpleNamespace())
     watch: Any = HeadWatch()
     clock.now = 1000.0
-    watch.check()  # a client of Ray has no head to ask
-    watch._client = object()
-    watch._answered = 1000.0
+    watch.check()  # a client of Ray has no head to ask, and a program that was stopped has not asked
+    watch._failed_since = 1000.0
     for silence, said in ((7.0, 0), (9.0, 1), (20.0, 1), (24.0, 1)):
         clock.now = 1000.0 + silence
         watch.check()
@@ -62,8 +62,9 @@ def test_a_head_that_answers_again_is_not_given_up(monkeypatch: pytest.MonkeyPat
     clock.now = 1026.0
     with pytest.raises(ClusterError, match=r"has not answered for 26 s, .* save\(\) writes a checkpoint now"):
         watch.check()
-    watch._answered = 1026.0
+    watch._failed_since = None
     watch.check()
+    watch._failed_since = 1026.0
     watch.close()
     clock.now = 2000.0
     watch.check()  # the trainer is closed

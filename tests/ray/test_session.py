@@ -45,7 +45,7 @@ def outcome(columns: int, *, rows: int = 3) -> Packed:
 def session_of(payloads: list[Any]) -> RaySession:
     plan: Any = SimpleNamespace(env=None, framework=TORCH, scopes=SCOPES)
     streams: Any = Replies(payloads)
-    recovery: Any = SimpleNamespace(until_next=100, is_due=lambda count: False)
+    recovery: Any = SimpleNamespace(until_next=100, is_due=lambda count: False, note_outcomes=lambda *_: None)
     return RaySession(plan, None, streams, recovery, patience=partial(StepPatience, 1), release=lambda: None)
 
 

@@ -22,6 +22,7 @@ from workers.remote.log import LogEntry
 from workers.remote.service import Busy, Reply
 from workers.types import Scope
 
+CALLS = "if a single call may hold Python's interpreter for longer, increase RayOrchestrator(hang_timeout=…)"
 REMEDY = "if an iteration may take longer, increase RayOrchestrator(step_timeout=…)"
 
 SCOPES = [Scope(0, 0, 2), Scope(1, 2, 5), Scope(2, 5, 6)]
@@ -158,8 +159,8 @@ def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
     world.replies = [(1.0, "a"), (1e9, "b"), (1e9, "c")]
     world.began[1:] = [None, None]
     assert failures(world.step()) == [
-        (1, "WorkerHung", "it has not answered a ping for 10 s"),
-        (2, "WorkerHung", "it has not answered a ping for 10 s"),
+        (1, "WorkerHung", f"it has not answered a ping for 10 s; {CALLS}"),
+        (2, "WorkerHung", f"it has not answered a ping for 10 s; {CALLS}"),
     ]
     before = world.now
     world.replies = [(before, "a"), (before, "b"), (before, "c")]

@@ -36,6 +36,7 @@ RESULTS: dict[str, list[Any]] = {
     "snapshot": [Snapshot((Part(b"", b""),), {}), Snapshot((Part(b"", b""),), {(3, 5): Part(b"", b"")})],
     "stage": [None],
     "restore": [True, False],
+    "lose": [None],
     "close": [None],
 }
 

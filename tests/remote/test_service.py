@@ -308,8 +308,8 @@ def test_iterations_of_one_request_and_what_halts_them():
     assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6]
     client.service.halt(client.seq + 1)  # also one that has not arrived yet: another worker may fail at once
     assert client.ok("tick", tick(7), 9) is None
-    assert client.ok("tick", tick(8), 1) is not None
-    assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert client.ok("tick", tick(7), 1) is not None
+    assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_reply_goes_into_the_memory_that_it_is_given():

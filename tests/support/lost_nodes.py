@@ -58,7 +58,7 @@ def main(how: str) -> None:
     stopped: list[psutil.Process] = []
 
     def strike(trainer: Any) -> None:
-        lost = trainer._session._recovery._team.crew._nodes[1]
+        lost = trainer._session._recovery._team.crew.nodes[1]
         node = nodes.get(lost) or next(one for one in cluster.list_all_nodes() if one.node_id == lost)
         if how == "frozen":
             (raylet,) = [one.process for one in node.all_processes["raylet"]]

@@ -156,8 +156,12 @@ class RunLog:
     def save_what_can_be(self) -> None:
         """Write what is possible after a failure. If the agents are out of reach, those stored before are kept."""
         try:
-            with suppress(LifecycleError):  # where an iteration has failed half-way, there is nothing to go on from
-                self._save()
+            self._save()
+        except LifecycleError:  # an iteration has failed half-way: there is nothing to go on from
+            pass
+        except Exception as error:
+            _logger.error("no checkpoint of timestep %d: %s", self._done, error)
+        try:
             self._finish("failed")
         except Exception as error:
             _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", self.timestep, error)

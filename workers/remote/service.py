@@ -17,7 +17,7 @@ from time import monotonic
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
-from workers.errors import Failure, WorkerError, close_or_log, ends_process
+from workers.errors import CheckpointError, Failure, WorkerError, close_or_log, ends_process
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.pickling import loads
@@ -48,6 +48,7 @@ PAYLOADS: dict[str, tuple[type, ...]] = {
     "snapshot": (Snapshot,),
     "stage": (NoneType,),
     "restore": (bool,),
+    "lose": (NoneType,),
     "close": (NoneType,),
 }
 """The methods of requests, and of which types the payloads of their replies are."""
@@ -188,7 +189,7 @@ class Service:
         return reply
 
     def halt(self, seq: int) -> None:
-        """Stop requests up to `seq` after their current iteration; those not started yet do only their first.
+        """Stop requests up to `seq` after their current iteration; those not started yet do none.
 
         May be called from another thread.
         """
@@ -264,6 +265,8 @@ class Service:
     def _tick(self, tick: Tick, count: int = 1) -> Any:
         if self._has_failed:  # sent before the driver knew about the failure
             raise RuntimeError("skipped, because the previous iteration failed")
+        if self._last <= self._halted:
+            return None
         self._timestep = tick.timestep
         try:
             return self._owned_worker.run(tick, count, goes_on=self._goes_on)
@@ -306,12 +309,16 @@ class Service:
         with self._built_runner.as_handed_over() as agent:
             return export_agent(agent, self._dumps)
 
-    def _snapshot(self, allow_pickle: bool, is_wanted: bool = True) -> Snapshot:
-        if not is_wanted:
+    def _snapshot(self, allow_pickle: bool, limit: int | None = None) -> Snapshot:
+        if limit is not None and limit < 0:  # the driver has no use for it
             return Snapshot((), {})
         if self._worker is not None:
-            return self._worker.snapshot(allow_pickle=allow_pickle).joined()
-        return Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle).joined(),), {})
+            snapshot = self._worker.snapshot(allow_pickle=allow_pickle)
+        else:
+            snapshot = Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle),), {})
+        if limit is not None and snapshot.size > limit:  # before it is joined and sent
+            raise CheckpointError(f"it has {snapshot.size:,} bytes; at most {limit:,} are kept for all of them")
+        return snapshot.joined()
 
     def _stage(self, snapshot: Snapshot) -> None:
         if self._worker is not None:
@@ -328,6 +335,9 @@ class Service:
         except BaseException:
             self._has_failed = True
             raise
+
+    def _lose(self) -> None:
+        self._owned_worker.env_slice.lose()
 
     def _close(self) -> None:
         if self._worker is not None:

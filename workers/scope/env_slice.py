@@ -291,13 +291,18 @@ class EnvSlice:
         if state.observations is None:  # a reset follows in any case
             return True
         if is_exact and lost.any():
-            raise CheckpointError(
-                f"rows {np.flatnonzero(lost).tolist()} of {type(self.env).__qualname__} cannot be restored exactly"
-            )
+            rows = (np.flatnonzero(lost) + self._first_env).tolist()
+            raise CheckpointError(f"environments {rows} of the lost worker cannot be restored exactly")
         self._checks.check_reset(state.observations, state.states, {"alive": state.alive}, self._timestep)
         if state.env.rows is None and lost.all():
             self._lost = state.env
         return not lost.any()
+
+    def lose(self) -> None:
+        """Truncate all episodes in the next step, because they do not go on as they did."""
+        self.phase = Phase.STORE
+        if self._observations is not None:
+            self._lost = read_state(self.env, self._framework, allow_pickle=True)
 
     @property
     def _spaces(self) -> list[str]:

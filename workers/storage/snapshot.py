@@ -51,6 +51,12 @@ class Snapshot(NamedTuple):
     agents: tuple[Part, ...]
     envs: Mapping[tuple[int, int], Part]
 
+    @property
+    def size(self) -> int:
+        """Number of its bytes."""
+        parts = [*self.agents, *self.envs.values()]
+        return sum(len(part.pickled) + sum(map(len, part.pieces)) for part in parts)
+
     def joined(self) -> Snapshot:
         """Return the snapshot in pieces that can be sent; see `Part.joined`."""
         agents = tuple(part.joined() for part in self.agents)
