@@ -18,7 +18,7 @@ from orchestrator.ray.fitting import Strategy
 from orchestrator.ray.placement import release, reserve, reserve_elsewhere
 from orchestrator.ray.requests import NODE_LOSSES, Door
 from orchestrator.ray.starting import StartTime, open_doors
-from workers.errors import ClusterError, Failure
+from workers.errors import ClusterError, Failure, WorkerError
 from workers.remote.actor import WorkerActor
 from workers.remote.spec import WorkerSpec
 from workers.types import Scope
@@ -97,10 +97,22 @@ class Crew:
         seats = [_Seat(self._groups[0], index, bundle) for index, bundle in enumerate(wanted)]
         self._seats, self._free = seats[: len(bundles)], seats[len(bundles) :]
 
-    def start(self, time: StartTime) -> list[Door]:
-        """Start the processes of all workers and return how they can be connected to; see `open_doors` for errors."""
+    def start(self, time: StartTime, *, tries: int) -> list[Door]:
+        """Start the processes of all workers and return how they can be connected to; see `open_doors` for errors.
+
+        Args:
+            time: Time of the start.
+            tries: How often to try, if one of them dies meanwhile.
+        """
         self.actors = [self._actor(seat) for seat in self._seats]
-        doors = open_doors(self.actors, self._scopes, time, connects=self._connects)
+        try:
+            doors = open_doors(self.actors, self._scopes, time, connects=self._connects)
+        except WorkerError as error:
+            if tries == 1:
+                raise
+            _logger.warning("a process died while it started; all are started again: %s", error)
+            self._kill(self.actors)
+            return self.start(time, tries=tries - 1)
         self.nodes = [door.node for door in doors]
         return doors
 

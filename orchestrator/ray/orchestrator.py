@@ -152,7 +152,7 @@ class RayOrchestrator(RecoveryOptions):
                 time=time,
             )
             cleanup.callback(crew.close)
-            doors = crew.start(time)
+            doors = crew.start(time, tries=2 if self.recovers else 1)
             streams = self._streams(cluster, crew.actors, plan.scopes, doors, connects=connects)
             cleanup.callback(streams.close)
             streams.nodes = [door.address.host for door in doors]  # until the workers tell
