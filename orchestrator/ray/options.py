@@ -30,8 +30,9 @@ class RecoveryOptions:
     Attributes:
         snapshot_every: Number of iterations from one snapshot of all workers to the next. None: so many that snapshots
             take about 1 % of the time. 0: none are taken, and a worker that is lost ends the run.
-        snapshot_bytes: Most bytes of this process's memory for snapshots; None: a quarter of the machine's memory. An
-            agent for which there is no room is named before training begins: losing it ends the run.
+        snapshot_bytes: Most bytes of this process's memory for snapshots, and half as many for the requests since then;
+            None: a quarter of the machine's memory. An agent for which there is no room is named before training
+            begins: losing it ends the run.
         snapshot_url: Folder for the snapshots, as a path or a URL that fsspec supports, instead of memory.
         spares: Number of processes that have imported what a worker needs, and wait to replace one. Each reserves what
             a worker does.

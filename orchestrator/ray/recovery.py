@@ -23,9 +23,6 @@ _logger = logging.getLogger("lockstep")
 _CHANGING = frozenset({"tick", "act", "learn", "restart", "collect", "stage", "restore"})
 """The methods of requests that change the state of a worker."""
 
-_LARGEST_JOURNAL = 2**26
-"""Bytes of requests since the last snapshot after which it is time for the next."""
-
 _ATTEMPTS = 5
 """How often in a row a worker that was built before is rebuilt in vain."""
 
@@ -46,6 +43,7 @@ class Recovery:
         self._schedule = Schedule(team.options.snapshot_every)
         self._journal: dict[int, Request] = {}
         self._journal_size = 0
+        self._largest_journal = team.options.bytes_of_snapshots() // 2  # bytes after which it is time for a snapshot
         self._hopeless: dict[int, str] = {}  # why a worker cannot be restored
         self._places: dict[int, Place] = {}  # where each worker was lost last
         self._deaths = self._node_deaths = 0
@@ -104,7 +102,7 @@ class Recovery:
 
     def is_due(self, count: int) -> bool:
         """Note further iterations, and return whether it is time for a snapshot."""
-        return self._is_on and (self._schedule.is_due(count) or self._journal_size >= _LARGEST_JOURNAL)
+        return self._is_on and (self._schedule.is_due(count) or self._journal_size >= self._largest_journal)
 
     @property
     def _is_on(self) -> bool:
@@ -135,7 +133,7 @@ class Recovery:
             dropped = self._team.snapshots.keep(taken)
         except Exception as error:  # filesystems of other packages may raise anything
             _logger.error("no snapshot could be written; those before are kept, and more is played back: %s", error)
-            if self._journal_size > self._team.snapshots.limit:
+            if self._journal_size >= self._largest_journal:
                 for index in range(len(self._team.scopes)):
                     self._give_up(index, "there is no memory for all requests since the last snapshot")
                 self._journal.clear()

@@ -17,6 +17,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from orchestrator.ray import RayOrchestrator, snapshots
+from orchestrator.ray.rebuilding import Rebuilding
 from tests.support.agents import NullAgent, RecordingAgent, copied
 from tests.support.parity import CFG, assert_same, copied_outputs, step_trainer
 from tests.support.processes import PATIENCE, still_alive
@@ -157,6 +158,39 @@ def test_a_poisoned_step_of_many_is_found():
         assert (failure.scope, failure.timestep, failure.kind) == (1, 7, "WorkerDied")
 
 
+def test_after_a_recovery_that_failed_nothing_is_rebuilt(caplog: pytest.LogCaptureFixture):
+    with trainer_of([NullAgent, Poisoned]) as trainer:
+        trainer.run(6)
+        with pytest.raises(WorkerError):
+            trainer.train()
+        before = caplog.text.count("is being rebuilt")
+        with pytest.raises(WorkerError, match="WorkerDied"):
+            trainer.collect_metrics()
+        assert caplog.text.count("is being rebuilt") == before
+
+
+def test_an_interrupted_recovery_gives_the_worker_up():
+    """It may stand between its snapshot and the others."""
+    with trainer_of(snapshot_every=100) as trainer:
+        trainer.run(3)
+        recovery = trainer._session._recovery
+        restore = Rebuilding._restore
+
+        def interrupted(self: Rebuilding) -> Any:
+            restore(self)
+            raise KeyboardInterrupt
+
+        kill(trainer, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Rebuilding, "_restore", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.collect_metrics()
+        assert recovery.events == []
+        with pytest.raises(WorkerError, match="its recovery has failed or was interrupted") as caught:
+            trainer.train()
+        assert [failure.scope for failure in caught.value.failures] == [1]
+
+
 class Flaky(NullAgent):
     """Raises an exception at timestep 3, if a file is there, which it removes."""
 
@@ -206,6 +240,12 @@ def test_an_agent_that_cannot_be_kept_is_named_before_training_and_its_loss_rais
         kill(trainer, 1)
         with pytest.raises(WorkerError, match=r"it cannot be restored: .*lock.*: the worker's process died"):
             trainer.train()
+
+
+def test_nothing_is_kept_for_agents_that_cannot_be_restored():
+    with trainer_of(Unkept, retry_user_errors=True) as trainer:
+        trainer.run(5)
+        assert trainer._session._recovery._journal == {}
 
 
 def test_snapshots_for_which_there_is_no_memory_are_named(caplog: pytest.LogCaptureFixture):
