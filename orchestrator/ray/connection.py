@@ -162,6 +162,11 @@ class Link:
             self._early[message.seq] = self._read(message, place), place
         return True
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether nothing comes from the worker's machine, for which `receive` waits until it gives it up."""
+        return self._outage.is_silent
+
     def serve_by(self, actor: Any) -> None:
         """Let the worker serve, in its actor, which it occupies for good."""
         self._outage.watch(actor, actor.serve.remote())
@@ -337,6 +342,9 @@ class Connections(Streams):
 
     def _receive(self, index: int, number: int, timeout: float) -> Reply | None:
         return self._links[index].receive(number, timeout)
+
+    def _is_cut_off(self, index: int) -> bool:
+        return self._links[index].is_cut_off
 
     def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
         return self._controls.ping(indices, PING_TIMEOUT)

@@ -54,6 +54,11 @@ class Outage:
         self._was_silent = self._is_refused = False
         self._is_told = False
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing comes from the worker's machine."""
+        return self._since is not None and self._was_silent
+
     def watch(self, actor: Any, serving: Any) -> None:
         """Take the worker's actor, and Ray's reference to its `serve` call."""
         self._actor, self._call = actor, serving

@@ -94,6 +94,10 @@ class Streams(ABC):
             UnreachableError: The reply will not arrive.
         """
 
+    def _is_cut_off(self, index: int) -> bool:
+        """Return whether a worker's machine cannot be reached now, and `_receive` tells when it is given up."""
+        return False
+
     @abstractmethod
     def _ping(self, indices: Sequence[int]) -> Mapping[int, Busy | None]:
         """Return what workers are busy with; None for those that do not answer, nothing for those not asked."""
@@ -319,7 +323,10 @@ class Streams(ABC):
         """Extend the deadlines of late workers, or mark them as lost."""
         if self._under_way[seq].method in ITERATIONS:  # what workers hold can be asked for without a head
             self.check()
-        for index, verdict in patience.extend(late, self._ping(late)).items():
+        cut_off = [index for index in late if self._is_cut_off(index)]
+        deadlines |= dict.fromkeys(cut_off, monotonic() + _LOOK_INTERVAL)
+        late = [index for index in late if index not in cut_off]
+        for index, verdict in patience.extend(late, self._ping(late)).items() if late else ():
             if isinstance(verdict, UnreachableError):
                 self._lost[index] = verdict
             else:

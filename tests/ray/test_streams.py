@@ -168,6 +168,14 @@ def test_a_worker_that_does_not_answer_a_ping_is_lost_for_good(world: World):
     assert world.now == before
 
 
+def test_a_worker_whose_machine_cannot_be_reached_is_left_to_its_connection(world: World):
+    """It answers no ping, either, for longer than a worker that hangs is waited for."""
+    world.replies = [(1.0, "a"), (35.0, "b"), (1.0, "c")]
+    world.began[1] = None
+    world._is_cut_off = lambda index: index == 1  # type: ignore[method-assign]
+    assert [reply.payload for reply in world.step()] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("number", [3, 100])
 def test_all_workers_are_looked_at_twice_a_second(number: int, world: World):
     """However many are silent, for example on lost hosts, a death is noticed in time."""
