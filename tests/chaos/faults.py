@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -19,6 +20,9 @@ from tests.chaos.schedules import Fault
 from tests.support.processes import PATIENCE
 
 __all__ = ["Faults", "worker_processes"]
+
+_REQUESTS, _PATIENCE = 4, 20.0
+"""Requests after which the iteration in which a worker was lost is over, and seconds within which they come."""
 
 _PAUSE = 0.4
 """Seconds for which a process is stopped that goes on."""
@@ -121,13 +125,24 @@ class Faults:
         self._undo.append(lambda: delattr(rescue, "recover"))
 
     def _happen(self, fault: Fault) -> None:
-        """Let a fault happen. One that is not for a recovery waits for its end: a second one at the same place is no
-        accident, and ends the run."""
-        if not fault.during and not self._is_quiet.is_set():
-            self._is_quiet.wait(PATIENCE)
-            threading.Event().wait(_PAUSE)
+        """Let a fault happen. One that is not for a recovery waits until the run goes on after it: a second one at the
+        same place ends the run, as it should."""
+        if not fault.during and not self._goes_on():
+            return
         self.happened.append(fault)
         getattr(self, "_" + fault.kind.replace(" ", "_"))(fault)
+
+    def _goes_on(self) -> bool:
+        """Return whether the run goes on, after the recovery that may be under way."""
+        if self._is_quiet.is_set():
+            return True
+        self._is_quiet.wait(PATIENCE)
+        sent, deadline = self._streams._seq, monotonic() + _PATIENCE
+        while self._streams._seq < sent + _REQUESTS:
+            if monotonic() > deadline:  # it is over
+                return False
+            threading.Event().wait(0.05)
+        return True
 
     def _pids(self, fault: Fault) -> list[int]:
         """Return the processes of the workers that a fault hits. One that is being rebuilt is not described yet."""

@@ -155,8 +155,10 @@ def _logged(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, s
         log.try_status("interrupted")
         raise
     except ClusterError as error:
+        # at once: Ray may end this process before anybody else tells it
+        _logger.error("%s; then: lockstep resume %s", error, log.url)
         log.save_what_can_be()
-        raise ClusterError(f"{error}: lockstep resume {log.url}") from error
+        raise
     except BaseException:
         log.save_what_can_be()
         raise
