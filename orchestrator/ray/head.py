@@ -67,7 +67,7 @@ class HeadWatch:
             self._thread.join(2 * _TIMEOUT)
 
     def _watch(self) -> None:
-        while not self._ends.wait(_INTERVAL):
+        while not self._ends.wait(_INTERVAL) and ray.is_initialized():
             try:
                 self._client.internal_kv_exists(b"lockstep", namespace=None, timeout=_TIMEOUT)  # type: ignore[union-attr]
             except Exception:  # Ray has several for this
