@@ -19,7 +19,7 @@ from tests.support.agents import DyingAgent, NullAgent
 from tests.support.envs import CountingEnv
 from tests.support.parity import CFG, step_trainer
 from tests.support.processes import descendants, still_alive
-from tests.support.schedule import FRAMEWORKS, full_or_short, in_turn
+from tests.support.schedule import FRAMEWORKS, full_or_short, in_turn, only_long
 from workers.envs import EnvFactory, wrap_env
 from workers.errors import LifecycleError, WorkerError
 
@@ -237,7 +237,8 @@ def test_death_of_a_worker_names_its_place(ray_cluster, mode):
     assert "pid" in failure.node
 
 
-@pytest.mark.parametrize("mode", full_or_short(REMOTE_MODES[::2], REMOTE_MODES[:1]))
+@only_long
+@pytest.mark.parametrize("mode", REMOTE_MODES[::2])
 def test_worker_that_is_stopped_again_and_again_is_given_up(ray_cluster, mode):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGSTOP)]
     error = fail(trainer_of(mode, environments(mode), agents, hang_timeout=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -16,67 +15,18 @@ import psutil
 import pytest
 from gymnasium.spaces import Box
 
-from orchestrator.ray import RayOrchestrator, snapshots
-from orchestrator.ray.rebuilding import Rebuilding
-from tests.support.agents import NullAgent, RecordingAgent, copied
-from tests.support.parity import CFG, assert_same, copied_outputs, step_trainer
+from orchestrator.ray import snapshots
+from tests.support.agents import RecordingAgent, copied
+from tests.support.parity import assert_same, copied_outputs
 from tests.support.processes import PATIENCE, still_alive
+from tests.support.recovering import kill, pids_of, trainer_of
 from tests.support.schedule import full_or_short
-from tests.support.states import Row
 from workers.envs import EnvFactory
-from workers.envs.making import build_rows
 from workers.errors import ConfigError, WorkerError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 MODES = ("sharded", "shared")
-
-
-class Walk(Row):
-    """Shows the last action, and a draw of its own generator."""
-
-    action_space = Box(-np.inf, np.inf, (1,), np.float32)
-
-    def __init__(self, row: int) -> None:
-        super().__init__(row)
-        self.last = 0.0
-
-    def extra(self) -> float:
-        return self.last + self.np_random.random()
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        self.last = 0.0
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> Any:
-        self.last = float(action[0])
-        return super().step(action)
-
-
-def trainer_of(agents: Any = RecordingAgent, env: Any = None, *, mode: str = "sharded", **options: Any) -> Any:
-    env = env or EnvFactory(lambda n, first: [Walk(first + row) for row in range(n)], num_envs=4)
-    if mode != "sharded":
-        env = build_rows(env, 4, 0, framework="warp", seed=1)
-    options = {"num_cpus": 0.5, **options}
-    return step_trainer("warp")(
-        env=env,
-        agents=agents if isinstance(agents, list) else [agents] * 2,
-        cfg={**CFG, "timesteps": 100},
-        orchestrator="local" if mode == "local" else RayOrchestrator(**options),
-        seed=1,
-    )
-
-
-def pids_of(trainer: Any) -> list[int]:
-    return [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in trainer._session.workers]
-
-
-def kill(trainer: Any, *scopes: int) -> None:
-    """Kill workers, and wait until they are dead."""
-    processes = [psutil.Process(pids_of(trainer)[scope]) for scope in scopes]
-    for process in processes:
-        process.kill()
-    assert still_alive(processes) == []
 
 
 def records(trainer: Any) -> list[Any]:
@@ -137,147 +87,6 @@ def test_recoveries_are_told_in_numbers_for_their_scopes():
         assert some["Recovery / Time (s)"] == event.seconds
         assert some["Recovery / Iterations"] == 7.0
         assert not [tag for one in trainer.collect_metrics() for tag in one if tag.startswith("Recovery")]
-
-
-class Poisoned(NullAgent):
-    """Ends its process at timestep 7."""
-
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        if timestep == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
-            threading.Event().wait(60)
-        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
-
-
-def test_a_poisoned_step_of_many_is_found():
-    """The worker dies in a run of many iterations; they are done one by one until it dies at one of them again."""
-    with trainer_of([NullAgent, Poisoned], snapshot_every=1000) as trainer:
-        with pytest.raises(WorkerError, match="this has happened twice at timestep 7") as caught:
-            trainer.run(20)
-        (failure,) = caught.value.failures
-        assert (failure.scope, failure.timestep, failure.kind) == (1, 7, "WorkerDied")
-
-
-def test_after_a_recovery_that_failed_nothing_is_rebuilt(caplog: pytest.LogCaptureFixture):
-    with trainer_of([NullAgent, Poisoned]) as trainer:
-        trainer.run(6)
-        with pytest.raises(WorkerError):
-            trainer.train()
-        before = caplog.text.count("is being rebuilt")
-        with pytest.raises(WorkerError, match="WorkerDied"):
-            trainer.collect_metrics()
-        assert caplog.text.count("is being rebuilt") == before
-
-
-def test_an_interrupted_recovery_gives_the_worker_up():
-    """It may stand between its snapshot and the others."""
-    with trainer_of(snapshot_every=100) as trainer:
-        trainer.run(3)
-        recovery = trainer._session._recovery
-        restore = Rebuilding._restore
-
-        def interrupted(self: Rebuilding) -> Any:
-            restore(self)
-            raise KeyboardInterrupt
-
-        kill(trainer, 1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Rebuilding, "_restore", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                trainer.collect_metrics()
-        assert recovery.events == []
-        with pytest.raises(WorkerError, match="its recovery has failed or was interrupted") as caught:
-            trainer.train()
-        assert [failure.scope for failure in caught.value.failures] == [1]
-
-
-class Flaky(NullAgent):
-    """Raises an exception at timestep 3, if a file is there, which it removes."""
-
-    def __init__(self, sign: Path) -> None:
-        super().__init__()
-        self.sign = sign
-
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> Any:
-        if timestep == 3 and self.sign.exists():
-            self.sign.unlink()
-            raise MemoryError("for a moment")
-        return super().act(observations, states, timestep=timestep, timesteps=timesteps)
-
-
-def test_what_agents_raise_ends_the_run_unless_it_is_to_be_tried_again(tmp_path: Path):
-    agents = [NullAgent, lambda scope: Flaky(tmp_path / "sign")]
-    for retries in (False, True):
-        (tmp_path / "sign").touch()
-        with trainer_of(agents, retry_user_errors=retries) as trainer:
-            trainer.run(2)
-            if retries:
-                trainer.run(3)
-                assert [event.cause for event in trainer.recoveries] == ["MemoryError"]
-            else:
-                with pytest.raises(WorkerError, match="MemoryError: for a moment"):
-                    trainer.train()
-                assert trainer.recoveries == []
-
-
-class Unkept(NullAgent):
-    """An agent that nothing can keep: it holds a lock."""
-
-    def __init__(self, scope: Any = None) -> None:
-        super().__init__(scope)
-        self.lock = threading.Lock()
-
-
-def test_an_agent_that_cannot_be_kept_is_named_before_training_and_its_loss_raises(caplog: pytest.LogCaptureFixture):
-    with trainer_of([NullAgent, Unkept]) as trainer:
-        said = [record.getMessage() for record in caplog.records]
-        assert [
-            text for text in said if text.startswith("if the worker of scope 1 is lost, the run ends with an error")
-        ]
-        trainer.train()
-        kill(trainer, 0)
-        trainer.train()  # the other one can be restored
-        kill(trainer, 1)
-        with pytest.raises(WorkerError, match=r"it cannot be restored: .*lock.*: the worker's process died"):
-            trainer.train()
-
-
-def test_nothing_is_kept_for_agents_that_cannot_be_restored():
-    with trainer_of(Unkept, retry_user_errors=True) as trainer:
-        trainer.run(5)
-        assert trainer._session._recovery._journal == {}
-
-
-def test_snapshots_for_which_there_is_no_memory_are_named(caplog: pytest.LogCaptureFixture):
-    class Large(NullAgent):
-        def __init__(self, scope: Any) -> None:
-            super().__init__(scope)
-            self.memory = np.zeros(1_000_000, np.uint8)
-
-    with trainer_of([NullAgent, Large], snapshot_bytes=500_000) as trainer:
-        assert "if the worker of scope 1 is lost, the run ends with an error" in caplog.text
-        assert "at most 500,000 are kept for all of them" in caplog.text
-        kill(trainer, 0)
-        trainer.train()
-        kill(trainer, 1)
-        with pytest.raises(WorkerError, match="it cannot be restored: it has 1,0"):
-            trainer.train()
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"snapshot_every": 0}, "process died"),
-        ({"max_worker_deaths": 0}, "workers were lost more than max_worker_deaths = 0 times"),
-    ],
-)
-def test_recovery_has_limits(options: dict[str, Any], reason: str):
-    with trainer_of(**options) as trainer:
-        trainer.train()
-        kill(trainer, 1)
-        with pytest.raises(WorkerError, match=reason) as caught:
-            trainer.train()
-        assert [failure.scope for failure in caught.value.failures] == [1]
 
 
 def test_snapshots_are_kept_at_a_url_and_removed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -402,23 +211,3 @@ def test_a_spare_takes_the_place(transport: str):
             assert crew.actors[0] is spare.actor
     with pytest.raises(ConfigError, match="spares need equal resources for all workers"):
         trainer_of(spares=1, num_cpus=[0.5, 1])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"snapshot_every": -1}, "snapshot_every is -1; expected an integer of at least 0 or None"),
-        ({"snapshot_bytes": 0.5}, "snapshot_bytes is 0.5; expected an integer"),
-        ({"spares": None}, "spares is None; expected an integer"),
-        ({"spares": 1, "snapshot_every": 0}, "spares replace lost workers, but snapshot_every is 0"),
-        ({"node_timeout": 0}, "node_timeout is 0; expected a number of seconds, more than 0"),
-        ({"hang_timeout": float("nan")}, "hang_timeout is nan; expected a number of seconds"),
-        ({"restart_timeout": "a"}, "restart_timeout is 'a'; expected a number of seconds"),
-        ({"snapshot_url": 3}, "snapshot_url is 3; expected a path or URL"),
-        ({"on_lost": "shrug"}, "on_lost is 'shrug'; expected 'raise' or 'restart_episode'"),
-        ({"snapshot_url": "nowhere://x"}, "folder for snapshots 'nowhere://x' cannot be opened"),
-    ],
-)
-def test_options_are_checked(options: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
-        RayOrchestrator(**options)

@@ -201,7 +201,8 @@ def test_a_worker_that_dies_each_time_it_is_built_is_given_up(ray_cluster):
     assert failure.message.startswith("this has happened twice in build: ")
 
 
-@pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
+@only_long
+@pytest.mark.parametrize("transport", TRANSPORTS, indirect=True)
 def test_a_worker_that_freezes_while_it_is_built_is_built_again(transport, tmp_path, impatient, monkeypatch):
     monkeypatch.setattr(connection, "PING_TIMEOUT", 0.2)
     monkeypatch.setattr(actor_calls, "PING_TIMEOUT", 0.2)
