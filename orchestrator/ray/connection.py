@@ -165,7 +165,7 @@ class Link:
     @property
     def is_cut_off(self) -> bool:
         """Whether nothing comes from the worker's machine, for which `receive` waits until it gives it up."""
-        return self._outage.is_silent
+        return self._channel is None and self._outage.is_silent
 
     def serve_by(self, actor: Any) -> None:
         """Let the worker serve, in its actor, which it occupies for good."""

@@ -17,7 +17,7 @@ from orchestrator.ray.cluster import Cluster
 from orchestrator.ray.fitting import Strategy
 from orchestrator.ray.placement import release, reserve, reserve_elsewhere
 from orchestrator.ray.requests import NODE_LOSSES, Door
-from orchestrator.ray.starting import StartTime, open_doors
+from orchestrator.ray.starting import MISSING, StartTime, open_doors
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.remote.actor import WorkerActor
 from workers.remote.spec import WorkerSpec
@@ -92,7 +92,7 @@ class Crew:
             self._groups = [reserve(cluster, wanted, strategy=strategy, time=time)]
         except ClusterError as error:
             if spares:
-                raise ClusterError(f"{error}, or fewer spares: {spares} of the {len(wanted)} workers") from error
+                raise ClusterError(f"{error}, or fewer spares ({spares} of these {len(wanted)} are spares)") from error
             raise
         seats = [_Seat(self._groups[0], index, bundle) for index, bundle in enumerate(wanted)]
         self._seats, self._free = seats[: len(bundles)], seats[len(bundles) :]
@@ -108,7 +108,7 @@ class Crew:
         try:
             doors = open_doors(self.actors, self._scopes, time, connects=self._connects)
         except WorkerError as error:
-            if tries == 1:
+            if tries == 1 or any(MISSING in failure.message for failure in error.failures):
                 raise
             _logger.warning("a process died while it started; all are started again: %s", error)
             self._kill(self.actors)
@@ -176,20 +176,20 @@ class Crew:
         """Take a spare process that is ready, on none of these nodes; None if there is none."""
         for spare in list(self._spares):
             try:
-                if ray.get(spare.ready, timeout=0) in away:
-                    continue
+                is_usable = ray.get(spare.ready, timeout=0) not in away
+                if is_usable:
+                    ray.get(spare.actor.__ray_ready__.remote(), timeout=_ANSWERING)
             except TimeoutError:
-                continue
+                if not ray.wait([spare.ready], timeout=0)[0]:  # it is starting
+                    continue
+                is_usable = False  # it is stopped
             except RayError:
-                pass
-            try:
-                ray.get(spare.actor.__ray_ready__.remote(), timeout=_ANSWERING)
-            except (RayError, TimeoutError):  # it has died meanwhile, or is stopped
-                self._spares.remove(spare)
-                self._free.append(spare.seat)
-                continue
+                is_usable = False  # it has died
             self._spares.remove(spare)
-            return spare
+            if is_usable:
+                return spare
+            self._kill([spare.actor])
+            self._free.append(spare.seat)
         return None
 
     def _actor(self, seat: _Seat) -> Any:

@@ -61,7 +61,7 @@ class HeadWatch:
             )
 
     def close(self) -> None:
-        """Stop to watch."""
+        """Stop watching."""
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join(2 * _TIMEOUT)

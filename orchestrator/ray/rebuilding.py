@@ -16,13 +16,14 @@ from orchestrator.ray.requests import ITERATIONS, Patience, Request, is_loss
 from orchestrator.ray.snapshots import Snapshots
 from orchestrator.ray.starting import StartPatience, StartTime
 from orchestrator.ray.transport import Streams
-from workers.errors import CheckpointError, Failure, WorkerError
+from workers.errors import CheckpointError, EnvError, Failure, WorkerError
 from workers.frameworks import load_framework
+from workers.remote.layout import DamagedError
 from workers.remote.spec import WorkerSpec
-from workers.remote.wire import read_outcome
+from workers.remote.wire import Packed, read_outcome
 from workers.types import Description, Outcome, Scope, Tick
 
-__all__ = ["BUILDING", "REBUILDING", "Place", "Rebuilding", "Team", "digest"]
+__all__ = ["BUILDING", "REBUILDING", "Place", "Rebuilding", "Team", "digest", "last_timestep"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -45,6 +46,9 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"in {self.method}" if self.timestep is None else f"at timestep {self.timestep}"
 
+
+_STARTING_ANEW = frozenset({"restart", "stage", "restore"})
+"""Requests after which a worker that was left behind may be like the others again."""
 
 _LARGEST_SAMPLE = 4096
 """Most values of an array that a digest looks at."""
@@ -104,13 +108,18 @@ class Team:
         method, common = request.method, request.common
         if method not in ITERATIONS:
             return Place(method, request.seq)
-        count = common[1] if method == "tick" else 1
-        is_of_many = count > 1 and request.seq not in self.split
-        return Place(method, request.seq, None if is_of_many else common[0].timestep + count - 1, is_of_many)
+        is_of_many = method == "tick" and common[1] > 1
+        return Place(method, request.seq, None if is_of_many else last_timestep(request), is_of_many)
+
+
+def last_timestep(request: Request) -> int:
+    """Return the timestep of an iteration, or of the last one of many."""
+    timestep: int = request.common[0].timestep
+    return timestep + (request.common[1] - 1 if request.method == "tick" else 0)
 
 
 def digest(outcome: Outcome) -> int:
-    """Return a checksum of the arrays of an outcome, of some of their values if they are large. Infos tell times."""
+    """Return a checksum of the arrays of an outcome, of some values of large ones. Infos may contain times."""
     checksum = 0
     for column in outcome[:4]:
         for array in column.values() if isinstance(column, dict) else (column,):
@@ -163,7 +172,8 @@ class Rebuilding:
         for seq, request in sorted((dict(journal) | owed).items()):
             owing = [index for index in self._alive if any(one.seq == seq for one in self._owed[index])]
             if seq in journal:
-                self._play([index for index in self._alive if index not in (*owing, *behind)], request, behind)
+                left = behind if request.method not in _STARTING_ANEW else ()
+                self._play([index for index in self._alive if index not in (*owing, *left)], request, behind)
             for index in owing:
                 self._send(index, request)
 
@@ -208,44 +218,54 @@ class Rebuilding:
 
     def _play(self, indices: Sequence[int], request: Request, behind: set[int]) -> None:
         """Play back a request that had been answered. A worker with another outcome is left behind."""
-        if not indices:
+        team, seq = self._team, request.seq
+        request = self._but_the_last(indices, request)
+        indices = [index for index in indices if index in self._alive]
+        replies = self._ask(request.method, request.common, request.each, indices=indices, place=team.place(request))
+        if request.method in ("tick", "learn") and indices:
+            self.replayed += request.common[1] if request.method == "tick" else 1
+        if request.method == "restore":
+            behind.difference_update(index for index, goes_on in replies.items() if goes_on)
+        if request.method != "tick" or seq not in team.digests:
             return
-        team, place = self._team, self._team.place(request)
-        replies = self._ask(request.method, request.common, request.each, indices=indices, place=place)
-        self._count(request)
-        if request.method != "tick" or request.seq not in team.digests:
-            return
-        other = [
-            index
-            for index, packed in replies.items()
-            if digest(read_outcome(packed, load_framework("numpy"), team.scopes[index].num_envs))
-            != team.digests[request.seq][index]
-        ]
+        digests = {index: self._digest(index, packed) for index, packed in replies.items()}
+        other = [index for index, found in digests.items() if found != team.digests[seq][index]]
         if other and team.options.on_lost == "raise":
-            reason = f"its environments do not repeat timestep {place.timestep}, and on_lost='raise' ends the run"
+            reason = f"timestep {last_timestep(request)} does not repeat itself, and on_lost='raise' ends the run"
             failures = [self._failures[index] for index in other]
             raise WorkerError([replace(one, message=f"{reason}: {one.message}") for one in failures])
         for index in other:
             _logger.warning(
-                "the environments of scope %d do not repeat what they did: all their episodes are truncated in the "
-                "next iteration",
+                "the environments of scope %d, or its agent, do not repeat what they did: all episodes are truncated "
+                "in the next iteration",
                 index,
             )
         self._ask("lose", indices=other)
         behind.update(other)
 
+    def _digest(self, index: int, packed: Packed | None) -> int | None:
+        """Return the digest of an outcome; None if it cannot be read."""
+        try:
+            return digest(read_outcome(packed, load_framework("numpy"), self._team.scopes[index].num_envs))
+        except (DamagedError, EnvError):
+            return None
+
     def _send(self, index: int, request: Request) -> None:
-        """Send a request to which the worker owes the reply. Several iterations may be done one by one before."""
-        if request.seq in self._team.split and request.method == "tick":
-            (mode, timestep, timesteps), count = request.common
-            for done in range(count - 1):
-                if index not in self._alive:
-                    return
-                one = Tick(mode, timestep + done, timesteps), 1
-                self._ask("tick", one, indices=[index], place=Place("tick", request.seq, timestep + done))
-            request = request._replace(common=(Tick(mode, timestep + count - 1, timesteps), 1))
+        """Send a request to which the worker owes the reply."""
+        request = self._but_the_last([index], request)
         if index in self._alive:
             self._team.streams.resend(index, request)
+
+    def _but_the_last(self, indices: Sequence[int], request: Request) -> Request:
+        """Do the iterations of a request one by one, if they are to be done so; return a request for the last one."""
+        if request.seq not in self._team.split or request.method != "tick":
+            return request
+        (mode, timestep, timesteps), count = request.common
+        for done in range(count - 1):
+            place = Place("tick", request.seq, timestep + done)
+            alive = [index for index in indices if index in self._alive]
+            self._ask("tick", (Tick(mode, timestep + done, timesteps), 1), indices=alive, place=place)
+        return request._replace(common=(Tick(mode, timestep + count - 1, timesteps), 1))
 
     def _ask(
         self,
@@ -280,7 +300,3 @@ class Rebuilding:
         was_built = index in self._team.descriptions
         self.lost[index], self.places[index] = failure, place if was_built else BUILDING
         self._alive.remove(index)
-
-    def _count(self, request: Request) -> None:
-        if request.method in ("tick", "learn"):
-            self.replayed += request.common[1] if request.method == "tick" else 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 from time import monotonic
 
 from orchestrator.base import Recovered
-from orchestrator.ray.rebuilding import BUILDING, REBUILDING, Place, Rebuilding, Team, digest
+from orchestrator.ray.rebuilding import BUILDING, REBUILDING, Place, Rebuilding, Team, digest, last_timestep
 from orchestrator.ray.requests import ITERATIONS, NODE_LOSSES, Request
 from orchestrator.ray.snapshots import Schedule, too_large
 from orchestrator.ray.starting import StartTime
@@ -24,7 +24,10 @@ _CHANGING = frozenset({"tick", "act", "learn", "restart", "collect", "stage", "r
 """The methods of requests that change the state of a worker."""
 
 _ATTEMPTS = 5
-"""How often in a row a worker that was built before is rebuilt in vain."""
+"""How often in a row a worker may be rebuilt without success."""
+
+_MOST_REQUESTS = 100_000
+"""Most requests that are kept where no snapshot can be written."""
 
 
 class Recovery:
@@ -83,7 +86,7 @@ class Recovery:
         if request.method in _CHANGING and self._is_on:
             self._journal[request.seq] = request
             if request.method in ITERATIONS:
-                self._timestep = self._team.place(request).timestep or self._timestep
+                self._timestep = last_timestep(request)
             self._journal_size += _size(request)
 
     def forget(self, seq: int) -> None:
@@ -102,7 +105,7 @@ class Recovery:
 
     def is_due(self, count: int) -> bool:
         """Note further iterations, and return whether it is time for a snapshot."""
-        return self._is_on and (self._schedule.is_due(count) or self._journal_size >= self._largest_journal)
+        return self._is_on and (self._schedule.is_due(count) or self._journal_size > self._largest_journal)
 
     @property
     def _is_on(self) -> bool:
@@ -127,13 +130,16 @@ class Recovery:
         taken = {index: reply.payload for index, reply in enumerate(replies) if reply.status == "ok"}
         taken = {index: snapshot for index, snapshot in taken.items() if snapshot.agents}
         for index, reply in enumerate(replies):
-            if reply.status == "error":
+            if reply.status == "error" and not self.is_loss(reply.payload[0], "snapshot"):  # else it is rebuilt next
                 self._give_up(index, reply.payload[0].message)
+        if len(taken) + len(self._hopeless) < len(replies):
+            return
         try:
             dropped = self._team.snapshots.keep(taken)
         except Exception as error:  # filesystems of other packages may raise anything
             _logger.error("no snapshot could be written; those before are kept, and more is played back: %s", error)
-            if self._journal_size >= self._largest_journal:
+            self._schedule.took(monotonic() - started)
+            if self._journal_size > self._largest_journal or len(self._journal) > _MOST_REQUESTS:
                 for index in range(len(self._team.scopes)):
                     self._give_up(index, "there is no memory for all requests since the last snapshot")
                 self._journal.clear()
@@ -168,10 +174,10 @@ class Recovery:
             ClusterError: No node has room in time.
         """
         team = self._team
-        owed = {index: team.streams.unanswered(index) for index in lost}
-        places = {index: team.place(requests[0]) for index, requests in owed.items()}
         time = StartTime(team.options.restart_timeout, "restart_timeout", check=team.streams.check)
         try:
+            owed = {index: team.streams.unanswered(index) for index in lost}
+            places = {index: team.place(requests[0]) for index, requests in owed.items()}
             self._recover(lost, places, owed, time)
         except BaseException:
             self.stop()

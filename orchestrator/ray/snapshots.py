@@ -53,7 +53,7 @@ class Schedule:
         return self._count >= self._every if self._every is not None else monotonic() - self._last >= self._interval
 
     def begun(self) -> None:
-        """Note the begin of a snapshot."""
+        """Note the start of a snapshot."""
         self._count, self._last = 0, monotonic()
 
     def took(self, seconds: float) -> None:
@@ -73,7 +73,7 @@ class Snapshots:
 
         Args:
             url: Folder for them, which fsspec supports; None keeps them in memory.
-            limit: Most bytes of memory. While new ones are taken, those before are there, too.
+            limit: Most bytes of memory; for a moment, those before are there, too.
         """
         self.limit = limit if url is None else _NO_LIMIT
         self._kept: dict[int, Snapshot | _Stored] = {}

@@ -19,7 +19,7 @@ from workers.node import socket_domain
 from workers.remote.service import Busy
 from workers.types import Phase, Scope
 
-__all__ = ["StartPatience", "StartTime", "open_doors", "with_hint"]
+__all__ = ["MISSING", "StartPatience", "StartTime", "open_doors", "with_hint"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -35,7 +35,7 @@ _OWN_MODULES = (
     "modules of your own must be importable on every node: run the program with `lockstep submit` or `ray job submit "
     "--working-dir DIR`, or call ray.init(runtime_env={'working_dir': DIR}) first; packages must be installed there"
 )
-_LOCKSTEP = "Lockstep and what it needs must be installed on every node, in the same versions"
+MISSING = "Lockstep and what it needs must be installed on every node, in the same versions"
 
 
 class StartTime:
@@ -182,7 +182,7 @@ def _error_of(call: Any) -> RayError | None:
 def _failure(error: RayError, scope: Scope) -> Failure:
     text = uncoloured(error)
     if any(f"{kind}: " in text for kind in _IMPORT_ERRORS):
-        text = f"{text.rstrip()}\n{_LOCKSTEP}"
+        text = f"{text.rstrip()}\n{MISSING}"
     return Failure(
         scope=scope.index,
         rows=scope.rows,

@@ -50,7 +50,7 @@ class Streams(ABC):
         cluster: The cluster in which the workers live.
         nodes: Where each worker lives, for its failures.
         rescue: Rebuilds lost workers; None if nothing does.
-        check: Raises a `ClusterError` if Ray's head node is gone; called while replies are late.
+        check: Raises a `ClusterError` if Ray's head node is gone; called while the replies to an iteration are late.
     """
 
     transport: ClassVar[str]
@@ -127,7 +127,7 @@ class Streams(ABC):
         return [self._under_way[seq] for seq in self._sent[index]]
 
     def replace(self, index: int, actor: Any, door: Door) -> None:
-        """Put a new worker in the place of a lost one. It has got no request yet; see `resend`.
+        """Put a new worker in the place of a lost one. It has received no request yet; see `resend`.
 
         Raises:
             OSError: It cannot be reached.
@@ -170,6 +170,8 @@ class Streams(ABC):
         indices = [index for index in range(len(self._actors)) if index not in self._lost]
         request = self._begin(indices, method, common, each)
         if self.rescue is not None:
+            for index in self._lost:  # it is owed, and sent to the next worker in its place
+                self._sent[index][request.seq] = 0
             self.rescue.note(request)
         return request.seq
 

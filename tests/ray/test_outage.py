@@ -81,8 +81,11 @@ def test_a_cable_that_is_pulled_is_told_and_costs_only_its_time(
     link.hang_up()
     link.send(2, "tick", (tick(1), 1), ack=2)
     poll(link, 2, lambda: cable.attempts > 10)
+    assert link.is_cut_off
     monkeypatch.setattr(connection, "_ATTEMPT", PATIENCE)
     cable.plug_in()
+    while link.is_cut_off:  # from now on, pings tell whether the worker is there
+        link.receive(3, 0)
     assert step_of(receive(link, 2)) == 1
     assert acted(agent) == [1]
     assert [record.getMessage() for record in caplog.records] == [

@@ -87,6 +87,9 @@ def test_recoveries_are_told_in_numbers_for_their_scopes():
         assert some["Recovery / Time (s)"] == event.seconds
         assert some["Recovery / Iterations"] == 7.0
         assert not [tag for one in trainer.collect_metrics() for tag in one if tag.startswith("Recovery")]
+        kill(trainer, 0)
+        trainer.run(3)
+        assert [(event.scopes, event.timestep) for event in trainer.recoveries] == [((1,), 8), ((0,), 11)]
 
 
 def test_snapshots_are_kept_at_a_url_and_removed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -146,11 +149,11 @@ def test_episodes_that_cannot_be_restored_are_truncated_or_end_the_run(caplog: p
         trainer.train()
         kill(trainer, 1)
         assert copied_outputs(trainer.train())[3][:, 0].tolist() == [False, False, True, True]
-        assert "the environments of scope 1 do not repeat what they did" in caplog.text
+        assert "the environments of scope 1, or its agent, do not repeat what they did" in caplog.text
     with trainer_of(RecordingAgent, env, snapshot_every=100, on_lost="raise") as trainer:
         trainer.train()
         kill(trainer, 1)
-        with pytest.raises(WorkerError, match="do not repeat timestep 1, and on_lost='raise' ends the run"):
+        with pytest.raises(WorkerError, match="timestep 1 does not repeat itself, and on_lost='raise' ends the run"):
             trainer.train()
     with trainer_of(RecordingAgent, env, snapshot_every=3, on_lost="raise") as trainer:
         trainer.run(4)

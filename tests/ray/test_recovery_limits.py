@@ -139,11 +139,11 @@ def test_snapshots_for_which_there_is_no_memory_are_named(caplog: pytest.LogCapt
 
     with trainer_of([NullAgent, Large], snapshot_bytes=500_000) as trainer:
         assert "if the worker of scope 1 is lost, the run ends with an error" in caplog.text
-        assert "at most 500,000 are kept for all of them" in caplog.text
+        assert "snapshot_bytes allows 500,000 for all" in caplog.text
         kill(trainer, 0)
         trainer.train()
         kill(trainer, 1)
-        with pytest.raises(WorkerError, match="it cannot be restored: it has 1,0"):
+        with pytest.raises(WorkerError, match="it cannot be restored: its snapshot has 1,0"):
             trainer.train()
 
 

@@ -52,9 +52,9 @@ class RunLog:
         self._diverged, self._saves = False, config.checkpoint.keep_last > 0
 
     @property
-    def url(self) -> str:
-        """The run directory, without secrets."""
-        return redacted(self._directory.url)
+    def remedy(self) -> str:
+        """How to go on after a failure; empty if there is no way."""
+        return f"; then: lockstep resume {redacted(self._directory.url)}" if self._saves else ""
 
     def begin(self) -> int:
         """Start a run in a new directory, and return its timestep: 0.
@@ -160,8 +160,9 @@ class RunLog:
         except LifecycleError:  # an iteration has failed half-way: there is nothing to go on from
             pass
         except Exception as error:
-            _logger.error("no checkpoint of timestep %d: %s", self._done, error)
+            _logger.error("%s", error)
         try:
+            self._write_recoveries()
             self._finish("failed")
         except Exception as error:
             _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", self.timestep, error)
@@ -242,9 +243,7 @@ class RunLog:
 
     def _write_metrics(self) -> None:
         scalars = self._trainer.collect_metrics()
-        if self._trainer.recoveries:
-            events = [event._asdict() for event in self._trainer.recoveries]
-            self._directory.write(f"recoveries/{self._began:012}.json", json.dumps(events, indent=1))
+        self._write_recoveries()
         is_new, self._collected = self._done != self._collected, self._done
         count, self._since_timestep = self._done - self._since_timestep, self._done
         seconds, self._since = perf_counter() - self._since, perf_counter()
@@ -253,6 +252,11 @@ class RunLog:
                 one[RATE] = count * (stop - start) / seconds
             self.scalars = scalars
             self._metrics.write(self._done, scalars)
+
+    def _write_recoveries(self) -> None:
+        if self._trainer.recoveries:
+            events = [event._asdict() for event in self._trainer.recoveries]
+            self._directory.write(f"recoveries/{self._began:012}.json", json.dumps(events, indent=1))
 
 
 class _Schedule:

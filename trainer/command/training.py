@@ -156,7 +156,7 @@ def _logged(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, s
         raise
     except ClusterError as error:
         # at once: Ray may end this process before anybody else tells it
-        _logger.error("%s; then: lockstep resume %s", error, log.url)
+        _logger.error("%s%s", error, log.remedy)
         log.save_what_can_be()
         raise
     except BaseException:

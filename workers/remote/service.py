@@ -317,7 +317,7 @@ class Service:
         else:
             snapshot = Snapshot((self._built_runner.snapshot(allow_pickle=allow_pickle),), {})
         if limit is not None and snapshot.size > limit:  # before it is joined and sent
-            raise CheckpointError(f"it has {snapshot.size:,} bytes; at most {limit:,} are kept for all of them")
+            raise CheckpointError(f"its snapshot has {snapshot.size:,} bytes; snapshot_bytes allows {limit:,} for all")
         return snapshot.joined()
 
     def _stage(self, snapshot: Snapshot) -> None:

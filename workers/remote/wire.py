@@ -285,7 +285,7 @@ def read_outcome(packed: Packed | None, framework: Framework, num_envs: int) -> 
         EnvError: A value in the infos cannot be unpickled. The message has its keys.
         DamagedError: As in `from_wire`, or it is not an outcome of so many rows.
     """
-    if packed is None:  # of a worker that should stop, but was not asked to
+    if packed is None:  # from a worker that was halted
         raise _not_an_outcome(num_envs)
     spec = packed.spec
     if spec[0] != TUPLE or spec[1] is not Outcome or spec[2][-1][0] not in _DICTS:

@@ -16,7 +16,15 @@ from workers.envs.checking import check_wrapped, is_multi_agent
 from workers.envs.making import build_rows
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
-from workers.envs.states import EnvState, check_state, prepare_state, read_state, set_replay_limit, write_state
+from workers.envs.states import (
+    NOT_KEPT,
+    EnvState,
+    check_state,
+    prepare_state,
+    read_state,
+    set_replay_limit,
+    write_state,
+)
 from workers.errors import CheckpointError, close_or_log, message_of
 from workers.frameworks import Framework
 from workers.generators import DrawWatch
@@ -302,7 +310,7 @@ class EnvSlice:
         """Truncate all episodes in the next step, because they do not go on as they did."""
         self.phase = Phase.STORE
         if self._observations is not None:
-            self._lost = read_state(self.env, self._framework, allow_pickle=True)
+            self._lost = NOT_KEPT
 
     @property
     def _spaces(self) -> list[str]:

@@ -6,6 +6,7 @@ keep the log of actions, by scopes, and by users for `register_state`.
 
 from workers.envs.states.own import register_state
 from workers.envs.states.state import (
+    NOT_KEPT,
     EnvState,
     check_state,
     explain_state,
@@ -16,6 +17,7 @@ from workers.envs.states.state import (
 )
 
 __all__ = [
+    "NOT_KEPT",
     "EnvState",
     "check_state",
     "explain_state",

@@ -18,7 +18,16 @@ from workers.errors import EnvError, type_name
 from workers.frameworks import Framework
 from workers.types import is_integer
 
-__all__ = ["EnvState", "check_state", "explain_state", "prepare_state", "read_state", "set_replay_limit", "write_state"]
+__all__ = [
+    "NOT_KEPT",
+    "EnvState",
+    "check_state",
+    "explain_state",
+    "prepare_state",
+    "read_state",
+    "set_replay_limit",
+    "write_state",
+]
 
 
 class EnvState(NamedTuple):
@@ -32,6 +41,10 @@ class EnvState(NamedTuple):
 
     rows: list[dict[str, Any]] | None
     whole: dict[str, Any] | None
+
+
+NOT_KEPT = EnvState(None, {"form": NONE})
+"""The state of environments whose episodes do not go on: all are truncated when it is restored."""
 
 
 def prepare_state(env: Any, framework: Framework, *, allow_pickle: bool) -> None:
