@@ -64,6 +64,8 @@ class Faults:
         self._undo: list[Callable[[], None]] = []
         self._is_quiet = threading.Event()  # no worker is being rebuilt
         self._is_quiet.set()
+        self._one_by_one, self._is_over = threading.Lock(), threading.Event()
+        self._sent = self._streams._seq - _REQUESTS  # when the last fault happened, or was recovered from
         self._watch("ask")
         self._watch("send")
         self._watch_recoveries()
@@ -80,6 +82,7 @@ class Faults:
     def end(self) -> None:
         """Let no further fault happen, and all stopped processes go on."""
         self._armed.clear()
+        self._is_over.set()
         for timer in self._timers:
             timer.cancel()
         for timer in self._timers:
@@ -119,29 +122,34 @@ class Faults:
             try:
                 recover(*args)
             finally:
+                self._sent = self._streams._seq  # those of the recovery do not count
                 self._is_quiet.set()
 
         rescue.recover = watched
         self._undo.append(lambda: delattr(rescue, "recover"))
 
     def _happen(self, fault: Fault) -> None:
-        """Let a fault happen. One that is not for a recovery waits until the run goes on after it: a second one at the
-        same place ends the run, as it should."""
-        if not fault.during and not self._goes_on():
-            return
+        """Let a fault happen. One that is not for a recovery waits until the run goes on after the last one.
+
+        Two at the same place end a run, as they should.
+        """
+        if not fault.during:
+            with self._one_by_one:
+                if not self._goes_on():
+                    return
+                self._sent = self._streams._seq
         self.happened.append(fault)
         getattr(self, "_" + fault.kind.replace(" ", "_"))(fault)
 
     def _goes_on(self) -> bool:
-        """Return whether the run goes on, after the recovery that may be under way."""
-        if self._is_quiet.is_set():
-            return True
-        self._is_quiet.wait(PATIENCE)
-        sent, deadline = self._streams._seq, monotonic() + _PATIENCE
-        while self._streams._seq < sent + _REQUESTS:
-            if monotonic() > deadline:  # it is over
+        """Wait until the iteration of the last fault, and a recovery from it, are over; return whether they are."""
+        deadline = monotonic() + _PATIENCE
+        while not self._is_quiet.is_set() or self._streams._seq < self._sent + _REQUESTS:
+            if not self._is_quiet.is_set():
+                self._is_quiet.wait(PATIENCE)
+                deadline = monotonic() + _PATIENCE
+            if self._is_over.wait(0.05) or monotonic() > deadline:
                 return False
-            threading.Event().wait(0.05)
         return True
 
     def _pids(self, fault: Fault) -> list[int]:
