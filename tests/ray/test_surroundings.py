@@ -190,7 +190,8 @@ def test_an_interrupt_in_the_program_itself_stays_one(ray_cluster, orchestrator)
 @pytest.mark.parametrize("transport", full_or_short(TRANSPORTS, ["ray"]), indirect=True)
 def test_rays_signal_still_ends_a_worker(transport):
     """Both at work and between two requests."""
-    with trainer_of([NullAgent, lambda scope: DyingAgent(signal.SIGTERM)], transport=transport) as trainer:
+    agents = [NullAgent, lambda scope: DyingAgent(signal.SIGTERM)]
+    with trainer_of(agents, transport=transport, snapshot_every=0) as trainer:
         trainer.run(2)
         with pytest.raises(WorkerError) as caught:
             trainer.train()
@@ -276,7 +277,7 @@ def test_workers_are_asked_and_halted_beside_their_work(transport, tmp_path):
             if timestep == 2:
                 raise ValueError("oh no")
 
-    with trainer_of([lambda scope: SlowAgent(go_on), FailingAgent], transport=transport) as trainer:
+    with trainer_of([lambda scope: SlowAgent(go_on), FailingAgent], transport=transport, snapshot_every=0) as trainer:
         streams = trainer._session._streams
         halt = streams._halt
 

@@ -161,7 +161,8 @@ def test_large_outputs_go_by_shared_memory_and_stay_as_they_are(ray_cluster):
 
 def test_shared_memory_is_given_back_after_a_crash(ray_cluster):
 
-    trainer = trainer_of([NullAgent, lambda scope: DyingAgent(signal.SIGKILL)], EnvFactory(build_wide, num_envs=4))
+    agents = [NullAgent, lambda scope: DyingAgent(signal.SIGKILL)]
+    trainer = trainer_of(agents, EnvFactory(build_wide, num_envs=4), snapshot_every=0)
     trainer.train()
     trainer.train()
     with pytest.raises(WorkerError, match="process died"):
