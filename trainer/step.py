@@ -159,8 +159,8 @@ class StepTrainer(WorkerState, Generic[A]):
     def run(self, n: int, timestep: int | None = None, timesteps: int | None = None) -> Outputs[A]:
         """Do `n` training iterations, with the same results as `n` calls of `train`.
 
-        In Ray, a worker that owns its environments gets one message for all iterations up to the next snapshot, and does
-        not wait for the other workers in between. Metrics and episodes of all iterations are kept for `collect_metrics`.
+        In Ray, a worker that owns its environments gets one message for all iterations up to the next snapshot. It does
+        not wait for the other workers in between. `collect_metrics` has metrics and episodes of all iterations.
 
         Args:
             n: Number of iterations, at least 1.
