@@ -312,6 +312,18 @@ def test_iterations_of_one_request_and_what_halts_them():
     assert [record["timestep"] for record in agent.records()] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_request_that_is_halted_before_it_starts_does_its_first_iteration():
+    """Another scope may have failed in this iteration: this one must not hide that it fails, too."""
+    client = Client(spec())
+    (agent,) = LiveRecordingAgent.made
+    client.service.halt(client.seq + 1)
+    assert client.ok("tick", tick(1), 1) is not None
+    client.service.halt(client.seq + 2)
+    assert client.ok("tick", tick(2), 5) is None
+    assert client.ok("tick", tick(7), 5) is None
+    assert [record["timestep"] for record in agent.records()] == [1, 2]
+
+
 def test_a_reply_goes_into_the_memory_that_it_is_given():
     client = Client(spec())
     into = memoryview(bytearray(4096))

@@ -122,6 +122,7 @@ class Service:
         self._worker: ScopeWorker | None = None
         self._threads: AbstractContextManager[None] = nullcontext()
         self._has_failed = False
+        self._is_cut = False  # the last request for iterations stopped early
 
     def handle(
         self, seq: int, method: str, args: tuple[Any, ...], *, ack: int | None = None, into: memoryview | None = None
@@ -189,7 +190,10 @@ class Service:
         return reply
 
     def halt(self, seq: int) -> None:
-        """Stop requests up to `seq` after their current iteration; those not started yet do none.
+        """Stop requests up to `seq` after their current iteration.
+
+        One that has not started yet does only its first, so that every scope that fails in an iteration is reported.
+        Those after one that stopped early do none.
 
         May be called from another thread.
         """
@@ -265,11 +269,13 @@ class Service:
     def _tick(self, tick: Tick, count: int = 1) -> Any:
         if self._has_failed:  # sent before the driver knew about the failure
             raise RuntimeError("skipped, because the previous iteration failed")
-        if self._last <= self._halted:
+        if self._is_cut and self._last <= self._halted:  # sent before the driver stopped this worker
             return None
         self._timestep = tick.timestep
         try:
-            return self._owned_worker.run(tick, count, goes_on=self._goes_on)
+            outcome = self._owned_worker.run(tick, count, goes_on=self._goes_on)
+            self._is_cut = outcome is None
+            return outcome
         except BaseException:
             self._has_failed = True
             raise
