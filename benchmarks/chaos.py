@@ -1,8 +1,8 @@
 """A table of what `make chaos` has done, for RESULTS.md.
 
-    python benchmarks/chaos.py SECTION build/chaos.csv ...
+    python benchmarks/chaos.py build/chaos.csv ...
 
-Each row of these files is a schedule of faults; see `tests.chaos`. SECTION is ``chaos`` or ``chaos-last``.
+Each row of these files is a schedule of faults; see `tests.chaos`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from report import describe_machine, table, write_section
 
 def main() -> None:
     """Sum up the files."""
-    rows = [row for path in sys.argv[2:] for row in csv.DictReader(Path(path).read_text().splitlines())]
+    rows = [row for path in sys.argv[1:] for row in csv.DictReader(Path(path).read_text().splitlines())]
     lines = []
     for framework in ("torch", "jax", "warp"):
         for mode in ("sharded", "shared"):
@@ -51,7 +51,7 @@ def main() -> None:
         f"Seeds: {_ranges(seeds)}. Failed: {', '.join(failed) or 'none'}."
     )
     print(text)
-    write_section(sys.argv[1], text)
+    write_section("chaos", text)
 
 
 def _ranges(numbers: list[int]) -> str:
