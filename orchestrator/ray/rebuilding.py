@@ -254,7 +254,7 @@ class Rebuilding:
         """Send a request to which the worker owes the reply."""
         request = self._but_the_last([index], request)
         if index in self._alive:
-            self._team.streams.resend(index, request)
+            self._team.streams.send_to(index, request)
 
     def _but_the_last(self, indices: Sequence[int], request: Request) -> Request:
         """Do the iterations of a request one by one, if they are to be done so; return a request for the last one."""

@@ -127,7 +127,7 @@ class Streams(ABC):
         return [self._under_way[seq] for seq in self._sent[index]]
 
     def replace(self, index: int, actor: Any, door: Door) -> None:
-        """Put a new worker in the place of a lost one. It has received no request yet; see `resend`.
+        """Put a new worker in the place of a lost one. It has received no request yet; see `send_to`.
 
         Raises:
             OSError: It cannot be reached.
@@ -137,10 +137,6 @@ class Streams(ABC):
         self._sent[index].clear()
         self.nodes[index] = door.address.host  # until the worker tells
         self._lost.pop(index, None)
-
-    def resend(self, index: int, request: Request) -> None:
-        """Send a request that is under way to a new worker; `receive` waits for its reply."""
-        self._send_to(index, request)
 
     def request(
         self,
@@ -188,14 +184,15 @@ class Streams(ABC):
         self._under_way[request.seq] = request
         try:
             for index in indices:
-                self._send_to(index, request)
+                self.send_to(index, request)
         except BaseException:
             self._end(request.seq)  # the caller cannot wait for it
             self._halt_all()
             raise
         return request
 
-    def _send_to(self, index: int, request: Request) -> None:
+    def send_to(self, index: int, request: Request) -> None:
+        """Send a request that is under way to one worker; `receive` waits for its reply."""
         self._numbers[index] += 1
         sent = self._sent[index]
         sent[request.seq] = self._numbers[index]

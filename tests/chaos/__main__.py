@@ -41,10 +41,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="first seed, if there are no results yet")
     parser.add_argument("--only", type=int, help="run this seed alone, with its log, and write nothing")
     options = parser.parse_args()
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # of a shell in the background, too
+    # a shell in the background lets its programs ignore the first
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if options.only is not None:
         logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d ms: %(message)s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import tempfile
@@ -12,13 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
-from tests.chaos.faults import worker_processes
 from tests.chaos.running import Result
 from tests.command.test_killed import written
 from tests.support.dying import lockstep, results
 from tests.support.parity import assert_same
+from tests.support.processes import descendants
 
 __all__ = ["run_command"]
 
@@ -82,6 +82,6 @@ def run_command(seed: int) -> Result:
 def _strike(seconds: float, is_over: threading.Event) -> None:
     """Kill one worker after some seconds, unless the program is over."""
     if not is_over.wait(seconds):
-        for pid in list(worker_processes())[:1]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in descendants("WorkerActor")[:1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -13,31 +13,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import psutil
-
 from orchestrator.ray import connection, snapshots
 from tests.chaos.schedules import Fault
-from tests.support.processes import PATIENCE
+from tests.support.processes import PATIENCE, descendants
+from tests.support.recovering import pids_of
 
-__all__ = ["Faults", "worker_processes"]
+__all__ = ["Faults"]
 
 _REQUESTS, _PATIENCE = 4, 20.0
 """Requests after which the iteration in which a worker was lost is over, and seconds within which they come."""
 
 _PAUSE = 0.4
 """Seconds for which a process is stopped that goes on."""
-
-
-def worker_processes() -> dict[int, psutil.Process]:
-    """Return the processes of Ray's actors of this machine that are ours, by their number."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "WorkerActor" in " ".join(process.cmdline()):
-                found[process.pid] = process
-        except psutil.Error:  # gone meanwhile
-            continue
-    return found
 
 
 class Faults:
@@ -154,10 +141,11 @@ class Faults:
 
     def _pids(self, fault: Fault) -> list[int]:
         """Return the processes of the workers that a fault hits. One that is being rebuilt is not described yet."""
-        known = [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in self._trainer._session.workers]
+        known = pids_of(self._trainer)
         if fault.during in ("", "snapshot"):
             return [known[scope] for scope in fault.scopes]
-        return [pid for pid in worker_processes() if pid not in known][: len(fault.scopes)] or [
+        pids = [process.pid for process in descendants("WorkerActor")]
+        return [pid for pid in pids if pid not in known][: len(fault.scopes)] or [
             known[scope] for scope in fault.scopes
         ]
 

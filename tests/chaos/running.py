@@ -17,9 +17,10 @@ import ray
 from ray.util import placement_group_table
 
 from orchestrator.ray import RayOrchestrator
-from tests.chaos.faults import Faults, worker_processes
+from tests.chaos.faults import Faults
 from tests.chaos.schedules import STEPS, Schedule
 from tests.support.parity import CFG, assert_same, copied_outputs, step_trainer
+from tests.support.processes import descendants
 from tests.support.resumed import CASES, SCOPES, make_agent, spaces_of
 from workers.envs import EnvFactory
 from workers.envs.making import build_rows
@@ -188,7 +189,7 @@ def _open_files() -> int:
 def _check_nothing_left(before: int) -> None:
     """Check that no process, placement group, socket or shared memory of a closed trainer is left."""
     deadline = monotonic() + _ENDING
-    _, alive = psutil.wait_procs(list(worker_processes().values()), timeout=_ENDING)
+    _, alive = psutil.wait_procs(descendants("WorkerActor"), timeout=_ENDING)
     assert not alive, f"processes left behind: {alive}"
     states = [group["state"] for group in placement_group_table().values()]
     assert set(states) <= {"REMOVED"}, f"placement groups left behind: {states}"

@@ -20,6 +20,7 @@ from orchestrator.ray.connection import Connections
 from tests.support.agents import DyingAgent, NullAgent, RecordingAgent, to_numpy
 from tests.support.envs import CountingEnv, counting_factory
 from tests.support.parity import CFG, step_trainer
+from tests.support.recovering import pids_of
 from workers.envs import EnvFactory
 from workers.errors import ConfigError, WorkerError
 
@@ -104,10 +105,6 @@ def test_nothing_goes_unencrypted_where_tls_is_asked_for(ray_cluster, monkeypatc
 def test_threads_are_those_asked_for_whatever_the_cpus(ray_cluster, num_cpus, num_threads):
     with trainer_of(framework="torch", num_cpus=num_cpus, num_threads=num_threads) as trainer:
         assert f", {num_threads} compute thread" in str(trainer)
-
-
-def pids_of(trainer: Any) -> list[int]:
-    return [int(worker.node.rpartition("pid ")[2].rstrip(")")) for worker in trainer._session.workers]
 
 
 def listeners(pid: int) -> int:
