@@ -56,7 +56,8 @@ class PPO(PPOSaving):
         state_space: Space of the privileged states of one environment, or None.
         num_envs: Number of environments.
         cfg: Configuration. The agent keeps a copy.
-        device: Device of the arrays; None for the framework's default.
+        device: Device of the networks and the rollout, such as ``"cuda:0"``; None for the framework's default device.
+            Arrays of other devices may be passed to `act` and `record_transition`; actions are on this one.
 
     Raises:
         AgentError: A space or `num_envs` is unsuitable, or the device does not exist.
@@ -86,9 +87,10 @@ class PPO(PPOSaving):
                 f"PPOCfg.mini_batches is {self.cfg.mini_batches}; expected at most rollouts x num_envs = "
                 f"{self.cfg.rollouts} x {num_envs} = {samples}"
             )
-        self.device = device
+        self.device = self._framework.find_device(device)
         self.learning_rate = float(self.cfg.learning_rate)
         self._recorded = 0  # transitions in the rollout in progress
+        self._all_acted = True  # whether none of them came with a mask of the rows that act
         # of the last `act` in training, until its transition is recorded
         self._acting: Any = None  # rows that acted
         self._legal: Any = None  # their legal actions
@@ -247,6 +249,7 @@ class PPO(PPOSaving):
             acted=self._acting,
             action_mask=self._legal,
         )
+        self._all_acted = self._acting is None and (self._all_acted or not self._recorded)
         self._forget_act()
         self._recorded += 1
 
@@ -255,7 +258,7 @@ class PPO(PPOSaving):
         if not self.training or self._recorded < self.cfg.rollouts:
             return
         try:
-            if len(self._acted()):  # else there is nothing to learn from
+            if self._all_acted or len(self._acted()):  # else there is nothing to learn from
                 scalars = self._update(self._draw_orders())
                 for tag, value in (scalars | {"Learning / Learning rate": self.learning_rate}).items():
                     self.track_data(tag, value)
@@ -319,7 +322,10 @@ class PPO(PPOSaving):
 
     @abstractmethod
     def _acted(self) -> Any:
-        """Return the indices, NumPy's or the framework's, of the samples whose row acted; see `_draw_orders`."""
+        """Return the indices, NumPy's or the framework's, of the samples whose row acted; see `_draw_orders`.
+
+        This waits for the device. It is only called if `_all_acted` is false.
+        """
 
     @abstractmethod
     def _cut_rollout(self, row: int) -> None:

@@ -30,6 +30,7 @@ class PPOSaving(Agent):
     _components: tuple[range, ...] | None
     _head_width: int
     _recorded: int
+    _all_acted: bool
 
     # What was learned.
 
@@ -111,6 +112,7 @@ class PPOSaving(Agent):
             learned = self._checked(given["state_dict"])
         self._load(*learned)
         self._recorded, self.training, self.tracked = given["recorded"], given["training"], given["tracked"]
+        self._all_acted = bool(rollout["acted"].all())
         self._resume(given | {"rollout": rollout})
 
     def _parts(self) -> dict[str, Any]:

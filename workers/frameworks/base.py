@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from workers.errors import AgentError
 from workers.pickling import loads
 
 __all__ = ["Framework", "ThreadControl", "all_finite"]
@@ -122,6 +123,29 @@ class Framework(ABC):
     @abstractmethod
     def zeros_like(self, array: Any) -> Any:
         """Return zeros of the shape and dtype of `array`, on its device."""
+
+    def find_device(self, device: Any) -> Any:
+        """Return a device of this process.
+
+        Args:
+            device: A device of the framework or its name, such as ``"cuda:0"``; None for the default device.
+
+        Raises:
+            AgentError: There is no such device.
+        """
+        try:
+            return self._device(device)
+        except Exception as error:  # each framework has its own
+            raise AgentError(
+                f"device is {device!r}; expected None for {self.name}'s default device, or a device of this process: "
+                f"{', '.join(self.devices())}"
+            ) from error
+
+    def _device(self, device: Any) -> Any:
+        """Return a device as `find_device`, or raise anything."""
+        if device not in (None, "cpu"):
+            raise ValueError(device)
+        return "cpu"
 
     def is_on_host(self, array: Any) -> bool:
         """Return whether the values of `array` can be read without waiting for a device."""

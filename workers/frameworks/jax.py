@@ -84,6 +84,15 @@ class JaxFramework(Framework):
     def zeros_like(self, array: jax.Array) -> jax.Array:
         return jnp.zeros_like(array)
 
+    def _device(self, device: Any) -> jax.Device:
+        if device is None:
+            [default] = jnp.zeros(()).devices()
+            return default
+        if isinstance(device, jax.Device):
+            return device
+        platform, _, index = device.partition(":")
+        return jax.devices(platform)[int(index or 0)]
+
     def is_on_host(self, array: jax.Array) -> bool:
         return _platform(array) == "cpu"
 

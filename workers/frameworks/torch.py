@@ -78,6 +78,10 @@ class TorchFramework(Framework):
     def zeros_like(self, array: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(array)
 
+    def _device(self, device: Any) -> torch.device:
+        # on an array: "cuda" gets its number, and a device that is not there is refused
+        return torch.empty(0, device=torch.get_default_device() if device is None else device).device
+
     def is_on_host(self, array: torch.Tensor) -> bool:
         return array.is_cpu
 

@@ -75,6 +75,10 @@ class WarpFramework(Framework):
     def zeros_like(self, array: wp.array) -> wp.array:
         return wp.zeros_like(array)
 
+    def _device(self, device: Any) -> str:
+        alias: str = wp.get_device(device).alias
+        return alias
+
     def is_on_host(self, array: wp.array) -> bool:
         return bool(array.device.is_cpu)
 

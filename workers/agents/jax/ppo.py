@@ -46,7 +46,6 @@ class PPO(ppo.PPO):
                     f"expected {integers.bits}-bit integers, from {integers.min} to {integers.max}: use such actions, "
                     "or set jax_enable_x64"
                 )
-        self.device = _find_device(self.device)
         specification = programs.Specification(
             cfg=programs.StaticCfg(**{field.name: getattr(self.cfg, field.name) for field in fields(ppo.PPOCfg)}),
             input_widths=tuple(self._input_widths.items()),
@@ -167,7 +166,7 @@ class PPO(ppo.PPO):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the result of `__getstate__`."""
-        device = _find_device(state["device"])
+        device = state["_framework"].find_device(state["device"])
         arrays = jax.device_put({name: state[name] for name in ARRAYS}, device, may_alias=False)
         specification = programs.the_one(state["_specification"])
         vars(self).update(state | arrays | {"device": device, "_specification": specification})
@@ -210,17 +209,3 @@ class PPO(ppo.PPO):
     def _resume(self, state: Mapping[str, Any]) -> None:
         self._rollout, self._key = self._copied((state["rollout"] | {"next": state["next"]}, state["key"]))
         self._generator = state["generator"]
-
-
-def _find_device(device: Any) -> jax.Device:
-    if device is None:
-        [default] = jnp.zeros(()).devices()
-        return default
-    if isinstance(device, jax.Device):
-        return device
-    try:
-        platform, _, index = device.partition(":")
-        return jax.devices(platform)[int(index or 0)]
-    except (AttributeError, IndexError, RuntimeError, ValueError) as error:
-        known = ", ".join(f"'{each.platform}:{each.id}'" for each in jax.devices())
-        raise AgentError(f"device is {device!r}; expected None, a jax.Device or a name such as {known}") from error

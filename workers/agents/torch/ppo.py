@@ -36,7 +36,6 @@ class PPO(ppo.PPO):
     framework = "torch"
 
     def _build(self) -> None:
-        self.device = torch.device("cpu" if self.device is None else self.device)
         self._build_models()
         self._build_rollout()
 

@@ -24,7 +24,6 @@ from workers.agents.warp.networks import (
     moments,
     perceptron,
 )
-from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
@@ -46,11 +45,6 @@ class PPO(ppo.PPO):
     framework = "warp"
 
     def _build(self) -> None:
-        try:
-            self.device = wp.get_device(self.device).alias
-        except (TypeError, ValueError) as error:
-            known = ", ".join(repr(device.alias) for device in wp.get_devices())
-            raise AgentError(f"device is {self.device!r}; expected None, a wp.Device or one of {known}") from error
         self._generator = np.random.default_rng(np.random.randint(2**31))
         self._allocate()
         policy, value = self._initial_networks(self._generator)
