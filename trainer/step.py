@@ -277,7 +277,8 @@ class StepTrainer(WorkerState, Generic[A]):
         for index, ((start, stop), worker) in enumerate(zip(self.scopes, self._session.workers, strict=True)):
             agent = f"{worker.agent} for {', '.join(worker.team)}" if worker.team else worker.agent
             threads = _counted(worker.num_threads, "compute thread")
-            lines.append(f"  scope {index}: environments {start}:{stop}, {agent}, on {worker.node}, {threads}")
+            place = f"{worker.device} of {worker.node}" if worker.device else worker.node
+            lines.append(f"  scope {index}: environments {start}:{stop}, {agent}, on {place}, {threads}")
         return "\n".join(lines)
 
     def _submit(self, mode: Mode, timestep: int | None, timesteps: int | None, count: int = 1) -> None:

@@ -224,7 +224,8 @@ def infos_by_scope(
         elif _is_by_row(value, rows, framework):
             by_scope[key] = value
         elif _is_float(value, framework):
-            by_scope[key] = float(value)
+            is_elsewhere = framework.is_array(value) and not framework.is_on_host(value)
+            by_scope[key] = value if is_elsewhere else float(value)  # to read it would wait for the device
         else:
             by_scope[key] = [value if has else None for has in having]
     return _without_empty(by_scope)
@@ -248,8 +249,8 @@ def _concatenate(values: Sequence[Any], like: Any, sizes: Sequence[int], framewo
 
 
 def _is_float(value: Any, framework: Framework) -> bool:
-    if framework.is_array(value) and value.ndim == 0:
-        value = framework.to_numpy(value)
+    if framework.is_array(value):
+        return value.ndim == 0 and framework.kind(value) == "f"
     if isinstance(value, np.ndarray):
         return value.ndim == 0 and bool(np.issubdtype(value.dtype, np.floating))
     return isinstance(value, (float, np.floating))

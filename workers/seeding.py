@@ -18,7 +18,7 @@ import numpy as np
 from numpy.random import MT19937, BitGenerator, SeedSequence
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
-from workers.frameworks import Framework
+from workers.frameworks import Framework, RandomNumbers
 from workers.generators import PythonStream, SpaceStreams, bit_generator_of, python_state, set_python_state
 
 __all__ = ["GlobalStream", "RandomStream", "agent_seed", "skrl_key"]
@@ -51,10 +51,10 @@ def skrl_key(framework: str, key: int | None) -> Iterator[None]:
 class RandomStream:
     """Random stream of one agent, held by the global generators inside ``with stream:``.
 
-    Inside, the global generators of Python, of NumPy's legacy interface and of the framework continue the agent's
-    stream, and so do the generators of the spaces that it holds. On exit their previous states are restored. CUDA's
-    generators are not affected. NumPy's legacy generator caches the second Gaussian of a pair for its next call: the
-    user's is preserved, the agent's is not. Python's ``random.gauss`` does the same: both are preserved.
+    Inside, the global generators of Python, of NumPy's legacy interface and of the framework, on every device, continue
+    the agent's stream, and so do the generators of the spaces that it holds. On exit their previous states are
+    restored. NumPy's legacy generator caches the second Gaussian of a pair for its next call: the user's is preserved,
+    the agent's is not. Python's ``random.gauss`` does the same: both are preserved.
     """
 
     def __init__(self, seed: int, framework: Framework, *holders: Any) -> None:
@@ -65,37 +65,32 @@ class RandomStream:
             framework: The framework.
             holders: Objects of the user that refer to spaces which the agent may sample: its factory, for example.
         """
-        self._framework = framework
         self._python = PythonStream(seed)
         self._bits: BitGenerator = MT19937(seed)
-        self._state = framework.seeded_rng_state(seed)
+        self._framework = framework.random_stream(seed)
         self._spaces = SpaceStreams(seed)
         self._spaces.hold(*holders)
-        self._lent: tuple[Any, Any, dict[str, Any] | None] | None = None
+        self._lent: tuple[Any, dict[str, Any] | None] | None = None
 
     def hold_spaces(self, agent: Any) -> None:
         """Hold the generators of the spaces of an agent that was built inside; call it before leaving."""
         self._spaces.hold_built(agent)
 
     def __enter__(self) -> None:
-        framework = self._framework
-        outer = framework.rng_state()
-        framework.set_rng_state(self._state)
+        self._framework.swap()
         outer_bits = get_bit_generator()
         outer_numpy = _state_if_gaussian_cached(outer_bits)
         set_bit_generator(self._bits)
         self._python.swap()
         self._spaces.swap()
-        self._lent = (outer, outer_bits, outer_numpy)
+        self._lent = (outer_bits, outer_numpy)
 
     def __exit__(self, *_: object) -> None:
         assert self._lent is not None
-        outer, outer_bits, outer_numpy = self._lent
-        framework = self._framework
+        outer_bits, outer_numpy = self._lent
         self._spaces.swap()
         self._python.swap()
-        self._state = framework.rng_state()
-        framework.set_rng_state(outer)
+        self._framework.swap()
         self._bits = get_bit_generator()
         set_bit_generator(outer_bits)
         if outer_numpy is not None:
@@ -103,13 +98,11 @@ class RandomStream:
 
     def state(self, agent: Any) -> dict[str, Any]:
         """Return the state outside of ``with stream:``, as plain data, with the generators of the agent's spaces."""
-        framework = self._framework
         return {
             "python": self._python.state(),
             "numpy": self._bits.state,
-            "framework": None if self._state is None else framework.to_numpy(self._state).copy(),
-            "devices": framework.device_rng_states(),
             "spaces": self._spaces.state(agent),
+            **_state_of(self._framework),
         }
 
     def load(self, state: Mapping[str, Any], agent: Any) -> None:
@@ -121,8 +114,7 @@ class RandomStream:
         self._spaces.load(state["spaces"], agent)
         self._python.load(state["python"])
         self._bits = bit_generator_of(state["numpy"])
-        self._state = _rng_state_of(state, self._framework)
-        self._framework.set_device_rng_states(state["devices"])
+        _load(self._framework, state)
 
 
 class GlobalStream(nullcontext[None]):
@@ -130,17 +122,14 @@ class GlobalStream(nullcontext[None]):
 
     def __init__(self, framework: Framework) -> None:
         super().__init__()
-        self._framework = framework
+        self._framework = framework.random_stream(None)
 
     def state(self, agent: Any) -> dict[str, Any]:
         """Return the state of the global generators, as plain data."""
-        framework = self._framework
-        state = framework.rng_state()
         return {
             "python": python_state(random._inst),
             "numpy": np.random.get_state(legacy=False),
-            "framework": None if state is None else framework.to_numpy(state).copy(),
-            "devices": framework.device_rng_states(),
+            **_state_of(self._framework),
         }
 
     def load(self, state: Mapping[str, Any], agent: Any) -> None:
@@ -149,21 +138,24 @@ class GlobalStream(nullcontext[None]):
         Raises:
             LookupError, TypeError, ValueError: It is something else.
         """
-        framework, numpy = self._framework, state["numpy"]
+        numpy = state["numpy"]
         bits = bit_generator_of({name: numpy[name] for name in numpy if name not in _GAUSSIAN})
         set_bit_generator(bits)
         if type(bits) is MT19937:  # others have no cached Gaussian that can be set
             np.random.set_state(numpy)
         set_python_state(random._inst, state["python"])
-        rng_state = _rng_state_of(state, framework)
-        if rng_state is not None:
-            framework.set_rng_state(rng_state)
-        framework.set_device_rng_states(state["devices"])
+        _load(self._framework, state)
 
 
-def _rng_state_of(state: Mapping[str, Any], framework: Framework) -> Any:
-    values = state["framework"]
-    return None if values is None else framework.rng_state_of(values)
+def _state_of(numbers: RandomNumbers) -> dict[str, Any]:
+    """Return the state of a framework's random numbers: that of the host's generator, and those of the devices'."""
+    states = numbers.state()
+    return {"framework": states[0] if states else None, "devices": states[1:]}
+
+
+def _load(numbers: RandomNumbers, state: Mapping[str, Any]) -> None:
+    host = state["framework"]
+    numbers.load([] if host is None else [host, *state["devices"]])
 
 
 _GAUSSIAN = ("has_gauss", "gauss")

@@ -158,6 +158,7 @@ class Description(NamedTuple):
         num_threads: Number of compute threads of its framework.
         team: Names of the agents of a multi-agent environment; empty in a single-agent environment.
         notes: Notes that Lockstep logs once per run.
+        device: Device of its agent, such as ``"cuda:0"``; empty if the agent does not say.
     """
 
     agent: str
@@ -165,6 +166,7 @@ class Description(NamedTuple):
     num_threads: int
     team: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    device: str = ""
 
 
 class Env(Protocol):

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -178,6 +179,10 @@ def log_probs(agent: Any) -> npt.NDArray[Any]:
         programs = importlib.import_module("workers.agents.jax.programs")
         prepare = importlib.import_module("jax").jit(programs._prepare, static_argnums=0)
         samples, _ = prepare(agent._specification, agent._weights, agent._normalizers, agent._rollout)
+    elif agent.framework == "torch":
+        with torch.no_grad():
+            agent._prepare_update(None)
+        samples = agent._samples()
     else:
         samples = agent._prepare_update() or agent._samples
     return copied(samples["log_prob"]).reshape(agent.cfg.rollouts, agent.num_envs)

@@ -129,7 +129,7 @@ def test_memory_shared_with_numpy_may_change_after_recording():
 @pytest.mark.parametrize("learning_rate", [1e-6, 1.2e-6, 1e-3, 9e-3, 1e-2])
 def test_compiled_rule_of_the_learning_rate(learning_rate, kl):
     adapted = programs._adapt_learning_rate(jax.numpy.float32(learning_rate), jax.numpy.float32(kl), 0.01)
-    assert float(adapted) == pytest.approx(adapt_learning_rate(learning_rate, kl, 0.01))
+    assert float(adapted) == pytest.approx(adapt_learning_rate(learning_rate, kl, 0.01, np.where))
 
 
 # Integers and devices.

@@ -239,9 +239,9 @@ def test_inputs_are_normalised_and_limited(framework):
     ("kl", "expected"), [(0.021, 1e-3 / 1.5), (0.02, 1e-3), (0.01, 1e-3), (0.005, 1e-3), (0.0049, 1e-3 * 1.5)]
 )
 def test_kl_rule(kl, expected):
-    assert adapt_learning_rate(1e-3, kl, 0.01) == pytest.approx(expected)
+    assert adapt_learning_rate(1e-3, kl, 0.01, np.where) == pytest.approx(expected)
 
 
 def test_kl_rule_is_bounded():
-    assert adapt_learning_rate(1.1e-6, 1.0, 0.01) == 1e-6
-    assert adapt_learning_rate(9e-3, 0.0, 0.01) == 1e-2
+    assert adapt_learning_rate(1.1e-6, 1.0, 0.01, np.where) == 1e-6
+    assert adapt_learning_rate(9e-3, 0.0, 0.01, np.where) == 1e-2

@@ -19,7 +19,7 @@ from tests.support import framework_contract as contract
 from tests.support.framework_contract import CONTRACT, Case
 from tests.support.processes import python
 from workers.errors import ConfigError
-from workers.frameworks import Framework, available_frameworks, load_framework
+from workers.frameworks import Framework, RandomNumbers, available_frameworks, load_framework
 
 DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 
@@ -108,8 +108,12 @@ class SwallowsExceptions(torch.no_grad):
         return True
 
 
-def touches_the_generator(seed: int) -> torch.Tensor:
-    return torch.manual_seed(seed).get_state()
+random_stream = load_framework("torch").random_stream
+
+
+def touches_the_generator(seed: int | None) -> RandomNumbers:
+    torch.manual_seed(5)
+    return random_stream(seed)
 
 
 def writes_in_place(mask: Any, chosen: Any, other: Any) -> Any:
@@ -183,8 +187,9 @@ BROKEN: list[tuple[str, str, str, Any, Any]] = [
     ("has no device", "jax", "devices", lambda: ["TFRT_CPU_0"], "devices"),
     ("has the state of no one", "torch", "rng_state", lambda: torch.Generator().get_state(), "random_state"),
     ("restores nothing", "torch", "set_rng_state", lambda state: None, "random_state"),
-    ("seeds the global generator", "torch", "seeded_rng_state", touches_the_generator, "random_state"),
-    ("ignores the seed", "torch", "seeded_rng_state", lambda seed: torch.Generator().get_state(), "random_state"),
+    ("seeds the global generator", "torch", "random_stream", touches_the_generator, "random_state"),
+    ("ignores the seed", "torch", "random_stream", lambda seed: random_stream(0), "random_state"),
+    ("does not swap", "torch", "random_stream", lambda seed: RandomNumbers("torch"), "random_state"),
     ("has a state out of nowhere", "numpy", "rng_state", lambda: np.random.get_state(), "random_state"),
     ("records gradients", "torch", "no_grad", nullcontext, "no_grad"),
     ("records always afterwards", "torch", "no_grad", SwitchesOnAfterwards, "no_grad"),

@@ -207,23 +207,36 @@ def check_random_state(case: Case) -> None:
     framework = case.framework
     if case.draw is None or case.seeded_draw is None:
         assert framework.rng_state() is None
-        assert framework.seeded_rng_state(5) is None
+        assert framework.random_stream(5).state() == framework.random_stream(None).state() == []
         return
     outer = framework.rng_state()
     try:
         drawn = case.draw()
         assert case.draw() != drawn
         framework.set_rng_state(outer)
-        assert case.draw() == drawn
+        five, six = framework.random_stream(5), framework.random_stream(6)
+        assert case.draw() == drawn, "random_stream() touched the global generator"
         framework.set_rng_state(outer)
-        seeded, other = framework.seeded_rng_state(5), framework.seeded_rng_state(6)
-        assert case.draw() == drawn, "seeded_rng_state() touched the global generator"
-        for _ in range(2):  # a state may be set more than once
-            framework.set_rng_state(seeded)
-            five = case.draw()
-            assert five == case.seeded_draw(5)
-        framework.set_rng_state(other)
-        assert case.draw() == case.seeded_draw(6) != five
+        five.swap()
+        first = case.draw()
+        five.swap()
+        assert case.draw() == drawn, "swap() did not give the global generator back"
+        before = five.state()
+        five.swap()
+        second = case.draw()
+        five.swap()
+        six.swap()
+        assert case.draw() == case.seeded_draw(6) != first == case.seeded_draw(5)
+        six.swap()
+        five.load(before)
+        five.swap()
+        assert case.draw() == second != first, "load() did not restore what state() returned"
+        five.swap()
+        whole = framework.random_stream(None)
+        state = whole.state()
+        drawn = case.draw()
+        whole.load(state)
+        assert case.draw() == drawn
     finally:
         framework.set_rng_state(outer)
 

@@ -36,7 +36,7 @@ def seed_everything(framework: str, seed: int) -> None:
     """Seed NumPy's global generator, and the framework's if it has one."""
     np.random.seed(seed)
     adapter = load_framework(framework)
-    adapter.set_rng_state(adapter.seeded_rng_state(seed))
+    adapter.random_stream(seed).swap()
 
 
 def make(

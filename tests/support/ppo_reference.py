@@ -269,7 +269,7 @@ class Reference:
             kl = float((np.expm1(log_ratio) - log_ratio).mean())
             tracked.setdefault("Policy / KL divergence", []).append(kl)
             if self.cfg.kl_threshold:
-                self.learning_rate = adapt_learning_rate(self.learning_rate, kl, self.cfg.kl_threshold)
+                self.learning_rate = adapt_learning_rate(self.learning_rate, kl, self.cfg.kl_threshold, np.where)
         for name in ("observations", "states"):
             if name in rollout:
                 self.seen[name].append(rollout[name][self.acted(rollout)].astype(np.float64))

@@ -86,6 +86,12 @@ class IndependentAgents(Learner):
         super().__init__(num_envs=num_envs)
         self._take_infos = {group: takes_infos(member) for group, member in self.members.items()}
 
+    @property
+    def device(self) -> Any:
+        """The device of all single agents; None if they have different ones, or do not say."""
+        devices = {str(device): device for device in (getattr(each, "device", None) for each in self.members.values())}
+        return next(iter(devices.values())) if len(devices) == 1 else None
+
     def _make(self, make: Callable[..., Any], group: str, names: Sequence[str], num_envs: int) -> Any:
         given: dict[str, Any] = {"num_envs": num_envs * len(names)}
         for kind in ("observation", "action", "state"):

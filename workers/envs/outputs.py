@@ -12,7 +12,7 @@ from workers.envs.base import MultiAgentEnvWrapper, Wrapper
 from workers.envs.checking import is_multi_agent
 from workers.envs.expected import FLAGS, Expected, expected_of, spaces_of
 from workers.errors import EnvError, mark_row, type_name
-from workers.frameworks import Framework
+from workers.frameworks import Framework, Reading
 from workers.types import Arrays, Outcome, Transition
 
 __all__ = ["EnvChecks"]
@@ -59,7 +59,7 @@ class EnvChecks:
         self._uses_alive = not getattr(env, "dead_rows_are_zero", False)
         self._alive: list[Mapping[str, Any]] = [{}, {}]  # before and after the step, if the environment says so
         self._first_bad: Any = None  # on a device: the timestep of the first bad step, negative if there is none
-        self._read: Any = None
+        self._read: Reading | None = None
         self._added = 0
 
     @property
@@ -173,7 +173,7 @@ class EnvChecks:
             EnvError: One of them was not finite.
         """
         if self._first_bad is not None:
-            self._tell(self._framework.read_later(self._first_bad)())
+            self._tell(self._framework.read_later([self._first_bad]))
 
     def check_arrays(self, what: str, arrays: Any, acted: tuple[Any, ...] = ()) -> None:
         """Check agents, kinds, shapes and dtypes of one output.
@@ -322,13 +322,15 @@ class EnvChecks:
         """Check arrays on a device without waiting for it."""
         self._first_bad = self._framework.first_bad(self._first_bad, timestep, list(arrays))
         self._added += 1
-        if not self._added % _READ_INTERVAL:
-            earlier, self._read = self._read, self._framework.read_later(self._first_bad)
-            if earlier is not None:
-                self._tell(earlier())
+        if self._added % _READ_INTERVAL or not (self._read is None or self._read.is_ready()):
+            return
+        earlier, self._read = self._read, self._framework.read_later([self._first_bad])
+        if earlier is not None:
+            self._tell(earlier)
 
-    def _tell(self, first_bad: int) -> None:
-        if first_bad >= 0:
+    def _tell(self, reading: Reading) -> None:
+        [values] = reading.result()
+        if (first_bad := int(values.reshape(()))) >= 0:
             raise EnvError(
                 f"{self.name}: observations, states or rewards are not finite since timestep {first_bad}; correct the "
                 "environment, or set allow_nonfinite=True"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from workers.errors import AgentError
 from workers.pickling import loads
 
-__all__ = ["Framework", "ThreadControl", "all_finite"]
+__all__ = ["Framework", "Lane", "RandomNumbers", "Reading", "ThreadControl", "all_finite"]
 
 ThreadControl = tuple[Callable[[], int], Callable[[int], None]]
 """Getter and setter of a number of compute threads."""
@@ -24,6 +24,51 @@ ThreadControl = tuple[Callable[[], int], Callable[[int], None]]
 def all_finite(values: npt.NDArray[Any]) -> bool:
     """Return whether no element is NaN or infinite; ``np.isfinite(values).all()`` takes half as long again."""
     return bool(np.count_nonzero(np.isfinite(values)) == values.size)
+
+
+class RandomNumbers:
+    """Random numbers of one agent for the global generators of a framework; these are of one that has none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def swap(self) -> None:
+        """Exchange the states of the global generators with those kept here."""
+
+    def state(self) -> list[npt.NDArray[Any]]:
+        """Return the states kept here: of the host's generator, then of each GPU's that has one."""
+        return []
+
+    def load(self, states: Sequence[npt.NDArray[Any]]) -> None:
+        """Set a result of `state`. What it has of GPUs is used as far as there are as many here.
+
+        Raises:
+            ValueError: It is from another framework.
+        """
+        if len(states):
+            raise ValueError(f"{self._name} has no global random generator")
+
+
+class Lane(nullcontext[None]):
+    """Context in which an agent computes: here, like everything else in its thread."""
+
+    def join(self) -> None:
+        """Make what follows outside wait for everything that was started inside."""
+
+
+class Reading:
+    """Arrays on their way to the host; these have arrived."""
+
+    def __init__(self, values: list[npt.NDArray[Any]]) -> None:
+        self._values = values
+
+    def is_ready(self) -> bool:
+        """Return whether `result` does not have to wait."""
+        return True
+
+    def result(self) -> list[npt.NDArray[Any]]:
+        """Wait for the arrays, and return their values."""
+        return self._values
 
 
 class Framework(ABC):
@@ -169,9 +214,29 @@ class Framework(ABC):
         """
         raise NotImplementedError(f"{self.name} has no arrays on a device")
 
-    def read_later(self, number: Any) -> Callable[[], int]:
-        """Start to copy the result of `first_bad` to the host; the returned function waits for this copy only."""
-        raise NotImplementedError(f"{self.name} has no arrays on a device")
+    def read_later(self, arrays: Sequence[Any]) -> Reading:
+        """Start to copy arrays to the host, without waiting for their device."""
+        return Reading([self.to_numpy(array) for array in arrays])
+
+    def device_of(self, array: Any) -> Any:
+        """Return the device of `array`, for `to_device`."""
+        return "cpu"
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """Return `array` on a device; itself if it is there."""
+        return array
+
+    def device_name(self, device: Any) -> str:
+        """Return the name of a device, such as ``"cuda:0"``."""
+        return str(device)
+
+    def lanes(self, devices: Sequence[Any]) -> Sequence[Lane]:
+        """Return a lane for each of several agents of this process; those on one GPU get streams of their own.
+
+        Args:
+            devices: The device of each agent; None if it is unknown.
+        """
+        return [Lane()] * len(devices)
 
     def flags_for_skrl(self, flags: Any) -> Any:
         """Convert flags, ``(rows, 1)`` bool, to what skrl's agents of this framework expect."""
@@ -181,33 +246,20 @@ class Framework(ABC):
         """Return a context without gradients; it is entered many times but never nested."""
         return nullcontext()
 
-    def seeded_rng_state(self, seed: int) -> Any:
-        """Return the state of the global random generator right after seeding, without changing the generator."""
-        return None
-
     def rng_state(self) -> Any:
-        """Return the state of the framework's global random generator; None for a framework without one."""
+        """Return the state of the host's global random generator; None for a framework without one."""
         return None
 
     def set_rng_state(self, state: Any) -> None:  # noqa: B027 - nothing to do without a generator
-        """Set the state of the framework's global random generator."""
+        """Set the state of the host's global random generator."""
 
-    def rng_state_of(self, values: npt.NDArray[Any]) -> Any:
-        """Return the `rng_state` whose values, as from `to_numpy`, are given."""
-        raise ValueError(f"{self.name} has no global random generator")
+    def random_stream(self, seed: int | None) -> RandomNumbers:
+        """Return random numbers for the framework's global generators.
 
-    def device_rng_states(self) -> list[npt.NDArray[Any]]:
-        """Return the states of the random generators of the devices that are in use; none for the host."""
-        return []
-
-    def set_device_rng_states(self, states: Sequence[npt.NDArray[Any]]) -> None:
-        """Set a result of `device_rng_states`.
-
-        Raises:
-            ValueError: It is of other devices.
+        Args:
+            seed: Their seed; None for those of the process.
         """
-        if len(states):
-            raise ValueError(f"it has the random states of {len(states)} devices; {self.name} has no such generators")
+        return RandomNumbers(self.name)
 
     def silence(self) -> None:  # noqa: B027 - nothing to do for a framework that prints nothing
         """Keep the framework from printing to the process's output, which is for results; warnings remain."""

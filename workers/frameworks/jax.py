@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.errors import EnvError, mark_row
-from workers.frameworks.base import Framework
+from workers.frameworks.base import Framework, Reading
 
 __all__ = ["FRAMEWORK"]
 
@@ -93,15 +93,24 @@ class JaxFramework(Framework):
         platform, _, index = device.partition(":")
         return jax.devices(platform)[int(index or 0)]
 
+    def device_of(self, array: jax.Array) -> jax.Device:
+        devices = array.devices()
+        return next(iter(devices)) if len(devices) == 1 else None  # of several, each has a part
+
+    def to_device(self, array: jax.Array, device: jax.Device | None) -> jax.Array:
+        return array if device is None or array.devices() == {device} else jax.device_put(array, device)
+
+    def device_name(self, device: Any) -> str:
+        return f"{device.platform}:{device.id}" if isinstance(device, jax.Device) else str(device)
+
     def is_on_host(self, array: jax.Array) -> bool:
         return _platform(array) == "cpu"
 
     def first_bad(self, first: jax.Array | None, timestep: int, arrays: Sequence[jax.Array]) -> jax.Array:
         return _first_bad(jnp.int32(-1) if first is None else first, np.int32(timestep), arrays)
 
-    def read_later(self, number: jax.Array) -> Callable[[], int]:
-        number.copy_to_host_async()
-        return lambda: int(number)
+    def read_later(self, arrays: Sequence[jax.Array]) -> Reading:
+        return _Reading(arrays)
 
     def devices(self) -> list[str]:
         others = (device for device in jax.devices() if device.platform != "cpu")
@@ -204,6 +213,22 @@ def _concatenate(*arrays: jax.Array) -> jax.Array:
 @jax.jit
 def _select(mask: jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.where(mask.reshape(-1, *[1] * (other.ndim - 1)), chosen, other)
+
+
+class _Reading(Reading):
+    """Arrays on their way to the host."""
+
+    def __init__(self, arrays: Sequence[jax.Array]) -> None:
+        super().__init__([])
+        self._arrays = arrays
+        for array in arrays:
+            array.copy_to_host_async()
+
+    def is_ready(self) -> bool:
+        return all(array.is_ready() for array in self._arrays)
+
+    def result(self) -> list[npt.NDArray[Any]]:
+        return [np.asarray(array) for array in self._arrays]
 
 
 FRAMEWORK = JaxFramework()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import warp as wp
 
-from workers.frameworks.base import Framework
+from workers.frameworks.base import Framework, Reading
 
 __all__ = ["FRAMEWORK"]
 
@@ -79,6 +79,12 @@ class WarpFramework(Framework):
         alias: str = wp.get_device(device).alias
         return alias
 
+    def device_of(self, array: wp.array) -> Any:
+        return array.device
+
+    def to_device(self, array: wp.array, device: Any) -> wp.array:
+        return array.to(device)
+
     def is_on_host(self, array: wp.array) -> bool:
         return bool(array.device.is_cpu)
 
@@ -91,18 +97,8 @@ class WarpFramework(Framework):
                 wp.launch(_mark_bad, values.shape, [values, timestep, first], device=first.device)
         return first
 
-    def read_later(self, number: wp.array) -> Callable[[], int]:
-        if number.device.is_cpu:
-            return lambda: int(number.numpy()[0])
-        copy = wp.empty(1, dtype=wp.int32, device="cpu", pinned=True)
-        wp.copy(copy, number)
-        event = number.device.stream.record_event()
-
-        def read() -> int:
-            wp.synchronize_event(event)
-            return int(copy.numpy()[0])
-
-        return read
+    def read_later(self, arrays: Sequence[wp.array]) -> Reading:
+        return _Reading(arrays) if any(array.device.is_cuda for array in arrays) else super().read_later(arrays)
 
     def flags_for_skrl(self, flags: wp.array) -> wp.array:
         return flags.view(wp.int8) if flags.dtype is wp.bool else flags
@@ -126,6 +122,26 @@ def _mark_bad(values: wp.array1d[Any], timestep: int, first: wp.array1d[int]) ->
     """Store the timestep of the first step with a value that is not finite."""
     if not wp.isfinite(values[wp.tid()]):
         wp.atomic_cas(first, 0, wp.int32(-1), timestep)
+
+
+class _Reading(Reading):
+    """Arrays on their way from GPUs into pinned memory."""
+
+    def __init__(self, arrays: Sequence[wp.array]) -> None:
+        copies = [wp.empty(array.shape, dtype=array.dtype, device="cpu", pinned=True) for array in arrays]
+        for copy, array in zip(copies, arrays, strict=True):
+            wp.copy(copy, array)
+        super().__init__([copy.numpy() for copy in copies])
+        devices = {array.device.alias: array.device for array in arrays if array.device.is_cuda}
+        self._events = [device.stream.record_event() for device in devices.values()]
+
+    def is_ready(self) -> bool:
+        return all(event.is_complete for event in self._events)
+
+    def result(self) -> list[npt.NDArray[Any]]:
+        for event in self._events:
+            wp.synchronize_event(event)
+        return super().result()
 
 
 FRAMEWORK = WarpFramework()

@@ -19,7 +19,10 @@ __all__ = ["AgentGroup"]
 
 
 class AgentGroup:
-    """The agents of all rows of one `EnvSlice`, in this process."""
+    """The agents of all rows of one `EnvSlice`, in this process.
+
+    Those that share a GPU compute there at the same time, each in its lane.
+    """
 
     def __init__(self, runners: Sequence[AgentRunner], framework: Framework, *, copies: bool = True) -> None:
         """Build the group.
@@ -38,6 +41,7 @@ class AgentGroup:
         self._copies = row_splitter(framework, self._sizes, by_agent=bool(runners[0].agents))
         self._split = self._copies if copies or len(runners) > 1 else lambda arrays: (arrays,)
         self._last_split: tuple[Arrays | None, Sequence[Any]] = (None, ())
+        self._lanes = framework.lanes([getattr(runner.agent, "device", None) for runner in runners])
 
     def act(
         self, tick: Tick, observations: Arrays, states: Arrays | None, infos: dict[str, Any] | None
@@ -110,9 +114,10 @@ class AgentGroup:
         """Call `method` of every runner, even if one fails, so that every failed scope is reported."""
         results, failures, cause = [], [], None
         calls = map(method, self.runners, *columns)
-        for runner in self.runners:
+        for runner, lane in zip(self.runners, self._lanes, strict=True):
             try:
-                results.append(next(calls))  # continues with the next runner after an error
+                with lane:
+                    results.append(next(calls))  # continues with the next runner after an error
             except Exception as error:
                 cause = error
                 failures.append(
@@ -125,6 +130,8 @@ class AgentGroup:
                         node=node_name(),
                     )
                 )
+        for lane in self._lanes:
+            lane.join()
         if failures:
             raise WorkerError(failures) from cause
         return results

@@ -8,6 +8,7 @@ from typing import Any
 from workers.frameworks import Framework
 from workers.infos import scalars
 from workers.scalars import Scalars, prefix_of
+from workers.scope.arrivals import Arrivals
 from workers.scope.episodes import Episodes
 from workers.types import Arrays, Mode
 
@@ -42,13 +43,20 @@ class AgentLog:
         self._scalars = Scalars()
         self._episodes = Episodes(num_envs)
         self._episodes_group = "Episode / "
+        self._arrivals = Arrivals(framework)
 
     def drain(self) -> dict[str, float]:
         """Return the scalars since the last call, by tag."""
+        self.flush()
         return self._scalars.drain()
+
+    def flush(self) -> None:
+        """Wait for what is on its way from a device, and record it."""
+        self._arrivals.flush()
 
     def restart(self) -> None:
         """Discard the episodes in progress."""
+        self.flush()
         self._episodes.restart()
 
     def start(self, *, midway: bool) -> None:
@@ -58,6 +66,7 @@ class AgentLog:
 
     def state(self) -> dict[str, Any]:
         """Return the log as plain data."""
+        self.flush()
         return {
             "collecting": self.collecting,
             "scalars": self._scalars.state(),
@@ -71,12 +80,14 @@ class AgentLog:
         Raises:
             LookupError, TypeError, ValueError: It is something else.
         """
+        self.flush()
         self._episodes.load(state["episodes"])
         self._scalars.load(state["scalars"])
         self.collecting, self._episodes_group = bool(state["collecting"]), str(state["group"])
 
     def change_mode(self, mode: Mode) -> None:
         """Record the next iterations as those of this mode. Episodes in progress count under neither."""
+        self.flush()
         self._scalars.prefix = prefix_of(mode)
         self._episodes_group = "" if mode is Mode.EVAL else "Episode / "
         self._episodes.leave_out()
@@ -95,6 +106,12 @@ class AgentLog:
         infos: Mapping[str, Any],
     ) -> None:
         """Record the episodes that a step ended; see `Episodes.add` for the arguments."""
+        needed = [{key: place[key] for key in ("alive", "_final_obs") if key in place} for place in (before, infos)]
+        self._arrivals.call(self._note_step, rewards, terminated, truncated, *needed)
+
+    def _note_step(
+        self, rewards: Arrays, terminated: Arrays, truncated: Arrays, before: dict[str, Any], infos: dict[str, Any]
+    ) -> None:
         ended = self._episodes.add(rewards, terminated, truncated, self._framework, before=before, infos=infos)
         for name, (_, returns, lengths) in ended.items():
             group = f"{self._episodes_group}{name} / " if name else self._episodes_group
@@ -107,13 +124,16 @@ class AgentLog:
         """Track the scalars under the configured key, including those of ended environments in ``final_info``."""
         key = self._environment_info
         for group, place in self._places(infos):
-            logged = place.get(key)
-            if isinstance(logged, dict):
-                for name, value in scalars(logged, self._num_envs, self._framework, place.get(f"_{key}")):
-                    tag = name if "/" in name else f"{group} / {name}"
-                    self._agent.track_data(tag, value)
-                    if self.collecting:
-                        self._scalars.add(tag, value)
+            if isinstance(place.get(key), dict):
+                self._arrivals.call(self._track_infos, {group: place[key]}, {"mask": place.get(f"_{key}")})
+
+    def _track_infos(self, logged: dict[str, dict[str, Any]], valid: dict[str, Any]) -> None:
+        for group, values in logged.items():
+            for name, value in scalars(values, self._num_envs, self._framework, valid["mask"]):
+                tag = name if "/" in name else f"{group} / {name}"
+                self._agent.track_data(tag, value)
+                if self.collecting:
+                    self._scalars.add(tag, value)
 
     def _places(self, infos: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield tag prefixes and infos that may hold scalars: current and final ones, shared and of each agent."""

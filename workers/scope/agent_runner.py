@@ -95,6 +95,7 @@ class AgentRunner:
         self._takes_infos = takes_infos(self.agent)
         self.notes = tuple(self._notes(handed_over=not is_factory(agent), keeps_files=keeps_files))
         self._is_skrls = is_of_skrl(self.agent)
+        self._device = getattr(self.agent, "device", None) if self._is_skrls else None
         self._log = AgentLog(
             self.agent,
             framework,
@@ -145,6 +146,7 @@ class AgentRunner:
         last, self._last_tick = self._last_tick, tick
         if infos is not None:
             self._infos = infos
+        observations, states = self._moved(observations), self._moved(states)
         if self._shapes is not None:
             observations = map_arrays(_reshape, observations, self._shapes)
         self.phase = Phase.PRE_INTERACTION
@@ -173,6 +175,13 @@ class AgentRunner:
             self._check_rows(actions)
         self._acted = observations, states, actions
         return actions
+
+    def _moved(self, arrays: Any) -> Any:
+        """Return arrays on the device of an agent that takes no others."""
+        if (device := self._device) is None:
+            return arrays
+        to_device = self._framework.to_device
+        return map_arrays(lambda array: None if array is None else to_device(array, device), arrays)
 
     def _change_mode(self, last: Tick, mode: Mode) -> None:
         """Keep what was tracked up to the last iteration apart from what the next ones track."""
@@ -221,6 +230,8 @@ class AgentRunner:
         if self._is_skrls:
             for_skrl = self._framework.flags_for_skrl
             terminated, truncated = map_arrays(for_skrl, terminated), map_arrays(for_skrl, truncated)
+            rewards, terminated, truncated = map(self._moved, (rewards, terminated, truncated))
+        next_observations, next_states = self._moved(next_observations), self._moved(next_states)
         log, collecting = self._log, self._log.collecting
         if collecting:
             log.note_step(rewards, terminated, truncated, before=self._infos, infos=infos)
@@ -274,7 +285,9 @@ class AgentRunner:
     def describe(self, env_notes: tuple[str, ...]) -> Description:
         """Describe the agent and its process; `env_notes` are the notes of its environments."""
         kind, threads = type(self.agent).__qualname__, self._framework.num_threads()
-        return Description(kind, node_name(), threads, self.agents, env_notes + self.notes)
+        device = getattr(self.agent, "device", None)
+        name = "" if device is None else self._framework.device_name(device)
+        return Description(kind, node_name(), threads, self.agents, env_notes + self.notes, name)
 
     @property
     def timestep(self) -> int:
@@ -372,6 +385,7 @@ class AgentRunner:
     def _flush(self) -> None:
         self._unflushed = 0
         with self._stream, self._no_grad:
+            self._log.flush()
             self._tracking.flush(self._last_tick)
 
 

@@ -25,7 +25,7 @@ from workers.envs.states import (
     set_replay_limit,
     write_state,
 )
-from workers.errors import CheckpointError, close_or_log, message_of
+from workers.errors import AgentError, CheckpointError, close_or_log, message_of
 from workers.frameworks import Framework
 from workers.generators import DrawWatch
 from workers.info_rows import check_infos
@@ -288,7 +288,8 @@ class EnvSlice:
         state, self._staged = self._staged, None
         assert state is not None, "restore() must follow stage()"
         self._was_reset, self._lost = state.env is not None, None
-        self._observations, self._states, self._reset_infos = state.observations, state.states, state.reset_infos
+        self._observations, self._states = self._on_device(state.observations), self._on_device(state.states)
+        self._reset_infos = state.reset_infos
         self.scalars.load(state.scalars)
         if state.env is None:
             self._seed = self._first_seed
@@ -305,6 +306,17 @@ class EnvSlice:
         if state.env.rows is None and lost.all():
             self._lost = state.env
         return not lost.any()
+
+    def _on_device(self, arrays: Arrays | None) -> Arrays | None:
+        """Return arrays on the environments' own device, if they name one: agents' actions follow the observations."""
+        if arrays is None or not hasattr(self.env, "device"):
+            return arrays
+        framework = self._framework
+        try:
+            device = framework.find_device(self.env.device)
+        except AgentError:  # it means something else
+            return arrays
+        return map_arrays(lambda array: None if array is None else framework.to_device(array, device), arrays)
 
     def lose(self) -> None:
         """Truncate all episodes in the next step, because they do not go on as they did."""

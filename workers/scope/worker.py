@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from workers.by_agent import concatenate_rows
+from workers.by_agent import concatenate_rows, map_arrays
 from workers.envs.statistics import Statistics, read_statistics
 from workers.errors import Failure, WorkerError, marked_row
 from workers.frameworks import Framework
@@ -134,7 +134,7 @@ class ScopeWorker:
         try:
             observations, states, infos = env_slice.begin()
             env_slice.phase = Phase.ACT
-            actions = concatenate_rows(self.agents.act(tick, observations, states, infos), self._framework)
+            actions = self._joined(self.agents.act(tick, observations, states, infos), observations)
             outcome, transition = env_slice.step(actions, tick.timestep)
             packed = self._pack(outcome) if is_last else None
             env_slice.render(tick.timestep)
@@ -146,6 +146,14 @@ class ScopeWorker:
         except Exception as error:
             raise WorkerError([self._failure(error, tick.timestep)]) from error
         return packed
+
+    def _joined(self, parts: Sequence[Arrays], observations: Arrays) -> Arrays:
+        """Return the actions of all agents on the device of the observations: agents may have devices of their own."""
+        framework = self._framework
+        first = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        device, to_device = framework.device_of(first), framework.to_device
+        moved = [map_arrays(lambda array: to_device(array, device), part) for part in parts]
+        return concatenate_rows(moved, framework)
 
     def collect(self) -> list[dict[str, float]]:
         """Return the scalars since the last call, by tag: of each agent, in scope order, with the environments'.

@@ -14,7 +14,7 @@ def compute_gae(
     values: Tensor,
     last_values: Tensor,
     continues: Tensor,
-    acted: Tensor,
+    acted: Tensor | None,
     discount_factor: float,
     gae_lambda: float,
 ) -> Tensor:
@@ -25,15 +25,15 @@ def compute_gae(
         values: Values of the observations, ``(timesteps, num_envs, 1)``.
         last_values: Values of the observations after the last timestep, ``(num_envs, 1)``.
         continues: Whether the episode continues after the timestep, ``(timesteps, num_envs, 1)`` bool.
-        acted: Whether the row acted in the timestep, ``(timesteps, num_envs, 1)`` bool. Rewards and ends of timesteps
-            without an action are credited to the row's last action before them.
+        acted: Whether the row acted in the timestep, ``(timesteps, num_envs, 1)`` bool; None if all did. Rewards and
+            ends of timesteps without an action are credited to the row's last action before them.
         discount_factor: Discount factor of future rewards.
         gae_lambda: Lambda.
 
     Returns:
         Advantages, ``(timesteps, num_envs, 1)``, not normalised; 0 where the row did not act.
     """
-    if not acted.all():
+    if acted is not None:
         return _gae_of_acted(rewards, values, last_values, continues, acted, discount_factor, gae_lambda)
     discounts = continues * discount_factor
     advantages = rewards + discounts * torch.cat([values[1:], last_values.unsqueeze(0)]) - values  # TD errors so far

@@ -162,7 +162,10 @@ def _decode_array(tree: Any, framework: Framework, current: Any, in_place: bool)
         if write is not None:
             write(tree)
             return current
-    return tree.copy() if isinstance(tree, np.ndarray) else framework.copy(tree)
+    if isinstance(tree, np.ndarray):
+        return tree.copy()
+    copy = framework.copy(tree)  # on the default device
+    return framework.to_device(copy, framework.device_of(current)) if framework.is_array(current) else copy
 
 
 def is_encoded(tree: Any, framework: Framework) -> bool:

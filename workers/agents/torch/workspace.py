@@ -1,0 +1,97 @@
+"""Workspace: the static tensors of an agent, and the CUDA graphs that are captured from functions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Workspace"]
+
+R = TypeVar("R")
+
+
+class Workspace:
+    """Static tensors on one device, and functions that are captured there as CUDA graphs.
+
+    On a CPU, `run` calls the function. On a GPU, it launches the kernels of a function with one call: starting them
+    one by one takes most of the time of networks as small as those of reinforcement learning.
+
+    A function that `run` gets must launch the same kernels on the same memory each time. It reads and writes only
+    tensors that keep their place, never a value on the host. Random numbers come from the device's default generator.
+
+    A workspace holds nothing between two iterations. It is pickled and copied without its contents.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Start without tensors and graphs.
+
+        Args:
+            device: The device of all tensors.
+        """
+        self._device = device
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Any] | None] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[torch.device]]:
+        return Workspace, (self._device,)
+
+    @property
+    def captures(self) -> bool:
+        """Whether the result of `run` is overwritten by its next call with the same function and arguments."""
+        return self._device.type == "cuda"
+
+    def buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the tensor of this name and shape, with the values last written to it."""
+        key = (name, *shape)
+        if key not in self._buffers:
+            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
+        return self._buffers[key]
+
+    def forget_graphs(self) -> None:
+        """Capture all functions again, because tensors that they use have been replaced."""
+        self._graphs.clear()
+
+    def run(self, function: Callable[..., R], *args: int) -> R:
+        """Return ``function(*args)``, from a captured graph where the device is a GPU.
+
+        The first call runs the function once as it is, which loads its kernels. The second one captures it.
+
+        Args:
+            function: A method of the agent, known by its name.
+            args: Numbers that determine the shapes, or which kernels are launched.
+        """
+        if not self.captures:
+            return function(*args)
+        key = (function.__name__, *args)
+        if key not in self._graphs:
+            self._graphs[key] = None
+            return self._warm_up(function, *args)
+        graph, result = self._graphs[key] or self._capture(key, function, *args)
+        graph.replay()
+        return result
+
+    def _warm_up(self, function: Callable[..., R], *args: int) -> R:
+        """Run a function on the stream on which it will be captured: libraries keep memory for each stream."""
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = function(*args)
+        current.wait_stream(self._stream)
+        return result
+
+    def _capture(
+        self, key: tuple[Any, ...], function: Callable[..., Any], *args: int
+    ) -> tuple[torch.cuda.CUDAGraph, Any]:
+        graph = torch.cuda.CUDAGraph()
+        # one pool, because the graphs of an agent never run at the same time; other threads may use the GPU meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            result = function(*args)
+        self._graphs[key] = graph, result
+        return graph, result
