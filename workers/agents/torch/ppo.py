@@ -157,9 +157,9 @@ class PPO(ppo.PPO):
         for name, array in arrays.items():
             self._rollout[name][row].copy_(array)
         self._next.copy_(next_critic_input)
-        # elsewhere, to look would take longer than what it may save
-        if not truncated.is_cpu or truncated.any():
-            self._add_next_values(row, truncated & ~terminated)
+        cut = truncated & ~terminated
+        if _may_have_any(cut):
+            self._add_next_values(row, cut)
 
     def _allow_masks(self) -> None:
         """Make room for masks in the rollout."""
@@ -387,6 +387,11 @@ class PPO(ppo.PPO):
         for name, tensor in self._rollout.items():  # in place: graphs may have been captured with them
             tensor.copy_(torch.tensor(state["rollout"][name]))
         self._next.copy_(torch.tensor(state["next"]))
+
+
+def _may_have_any(mask: Tensor) -> bool:
+    """Return whether a mask may have a True: it is looked at on a CPU only, where that may save work."""
+    return not mask.is_cpu or bool(mask.any())
 
 
 def _rows_of(samples: Tensor, rows: Tensor | None) -> Tensor:

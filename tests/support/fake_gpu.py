@@ -1,0 +1,147 @@
+"""A trainer on a device without values: ``python -m tests.support.fake_gpu`` prints where values were read, as JSON.
+
+The device is registered for this process only. Its tensors are torch's fake ones: they have shapes, dtypes and a
+device, but no values, so everything that would wait for a GPU fails, and so does every mix of devices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from tests.support.capture import CaptureError, CapturingWorkspace
+from trainer.torch import StepTrainer, StepTrainerCfg
+from workers.agents.torch import PPO
+from workers.envs import Wrapper
+from workers.frameworks import Reading
+from workers.frameworks.torch import TorchFramework
+
+DEVICE = "fakegpu"
+ENVS, ROLLOUTS = 6, 4
+
+
+class NeverReady(Reading):
+    """Arrays that are still on their way."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__([])
+
+    def is_ready(self) -> bool:
+        return False
+
+
+class FakeEnv(Wrapper):
+    """Environments on the device."""
+
+    framework = "torch"
+    observation_space = Box(-np.inf, np.inf, (5,), np.float32)
+    num_envs = ENVS
+
+    def __init__(self, action_space: Any) -> None:
+        self.device = torch.device(DEVICE, 0)
+        self._action_space = action_space
+
+    @property
+    def action_space(self) -> Any:
+        return self._action_space
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        return torch.zeros(ENVS, 5, device=self.device), {}
+
+    def step(self, actions: Any) -> Any:
+        assert actions.device == self.device
+        observations = torch.zeros(ENVS, 5, device=self.device) + actions[:, :1]
+        flags = observations[:, :1] > 0
+        infos = {"final_obs": observations, "_final_obs": flags[:, 0], "episode": {"r": observations[0, 0]}}
+        return observations, observations[:, :1], flags, flags, infos
+
+    def render(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def convert_in_place(module: Any, convert: Callable[[Any], Any], recurse: bool = True) -> Any:
+    """Convert a module's tensors; torch's own way fails for fake ones."""
+    for part in module.modules():
+        part._parameters.update({name: torch.nn.Parameter(convert(one)) for name, one in part._parameters.items()})
+        for buffer in part._buffers.values():
+            buffer.constant = None  # fake tensors may know the values of constants; a device has none
+        part._buffers.update({name: convert(one) for name, one in part._buffers.items()})
+    return module
+
+
+def reads_of(action_space: Any, agents: int) -> dict[str, int]:
+    """Run three rollouts with two updates; return how often values were read."""
+    where = {"reads in rollouts": 0, "reads in updates": 0}
+    place = "reads in rollouts"
+
+    def read(tensor: Any) -> list[float]:
+        where[place] += 1
+        return [0.0] * len(tensor)
+
+    def make(scope: Any) -> PPO:
+        cfg = {"rollouts": ROLLOUTS, "mini_batches": 2, "learning_epochs": 2, "kl_threshold": 0.01}
+        agent = PPO(observation_space=FakeEnv.observation_space, action_space=action_space, num_envs=scope.num_envs,
+                    cfg=cfg, device=DEVICE)  # fmt: skip
+        agent._workspace = CapturingWorkspace(agent.device, compares=False)
+        return agent
+
+    torch.Tensor.tolist = read  # type: ignore[assignment,method-assign]
+    torch._subclasses.fake_tensor.FakeTensor.tolist = read  # type: ignore[assignment,method-assign]
+    cfg = StepTrainerCfg(timesteps=100, headless=True, disable_progressbar=True)
+    with StepTrainer(env=FakeEnv(action_space), agents=[make] * agents, cfg=cfg) as trainer:
+        for runner in trainer._session._runners:  # type: ignore[attr-defined]
+            runner._log.start(midway=False)  # as collect_metrics() does, which reads
+        for timestep in range(3 * ROLLOUTS - 1):
+            place = "reads in updates" if timestep % ROLLOUTS == ROLLOUTS - 1 else "reads in rollouts"
+            trainer.train(timestep=timestep)
+        for agent in trainer.agents:
+            assert agent._workspace.runs["_act"] == 3 * ROLLOUTS - 1
+    return where
+
+
+def refused() -> list[str]:
+    """Return which planted faults are refused."""
+    values = torch.zeros(4, device=DEVICE)
+    planted: dict[str, Callable[[], Any]] = {
+        "scalar": lambda: float(values.sum()),
+        "nonzero": lambda: values.nonzero(),
+        "boolean index": lambda: values[values > 1],
+        "host copy": lambda: values.to("cpu"),
+        "mixed devices": lambda: values.copy_(torch.zeros(4)),
+    }
+    found = []
+    for name, function in planted.items():
+        try:
+            CapturingWorkspace(values.device).run(function)
+        except CaptureError:
+            found.append(name)
+    return found
+
+
+def main() -> None:
+    """Print what was read, by case."""
+    _setup_privateuseone_for_python_backend(DEVICE)
+    torch.nn.Module._apply = convert_in_place  # type: ignore[method-assign]
+    TorchFramework.read_later = NeverReady  # type: ignore[method-assign,assignment]
+    with FakeTensorMode():
+        told = {
+            "planted": refused(),
+            "gaussian": reads_of(Box(-1, 1, (2,), np.float32), 1),
+            "categorical": reads_of(Discrete(3), 1),
+            "two agents": reads_of(Box(-1, 1, (2,), np.float32), 2),
+        }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
