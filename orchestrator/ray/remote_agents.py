@@ -11,6 +11,7 @@ from orchestrator.ray.requests import Patience
 from orchestrator.ray.transport import Streams
 from workers.by_agent import map_arrays
 from workers.errors import Failure, WorkerError
+from workers.fetching import Fetch
 from workers.infos import take_rows
 from workers.node import node_name
 from workers.remote.actor import dumps_by_value
@@ -95,7 +96,9 @@ class RemoteAgents:
 
     def _split(self, arrays: Arrays | None) -> Sequence[Any]:
         """Return the rows of each scope."""
-        whole = map_arrays(lambda array: None if array is None else self._framework.to_numpy(array), arrays)
+        framework = self._framework
+        fetched = Fetch(arrays, framework).result()
+        whole = map_arrays(lambda one: framework.to_numpy(one) if framework.is_array(one) else one, fetched)
         return [map_arrays(partial(_rows, scope), whole) for scope in self._scopes]
 
     def _split_infos(self, infos: dict[str, Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from tests.support.schedule import examples
 from trainer.command.cli import main
 from trainer.command.run import prepare
 from trainer.command.run_config import describe, dump_config, load_config
-from workers.errors import ConfigError
+from workers.errors import AgentError, ConfigError
 
 GOOD: dict[str, Any] = {
     "env": {"id": "CartPole-v1", "num_envs": 4},
@@ -54,6 +54,13 @@ def error_of(data: Any, *overrides: str) -> str:
         # choices
         ("framework=tensorflow", "framework is 'tensorflow'; expected 'torch'"),
         ("orchestrator.kind=slurm", "orchestrator.kind is 'slurm'; expected 'local' or 'ray'"),
+        # devices
+        (
+            "device=cuda",
+            "agents.1 is for the device 'cuda', but examples.custom_agent:Greedy has no parameter 'device'",
+        ),
+        ("agents.1.device=cpu", "agents.1 is for the device 'cpu', but examples.custom_agent:Greedy has no parameter"),
+        ("agents.0.device=3", "agents.0.device is 3; expected a valid string"),
         # ranges
         ("env.num_envs=0", "env.num_envs is 0; expected an integer of at least 1"),
         ("trainer.timesteps=-1", "trainer: cfg: timesteps is -1; expected an integer of at least 0"),
@@ -274,3 +281,18 @@ def test_a_malformed_configuration_never_ends_in_a_bare_traceback(data: Any):
         if code == 2:
             assert err.getvalue().startswith("lockstep: ")
             assert not run_dir.exists()
+
+
+def test_devices_of_all_agents_and_of_each():
+    data = copy.deepcopy(GOOD)
+    data |= {"device": "cuda", "agents": [{"device": "cpu"}, {}, {"agent": "workers.agents.torch:PPO"}]}
+    run = prepare(load_config(yaml.safe_dump(data)))
+    try:
+        assert [factory.config.device for factory in run.agents] == ["cpu", "cuda", "cuda"]
+        assert [agent.device for agent in run.config.agents] == [None if i else "cpu" for i in range(3)]
+        with pytest.raises(
+            AgentError, match=r"device is 'cuda'; expected None for torch's default device, or a device"
+        ):
+            run.trainer()
+    finally:
+        run.close()

@@ -36,7 +36,7 @@ __all__ = ["OURS", "Run", "build_orchestrator", "prepare", "resolve"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
-_GIVEN = ("scope", "num_envs", *_SPACES, *_TEAM)
+_GIVEN = ("scope", "num_envs", "device", *_SPACES, *_TEAM)
 """Arguments that an agent's class or function gets if it has a parameter of that name."""
 
 _TEAMS = ("ippo", "mappo")
@@ -123,7 +123,8 @@ def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) ->
     initial = [None if url is None else find_initial(url, index, trust=trust) for index, url in enumerate(named)]
     with threads, thread_variables(orchestrator.num_threads):
         env, spaces = _environment(config.env, config.framework)
-    factories = [AgentFactory(agent, config.framework, spaces, one) for agent, one in zip(agents, initial, strict=True)]
+    placed = [replace(agent, device=agent.device or config.device) for agent in agents]
+    factories = [AgentFactory(agent, config.framework, spaces, one) for agent, one in zip(placed, initial, strict=True)]
     run = Run(config=config, env=env, agents=factories, orchestrator=orchestrator)
     try:
         for i, agent in enumerate(agents):
@@ -145,7 +146,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if code(config) and (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
     load_framework(config.framework).silence()
-    agents = [_resolved(agent, f"agents.{i}", config.framework) for i, agent in enumerate(config.agents)]
+    agents = [_resolved(agent, f"agents.{i}", config) for i, agent in enumerate(config.agents)]
     return replace(config, agents=agents)
 
 
@@ -169,10 +170,11 @@ class AgentFactory:
         """Build the agent."""
         config = self.config
         make = _agent_maker(config.agent, self.framework, "agent")
-        known = {"scope": scope, "num_envs": scope.num_envs, **self.spaces}
+        device = {"device": config.device} if config.device else {}
+        known = {"scope": scope, "num_envs": scope.num_envs, **device, **self.spaces}
         if config.agent in _TEAMS:
             spaces = {**self.spaces, "state_spaces": self.spaces["state_spaces"] if config.agent == "mappo" else None}
-            member = partial(make, cfg=config.cfg)
+            member = partial(make, cfg=config.cfg, **device)
             return IndependentAgents(member, **spaces, num_envs=scope.num_envs, groups=config.groups)
         cfg = {"cfg": config.cfg} if config.agent == "ppo" else config.cfg
         return make(**{name: known[name] for name in known if name in _parameters(make)} | cfg)
@@ -183,9 +185,9 @@ class AgentFactory:
             self.initial.load(agent, self.framework)
 
 
-def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
+def _resolved(agent: AgentConfig, key: str, config: RunConfig) -> AgentConfig:
     """Return the agent's configuration, checked and with all defaults."""
-    make = _agent_maker(agent.agent, framework, f"{key}.agent")
+    make = _agent_maker(agent.agent, config.framework, f"{key}.agent")
     if agent.groups and agent.agent not in _TEAMS:
         raise ConfigError(
             f"{key}.groups is {agent.groups!r}; expected none for {agent.agent!r}: only ippo and mappo have groups"
@@ -195,7 +197,10 @@ def _resolved(agent: AgentConfig, key: str, framework: str) -> AgentConfig:
         with named(f"{key}.cfg"):
             cfg.validate()
         return replace(agent, cfg=dataclasses.asdict(cfg))
-    given = [name for name in _GIVEN if name in _parameters(make)]
+    device = agent.device or config.device
+    given = [name for name in _GIVEN if name in _parameters(make) and (name != "device" or device)]
+    if device and "device" not in given:
+        raise ConfigError(f"{key} is for the device {device!r}, but {agent.agent} has no parameter 'device'; add one")
     try:
         inspect.signature(make).bind(**dict.fromkeys(given) | agent.cfg)
     except (TypeError, ValueError) as error:

@@ -80,6 +80,9 @@ class AgentConfig:
     cfg: dict[str, Any] = field(default_factory=dict)
     """Fields of PPOCfg for ppo, ippo and mappo; keyword arguments for any other agent."""
 
+    device: str | None = None
+    """Device of this agent, such as cuda:0; null: that of the run."""
+
     init: str | None = None
     """Run directory whose agent this one starts from, or one of its agents, such as runs/mine/agents/0; its scopes and
     framework may be others."""
@@ -157,6 +160,9 @@ class RunConfig:
     env: EnvConfig
     """The environments."""
 
+    device: str | None = None
+    """Device of all agents, such as cpu or cuda; null: the framework's default."""
+
     agents: list[AgentConfig] = field(default_factory=lambda: [AgentConfig()])
     """The simultaneous agents, in the order of their scopes."""
 
@@ -191,7 +197,8 @@ class RunConfig:
         agents = {f"agents.{i}.agent": agent.agent for i, agent in enumerate(self.agents)}
         inits = {f"agents.{i}.init": agent.init for i, agent in enumerate(self.agents)}
         names = {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory}
-        for key, name in (names | agents | inits).items():  # they are told as they are
+        devices = {"device": self.device} | {f"agents.{i}.device": agent.device for i, agent in enumerate(self.agents)}
+        for key, name in (names | agents | inits | devices).items():  # they are told as they are
             _require(name is None or name.isprintable(), key, name, "printable characters")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
         _require(bool(self.agents), "agents", self.agents, "at least one agent")

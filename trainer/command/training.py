@@ -111,8 +111,12 @@ def check_same(stored: RunConfig, config: RunConfig) -> None:
     Raises:
         ConfigError: They are not; the message names the keys.
     """
-    agents = [dataclasses.replace(agent, cfg=_with_defaults(agent)) for agent in stored.agents]
-    stored = dataclasses.replace(stored, agents=agents)
+    stored, config = (
+        dataclasses.replace(
+            each, agents=[dataclasses.replace(one, cfg=_with_defaults(one), device=None) for one in each.agents]
+        )
+        for each in (stored, config)
+    )
     one, other = (json.loads(json.dumps(dataclasses.asdict(each), default=str)) for each in (stored, config))
     names = ("framework", "env", "agents", "seed")
     if different := [key for name in names for key in _different(one[name], other[name], name)]:

@@ -169,6 +169,13 @@ class Framework(ABC):
     def zeros_like(self, array: Any) -> Any:
         """Return zeros of the shape and dtype of `array`, on its device."""
 
+    def find_device_or_default(self, name: str) -> Any:
+        """Return the device of this name, or the default device where there is none: for what another process wrote."""
+        try:
+            return self.find_device(name)
+        except AgentError:
+            return self.find_device(None)
+
     def find_device(self, device: Any) -> Any:
         """Return a device of this process.
 
@@ -217,6 +224,10 @@ class Framework(ABC):
     def read_later(self, arrays: Sequence[Any]) -> Reading:
         """Start to copy arrays to the host, without waiting for their device."""
         return Reading([self.to_numpy(array) for array in arrays])
+
+    def has_devices(self) -> bool:
+        """Return whether arrays of this process may be elsewhere than on the host."""
+        return False
 
     def device_of(self, array: Any) -> Any:
         """Return the device of `array`, for `to_device`."""

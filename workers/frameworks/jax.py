@@ -93,6 +93,9 @@ class JaxFramework(Framework):
         platform, _, index = device.partition(":")
         return jax.devices(platform)[int(index or 0)]
 
+    def has_devices(self) -> bool:
+        return jax.default_backend() != "cpu"
+
     def device_of(self, array: jax.Array) -> jax.Device:
         devices = array.devices()
         return next(iter(devices)) if len(devices) == 1 else None  # of several, each has a part

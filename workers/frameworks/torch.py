@@ -104,6 +104,9 @@ class TorchFramework(Framework):
     def read_later(self, arrays: Sequence[torch.Tensor]) -> Reading:
         return _Reading(arrays) if any(not array.is_cpu for array in arrays) else super().read_later(arrays)
 
+    def has_devices(self) -> bool:
+        return torch.cuda.is_initialized()
+
     def device_of(self, array: torch.Tensor) -> torch.device:
         return array.device
 

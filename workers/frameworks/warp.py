@@ -79,6 +79,9 @@ class WarpFramework(Framework):
         alias: str = wp.get_device(device).alias
         return alias
 
+    def has_devices(self) -> bool:
+        return wp.get_cuda_device_count() > 0
+
     def device_of(self, array: wp.array) -> Any:
         return array.device
 

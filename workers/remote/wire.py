@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.errors import EnvError, ends_program, message_of, type_name
+from workers.fetching import Fetch
 from workers.frameworks import Framework
 from workers.info_rows import mask_name
 from workers.pickling import dumps as plain_dumps
@@ -107,6 +108,8 @@ def to_wire(tree: Any, framework: Framework, into: Any = None, *, dumps: Dumps =
         EnvError: A leaf cannot be pickled, a key is not equal to what would arrive, or dictionaries and tuples nest too
             deep. The message has the keys.
     """
+    if framework.has_devices():
+        tree = Fetch(tree, framework, wrap=FrameworkArray).result()
     arrays: list[npt.NDArray[Any]] = []
     stops = [0]
     others: list[Any] = []

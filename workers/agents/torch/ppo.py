@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -11,18 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from workers.agents import ppo
 from workers.agents.learning_rate import adapt_learning_rate
+from workers.agents.torch.adam import Adam
 from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss, compute_gae
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, perceptron
 from workers.agents.torch.workspace import Workspace
+from workers.frameworks import load_framework
 
 __all__ = ["PPO"]
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Torch's names of Adam's moments."""
 
 R = TypeVar("R")
 
@@ -42,7 +41,7 @@ class PPO(ppo.PPO):
         self._workspace = Workspace(self.device)
         with torch.device("cpu"):  # so that a seed gives the same weights on every device
             self._build_models()
-        self._build_optimizer()
+        self._adam = Adam(dict(self._models.named_parameters()), self.device)
         self._build_rollout()
 
     def _build_models(self) -> None:
@@ -61,16 +60,6 @@ class PPO(ppo.PPO):
             self._normalizers["returns"] = Normalizer(1)
         modules = {"policy": self._policy, "value": self._value, "normalizers": nn.ModuleDict(self._normalizers)}
         self._models = nn.ModuleDict(modules).to(self.device)
-
-    def _build_optimizer(self) -> None:
-        """Create the state of Adam: torch.optim.Adam would import torch's compiler, which takes as long as torch."""
-        self._named_parameters = dict(self._models.named_parameters())
-        self._parameters: list[Tensor] = list(self._named_parameters.values())
-        self._moments = {kind: [torch.zeros_like(one) for one in self._parameters] for kind in MOMENTS}
-        self._steps = [torch.zeros((), device=self.device) for _ in self._parameters]
-        # the dtypes that the fused Adam reads on each device
-        dtype = torch.float64 if self.device.type == "cpu" else torch.float32
-        self._rate = torch.zeros((), dtype=dtype, device=self.device)  # learning rate of the update in progress
 
     def _build_rollout(self) -> None:
         def zeros(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -205,7 +194,7 @@ class PPO(ppo.PPO):
         if acted is not None and len(acted) == orders.shape[1]:
             acted = None
         self._prepare_update(acted)
-        self._rate.fill_(self.learning_rate)
+        self._adam.rate.fill_(self.learning_rate)
         losses = orders.new_empty(3, len(orders) * self.cfg.mini_batches, dtype=torch.float32)
         per_epoch = losses.split(self.cfg.mini_batches, 1)
         divergences = [self._run_epoch(order, part) for order, part in zip(orders, per_epoch, strict=True)]
@@ -300,7 +289,8 @@ class PPO(ppo.PPO):
             loss.copy_(mini_batch_losses)
         divergence = (log_ratios.expm1() - log_ratios).mean()
         if self.cfg.kl_threshold:
-            self._rate.copy_(adapt_learning_rate(self._rate, divergence.double(), self.cfg.kl_threshold, torch.where))
+            rate = self._adam.rate
+            rate.copy_(adapt_learning_rate(rate, divergence.double(), self.cfg.kl_threshold, torch.where))
         return divergence
 
     def _learn(self, size: int) -> tuple[Tensor, Tensor]:
@@ -319,32 +309,10 @@ class PPO(ppo.PPO):
             losses = [policy_loss, cfg.value_loss_scale * value_loss]
             if cfg.entropy_loss_scale:
                 losses.append(-cfg.entropy_loss_scale * self._policy.entropy(head))
-            grads = torch.autograd.grad(functools.reduce(torch.add, losses), self._parameters)
-        self._step(grads)
+            grads = torch.autograd.grad(functools.reduce(torch.add, losses), self._adam.parameters)
+        self._adam.step(grads, cfg.grad_norm_clip or math.inf)
         nothing = [torch.zeros_like(policy_loss)] * (3 - len(losses))
         return log_ratio.detach(), torch.stack([loss.detach() for loss in losses + nothing])
-
-    def _step(self, grads: tuple[Tensor, ...]) -> None:
-        """Take an Adam step with gradients clipped as by `clip_grad_norm_`, which would need more calls."""
-        limit = self.cfg.grad_norm_clip or math.inf
-        norm = torch.cat([grad.flatten() for grad in grads]).norm()
-        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-        adam(
-            self._parameters,
-            [grad * scale for grad in grads],
-            self._moments["exp_avg"],
-            self._moments["exp_avg_sq"],
-            max_exp_avg_sqs=[],
-            state_steps=self._steps,
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self._rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
 
     def _read_scalars(self, losses: Tensor, divergences: Tensor) -> dict[str, float]:
         """Return the scalars to track, and set `learning_rate`: here alone an update waits for the device."""
@@ -353,28 +321,40 @@ class PPO(ppo.PPO):
         scalars["Policy / KL divergence"] = divergences.mean()
         if isinstance(self._policy, GaussianPolicy):
             scalars["Policy / Standard deviation"] = self._policy.log_std.exp().mean()
-        *values, rate = torch.stack([value.double() for value in (*scalars.values(), self._rate)]).tolist()
+        *values, rate = torch.stack([value.double() for value in (*scalars.values(), self._adam.rate)]).tolist()
         if self.cfg.kl_threshold:
             self.learning_rate = rate
         return dict(zip(scalars, values, strict=True))
 
     # Saving.
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all attributes; those of an agent on a GPU such that a process without one can read them."""
+        if self.device.type == "cpu":
+            return vars(self)
+        import cloudpickle  # classes of a user's script are pickled by value
+
+        with io.BytesIO() as file:
+            torch.save(vars(self), file, pickle_module=cloudpickle)
+            return {"device": str(self.device), "saved": file.getvalue()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the result of `__getstate__`, on the same device if there is one."""
+        if "saved" not in state:
+            vars(self).update(state)
+            return
+        device = load_framework("torch").find_device_or_default(state["device"])
+        vars(self).update(torch.load(io.BytesIO(state["saved"]), map_location=device, weights_only=False))
+        self.device, self._workspace = device, Workspace(device)
+        self._adam.use_device(device)
+
     def _state(self) -> dict[str, Any]:
         models = {name: tensor.clone() for name, tensor in self._models.state_dict().items()}
-        moments = {
-            kind: {name: tensor.clone() for name, tensor in zip(self._named_parameters, tensors, strict=True)}
-            for kind, tensors in self._moments.items()
-        }
-        return {"models": models, "optimizer": {"step": int(self._steps[0]), **moments}}
+        return {"models": models, "optimizer": self._adam.state()}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._models.load_state_dict({name: torch.tensor(array) for name, array in state["models"].items()})
-        for kind, tensors in self._moments.items():
-            for name, tensor in zip(self._named_parameters, tensors, strict=True):
-                tensor.copy_(torch.tensor(state["optimizer"][kind][name]))
-        for step in self._steps:
-            step.fill_(float(state["optimizer"]["step"]))
+        self._adam.load(state["optimizer"])
 
     def _progress(self) -> dict[str, Any]:
         return {"rollout": self._rollout, "next": self._next}

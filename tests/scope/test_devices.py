@@ -1,0 +1,335 @@
+"""Agents on GPUs, with GPUs that only take notes: generators, streams, and what travels to the host."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from tests.support.parity import assert_same
+from workers.agents.torch import PPO
+from workers.errors import WorkerError
+from workers.fetching import Fetch
+from workers.frameworks import Reading, load_framework
+from workers.frameworks.torch import TorchFramework
+from workers.remote.wire import from_wire, to_wire
+from workers.scope.agent_group import AgentGroup
+from workers.scope.agent_log import AgentLog
+from workers.scope.arrivals import Arrivals
+from workers.seeding import GlobalStream, RandomStream
+from workers.types import Outcome, Phase
+
+TORCH = load_framework("torch")
+GPU = torch.device("cuda:0")
+
+
+class State:
+    """The state of a GPU's generator, which graphs refer to."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.offset = seed, 0
+
+
+class Generator:
+    """A GPU's generator: `draw` returns its seed and the number of draws."""
+
+    def __init__(self, device: torch.device, state: State | None = None) -> None:
+        self.device, self.state = device, state or State(0)
+
+    def manual_seed(self, seed: int) -> Generator:
+        self.state.seed, self.state.offset = seed, 0
+        return self
+
+    def graphsafe_get_state(self) -> Generator:
+        return Generator(self.device, self.state)
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.state = other.state
+
+    def get_state(self) -> torch.Tensor:
+        return torch.tensor([self.state.seed, self.state.offset], dtype=torch.int64).view(torch.uint8)
+
+    def set_state(self, state: torch.Tensor) -> None:
+        self.state.seed, self.state.offset = state.view(torch.int64).tolist()
+
+    def draw(self) -> tuple[int, int]:
+        self.state.offset += 1
+        return self.state.seed, self.state.offset
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Generator]:
+    """The default generators of two GPUs, seeded with 77 and 78."""
+    defaults = [Generator(torch.device("cuda", index), State(77 + index)) for index in range(2)]
+    host = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=None: host() if device is None else Generator(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", tuple(defaults))
+    return defaults
+
+
+def draw(stream: Any, gpus: list[Generator]) -> list[tuple[int, int]]:
+    with stream:
+        return [gpu.draw() for gpu in gpus]
+
+
+def test_an_agent_has_its_own_numbers_on_every_gpu(gpus):
+    five, six = RandomStream(5, TORCH), RandomStream(6, TORCH)
+    assert [gpu.draw() for gpu in gpus] == [(77, 1), (78, 1)]
+    assert draw(five, gpus) == [(5, 1), (5, 1)]
+    assert draw(six, gpus) == [(6, 1), (6, 1)]
+    assert draw(five, gpus) == [(5, 2), (5, 2)]
+    assert [gpu.draw() for gpu in gpus] == [(77, 2), (78, 2)]  # the user's
+
+
+def test_a_graph_goes_on_with_the_numbers_of_its_agent(gpus):
+    """A captured graph refers to the state in the generator at that time: it must stay the agent's."""
+    five, six = RandomStream(5, TORCH), RandomStream(6, TORCH)
+    with five:
+        captured = gpus[0].state
+    kept = five.state(None)
+    draw(six, gpus)
+    for _ in range(2):
+        with five:
+            assert gpus[0].state is captured
+            gpus[0].draw()
+    assert captured.offset == 2
+    five.load(kept, None)
+    with five:
+        assert gpus[0].state is captured
+        assert gpus[0].draw() == (5, 1)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_numbers_carry_over_to_other_gpus(gpus, monkeypatch, number):
+    five = RandomStream(5, TORCH)
+    draw(five, gpus)
+    kept = five.state(None)
+    others = tuple(Generator(torch.device("cuda", index), State(9)) for index in range(number))
+    monkeypatch.setattr(torch.cuda, "default_generators", others)
+    seven = RandomStream(7, TORCH)
+    seven.load(kept, None)
+    assert draw(seven, list(others)) == [(5, 2), (5, 2), (7, 1)][:number]
+    assert_same(seven.state(None)["framework"], kept["framework"])
+
+
+def test_numbers_of_an_agent_without_a_seed(gpus):
+    stream = GlobalStream(TORCH)
+    kept = stream.state(None)
+    first = draw(stream, gpus)
+    stream.load(kept, None)
+    assert draw(stream, gpus) == first == [(77, 1), (78, 1)]
+
+
+# Streams.
+
+
+class Streams:
+    """Streams of a GPU that note who waits for whom."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.count = 0
+        self.current: Any = Stream(self, "main")
+
+
+class Stream:
+    def __init__(self, streams: Streams, name: str) -> None:
+        self.streams, self.name = streams, name
+
+    def wait_stream(self, other: Stream) -> None:
+        self.streams.notes.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    streams = Streams()
+
+    def make(device: torch.device) -> Stream:
+        assert device == GPU
+        streams.count += 1
+        return Stream(streams, f"stream {streams.count}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.current)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(streams, "current", stream))
+    return streams
+
+
+class Runner:
+    """A runner that notes on which stream it acts."""
+
+    agents = ()
+    phase, timestep = Phase.COLLECT, 1
+
+    def __init__(self, index: int, device: Any, streams: Streams) -> None:
+        self.agent, self.streams = self, streams
+        self.device, self.index = device, index
+        self.scope: Any = type(
+            "", (), {"num_envs": 1, "start": index, "stop": index + 1, "index": index, "rows": (0, 1)}
+        )
+
+    def collect(self) -> int:
+        self.streams.notes.append(f"agent {self.index} on {self.streams.current.name}")
+        if self.index == 3:
+            raise KeyError("a failure")
+        return self.index
+
+
+def group_of(devices: list[Any], streams: Streams) -> AgentGroup:
+    runners: list[Any] = [Runner(index, device, streams) for index, device in enumerate(devices)]
+    return AgentGroup(runners, TORCH)
+
+
+def test_agents_on_one_gpu_overlap(streams):
+    group = group_of([GPU, torch.device("cpu"), GPU], streams)
+    assert group._each(Runner.collect) == [0, 1, 2]
+    assert streams.notes == [
+        "stream 1 waits for main",
+        "agent 0 on stream 1",
+        "agent 1 on main",
+        "stream 2 waits for main",
+        "agent 2 on stream 2",
+        "main waits for stream 1",
+        "main waits for stream 2",
+    ]
+    assert streams.current.name == "main"
+
+
+def test_an_agent_alone_on_its_gpu_needs_no_stream(streams):
+    group = group_of([GPU, None, torch.device("cpu")], streams)
+    assert group._each(Runner.collect) == [0, 1, 2]
+    assert not streams.count
+
+
+def test_streams_are_joined_after_a_failure(streams):
+    group = group_of([GPU] * 2, streams)
+    group.runners[1].index = 3  # type: ignore[attr-defined]
+    with pytest.raises(WorkerError, match="a failure"):
+        group._each(Runner.collect)
+    assert streams.notes[-2:] == ["main waits for stream 1", "main waits for stream 2"]
+    assert streams.current.name == "main"
+
+
+# To the host.
+
+
+class Journey(Reading):
+    """Arrays that arrive when they are told to; who asks earlier waits."""
+
+    def __init__(self, arrays: Any) -> None:
+        super().__init__([array.clone().numpy() for array in arrays])
+        self.has_arrived = False
+        self.waits = 0
+
+    def is_ready(self) -> bool:
+        return self.has_arrived
+
+    def result(self) -> Any:
+        self.waits += not self.has_arrived
+        return super().result()
+
+
+@pytest.fixture
+def journeys(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Journey]]:
+    """Every tensor counts as one on a GPU."""
+    made: list[Journey] = []
+
+    def read_later(self: Any, arrays: Any) -> Journey:
+        made.append(Journey(arrays))
+        return made[-1]
+
+    monkeypatch.setattr(TorchFramework, "is_on_host", lambda self, array: False)
+    monkeypatch.setattr(TorchFramework, "has_devices", lambda self: True)
+    monkeypatch.setattr(TorchFramework, "read_later", read_later)
+    return made  # type: ignore[return-value]
+
+
+def test_calls_wait_for_their_arrays_and_keep_their_order(journeys):
+    arrivals = Arrivals(TORCH)
+    made: list[Any] = []
+    arrivals.call(made.append, 0)
+    assert made == [0]
+    arrivals.call(made.append, torch.tensor(1))
+    arrivals.call(made.append, 2)  # its place is after that
+    arrivals.call(made.append, {"a": torch.tensor(3)})
+    assert made == [0]
+    journeys[1].has_arrived = True
+    arrivals.call(made.append, 4)
+    assert made == [0], "an earlier one is still on its way"
+    journeys[0].has_arrived = True
+    arrivals.call(made.append, 5)
+    assert made == [0, 1, 2, {"a": 3}, 4, 5]
+    assert [journey.waits for journey in journeys] == [0, 0]
+    arrivals.call(made.append, torch.tensor(6))
+    arrivals.flush()
+    assert made[-1] == 6
+    assert journeys[2].waits == 1
+
+
+def test_episodes_are_the_same_on_a_gpu(journeys, monkeypatch):
+    logs = []
+    for is_delayed in (True, False):
+        if not is_delayed:
+            monkeypatch.undo()
+        log = AgentLog(None, TORCH, num_envs=3, agents=(), environment_info="episode")
+        log.start(midway=False)
+        for step in range(4):
+            rewards, ended = torch.arange(3.0)[:, None] + step, torch.tensor([[step == 1], [step == 2], [False]])
+            log.note_step(rewards, ended, ended & False, before={}, infos={})
+            rewards += 100  # agents may write to what they get: the copy was started before
+            if is_delayed:
+                journeys[-1].has_arrived = step % 2 == 0
+        logs.append(log.drain())
+    assert logs[0] == logs[1]
+    assert logs[0]["Episode / Return (mean)"] == pytest.approx((0 + 1 + 1 + 2 + 3) / 2)
+
+
+def test_an_outcome_travels_in_one_go(journeys):
+    flags = torch.tensor([[True], [False]])
+    infos = {"final_obs": torch.ones(2, 3), "other": {"plain": np.arange(2)}}
+    outcome = Outcome(torch.arange(6.0).reshape(2, 3), torch.ones(2, 1), flags, ~flags, infos)
+    packed = to_wire(outcome, TORCH)
+    assert len(journeys) == 1
+    received = from_wire(packed, TORCH)
+    assert type(received) is Outcome
+    assert_same(received.infos["other"], infos["other"])
+    for given, expected in zip(received[:4], outcome[:4], strict=True):
+        assert torch.equal(given, expected)
+    assert torch.equal(received.infos["final_obs"], torch.ones(2, 3))
+
+
+def test_what_is_on_the_host_does_not_travel():
+    tree: dict[str, Any] = {"a": (torch.ones(2), "text"), "b": Outcome(1, 2, 3, 4, {})}
+    fetch = Fetch(tree, TORCH)
+    assert fetch.is_ready()
+    assert fetch.result()["a"][0] is tree["a"][0]  # type: ignore[index]
+
+
+def test_an_agent_of_a_gpu_is_unpickled_without_one():
+    box = Box(-1, 1, (3,), np.float32)
+    agent = PPO(observation_space=box, action_space=box, num_envs=2, cfg={"rollouts": 4, "kl_threshold": 0.01})
+    agent.enable_training_mode(True)
+    agent.device = GPU  # as far as pickle is concerned
+    copy = pickle.loads(pickle.dumps(agent))
+    assert copy.device == torch.device("cpu")
+    assert_same(copy.snapshot(), agent.snapshot())
+    agent.device = torch.device("cpu")
+    for each in (agent, copy):
+        torch.manual_seed(0)
+        for timestep in range(5):
+            clock: Any = {"timestep": timestep, "timesteps": 9}
+            rows = torch.full((2, 3), float(timestep))
+            actions, _ = each.act(rows, None, **clock)
+            flags, column = torch.zeros(2, 1, dtype=torch.bool), rows[:, :1]
+            each.record_transition(observations=rows, states=None, actions=actions, rewards=column,
+                                   next_observations=rows, next_states=None, terminated=flags, truncated=flags,
+                                   infos={}, **clock)  # fmt: skip
+            each.post_interaction(**clock)
+    assert_same(copy.snapshot(), agent.snapshot())
