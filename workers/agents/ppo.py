@@ -177,7 +177,10 @@ class PPO(PPOSaving):
         mask = infos.get("action_mask")
         if mask is None or not self._components:
             return acting, None
-        mask = self._framework.to_numpy(mask) if self._framework.is_array(mask) else mask
+        if self._framework.is_array(mask):
+            if mask.shape == (rows, self._head_width) and self._framework.kind(mask) in "bi":
+                return acting, self._legal_on_device(mask)
+            mask = self._framework.to_numpy(mask)
         return acting, self._framework.from_numpy(legal_actions(mask, rows, list(map(len, self._components))))
 
     def record_transition(
@@ -284,6 +287,14 @@ class PPO(PPOSaving):
 
         Weights are orthogonal, with gain sqrt(2) in hidden layers, 0.01 in the policy's head and 1 in the critic's.
         """
+
+    def _legal_on_device(self, mask: Any) -> Any:
+        """Return a new array of the legal actions of `mask`, as `legal_actions` does, if possible without waiting.
+
+        `mask` is an array of the framework, ``(rows, categories)``, of bools or integers.
+        """
+        mask = self._framework.to_numpy(mask)
+        return self._framework.from_numpy(legal_actions(mask, len(mask), list(map(len, self._components or ()))))
 
     @abstractmethod
     def _sample_actions(self, observations: Any, action_mask: Any) -> tuple[Any, Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -19,6 +20,13 @@ from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
+
+@functools.cache
+def on_device(row: int, device: jax.Device) -> Array:
+    """Return the number of a rollout's row on a device: it travels once, not in every timestep."""
+    return jax.device_put(np.int32(row), device)
+
+
 ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal", "_own", "_action_map")
 """Attributes of the agent that are trees of arrays on its device."""
 
@@ -31,8 +39,11 @@ class PPO(ppo.PPO):
     Agents with equal spaces, ``num_envs`` and ``cfg`` share their compiled functions.
 
     Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a `jax.Device` or a name such as
-    ``"cpu"`` or ``"cuda:0"``. Arrays passed to the agent must not be committed to another device. Statistics are
-    float64 and discrete actions int64 if JAX has 64-bit numbers enabled, else 32-bit.
+    ``"cpu"`` or ``"cuda:0"``. Statistics are float64 and discrete actions int64 if JAX has 64-bit numbers enabled, else
+    32-bit.
+
+    If the arrays given to an agent are on its device, nothing travels between the device and the host from one update
+    to the next, and an update waits for the device once.
     """
 
     framework = "jax"
@@ -64,21 +75,48 @@ class PPO(ppo.PPO):
             arrays, self.device, may_alias=False
         )
         self._rollout: Any = None
+        self._is_on_cpu = self.device.platform == "cpu"
+        self._rate: tuple[float, Array] | None = None  # the last `learning_rate`, and the same on the device
 
     def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
         self._action_map = jax.device_put(mapping, self.device, may_alias=False)
 
     def _sample_actions(self, observations: Array, action_mask: Array | None) -> tuple[Array | None, Array, Array]:
+        given = self._here({"observations": observations, "action_mask": action_mask})
         own, actions, mean_actions, self._key = programs.act(
             self._specification,
             self._weights["policy"],
             self._normalizers,
             self._action_map,
             self._key,
-            observations,
-            action_mask,
+            given["observations"],
+            given["action_mask"],
         )
         return own, actions, mean_actions
+
+    def _legal_on_device(self, mask: Array) -> Array:
+        return programs.legal(self._specification, self._here({"action_mask": mask})["action_mask"])
+
+    def _here(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Return arrays, or None, on the agent's device.
+
+        On a device that is not the CPU, they are copies of what was on the host; memory there may change afterwards.
+        """
+        place = {self.device}
+        elsewhere = {
+            name: array
+            for name, array in arrays.items()
+            if array is not None and not (isinstance(array, Array) and array.devices() == place)
+        }
+        if not elsewhere:
+            return arrays
+        moved = jax.device_put(elsewhere, self.device)
+        # the host's memory is read later, and JAX's arrays there may be views of NumPy's
+        is_on_host = self._framework.is_on_host
+        jax.block_until_ready(
+            [moved[name] for name, array in elsewhere.items() if not isinstance(array, Array) or is_on_host(array)]
+        )
+        return arrays | moved
 
     def _store_transition(
         self,
@@ -94,26 +132,27 @@ class PPO(ppo.PPO):
         action_mask: Array | None,
     ) -> None:
         arrays = inputs | {"next": next_critic_input, "actions": actions, "rewards": rewards}
-        rollout = self._take_rollout()
         if acted is not None:
             arrays["acted"] = acted
         if action_mask is not None:
             arrays["action_mask"] = action_mask
-            if "action_mask" not in rollout:
-                everything = np.ones((self.cfg.rollouts, *action_mask.shape), np.bool_)
-                rollout = rollout | {"action_mask": jax.device_put(everything, self.device, may_alias=False)}
+        arrays = self._here(arrays | {"terminated": terminated, "truncated": truncated})
+        rollout = self._take_rollout()
+        if action_mask is not None and "action_mask" not in rollout:
+            everything = np.ones((self.cfg.rollouts, *action_mask.shape), np.bool_)
+            rollout = rollout | {"action_mask": jax.device_put(everything, self.device, may_alias=False)}
         if not self._recorded:
             row = 0
         self._rollout = programs.record(
-            self._specification, self._critic(), rollout, row, arrays, terminated, truncated
+            self._specification, self._critic(), rollout, on_device(row, self.device), arrays
         )
-        if self.device.platform == "cpu":  # arrays may be views of NumPy memory that changes afterwards
+        if self._is_on_cpu:  # arrays may be views of NumPy memory that changes afterwards
             jax.block_until_ready(self._rollout)
 
     def _cut_rollout(self, row: int) -> None:
         rollout = self._take_rollout()
         if self._recorded:
-            rollout = programs.cut(self._specification, self._critic(), rollout, row)
+            rollout = programs.cut(self._specification, self._critic(), rollout, on_device(row, self.device))
         self._rollout = rollout
 
     def _take_rollout(self) -> Any:
@@ -129,20 +168,30 @@ class PPO(ppo.PPO):
             )
         return rollout
 
+    def _begun_rollout(self) -> Any:
+        """Return the rollout, which the agent keeps."""
+        if self._rollout is None:
+            self._rollout = self._take_rollout()
+        return self._rollout
+
     def _critic(self) -> programs.Critic:
         return self._weights["value"], self._normalizers
 
     def _acted(self) -> npt.NDArray[np.intp]:
-        if self._rollout is None:  # nothing has been recorded yet
-            return np.arange(self.cfg.rollouts * self.num_envs)
         return np.flatnonzero(self._rollout["acted"])
 
-    def _draw_orders(self) -> npt.NDArray[np.intp]:
-        acted, samples = self._acted(), self.cfg.rollouts * self.num_envs
+    def _draw_orders(self) -> Array | npt.NDArray[np.intp]:
+        if not self._is_on_cpu:
+            orders, self._key = programs.draw_orders(self._specification, self._key, self._begun_rollout()["acted"])
+            return orders
+        samples = self.cfg.rollouts * self.num_envs
+        acted = np.arange(samples) if self._all_acted else self._acted()
         orders = [self._generator.permutation(acted) for _ in range(self.cfg.learning_epochs)]
         return np.stack([np.resize(order, samples) for order in orders])
 
     def _update(self, orders: Array) -> dict[str, float]:
+        if self._rate is None or self._rate[0] != self.learning_rate:
+            self._rate = self.learning_rate, jax.device_put(np.float32(self.learning_rate), self.device)
         self._weights, self._optimizer, self._normalizers, learning_rate, scalars = programs.update(
             self._specification,
             self._weights,
@@ -150,11 +199,12 @@ class PPO(ppo.PPO):
             self._normalizers,
             self._rollout,
             orders,
-            self.learning_rate,
+            self._rate[1],
         )
-        scalars, learning_rate = jax.device_get((scalars, learning_rate))
+        scalars, adapted = jax.device_get((scalars, learning_rate))  # the only wait for the device
         if self.cfg.kl_threshold:
-            self.learning_rate = float(learning_rate)
+            self.learning_rate = float(adapted)
+            self._rate = self.learning_rate, learning_rate
         return {tag: float(value) for tag, value in scalars.items()}
 
     # Saving.
@@ -162,7 +212,9 @@ class PPO(ppo.PPO):
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, with NumPy arrays and the device's name."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return vars(self) | jax.device_get(arrays) | {"device": f"{self.device.platform}:{self.device.id}"}
+        return (
+            vars(self) | jax.device_get(arrays) | {"device": f"{self.device.platform}:{self.device.id}", "_rate": None}
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the result of `__getstate__`."""
@@ -200,9 +252,7 @@ class PPO(ppo.PPO):
         return jax.block_until_ready(jax.device_put(jax.tree.map(jnp.array, tree), self.device))
 
     def _progress(self) -> dict[str, Any]:
-        if self._rollout is None:
-            self._rollout = self._take_rollout()
-        rollout = dict(self._rollout)
+        rollout = dict(self._begun_rollout())
         following = rollout.pop("next")
         return {"rollout": rollout, "next": following, "key": self._key, "generator": self._generator}
 

@@ -43,8 +43,10 @@ __all__ = [
     "StaticCfg",
     "act",
     "cut",
+    "draw_orders",
     "empty_rollout",
     "initialize",
+    "legal",
     "record",
     "the_one",
     "update",
@@ -172,46 +174,63 @@ def act(
     return own, actions, mean_actions, jax.random.key_data(following)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def legal(specification: Specification, mask: Array) -> Array:
+    """Return the legal actions of a mask, ``(rows, categories)`` bools or integers, as `masks.legal_actions` does."""
+    ends = np.cumsum([len(actions) for actions in specification.components or ()])
+    parts = jnp.split(mask != 0, ends[:-1], axis=1)
+    return jnp.concatenate([part | ~part.any(1, keepdims=True) for part in parts], axis=1)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def record(
     specification: Specification,
     critic: Critic,
     rollout: dict[str, Array],
-    row: int,
+    row: Array,
     arrays: dict[str, Array],
-    terminated: Array,
-    truncated: Array,
 ) -> dict[str, Array]:
-    """Return the rollout with a transition in `row`.
+    """Return the rollout with a transition in `row`, a scalar.
 
-    `arrays` holds the rest of the transition by the names in the rollout. Masks that it lacks are set to True.
+    `arrays` holds the transition by the names in the rollout, with ``"terminated"`` and ``"truncated"`` in place of
+    ``"ended"``. Masks that it lacks are set to True.
     """
-    terminated, truncated = terminated.astype(bool), truncated.astype(bool)
+    terminated, truncated = (arrays[name].astype(bool) for name in ("terminated", "truncated"))
     following = arrays["next"].astype(jnp.float32)
-    rows = {"acted": True, "action_mask": True} | arrays | {"ended": terminated | truncated}
-    rollout = {
-        name: following if name == "next" else array.at[row].set(jnp.asarray(rows[name], array.dtype))
-        for name, array in rollout.items()
-    }
-    return _add_next_values(specification, critic, rollout, row, truncated & ~terminated)
+    rewards = arrays["rewards"].astype(jnp.float32)
+    rewards += _discounted(specification, critic, following, truncated & ~terminated)
+    rows = {"acted": True, "action_mask": True} | arrays | {"rewards": rewards, "ended": terminated | truncated}
+    return {name: following if name == "next" else _with_row(array, row, rows[name]) for name, array in rollout.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def cut(specification: Specification, critic: Critic, rollout: dict[str, Array], row: int) -> dict[str, Array]:
-    """Return the rollout with the episodes that continue after `row` truncated."""
-    rollout = _add_next_values(specification, critic, rollout, row, ~rollout["ended"][row])
-    return rollout | {"ended": rollout["ended"].at[row].set(True)}
+def cut(specification: Specification, critic: Critic, rollout: dict[str, Array], row: Array) -> dict[str, Array]:
+    """Return the rollout with the episodes that continue after `row`, a scalar, truncated."""
+    rewards, ended = (lax.dynamic_index_in_dim(rollout[name], row, keepdims=False) for name in ("rewards", "ended"))
+    rewards += _discounted(specification, critic, rollout["next"], ~ended)
+    return rollout | {
+        "rewards": _with_row(rollout["rewards"], row, rewards),
+        "ended": _with_row(rollout["ended"], row, True),
+    }
 
 
-def _add_next_values(
-    specification: Specification, critic: Critic, rollout: dict[str, Array], row: int, mask: Array
-) -> dict[str, Array]:
-    values = lax.cond(
-        mask.any(),
-        lambda: jnp.where(mask, _next_values(specification, critic, rollout["next"]), 0.0),
-        lambda: jnp.zeros(mask.shape, jnp.float32),
-    )
-    return rollout | {"rewards": rollout["rewards"].at[row].add(specification.cfg.discount_factor * values)}
+def _with_row(array: Array, row: Array, values: Any) -> Array:
+    """Return an array of the rollout with values in a row; ``array.at[row]`` would be a scatter, which is slower."""
+    values = jnp.broadcast_to(jnp.asarray(values, array.dtype), array.shape[1:])
+    return lax.dynamic_update_index_in_dim(array, values, row, axis=0)
+
+
+def _discounted(specification: Specification, critic: Critic, following: Array, mask: Array) -> Array:
+    """Return the discounted values of the critic's raw inputs where `mask`, ``(num_envs, 1)``; 0 elsewhere."""
+
+    def compute() -> Array:
+        return jnp.where(mask, specification.cfg.discount_factor * _next_values(specification, critic, following), 0.0)
+
+    def compute_if_needed() -> Array:
+        return lax.cond(mask.any(), compute, lambda: jnp.zeros(mask.shape, jnp.float32))
+
+    # mostly there is nothing to compute; but a GPU would wait for the host, which chooses the branch
+    return lax.platform_dependent(cpu=compute_if_needed, default=compute)
 
 
 def _next_values(specification: Specification, critic: Critic, raw: Array) -> Array:
@@ -225,6 +244,30 @@ def _next_values(specification: Specification, critic: Critic, raw: Array) -> Ar
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def draw_orders(specification: Specification, key: Array, acted: Array) -> tuple[Array, Array]:
+    """Draw what `PPO._draw_orders` returns, int32, without waiting for a device; also return the next key.
+
+    Args:
+        specification: The agent's specification.
+        key: Data of the random key.
+        acted: The rollout's array of that name.
+    """
+    following, now = jax.random.split(jax.random.wrap_key_data(key))
+    acted = acted.reshape(-1)
+    samples = lax.iota(jnp.int32, len(acted))
+    again = samples % jnp.maximum(acted.sum(dtype=jnp.int32), 1)
+
+    def draw(key: Array) -> Array:
+        # one sort of 31 random bits (`jax.random.permutation` sorts twice); samples whose row did not act come last
+        bits = jax.random.bits(key, acted.shape, jnp.uint32) >> 1
+        _, order = lax.sort((jnp.where(acted, bits, bits | jnp.uint32(1 << 31)), samples), is_stable=False)
+        return order.at[again].get(mode="promise_in_bounds")
+
+    orders = lax.map(draw, jax.random.split(now, specification.cfg.learning_epochs))
+    return orders, jax.random.key_data(following)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def update(
     specification: Specification,
     weights: Any,
@@ -232,11 +275,12 @@ def update(
     normalizers: dict[str, Any],
     rollout: dict[str, Array],
     orders: Array,
-    learning_rate: float,
+    learning_rate: Array,
 ) -> tuple[Any, Any, dict[str, Any], Array, dict[str, Array]]:
     """Return weights, optimizer and normalizers after an update, the learning rate, and the scalars to track by tag.
 
-    `orders` is the result of `PPO._draw_orders`.
+    `orders` is the result of `PPO._draw_orders`. Nothing is donated: an interrupt before the results are stored must
+    not cost the agent what it has learned.
     """
     cfg = specification.cfg
     samples, normalizers = _prepare(specification, weights, normalizers, rollout)
@@ -255,7 +299,7 @@ def update(
             learning_rate = _adapt_learning_rate(learning_rate, kl, cfg.kl_threshold)
         return (weights, optimizer, learning_rate), losses | {"Policy / KL divergence": kl}
 
-    carry, scalars = lax.scan(run_epoch, (weights, optimizer, jnp.float32(learning_rate)), orders)
+    carry, scalars = lax.scan(run_epoch, (weights, optimizer, learning_rate), orders)
     weights, optimizer, adapted = carry
     scalars = jax.tree.map(jnp.mean, scalars)
     if not specification.components:
