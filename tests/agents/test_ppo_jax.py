@@ -192,6 +192,47 @@ for each in (agent, pickle.loads(pickle.dumps(agent)), copy.deepcopy(agent)):
     run_in_process(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
+def test_arrays_of_other_devices_may_be_given():
+    code = """
+import jax, numpy as np
+from tests.support.ppo import BOX, CLOCK, ENVS, MULTI_DISCRETE, STEPS, same, state_of, transition
+from workers.agents.jax import PPO
+
+places = jax.devices()
+agents = []
+for place in places:
+    np.random.seed(0)
+    cfg = {"rollouts": STEPS, "mini_batches": 2, "learning_epochs": 2, "hidden_sizes": (8,)}
+    agent = PPO(observation_space=BOX, action_space=MULTI_DISCRETE, num_envs=ENVS, cfg=cfg, device=place)
+    agent.enable_training_mode(True)
+    agents.append(agent)
+before = state_of(agents[0])
+rng = np.random.default_rng(0)
+for step in range(2 * STEPS + 1):
+    masks = {"alive": rng.random((ENVS, 1)) < 0.7, "action_mask": rng.random((ENVS, 9)) < 0.7}
+    results = []
+    for agent in agents:
+        infos = {}
+        if step % 3:
+            infos = masks if step % 2 else jax.device_put(masks, places[0])
+        given = transition(agent, step)
+        del given["actions"]
+        given = {name: jax.device_put(array, places[0]) for name, array in given.items()}
+        actions, _ = agent.act(given["observations"], None, infos=infos, **CLOCK)
+        assert actions.devices() == {agent.device}
+        results.append(actions)
+        given["actions"] = jax.device_put(actions, places[0])
+        agent.record_transition(states=None, next_states=None, infos={}, **given, **CLOCK)
+        agent.post_interaction(**CLOCK)
+        rest = [agent._weights, agent._optimizer, agent._normalizers, agent._rollout, agent._key]
+        assert {place for array in jax.tree.leaves(rest) for place in array.devices()} == {agent.device}
+    assert same(*jax.device_get(results))
+assert same(state_of(agents[0]), state_of(agents[1]))
+assert not same(state_of(agents[0]), before)
+"""
+    run_in_process(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+
+
 def test_numbers_of_64_bits():
     code = """
 import numpy as np

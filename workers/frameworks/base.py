@@ -217,12 +217,12 @@ class Framework(ABC):
             arrays: Arrays on one device.
 
         Returns:
-            An array with one integer on the device: the timestep, or -1 if there is none yet.
+            What `read_later` reads: an integer on the device, the timestep, or -1 if there is none yet.
         """
         raise NotImplementedError(f"{self.name} has no arrays on a device")
 
     def read_later(self, arrays: Sequence[Any]) -> Reading:
-        """Start to copy arrays to the host, without waiting for their device."""
+        """Start to copy arrays, or results of `first_bad`, to the host, without waiting for their device."""
         return Reading([self.to_numpy(array) for array in arrays])
 
     def has_devices(self) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,14 @@ _logger = logging.getLogger("lockstep")
 
 _THREADS_VARIABLE = "NPROC"
 """Environment variable from which XLA reads its number of CPU threads once, when it starts."""
+
+
+class _FirstBad(NamedTuple):
+    """A result of `first_bad`: on the device, the number and the timestep to come; and that timestep on the host."""
+
+    number: jax.Array
+    count: jax.Array
+    following: int
 
 
 class JaxFramework(Framework):
@@ -82,7 +90,7 @@ class JaxFramework(Framework):
         return _select(mask, chosen, other)
 
     def zeros_like(self, array: jax.Array) -> jax.Array:
-        return jnp.zeros_like(array)
+        return _zeros_like(array)
 
     def _device(self, device: Any) -> jax.Device:
         if device is None:
@@ -109,11 +117,15 @@ class JaxFramework(Framework):
     def is_on_host(self, array: jax.Array) -> bool:
         return _platform(array) == "cpu"
 
-    def first_bad(self, first: jax.Array | None, timestep: int, arrays: Sequence[jax.Array]) -> jax.Array:
-        return _first_bad(jnp.int32(-1) if first is None else first, np.int32(timestep), arrays)
+    def first_bad(self, first: _FirstBad | None, timestep: int, arrays: Sequence[jax.Array]) -> _FirstBad:
+        if first is None:
+            first = _FirstBad(jax.device_put(np.int32(-1)), jax.device_put(np.int32(timestep)), timestep)
+        elif first.following != timestep:  # mostly they are equal: the device has counted
+            first = first._replace(count=jax.device_put(np.int32(timestep)))
+        return _FirstBad(*_first_bad(first.number, first.count, arrays), timestep + 1)
 
-    def read_later(self, arrays: Sequence[jax.Array]) -> Reading:
-        return _Reading(arrays)
+    def read_later(self, arrays: Sequence[jax.Array | _FirstBad]) -> Reading:
+        return _Reading([array.number if isinstance(array, _FirstBad) else array for array in arrays])
 
     def devices(self) -> list[str]:
         others = (device for device in jax.devices() if device.platform != "cpu")
@@ -193,9 +205,15 @@ def _platform(array: jax.Array) -> str:
 
 
 @jax.jit
-def _first_bad(first: jax.Array, timestep: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
+def _first_bad(first: jax.Array, timestep: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the first bad timestep, and the following timestep."""
     bad = ~jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
-    return jnp.where(bad & (first < 0), timestep, first)
+    return jnp.where(bad & (first < 0), timestep, first), timestep + 1
+
+
+@partial(jax.jit, keep_unused=True)  # the argument tells the device
+def _zeros_like(array: jax.Array) -> jax.Array:
+    return jnp.zeros_like(array)
 
 
 @jax.jit

@@ -90,13 +90,14 @@ class CategoricalPolicy(nn.Module):
         logits = self.network(observations)
         if action_mask is not None:
             logits = jnp.where(action_mask, logits, jnp.finfo(logits.dtype).min)
-        sizes = np.array([len(actions) for actions in self.components])
-        exists = np.arange(sizes.max()) < sizes[:, None]
-        if not exists.all():
-            # the lowest float: with -inf the entropy would be NaN
-            padded = jnp.full((len(logits), exists.size), jnp.finfo(logits.dtype).min)
-            logits = padded.at[:, np.flatnonzero(exists)].set(logits)
-        return jax.nn.log_softmax(logits.reshape(-1, *exists.shape))
+        sizes = [len(actions) for actions in self.components]
+        # the lowest float: with -inf the entropy would be NaN
+        lowest = jnp.finfo(logits.dtype).min
+        parts = [
+            jnp.pad(part, ((0, 0), (0, max(sizes) - size)), constant_values=lowest)
+            for size, part in zip(sizes, jnp.split(logits, np.cumsum(sizes)[:-1], axis=1), strict=True)
+        ]
+        return jax.nn.log_softmax(jnp.stack(parts, axis=1))
 
     def sample(self, head: Array, key: Array) -> tuple[Array, Array]:
         """Return sampled (by Gumbel noise) and most likely actions."""

@@ -64,6 +64,7 @@ class PPO(ppo.PPO):
             components=self._components,
             action_width=self._action_width,
             head_width=self._head_width,
+            is_on_cpu=self.device.platform == "cpu",
         )
         self._specification = programs.the_one(specification)
         seed = np.random.randint(2**31)
@@ -75,7 +76,6 @@ class PPO(ppo.PPO):
             arrays, self.device, may_alias=False
         )
         self._rollout: Any = None
-        self._is_on_cpu = self.device.platform == "cpu"
         self._rate: tuple[float, Array] | None = None  # the last `learning_rate`, and the same on the device
 
     def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
@@ -98,24 +98,15 @@ class PPO(ppo.PPO):
         return programs.legal(self._specification, self._here({"action_mask": mask})["action_mask"])
 
     def _here(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Return arrays, or None, on the agent's device.
-
-        On a device that is not the CPU, they are copies of what was on the host; memory there may change afterwards.
-        """
+        """Return arrays, or None, on the agent's device."""
         place = {self.device}
-        elsewhere = {
-            name: array
-            for name, array in arrays.items()
-            if array is not None and not (isinstance(array, Array) and array.devices() == place)
-        }
+        elsewhere = {name: array for name, array in arrays.items() if array is not None and array.devices() != place}
         if not elsewhere:
             return arrays
         moved = jax.device_put(elsewhere, self.device)
-        # the host's memory is read later, and JAX's arrays there may be views of NumPy's
+        # arrays on the host may be views of NumPy memory that changes afterwards
         is_on_host = self._framework.is_on_host
-        jax.block_until_ready(
-            [moved[name] for name, array in elsewhere.items() if not isinstance(array, Array) or is_on_host(array)]
-        )
+        jax.block_until_ready([moved[name] for name, array in elsewhere.items() if is_on_host(array)])
         return arrays | moved
 
     def _store_transition(
@@ -146,7 +137,7 @@ class PPO(ppo.PPO):
         self._rollout = programs.record(
             self._specification, self._critic(), rollout, on_device(row, self.device), arrays
         )
-        if self._is_on_cpu:  # arrays may be views of NumPy memory that changes afterwards
+        if self._specification.is_on_cpu:  # arrays may be views of NumPy memory that changes afterwards
             jax.block_until_ready(self._rollout)
 
     def _cut_rollout(self, row: int) -> None:
@@ -181,7 +172,7 @@ class PPO(ppo.PPO):
         return np.flatnonzero(self._rollout["acted"])
 
     def _draw_orders(self) -> Array | npt.NDArray[np.intp]:
-        if not self._is_on_cpu:
+        if not self._specification.is_on_cpu:
             orders, self._key = programs.draw_orders(self._specification, self._key, self._begun_rollout()["acted"])
             return orders
         samples = self.cfg.rollouts * self.num_envs

@@ -75,6 +75,7 @@ class Specification(NamedTuple):
     components: tuple[range, ...] | None
     action_width: int
     head_width: int
+    is_on_cpu: bool
 
     def policy(self) -> CategoricalPolicy | GaussianPolicy:
         """Return the policy's module."""
@@ -226,11 +227,9 @@ def _discounted(specification: Specification, critic: Critic, following: Array, 
     def compute() -> Array:
         return jnp.where(mask, specification.cfg.discount_factor * _next_values(specification, critic, following), 0.0)
 
-    def compute_if_needed() -> Array:
-        return lax.cond(mask.any(), compute, lambda: jnp.zeros(mask.shape, jnp.float32))
-
-    # mostly there is nothing to compute; but a GPU would wait for the host, which chooses the branch
-    return lax.platform_dependent(cpu=compute_if_needed, default=compute)
+    if not specification.is_on_cpu:  # another device would wait for the host, which takes the branches
+        return compute()
+    return lax.cond(mask.any(), compute, lambda: jnp.zeros(mask.shape, jnp.float32))
 
 
 def _next_values(specification: Specification, critic: Critic, raw: Array) -> Array:
