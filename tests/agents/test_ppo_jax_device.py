@@ -181,7 +181,8 @@ def test_no_gpu_waits_for_a_condition():
 @pytest.mark.parametrize("truncated", [True, False])
 def test_the_condition_changes_no_bit(truncated):
     flags = {"truncated": np.full((ENVS, 1), truncated), "terminated": np.zeros((ENVS, 1), np.bool_)}
-    on_cpu, elsewhere = make("jax"), away_from_cpus(make("jax"))
+    on_cpu: Any = make("jax")
+    elsewhere = away_from_cpus(make("jax"))
     for step in range(STEPS - 1):
         given = transition(on_cpu, step, **flags)
         for agent in (on_cpu, elsewhere):

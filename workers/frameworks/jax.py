@@ -122,7 +122,8 @@ class JaxFramework(Framework):
             first = _FirstBad(jax.device_put(np.int32(-1)), jax.device_put(np.int32(timestep)), timestep)
         elif first.following != timestep:  # mostly they are equal: the device has counted
             first = first._replace(count=jax.device_put(np.int32(timestep)))
-        return _FirstBad(*_first_bad(first.number, first.count, arrays), timestep + 1)
+        number, count = _first_bad(first.number, first.count, arrays)
+        return _FirstBad(number, count, timestep + 1)
 
     def read_later(self, arrays: Sequence[jax.Array | _FirstBad]) -> Reading:
         return _Reading([array.number if isinstance(array, _FirstBad) else array for array in arrays])

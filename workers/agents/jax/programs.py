@@ -225,11 +225,13 @@ def _discounted(specification: Specification, critic: Critic, following: Array, 
     """Return the discounted values of the critic's raw inputs where `mask`, ``(num_envs, 1)``; 0 elsewhere."""
 
     def compute() -> Array:
-        return jnp.where(mask, specification.cfg.discount_factor * _next_values(specification, critic, following), 0.0)
+        return jnp.where(mask, _next_values(specification, critic, following), 0.0)
 
-    if not specification.is_on_cpu:  # another device would wait for the host, which takes the branches
-        return compute()
-    return lax.cond(mask.any(), compute, lambda: jnp.zeros(mask.shape, jnp.float32))
+    if specification.is_on_cpu:
+        values = lax.cond(mask.any(), compute, lambda: jnp.zeros(mask.shape, jnp.float32))
+    else:  # another device would wait for the host, which takes the branches
+        values = compute()
+    return specification.cfg.discount_factor * values
 
 
 def _next_values(specification: Specification, critic: Critic, raw: Array) -> Array:
