@@ -181,8 +181,10 @@ def test_no_gpu_waits_for_a_condition():
 @pytest.mark.parametrize("truncated", [True, False])
 def test_the_condition_changes_no_bit(truncated):
     flags = {"truncated": np.full((ENVS, 1), truncated), "terminated": np.zeros((ENVS, 1), np.bool_)}
-    on_cpu: Any = make("jax")
-    elsewhere = away_from_cpus(make("jax"))
+    # exact products: a compiler may round a product and a sum once or twice, which is no difference of the condition
+    exact: dict[str, Any] = {"discount_factor": 0.5, "normalize_values": False}
+    on_cpu: Any = make("jax", **exact)
+    elsewhere = away_from_cpus(make("jax", **exact))
     for step in range(STEPS - 1):
         given = transition(on_cpu, step, **flags)
         for agent in (on_cpu, elsewhere):

@@ -20,15 +20,14 @@ from workers.errors import AgentError
 
 __all__ = ["PPO"]
 
+ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal", "_own", "_action_map")
+"""Attributes of the agent that are trees of arrays on its device."""
+
 
 @functools.cache
 def on_device(row: int, device: jax.Device) -> Array:
     """Return the number of a rollout's row on a device: it travels once, not in every timestep."""
     return jax.device_put(np.int32(row), device)
-
-
-ARRAYS = ("_weights", "_optimizer", "_normalizers", "_rollout", "_key", "_acting", "_legal", "_own", "_action_map")
-"""Attributes of the agent that are trees of arrays on its device."""
 
 
 class PPO(ppo.PPO):
@@ -43,7 +42,7 @@ class PPO(ppo.PPO):
     32-bit.
 
     If the arrays given to an agent are on its device, nothing travels between the device and the host from one update
-    to the next, and an update waits for the device once.
+    to the next, after the first rollout. An update waits for the device once, or twice if not all rows acted.
     """
 
     framework = "jax"
@@ -203,9 +202,8 @@ class PPO(ppo.PPO):
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, with NumPy arrays and the device's name."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return (
-            vars(self) | jax.device_get(arrays) | {"device": f"{self.device.platform}:{self.device.id}", "_rate": None}
-        )
+        others = {"device": f"{self.device.platform}:{self.device.id}", "_rate": None}
+        return vars(self) | jax.device_get(arrays) | others
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the result of `__getstate__`."""
