@@ -1,6 +1,7 @@
 """PPO as one compiled function in JAX: a bound for `gpu.py`, in the shape of purejaxrl.
 
-Rollout, advantages and update of one agent are one call, with the environments in it. Nothing is checked, returned or logged.
+Rollout, advantages and update of one agent are one call, with the environments in it. Nothing is checked, returned or
+logged.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def make_iteration(env: Any, *, rollouts: int, epochs: int, mini_batches: int) -
     """Return a first carry, and a function that does a rollout and an update, and returns the next carry.
 
     Args:
-        env: A `gpu_envs.JaxLinear`.
+        env: A `tests.gpu.linear.JaxLinear`.
         rollouts: Timesteps of a rollout.
         epochs: Passes over it.
         mini_batches: Mini-batches of each pass.

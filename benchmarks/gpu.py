@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --device cpu --envs 16 --windows 1 --rollouts 1    the script itself, on a CPU
 
 It needs PyTorch, and uses JAX, Warp, skrl and rsl_rl where they are installed. The environments are those of
-`gpu_envs.py`. Contestants of one table run one after the other; each figure is the median of windows of whole rollouts,
-with the range.
+`tests/gpu/linear.py`. Contestants run one after the other; each figure is the median of windows of whole rollouts, with
+the range.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch and JAX share the GPU
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch
 from gpu_counts import count_kernels, count_launches, floor
-from gpu_envs import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
 from gpu_peers import rsl_rl_stepper, skrl_stepper
 from report import describe_machine, spread, table
 
+from tests.gpu.linear import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
+
+ROOT = Path(__file__).parents[1]
 CFG: dict[str, Any] = {"timesteps": 10**6, "headless": True, "disable_progressbar": True}
 LARGE = {"rollouts": 24, "learning_epochs": 5, "hidden_sizes": (256, 128, 64), "activation": "elu",
          "grad_norm_clip": 1.0, "value_clip": 0.2, "entropy_loss_scale": 0.005}  # fmt: skip

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_envs import ACTION_SPACE, ACTIONS, LENGTH, OBSERVATION_SPACE, OBSERVATIONS, TorchLinear
 from torch import nn
+
+from tests.gpu.linear import ACTION_SPACE, ACTIONS, LENGTH, OBSERVATION_SPACE, OBSERVATIONS, TorchLinear
 
 
 def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
@@ -80,9 +81,9 @@ def rsl_rl_stepper(args: Any, cfg: dict[str, Any]) -> Callable[[], Any]:
     class Env:
         num_envs, num_actions, max_episode_length = args.envs, ACTIONS, LENGTH
         device = torch.device(args.device)
-        cfg: Any = {}
 
         def __init__(self) -> None:
+            self.cfg: Any = {}
             self.env = TorchLinear(args.envs, 0, args.device)
             self.state, _ = self.env.reset(seed=0)
             self.episode_length_buf = torch.zeros(args.envs, dtype=torch.long, device=args.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import jax
@@ -128,7 +129,8 @@ def test_memory_shared_with_numpy_may_change_after_recording():
 @pytest.mark.parametrize("kl", [0.0, 0.0049, 0.0051, 0.01, 0.0199, 0.0201, 1.0])
 @pytest.mark.parametrize("learning_rate", [1e-6, 1.2e-6, 1e-3, 9e-3, 1e-2])
 def test_compiled_rule_of_the_learning_rate(learning_rate, kl):
-    adapted = programs._adapt_learning_rate(jax.numpy.float32(learning_rate), jax.numpy.float32(kl), 0.01)
+    rule = jax.jit(partial(adapt_learning_rate, target=0.01, where=jax.numpy.where))
+    adapted = rule(jax.numpy.float32(learning_rate), jax.numpy.float32(kl))
     assert float(adapted) == pytest.approx(adapt_learning_rate(learning_rate, kl, 0.01, np.where))
 
 

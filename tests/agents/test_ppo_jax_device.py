@@ -228,7 +228,7 @@ def test_a_device_draws_new_orders_for_each_update():
 
 def test_a_learning_rate_that_is_set_is_used():
     agent = warm("gaussian", ())
-    same_rate, other_rate, fresh = (pickle.loads(pickle.dumps(agent)) for _ in range(3))
+    same_rate, other_rate, fresh = (away_from_cpus(pickle.loads(pickle.dumps(agent))) for _ in range(3))
     agent.learning_rate = fresh.learning_rate = 0.5
     other_rate.learning_rate = 0.25
     states = []

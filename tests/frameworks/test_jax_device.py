@@ -19,7 +19,8 @@ def first_bad(bad: set[int], timesteps: list[int]) -> int:
     for timestep in timesteps:
         array = jnp.full((3, 2), np.nan if timestep in bad else 1.0)
         first = JAX.first_bad(first, timestep, [jnp.ones((3, 1), bool), array, jnp.ones((3, 1), jnp.int32)])
-    return JAX.read_later(first)()
+    [number] = JAX.read_later([first]).result()
+    return int(number)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from tests.gpu.linear import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
 from workers.frameworks import load_framework
 
 __all__ = ["DEVICE", "ENVS", "LINEAR", "cfg_of", "make_agent", "missing", "train", "values"]
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from gpu_envs import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
 
 DEVICE = os.environ.get("LOCKSTEP_DEVICE", "cuda:0")
 ENVS, ROLLOUTS = 64, 8

@@ -309,7 +309,7 @@ def test_what_is_on_the_host_does_not_travel():
     tree: dict[str, Any] = {"a": (torch.ones(2), "text"), "b": Outcome(1, 2, 3, 4, {})}
     fetch = Fetch(tree, TORCH)
     assert fetch.is_ready()
-    assert fetch.result()["a"][0] is tree["a"][0]  # type: ignore[index]
+    assert fetch.result()["a"][0] is tree["a"][0]
 
 
 def test_an_agent_of_a_gpu_is_unpickled_without_one():

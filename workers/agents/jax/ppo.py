@@ -206,10 +206,10 @@ class PPO(ppo.PPO):
         return vars(self) | jax.device_get(arrays) | others
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the result of `__getstate__`."""
-        device = state["_framework"].find_device(state["device"])
+        """Restore the result of `__getstate__`, on the same device if there is one."""
+        device = state["_framework"].find_device_or_default(state["device"])
         arrays = jax.device_put({name: state[name] for name in ARRAYS}, device, may_alias=False)
-        specification = programs.the_one(state["_specification"])
+        specification = programs.the_one(state["_specification"]._replace(is_on_cpu=device.platform == "cpu"))
         vars(self).update(state | arrays | {"device": device, "_specification": specification})
 
     def _state(self) -> dict[str, Any]:

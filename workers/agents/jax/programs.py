@@ -35,7 +35,7 @@ from workers.agents.jax.networks import (
     merge_statistics,
     normalize,
 )
-from workers.agents.learning_rate import MAX_LEARNING_RATE, MIN_LEARNING_RATE
+from workers.agents.learning_rate import adapt_learning_rate
 
 __all__ = [
     "Critic",
@@ -297,7 +297,7 @@ def update(
         losses = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
         kl = losses.pop("kl").sum() / len(order)
         if cfg.kl_threshold:
-            learning_rate = _adapt_learning_rate(learning_rate, kl, cfg.kl_threshold)
+            learning_rate = adapt_learning_rate(learning_rate, kl, cfg.kl_threshold, jnp.where)
         return (weights, optimizer, learning_rate), losses | {"Policy / KL divergence": kl}
 
     carry, scalars = lax.scan(run_epoch, (weights, optimizer, learning_rate), orders)
@@ -386,10 +386,3 @@ def _loss(weights: Any, specification: Specification, batch: dict[str, Array]) -
     if cfg.entropy_loss_scale:
         losses["Loss / Entropy loss"] = -cfg.entropy_loss_scale * policy.entropy(head)
     return sum(losses.values()), losses | {"kl": (jnp.expm1(log_ratio) - log_ratio).sum()}
-
-
-def _adapt_learning_rate(learning_rate: Array, kl: Array, target: float) -> Array:
-    """Adapt an array, as `learning_rate.adapt_learning_rate` does a float."""
-    slower = jnp.maximum(learning_rate / 1.5, MIN_LEARNING_RATE)
-    faster = jnp.minimum(learning_rate * 1.5, MAX_LEARNING_RATE)
-    return jnp.where(kl > 2.0 * target, slower, jnp.where(kl < 0.5 * target, faster, learning_rate))

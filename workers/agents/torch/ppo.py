@@ -17,6 +17,7 @@ from workers.agents import ppo
 from workers.agents.learning_rate import adapt_learning_rate
 from workers.agents.torch.adam import Adam
 from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss, compute_gae
+from workers.agents.torch.masks import legal_on_device
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, perceptron
 from workers.agents.torch.workspace import Workspace
 from workers.frameworks import load_framework
@@ -95,6 +96,9 @@ class PPO(ppo.PPO):
         own, *results = self._workspace.run(self._act, rows, action_mask is not None)
         actions, mean_actions = [tensor.clone() for tensor in results] if self._workspace.captures else results
         return own, actions, mean_actions
+
+    def _legal_on_device(self, mask: Tensor) -> Tensor:
+        return legal_on_device(mask, list(map(len, self._components or ())))
 
     def _act(self, rows: int, is_masked: bool) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the results of `_sample_actions`."""

@@ -1,4 +1,4 @@
-"""The environments of `gpu.py`: a stable linear system with random resets on a device, in each framework.
+"""Environments of the tests and benchmarks on a GPU: a stable linear system with random resets, in each framework.
 
 48 observations, 12 actions. An episode ends after 200 steps, or where an observation leaves [-6, 6]. The reward is
 minus the mean square of the observations.
@@ -154,10 +154,11 @@ class WarpLinear(_Linear):
     framework = "warp"
 
     def _prepare(self, device: Any) -> None:
-        import gpu_warp_env
         import warp as wp
 
-        self.wp, self._kernels = wp, gpu_warp_env
+        from tests.gpu import linear_warp
+
+        self.wp, self._kernels = wp, linear_warp
         self.device = wp.get_device(device)
         self._matrices = [wp.array(matrix, dtype=float, device=self.device) for matrix in matrices()]
         self._noise = wp.zeros(2, dtype=int, device=self.device)
@@ -197,4 +198,4 @@ class WarpLinear(_Linear):
         self._noise.assign(state["noise"])
 
 
-LINEAR = {"torch": TorchLinear, "jax": JaxLinear, "warp": WarpLinear}
+LINEAR: dict[str, Any] = {"torch": TorchLinear, "jax": JaxLinear, "warp": WarpLinear}

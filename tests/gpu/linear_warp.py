@@ -1,4 +1,4 @@
-"""The kernels of the Warp environment in `gpu_envs.py`; a thread steps one copy."""
+"""The kernels of the Warp environment in `linear.py`; a thread steps one copy."""
 
 # Warp compiles kernels by its own types and rules.
 # mypy: ignore-errors
