@@ -65,9 +65,10 @@ def count_kernels(trainer: Any, step: Callable[[], Any], rollouts: int) -> str:
             trainer.env.step(torch.zeros(trainer.env.num_envs, 12, device=trainer.env.device))
     inside = sum(captured.values())
     environments = alone.count - rollouts  # without the actions
+    others = mode.count - inside - environments
     rows = [
         ["kernels of the environments", f"{environments / rollouts:.1f}"],
-        ["other kernels that are started one by one", f"{(mode.count - environments) / rollouts:.1f}"],
+        ["other kernels that are started one by one", f"{others / rollouts:.1f}"],
         ["graphs that are launched", f"{sum(runs.values()) / rollouts:.1f}"],
         ["kernels in them", f"{inside / rollouts:.1f}"],
         *[

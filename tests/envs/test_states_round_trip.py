@@ -123,11 +123,12 @@ def test_restored_environments_go_on(name: str, caplog: pytest.LogCaptureFixture
 DEVICES: dict[str, Callable[[], Any]] = {name: partial(DEVICE_ENVS[name], ROWS, 4) for name in FRAMEWORKS}
 
 
-@pytest.mark.parametrize("name", [*FRAMEWORKS, "random keys"])
+@pytest.mark.parametrize("name", [*FRAMEWORKS, "random keys", "a generator"])
 @pytest.mark.parametrize("is_prepared", [False, True])
 def test_a_device_environment_goes_on(name: str, is_prepared: bool):
-    framework = load_framework("jax" if name == "random keys" else name)
-    build = DEVICES.get(name) or partial(importlib.import_module("examples.jax_env").build, ROWS, 4)
+    framework = load_framework({"random keys": "jax", "a generator": "torch"}.get(name, name))
+    example = "jax_env" if name == "random keys" else "torch_env"
+    build = DEVICES.get(name) or partial(importlib.import_module(f"examples.{example}").build, ROWS, 4)
     env, other, generator = build(), build(), np.random.default_rng(1)
     if is_prepared:
         prepare_state(env, framework, allow_pickle=False)

@@ -225,6 +225,10 @@ class Framework(ABC):
         """Start to copy arrays, or results of `first_bad`, to the host, without waiting for their device."""
         return Reading([self.to_numpy(array) for array in arrays])
 
+    def is_static(self, value: object) -> bool:
+        """Return whether a value is a device or a dtype of the framework, which never change."""
+        return False
+
     def has_devices(self) -> bool:
         """Return whether arrays of this process may be elsewhere than on the host."""
         return False

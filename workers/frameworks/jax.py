@@ -101,6 +101,9 @@ class JaxFramework(Framework):
         platform, _, index = device.partition(":")
         return jax.devices(platform)[int(index or 0)]
 
+    def is_static(self, value: object) -> bool:
+        return isinstance(value, jax.Device)
+
     def has_devices(self) -> bool:
         return jax.default_backend() != "cpu"
 

@@ -104,6 +104,9 @@ class TorchFramework(Framework):
     def read_later(self, arrays: Sequence[torch.Tensor]) -> Reading:
         return _Reading(arrays) if any(not array.is_cpu for array in arrays) else super().read_later(arrays)
 
+    def is_static(self, value: object) -> bool:
+        return isinstance(value, (torch.device, torch.dtype))
+
     def has_devices(self) -> bool:
         return torch.cuda.is_initialized()
 

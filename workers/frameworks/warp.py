@@ -79,6 +79,9 @@ class WarpFramework(Framework):
         alias: str = wp.get_device(device).alias
         return alias
 
+    def is_static(self, value: object) -> bool:
+        return isinstance(value, wp.Device)
+
     def has_devices(self) -> bool:
         return wp.get_cuda_device_count() > 0
 

@@ -73,7 +73,7 @@ def encode(value: Any, framework: Framework, _above: tuple[int, ...] = ()) -> An
         return value.copy()
     if framework.is_array(value):
         return framework.copy(value)
-    if isinstance(value, _STATIC_TYPES):
+    if isinstance(value, _STATIC_TYPES) or framework.is_static(value):
         return STATIC
     if id(value) in _above:
         raise Unsuitable(f"a {type_name(kind)} contains itself")
