@@ -14,15 +14,73 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import warp as wp
 
-__all__ = ["Flags", "Indices", "Matrix", "PreciseVector", "Vector", "cast", "launch"]
+__all__ = [
+    "BLOCK",
+    "Flags",
+    "Indices",
+    "Matrix",
+    "PreciseMatrix",
+    "PreciseVector",
+    "Scratch",
+    "Vector",
+    "cast",
+    "launch",
+    "on_host",
+    "read",
+]
 
 Matrix, Vector, PreciseVector = wp.array2d[float], wp.array1d[float], wp.array1d[wp.float64]
+PreciseMatrix = wp.array2d[wp.float64]
 Indices, Flags = wp.array1d[int], wp.array2d[wp.bool]
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 LOWEST = float(np.finfo(np.float32).min)
+
+
+BLOCK = 256
+"""Threads of a block in every launch on a GPU: a module is compiled anew for each number."""
+
+PART = 512
+"""Rows that a thread adds up on a GPU."""
+
+
+def on_host(device: Any) -> bool:
+    """Return whether a device is a CPU, whose arrays can be read without waiting."""
+    return wp.get_device(device).is_cpu
+
+
+def read(array: wp.array) -> npt.NDArray[Any]:
+    """Return the values, waiting for the current stream only; `wp.array.numpy` waits for all streams of the device."""
+    host = wp.empty_like(array, device="cpu", requires_grad=False)
+    wp.copy(host, array)
+    if array.device.is_cuda:
+        wp.synchronize_stream(array.device.stream)
+    return host.numpy()
+
+
+class Scratch:
+    """A cache of result arrays on the default device, one for each name and shape."""
+
+    def __init__(self) -> None:
+        self._device = wp.get_device().alias
+        self._arrays: dict[Any, wp.array] = {}
+
+    def __call__(self, name: str, *shape: int, dtype: Any = wp.float32, requires_grad: bool = False) -> wp.array:
+        """Return the array of this name and shape, with the values last written to it."""
+        key = (name, shape)
+        if key not in self._arrays:
+            self._arrays[key] = wp.zeros(shape, dtype=dtype, device=self._device, requires_grad=requires_grad)
+        return self._arrays[key]
+
+    def zeros_for_sums(self, *names: str, size: int) -> list[wp.array]:
+        """Return differentiable arrays of zeros for kernels that add to them."""
+        arrays = [self(name, size, requires_grad=True) for name in names]
+        for array in arrays:
+            array.zero_()
+        return arrays
 
 
 def launch(kernel: Any, dim: int | tuple[int, ...], inputs: Sequence[Any], outputs: Sequence[wp.array]) -> None:
@@ -169,18 +227,34 @@ def advance(by: int, counter: Indices) -> None:
 
 
 @wp.kernel(enable_backward=False)
-def add_means(batch: Matrix, rows: Indices, mean: PreciseVector) -> None:
-    """Add the share of each value in `rows` to the mean of its column."""
+def add_means(batch: Matrix, rows: Indices, part: int, sums: PreciseMatrix) -> None:
+    """Add up the shares of a part of the values in `rows` in the mean of their column."""
     index, column = wp.tid()
-    wp.atomic_add(mean, column, wp.float64(batch[rows[index], column]) / wp.float64(rows.shape[0]))
+    total = wp.float64(0.0)
+    for row in range(index * part, wp.min((index + 1) * part, rows.shape[0])):
+        total += wp.float64(batch[rows[row], column]) / wp.float64(rows.shape[0])
+    sums[index, column] = total
 
 
 @wp.kernel(enable_backward=False)
-def add_variances(batch: Matrix, rows: Indices, mean: PreciseVector, variance: PreciseVector) -> None:
-    """Add the share of each value in `rows` to the population variance of its column."""
+def add_variances(batch: Matrix, rows: Indices, part: int, mean: PreciseVector, sums: PreciseMatrix) -> None:
+    """Add up the shares of a part of the values in `rows` in the population variance of their column."""
     index, column = wp.tid()
-    difference = wp.float64(batch[rows[index], column]) - mean[column]
-    wp.atomic_add(variance, column, difference * difference / wp.float64(rows.shape[0]))
+    total = wp.float64(0.0)
+    for row in range(index * part, wp.min((index + 1) * part, rows.shape[0])):
+        difference = wp.float64(batch[rows[row], column]) - mean[column]
+        total += difference * difference / wp.float64(rows.shape[0])
+    sums[index, column] = total
+
+
+@wp.kernel(enable_backward=False)
+def add_sums(sums: PreciseMatrix, totals: PreciseVector) -> None:
+    """Add up the sums of all parts of a column."""
+    column = wp.tid()
+    total = wp.float64(0.0)
+    for index in range(sums.shape[0]):
+        total += sums[index, column]
+    totals[column] = total
 
 
 @wp.kernel(enable_backward=False)
@@ -241,14 +315,6 @@ def add_next_values(values: Matrix, mask: Flags, discount_factor: float, rewards
     row = wp.tid()
     if mask[row, 0]:
         rewards[row, 0] += discount_factor * values[row, 0]
-
-
-@wp.kernel(enable_backward=False)
-def select(orders: wp.array2d[int], position: Indices, rows: Indices) -> None:
-    """Take the next rows of the concatenated `orders`; `position` is the number of rows taken so far."""
-    index = wp.tid()
-    taken = position[0] + index
-    rows[index] = orders[taken / orders.shape[1], taken % orders.shape[1]]
 
 
 @wp.kernel(enable_backward=False)

@@ -1,4 +1,4 @@
-"""Advantages and losses of PPO: per-sample functions for kernels, and kernels that sum them."""
+"""Advantages and losses of PPO: per-sample functions for kernels, and kernels that sum and report them."""
 
 # Warp compiles kernels by its own types and rules: `float(0.0)` is a variable, `0.0` a constant.
 # mypy: ignore-errors
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warp as wp
 
-from workers.agents.warp.kernels import Indices, Matrix, PreciseVector, Vector, launch
+from workers.agents.learning_rate import MAX_LEARNING_RATE, MIN_LEARNING_RATE
+from workers.agents.warp.kernels import Indices, Matrix, PreciseMatrix, PreciseVector, Vector, launch
 
 __all__ = ["clipped_policy_loss", "clipped_value_loss", "compute_gae"]
 
@@ -149,3 +150,41 @@ def add_losses(
     wp.atomic_add(losses, 2, -share * entropy_loss_scale * entropy[index])
     precise = wp.float64(log_ratio)  # exp(r) - 1 - r cancels to 0 in float32 for small r
     wp.atomic_add(kl, 0, wp.exp(precise) - wp.float64(1.0) - precise)
+
+
+@wp.func
+def adapt(rate: wp.float64, kl: wp.float64, target: wp.float64) -> wp.float64:
+    """Return the next learning rate; see `workers.agents.learning_rate.adapt_learning_rate`."""
+    if kl > wp.float64(2.0) * target:
+        return wp.max(rate / wp.float64(1.5), wp.static(wp.float64(MIN_LEARNING_RATE)))
+    if kl < wp.float64(0.5) * target:
+        return wp.min(rate * wp.float64(1.5), wp.static(wp.float64(MAX_LEARNING_RATE)))
+    return rate
+
+
+@wp.kernel(enable_backward=False)
+def end_epoch(
+    epoch: int,
+    samples: int,
+    target: wp.float64,
+    log_std: Vector,
+    losses: Vector,
+    kl: PreciseVector,
+    rate: PreciseVector,
+    report: PreciseMatrix,
+) -> None:
+    """Adapt the learning rate to the epoch's mean KL divergence, unless `target` is 0, and clear the epoch's sums.
+
+    A row of the report: KL divergence, next learning rate, the three sums of losses, and `log_std` if there is one.
+    """
+    mean = kl[0] / wp.float64(samples)
+    kl[0] = wp.float64(0.0)
+    if target > wp.float64(0.0):
+        rate[0] = adapt(rate[0], mean, target)
+    report[epoch, 0] = mean
+    report[epoch, 1] = rate[0]
+    for index in range(3):
+        report[epoch, 2 + index] = wp.float64(losses[index])
+        losses[index] = 0.0
+    for column in range(report.shape[1] - 5):
+        report[epoch, 5 + column] = wp.float64(log_std[column])

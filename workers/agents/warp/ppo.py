@@ -9,21 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import warp as wp
-from warp_nn.optimizers import Adam
 
 from workers.agents import ppo
-from workers.agents.learning_rate import run_epochs
 from workers.agents.warp import kernels, losses
-from workers.agents.warp.kernels import cast, launch
-from workers.agents.warp.networks import (
-    CategoricalPolicy,
-    GaussianPolicy,
-    Normalizer,
-    Scratch,
-    initialize,
-    moments,
-    perceptron,
-)
+from workers.agents.warp.adam import Adam
+from workers.agents.warp.kernels import Scratch, cast, launch, on_host, read
+from workers.agents.warp.networks import CategoricalPolicy, GaussianPolicy, Moments, Normalizer
+from workers.agents.warp.orders import draw_orders, select
+from workers.agents.warp.perceptron import Perceptron, count_parts, layer_shapes
 
 __all__ = ["PPO"]
 
@@ -48,33 +41,44 @@ class PPO(ppo.PPO):
         self._generator = np.random.default_rng(np.random.randint(2**31))
         self._allocate()
         policy, value = self._initial_networks(self._generator)
-        initialize(self._policy.network, policy)
-        initialize(self._value, value)
+        self._policy.network.initialize(policy)
+        self._value.initialize(value)
         self._restart_noise()
 
     def _allocate(self) -> None:
         """Create everything on the device; these attributes are not pickled."""
         before = set(vars(self))
         with wp.ScopedDevice(self.device):
-            self._build_models()
             self._build_rollout()
+            self._build_models()
         self._allocated = set(vars(self)) - before
 
     def _build_models(self) -> None:
         cfg, hidden, widths = self.cfg, self.cfg.hidden_sizes, self._input_widths
-        parameters: dict[str, wp.array] = {}
-        network = perceptron((widths["observations"], *hidden, self._head_width), cfg.activation)
+        networks = {
+            "policy.network": (widths["observations"], *hidden, self._head_width),
+            "value": (widths[self._critic_input], *hidden, 1),
+        }
+        shapes = {} if self._components else {"policy.log_std": (self._action_width,)}
+        for prefix, sizes in networks.items():
+            shapes |= {f"{prefix}.{name}": shape for name, shape in layer_shapes(sizes).items()}
+        self._rate = wp.zeros(1, dtype=wp.float64)
+        parts = count_parts(self.device, max(self._mini_batch_sizes()))
+        self._optimizer = Adam(shapes, parts=parts, max_norm=cfg.grad_norm_clip, rate=self._rate)
+        parameters, gradients = self._optimizer.values, self._optimizer.gradients
+        network, self._value = (
+            Perceptron(*(_within(prefix, arrays) for arrays in (parameters, gradients)), cfg.activation)
+            for prefix in networks
+        )
         self._policy: CategoricalPolicy | GaussianPolicy
+        self._log_std = None  # of a Gaussian policy
         if self._components:
             self._policy = CategoricalPolicy(network, self._components)
         else:
-            log_std = wp.full(self._action_width, cfg.initial_log_std, dtype=wp.float32, requires_grad=True)
-            self._policy = GaussianPolicy(network, log_std)
-            parameters["policy.log_std"] = log_std
-        self._value = perceptron((widths[self._critic_input], *hidden, 1), cfg.activation)
-        for prefix, module in (("policy.network", network), ("value", self._value)):
-            for name, array in module.state_dict().items():  # biases are columns in warp-nn
-                parameters[f"{prefix}.{name}"] = array.flatten() if name.endswith("bias") else array
+            self._log_std = parameters["policy.log_std"]
+            self._log_std.fill_(cfg.initial_log_std)
+            self._log_std.grad = gradients["policy.log_std"][0]  # the whole gradient: the other parts remain 0
+            self._policy = GaussianPolicy(network, self._log_std)
         self._normalizers: dict[str, Normalizer] = {}
         if cfg.normalize_observations:
             self._normalizers = {name: Normalizer(width, ppo.INPUT_LIMIT) for name, width in widths.items()}
@@ -85,19 +89,11 @@ class PPO(ppo.PPO):
             for name, normalizer in self._normalizers.items()
             for statistic in ("mean", "variance", "count")
         }
-        self._optimizer = Adam(
-            list(parameters.values()), device=self.device, max_norm=cfg.grad_norm_clip or None, disable_graph=True
-        )
-        # warp-nn's Adam has no public state; its moments are flat
-        moments = {"exp_avg": self._optimizer._m1, "exp_avg_sq": self._optimizer._m2}
-        optimizer = {
-            kind: {name: array.reshape(parameters[name].shape) for name, array in zip(parameters, arrays, strict=True)}
-            for kind, arrays in moments.items()
-        }
         # named as in `state_dict`; the arrays share the memory of networks, normalisers and optimiser
+        moments = {"exp_avg": self._optimizer.exp_avg, "exp_avg_sq": self._optimizer.exp_avg_sq}
         self._learnt: dict[str, Any] = {
             "models": parameters | statistics,
-            "optimizer": {"step": self._optimizer._timestep, **optimizer},
+            "optimizer": {"step": self._optimizer.steps, **moments},
         }
 
     def _build_rollout(self) -> None:
@@ -121,6 +117,9 @@ class PPO(ppo.PPO):
         self._acted_rows = self._rows  # the rows in the statistics
         self._losses = wp.zeros(3, dtype=wp.float32, requires_grad=True)
         self._kl = wp.zeros(1, dtype=wp.float64)
+        columns = 5 + (0 if self._components else self._action_width)
+        self._report = wp.zeros((self.cfg.learning_epochs, columns), dtype=wp.float64)  # see `losses.end_epoch`
+        self._moments = Moments()
         self._scratch = Scratch()
         self._graphs: dict[Any, Any] = {}
 
@@ -155,6 +154,9 @@ class PPO(ppo.PPO):
 
     def _next_values(self) -> wp.array:
         """Return the values of the observations or states after the last recorded actions, ``(num_envs, 1)``."""
+        return self._run(self._evaluate_next, self.num_envs)
+
+    def _evaluate_next(self, rows: int) -> wp.array:
         return self._denormalize(self._value(self._network_input(self._critic_input, self._next)))
 
     def _raw_observations(self, rows: int) -> wp.array:
@@ -215,7 +217,8 @@ class PPO(ppo.PPO):
         cast(truncated, self._truncated)
         ended = [self._terminated, self._truncated]
         launch(kernels.end_episodes, self.num_envs, ended, [self._rollout["continues"][row], self._cut])
-        if self._truncated.numpy().any():
+        # a device would have to be waited for
+        if not on_host(self.device) or self._truncated.numpy().any():
             self._add_next_values(row, self._cut)
 
     def _cut_rollout(self, row: int) -> None:
@@ -230,33 +233,51 @@ class PPO(ppo.PPO):
     # Update.
 
     def _acted(self) -> npt.NDArray[np.intp]:
-        return np.flatnonzero(self._rollout["acted"].numpy())
+        return np.flatnonzero(read(self._rollout["acted"]))
+
+    def _rows_that_acted(self) -> wp.array:
+        """Return the indices of the samples whose row acted; this waits for the device if they are not all."""
+        return self._rows if self._all_acted else wp.array(self._acted(), dtype=wp.int32, device=self.device)
 
     def _draw_orders(self) -> wp.array:
-        acted = self._acted()
-        orders = [self._generator.permutation(acted) for _ in range(self.cfg.learning_epochs)]
-        orders = [np.resize(order, self._rows.size) for order in orders]
-        return wp.array(np.stack(orders), dtype=wp.int32, device=self.device)
+        rows, epochs = self._rows_that_acted(), self.cfg.learning_epochs
+        if not on_host(self.device):
+            return draw_orders(rows, self._noise, epochs, self._rows.size, self._scratch)
+        drawn = [self._generator.permutation(rows.numpy()) for _ in range(epochs)]
+        return wp.array([np.resize(order, self._rows.size) for order in drawn], dtype=wp.int32, device=self.device)
 
     def _update(self, orders: wp.array) -> dict[str, float]:
+        cfg = self.cfg
         cast(orders, self._orders)
         self._position.zero_()
-        self._acted_rows = wp.array(self._acted(), dtype=wp.int32, device=self.device)
+        self._acted_rows = self._rows_that_acted()
         self._prepare_update()
-        epochs: list[dict[str, float]] = []
-
-        def run_epoch(epoch: int, learning_rate: float) -> float:
-            epochs.append(self._run_epoch(learning_rate))
-            return epochs[-1]["Policy / KL divergence"]
-
-        self.learning_rate = run_epochs(self.cfg, self.learning_rate, run_epoch)
+        self._losses.zero_()
+        self._kl.zero_()
+        self._rate.fill_(self.learning_rate)
+        for epoch in range(cfg.learning_epochs):
+            for size in self._mini_batch_sizes():
+                self._run(self._step, size)
+            inputs = [epoch, self._rows.size, cfg.kl_threshold or 0.0, self._log_std]
+            launch(losses.end_epoch, 1, inputs, [self._losses, self._kl, self._rate, self._report])
         for name in self._input_widths:
             if name in self._normalizers:
                 self._normalizers[name].update(self._flat(name), self._acted_rows)
-        scalars = {tag: sum(epoch[tag] for epoch in epochs) / len(epochs) for tag in epochs[0]}
-        if isinstance(self._policy, GaussianPolicy):
-            scalars["Policy / Standard deviation"] = float(np.exp(self._policy.log_std.numpy()).mean())
         self._restart_noise()
+        return self._read_report()
+
+    def _read_report(self) -> dict[str, float]:
+        """Return the scalars to track and set `learning_rate`; this waits for the device."""
+        report = read(self._report)
+        self.learning_rate = float(report[-1, 1])
+        sums = report[:, 2:5].astype(np.float32) / self.cfg.mini_batches
+        columns = {"Loss / Policy loss": sums[:, 0], "Loss / Value loss": sums[:, 1]}
+        if self.cfg.entropy_loss_scale:
+            columns["Loss / Entropy loss"] = sums[:, 2]
+        columns["Policy / KL divergence"] = report[:, 0]
+        scalars = {tag: sum(column.tolist()) / len(column) for tag, column in columns.items()}
+        if self._log_std is not None:
+            scalars["Policy / Standard deviation"] = float(np.exp(report[-1, 5:].astype(np.float32)).mean())
         return scalars
 
     def _restart_noise(self) -> None:
@@ -281,7 +302,8 @@ class PPO(ppo.PPO):
         """Compute the samples of an update; weights and statistics have not changed since the start of the rollout."""
         samples = self._samples
         shape = (self._rows.size, 1)
-        last_values = wp.clone(self._next_values())  # before a call on as many samples reuses its memory
+        last_values = self._scratch("last values", self.num_envs, 1)
+        wp.copy(last_values, self._next_values())  # before a call on as many samples reuses its memory
         for name in self._input_widths:
             samples[name] = self._network_input(name, self._flat(name))
         samples["log_prob"], samples["values"] = self._scratch("log_prob", shape[0]), self._scratch("values", *shape)
@@ -306,35 +328,21 @@ class PPO(ppo.PPO):
             self._normalizers["returns"].update(samples["targets"], self._acted_rows)
             samples["targets"] = self._normalizers["returns"](samples["targets"])
         samples["advantages"] = self._scratch("advantages", *shape)
-        statistics = moments(advantages, self._acted_rows)
+        statistics = self._moments(advantages, self._acted_rows)
         launch(losses.standardize, shape[0], [advantages, *statistics], [samples["advantages"]])
-
-    def _run_epoch(self, learning_rate: float) -> dict[str, float]:
-        """Run one pass over all mini-batches and return the scalars to track."""
-        self._optimizer._lr.fill_(learning_rate)
-        self._losses.zero_()
-        self._kl.zero_()
-        for size in self._mini_batch_sizes():
-            self._run(self._step, size)
-        policy_loss, value_loss, entropy_loss = (self._losses.numpy() / self.cfg.mini_batches).tolist()
-        scalars = {"Loss / Policy loss": policy_loss, "Loss / Value loss": value_loss}
-        if self.cfg.entropy_loss_scale:
-            scalars["Loss / Entropy loss"] = entropy_loss
-        return scalars | {"Policy / KL divergence": float(self._kl.numpy()[0]) / self._rows.size}
 
     def _step(self, size: int) -> None:
         """Take an optimiser step on the next mini-batch."""
         cfg, samples = self.cfg, self._samples
         rows = self._scratch("rows", size, dtype=wp.int32)
-        launch(kernels.select, size, [self._orders, self._position], [rows])
+        launch(select, size, [self._orders, self._position], [rows])
         launch(kernels.advance, 1, [size], [self._position])
         batch = {name: self._scratch(name, size, width) for name, width in self._input_widths.items()}
         for name, array in batch.items():
             launch(kernels.gather, array.shape, [samples[name], rows], [array])
+        head, values = self._policy.network(batch["observations"]), self._value(batch[self._critic_input])
         with wp.Tape() as tape:
-            head = self._policy.network(batch["observations"])
             log_prob, entropy = self._log_prob(head, rows)
-            values = self._value(batch[self._critic_input])
             old = [samples[name] for name in ("log_prob", "values", "advantages", "targets")]
             scales = [cfg.ratio_clip, cfg.value_clip, cfg.value_loss_scale, cfg.entropy_loss_scale]
             inputs = [log_prob, entropy, values, rows, *old, *scales]
@@ -342,7 +350,9 @@ class PPO(ppo.PPO):
         self._losses.grad.fill_(1.0)
         try:
             tape.backward()
-            self._optimizer.step()
+            self._policy.network.backward(batch["observations"], head.grad)
+            self._value.backward(batch[self._critic_input], values.grad)
+            self._optimizer.step(count_parts(self.device, size))
         finally:  # even after an interrupt: the next step would add to these gradients
             tape.zero()
 
@@ -392,3 +402,8 @@ def _fill(arrays: Any, values: Any) -> None:
             _fill(array, values[key])
     else:
         arrays.assign(np.broadcast_to(values, arrays.shape))
+
+
+def _within(prefix: str, arrays: Mapping[str, wp.array]) -> dict[str, wp.array]:
+    """Return the arrays whose name begins with ``prefix.``, by the rest of their name."""
+    return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
