@@ -27,7 +27,7 @@ from tests.support.ppo import (
     transition,
 )
 from tests.support.ppo_reference import Reference
-from workers.agents.warp.networks import Normalizer
+from workers.agents.warp.normalizers import Normalizer
 
 LARGE = MultiDiscrete([3, 2, 4])  # a head wider than the hidden layers
 

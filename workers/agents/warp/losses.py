@@ -93,21 +93,26 @@ def add(first: Matrix, second: Matrix, sums: Matrix) -> None:
 
 
 @wp.func
-def clipped_policy_loss(ratio: float, advantage: float, clip: float) -> float:
+def clipped_policy_loss(ratio: float, advantage: float, clip: float) -> wp.vec2:
     """Compute PPO's clipped surrogate objective of one sample as a loss (https://arxiv.org/abs/1707.06347, equation 7).
 
     Args:
         ratio: Probability ratio.
         advantage: Advantage.
         clip: Clipping range of the ratio around 1.
+
+    Returns:
+        The loss, and its derivative by the ratio.
     """
     surrogate = ratio * advantage
     clipped = wp.clamp(ratio, 1.0 - clip, 1.0 + clip) * advantage
-    return -wp.where(clipped < surrogate, clipped, surrogate)  # not `wp.min`, which ignores NaN
+    if clipped < surrogate:  # not `wp.min`, which ignores NaN
+        return wp.vec2(-clipped, 0.0)
+    return wp.vec2(-surrogate, -advantage)
 
 
 @wp.func
-def clipped_value_loss(value: float, target: float, old_value: float, clip: float) -> float:
+def clipped_value_loss(value: float, target: float, old_value: float, clip: float) -> wp.vec2:
     """Compute the critic's squared error, the larger of that with and that without clipping.
 
     Args:
@@ -115,14 +120,19 @@ def clipped_value_loss(value: float, target: float, old_value: float, clip: floa
         target: Target output.
         old_value: Output at the rollout.
         clip: Clipping range of the output around `old_value`; 0 disables clipping.
+
+    Returns:
+        The loss, and its derivative by the output.
     """
-    free = (value - target) * (value - target)
+    error = value - target
     limited = wp.clamp(value, old_value - clip, old_value + clip) - target
-    return wp.where(clip > 0.0 and limited * limited > free, limited * limited, free)
+    if clip > 0.0 and limited * limited > error * error:
+        return wp.vec2(limited * limited, 0.0)
+    return wp.vec2(error * error, 2.0 * error)
 
 
-@wp.kernel
-def add_losses(
+@wp.kernel(enable_backward=False)
+def compute_losses(
     log_prob: Vector,
     entropy: Vector,
     values: Matrix,
@@ -135,21 +145,38 @@ def add_losses(
     value_clip: float,
     value_loss_scale: float,
     entropy_loss_scale: float,
-    losses: Vector,
-    kl: PreciseVector,
+    terms: PreciseMatrix,
+    by_log_prob: Vector,
+    by_value: Matrix,
 ) -> None:
-    """Add one sample's share to the mini-batch's losses (policy, value, entropy) and its KL divergence to a sum."""
+    """Compute one sample's share of the mini-batch's losses, with derivatives, and its KL divergence.
+
+    A row of `terms`: KL divergence, and shares of the policy's, the critic's and the entropy loss.
+    """
     index = wp.tid()
     row = rows[index]
     share = 1.0 / float(rows.shape[0])
     log_ratio = log_prob[index] - old_log_prob[row]
-    policy_loss = clipped_policy_loss(wp.exp(log_ratio), advantages[row, 0], ratio_clip)
+    ratio = wp.exp(log_ratio)
+    policy_loss = clipped_policy_loss(ratio, advantages[row, 0], ratio_clip)
     value_loss = clipped_value_loss(values[index, 0], targets[row, 0], old_values[row, 0], value_clip)
-    wp.atomic_add(losses, 0, share * policy_loss)
-    wp.atomic_add(losses, 1, share * value_loss_scale * value_loss)
-    wp.atomic_add(losses, 2, -share * entropy_loss_scale * entropy[index])
     precise = wp.float64(log_ratio)  # exp(r) - 1 - r cancels to 0 in float32 for small r
-    wp.atomic_add(kl, 0, wp.exp(precise) - wp.float64(1.0) - precise)
+    terms[index, 0] = wp.exp(precise) - wp.float64(1.0) - precise
+    terms[index, 1] = wp.float64(share * policy_loss[0])
+    terms[index, 2] = wp.float64(share * value_loss_scale * value_loss[0])
+    terms[index, 3] = wp.float64(-share * entropy_loss_scale * entropy[index])
+    by_log_prob[index] = share * policy_loss[1] * ratio
+    by_value[index, 0] = share * value_loss_scale * value_loss[1]
+
+
+@wp.kernel(enable_backward=False)
+def add_terms(terms: PreciseMatrix, part: int, sums: PreciseMatrix) -> None:
+    """Add up the terms of a part of the samples."""
+    index, column = wp.tid()
+    total = wp.float64(0.0)
+    for row in range(index * part, wp.min((index + 1) * part, terms.shape[0])):
+        total += terms[row, column]
+    sums[index, column] = total
 
 
 @wp.func
@@ -168,23 +195,21 @@ def end_epoch(
     samples: int,
     target: wp.float64,
     log_std: Vector,
-    losses: Vector,
-    kl: PreciseVector,
+    totals: PreciseVector,
     rate: PreciseVector,
     report: PreciseMatrix,
 ) -> None:
-    """Adapt the learning rate to the epoch's mean KL divergence, unless `target` is 0, and clear the epoch's sums.
+    """Adapt the learning rate to the epoch's mean KL divergence, unless `target` is 0, and clear the epoch's totals.
 
-    A row of the report: KL divergence, next learning rate, the three sums of losses, and `log_std` if there is one.
+    A row of the report: the totals of the terms of all samples, with the mean KL divergence; the next learning rate;
+    and `log_std` if there is one.
     """
-    mean = kl[0] / wp.float64(samples)
-    kl[0] = wp.float64(0.0)
+    totals[0] /= wp.float64(samples)
     if target > wp.float64(0.0):
-        rate[0] = adapt(rate[0], mean, target)
-    report[epoch, 0] = mean
-    report[epoch, 1] = rate[0]
-    for index in range(3):
-        report[epoch, 2 + index] = wp.float64(losses[index])
-        losses[index] = 0.0
+        rate[0] = adapt(rate[0], totals[0], target)
+    for index in range(4):
+        report[epoch, index] = totals[index]
+        totals[index] = wp.float64(0.0)
+    report[epoch, 4] = rate[0]
     for column in range(report.shape[1] - 5):
         report[epoch, 5 + column] = wp.float64(log_std[column])

@@ -18,12 +18,9 @@ from typing import Any, NamedTuple
 import warp as wp
 
 from workers.agents.warp import kernels
-from workers.agents.warp.kernels import BLOCK, Matrix, Vector
+from workers.agents.warp.kernels import BLOCK, Matrix, Scratch, Vector, count_parts, part_of
 
-__all__ = ["Perceptron", "count_parts", "layer_shapes"]
-
-PART = 256
-"""Rows whose gradients a block adds up on a GPU; few enough for many blocks."""
+__all__ = ["Perceptron", "layer_shapes"]
 
 
 class Tile(NamedTuple):
@@ -175,16 +172,6 @@ def weight_gradient_kernel(tile: Tile) -> wp.Kernel:
     return weight_gradient
 
 
-def part_of(device: Any, rows: int) -> int:
-    """Return how many rows of a batch one block adds up: on a CPU, which has one thread, all of them."""
-    return rows if kernels.on_host(device) else PART
-
-
-def count_parts(device: Any, rows: int) -> int:
-    """Return the number of parts of the gradients of a batch."""
-    return math.ceil(rows / part_of(device, rows))
-
-
 def layer_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a perceptron's parameters, with the names of `Perceptron`.
 
@@ -215,7 +202,7 @@ class Perceptron:
         self._layers = [(parameters[f"{index}.weight"], parameters[f"{index}.bias"]) for index in indices]
         self._gradients = [(gradients[f"{index}.weight"], gradients[f"{index}.bias"]) for index in indices]
         self._activation, self._derivative = ACTIVATIONS[activation]
-        self._scratch = kernels.Scratch()
+        self._scratch = Scratch()
 
     def initialize(self, layers: Sequence[tuple[Any, Any]]) -> None:
         """Set the weight and the bias of each layer."""
@@ -224,9 +211,8 @@ class Perceptron:
                 array.assign(values)
 
     def _outputs(self, index: int, rows: int) -> wp.array:
-        """Return the array for a layer's outputs; that of the head can have a gradient."""
-        head = index == len(self._layers) - 1
-        return self._scratch(f"outputs {index}", rows, self._layers[index][0].shape[0], requires_grad=head)
+        """Return the array for a layer's outputs."""
+        return self._scratch(f"outputs {index}", rows, self._layers[index][0].shape[0])
 
     def __call__(self, inputs: wp.array) -> wp.array:
         """Return the outputs, ``(rows, outputs)`` float32, for inputs ``(rows, inputs)``."""

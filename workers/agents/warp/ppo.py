@@ -13,10 +13,12 @@ import warp as wp
 from workers.agents import ppo
 from workers.agents.warp import kernels, losses
 from workers.agents.warp.adam import Adam
-from workers.agents.warp.kernels import Scratch, cast, launch, on_host, read
-from workers.agents.warp.networks import CategoricalPolicy, GaussianPolicy, Moments, Normalizer
+from workers.agents.warp.array_trees import fill, map_arrays, within
+from workers.agents.warp.kernels import Scratch, cast, count_parts, launch, part_of, read
+from workers.agents.warp.normalizers import Moments, Normalizer
 from workers.agents.warp.orders import draw_orders, select
-from workers.agents.warp.perceptron import Perceptron, count_parts, layer_shapes
+from workers.agents.warp.perceptron import Perceptron, layer_shapes
+from workers.agents.warp.policies import CategoricalPolicy, GaussianPolicy, map_actions
 
 __all__ = ["PPO"]
 
@@ -67,7 +69,7 @@ class PPO(ppo.PPO):
         self._optimizer = Adam(shapes, parts=parts, max_norm=cfg.grad_norm_clip, rate=self._rate)
         parameters, gradients = self._optimizer.values, self._optimizer.gradients
         network, self._value = (
-            Perceptron(*(_within(prefix, arrays) for arrays in (parameters, gradients)), cfg.activation)
+            Perceptron(*(within(prefix, arrays) for arrays in (parameters, gradients)), cfg.activation)
             for prefix in networks
         )
         self._policy: CategoricalPolicy | GaussianPolicy
@@ -77,8 +79,7 @@ class PPO(ppo.PPO):
         else:
             self._log_std = parameters["policy.log_std"]
             self._log_std.fill_(cfg.initial_log_std)
-            self._log_std.grad = gradients["policy.log_std"][0]  # the whole gradient: the other parts remain 0
-            self._policy = GaussianPolicy(network, self._log_std)
+            self._policy = GaussianPolicy(network, self._log_std, gradients["policy.log_std"])
         self._normalizers: dict[str, Normalizer] = {}
         if cfg.normalize_observations:
             self._normalizers = {name: Normalizer(width, ppo.INPUT_LIMIT) for name, width in widths.items()}
@@ -115,10 +116,9 @@ class PPO(ppo.PPO):
         self._position = wp.zeros(1, dtype=wp.int32)  # start of the next mini-batch
         self._samples: dict[str, wp.array] = {}
         self._acted_rows = self._rows  # the rows in the statistics
-        self._losses = wp.zeros(3, dtype=wp.float32, requires_grad=True)
-        self._kl = wp.zeros(1, dtype=wp.float64)
+        self._totals = wp.zeros(4, dtype=wp.float64)  # of the epoch in progress; see `losses.end_epoch`
         columns = 5 + (0 if self._components else self._action_width)
-        self._report = wp.zeros((self.cfg.learning_epochs, columns), dtype=wp.float64)  # see `losses.end_epoch`
+        self._report = wp.zeros((self.cfg.learning_epochs, columns), dtype=wp.float64)
         self._moments = Moments()
         self._scratch = Scratch()
         self._graphs: dict[Any, Any] = {}
@@ -185,7 +185,7 @@ class PPO(ppo.PPO):
         if self._action_map is None:
             return None, actions, mean_actions
         mapped = [self._scratch(name, *actions.shape) for name in ("mapped actions", "mapped mean actions")]
-        launch(kernels.map_actions, actions.shape, [actions, mean_actions, self._action_map], mapped)
+        launch(map_actions, actions.shape, [actions, mean_actions, self._action_map], mapped)
         return actions, *mapped
 
     def _act_legally(self, rows: int) -> tuple[Any, wp.array, wp.array]:
@@ -218,7 +218,7 @@ class PPO(ppo.PPO):
         ended = [self._terminated, self._truncated]
         launch(kernels.end_episodes, self.num_envs, ended, [self._rollout["continues"][row], self._cut])
         # a device would have to be waited for
-        if not on_host(self.device) or self._truncated.numpy().any():
+        if not kernels.on_host(self.device) or self._truncated.numpy().any():
             self._add_next_values(row, self._cut)
 
     def _cut_rollout(self, row: int) -> None:
@@ -241,7 +241,7 @@ class PPO(ppo.PPO):
 
     def _draw_orders(self) -> wp.array:
         rows, epochs = self._rows_that_acted(), self.cfg.learning_epochs
-        if not on_host(self.device):
+        if not kernels.on_host(self.device):
             return draw_orders(rows, self._noise, epochs, self._rows.size, self._scratch)
         drawn = [self._generator.permutation(rows.numpy()) for _ in range(epochs)]
         return wp.array([np.resize(order, self._rows.size) for order in drawn], dtype=wp.int32, device=self.device)
@@ -252,14 +252,13 @@ class PPO(ppo.PPO):
         self._position.zero_()
         self._acted_rows = self._rows_that_acted()
         self._prepare_update()
-        self._losses.zero_()
-        self._kl.zero_()
+        self._totals.zero_()
         self._rate.fill_(self.learning_rate)
         for epoch in range(cfg.learning_epochs):
             for size in self._mini_batch_sizes():
                 self._run(self._step, size)
             inputs = [epoch, self._rows.size, cfg.kl_threshold or 0.0, self._log_std]
-            launch(losses.end_epoch, 1, inputs, [self._losses, self._kl, self._rate, self._report])
+            launch(losses.end_epoch, 1, inputs, [self._totals, self._rate, self._report])
         for name in self._input_widths:
             if name in self._normalizers:
                 self._normalizers[name].update(self._flat(name), self._acted_rows)
@@ -269,8 +268,8 @@ class PPO(ppo.PPO):
     def _read_report(self) -> dict[str, float]:
         """Return the scalars to track and set `learning_rate`; this waits for the device."""
         report = read(self._report)
-        self.learning_rate = float(report[-1, 1])
-        sums = report[:, 2:5].astype(np.float32) / self.cfg.mini_batches
+        self.learning_rate = float(report[-1, 4])
+        sums = report[:, 1:4] / self.cfg.mini_batches
         columns = {"Loss / Policy loss": sums[:, 0], "Loss / Value loss": sums[:, 1]}
         if self.cfg.entropy_loss_scale:
             columns["Loss / Entropy loss"] = sums[:, 2]
@@ -289,10 +288,13 @@ class PPO(ppo.PPO):
         array = self._rollout[name]
         return array.reshape((-1, array.shape[2]))
 
+    def _taken(self) -> list[wp.array]:
+        """Return the actions of the rollout, and if they are discrete the masks of legal ones."""
+        return [self._flat(name) for name in ("actions", "action_mask") if name in self._rollout]
+
     def _log_prob(self, head: wp.array, rows: wp.array) -> list[wp.array]:
         """Return log-probability and entropy, both ``(rows,)``, of the rollout's actions in some of its rows."""
-        taken = [self._flat(name) for name in ("actions", "action_mask") if name in self._rollout]
-        return self._policy.log_prob(head, rows, *taken)
+        return self._policy.log_prob(head, rows, *self._taken())
 
     def _mini_batch_sizes(self) -> list[int]:
         size, larger = divmod(self._rows.size, self.cfg.mini_batches)
@@ -341,39 +343,40 @@ class PPO(ppo.PPO):
         for name, array in batch.items():
             launch(kernels.gather, array.shape, [samples[name], rows], [array])
         head, values = self._policy.network(batch["observations"]), self._value(batch[self._critic_input])
-        with wp.Tape() as tape:
-            log_prob, entropy = self._log_prob(head, rows)
-            old = [samples[name] for name in ("log_prob", "values", "advantages", "targets")]
-            scales = [cfg.ratio_clip, cfg.value_clip, cfg.value_loss_scale, cfg.entropy_loss_scale]
-            inputs = [log_prob, entropy, values, rows, *old, *scales]
-            launch(losses.add_losses, size, inputs, [self._losses, self._kl])
-        self._losses.grad.fill_(1.0)
-        try:
-            tape.backward()
-            self._policy.network.backward(batch["observations"], head.grad)
-            self._value.backward(batch[self._critic_input], values.grad)
-            self._optimizer.step(count_parts(self.device, size))
-        finally:  # even after an interrupt: the next step would add to these gradients
-            tape.zero()
+        log_prob, entropy = self._log_prob(head, rows)
+        old = [samples[name] for name in ("log_prob", "values", "advantages", "targets")]
+        scales = [cfg.ratio_clip, cfg.value_clip, cfg.value_loss_scale, cfg.entropy_loss_scale]
+        terms = self._scratch("terms", size, 4, dtype=wp.float64)
+        by_log_prob, by_value = self._scratch("by log_prob", size), self._scratch("by value", size, 1)
+        inputs = [log_prob, entropy, values, rows, *old, *scales]
+        launch(losses.compute_losses, size, inputs, [terms, by_log_prob, by_value])
+        parts = count_parts(self.device, size)
+        sums = self._scratch("sums", parts, 4, dtype=wp.float64)
+        launch(losses.add_terms, sums.shape, [terms, part_of(self.device, size)], [sums])
+        launch(kernels.add_sums, 4, [sums], [self._totals])
+        by_head = self._policy.backward(head, rows, *self._taken(), by_log_prob, -cfg.entropy_loss_scale / size)
+        self._policy.network.backward(batch["observations"], by_head)
+        self._value.backward(batch[self._critic_input], by_value)
+        self._optimizer.step(parts)
 
     # Saving.
 
     def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = _map(self._framework.copy, self._learnt)
+        state: dict[str, Any] = map_arrays(self._framework.copy, self._learnt)
         models, optimizer = state["models"], state["optimizer"]  # Warp has no 0-d arrays
         models |= {name: np.array(models[name].numpy()[0]) for name in models if name.endswith(".count")}
         optimizer["step"] = int(optimizer["step"].numpy()[0])
         return state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        _fill(self._learnt, state)
+        fill(self._learnt, state)
 
     def _progress(self) -> dict[str, Any]:
         return {"rollout": self._rollout, "next": self._next, "noise": self._noise, "generator": self._generator}
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        _fill(self._rollout, {"action_mask": True} | state["rollout"])
-        _fill({"next": self._next, "noise": self._noise}, state)
+        fill(self._rollout, {"action_mask": True} | state["rollout"])
+        fill({"next": self._next, "noise": self._noise}, state)
         self._generator = state["generator"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -388,22 +391,3 @@ class PPO(ppo.PPO):
         self._allocate()
         self.restore(vars(self).pop("_snapshot"))
         vars(self).update(kept)
-
-
-def _map(function: Callable[[wp.array], Any], tree: Any) -> Any:
-    """Apply `function` to each array of nested dictionaries."""
-    return {key: _map(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
-
-
-def _fill(arrays: Any, values: Any) -> None:
-    """Copy values (NumPy arrays or numbers) to the arrays at the same keys."""
-    if isinstance(arrays, dict):
-        for key, array in arrays.items():
-            _fill(array, values[key])
-    else:
-        arrays.assign(np.broadcast_to(values, arrays.shape))
-
-
-def _within(prefix: str, arrays: Mapping[str, wp.array]) -> dict[str, wp.array]:
-    """Return the arrays whose name begins with ``prefix.``, by the rest of their name."""
-    return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,32 @@
+"""Nested dictionaries of Warp arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import warp as wp
+
+__all__ = ["fill", "map_arrays", "within"]
+
+
+def map_arrays(function: Callable[[wp.array], Any], tree: Any) -> Any:
+    """Apply `function` to each array of nested dictionaries."""
+    return (
+        {key: map_arrays(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
+    )
+
+
+def fill(arrays: Any, values: Any) -> None:
+    """Copy values (NumPy arrays or numbers) to the arrays at the same keys."""
+    if isinstance(arrays, dict):
+        for key, array in arrays.items():
+            fill(array, values[key])
+    else:
+        arrays.assign(np.broadcast_to(values, arrays.shape))
+
+
+def within(prefix: str, arrays: Mapping[str, wp.array]) -> dict[str, wp.array]:
+    """Return the arrays whose name begins with ``prefix.``, by the rest of their name."""
+    return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
