@@ -33,7 +33,7 @@ def test_numpys_observations(framework):
         agent.act(np.zeros((3, BOX.shape[0]), np.float32), None, **CLOCK)
 
 
-@pytest.mark.parametrize(("framework", "package"), [("jax", "flax"), ("jax", "optax"), ("warp", "warp_nn")])
+@pytest.mark.parametrize(("framework", "package"), [("jax", "flax"), ("jax", "optax"), ("warp", "warp")])
 def test_a_package_that_is_not_installed(framework, package, monkeypatch):
     for name in [name for name in sys.modules if name.startswith(f"workers.agents.{framework}")]:
         monkeypatch.delitem(sys.modules, name)

@@ -223,7 +223,7 @@ class Framework(ABC):
 
     def read_later(self, arrays: Sequence[Any]) -> Reading:
         """Start to copy arrays, or results of `first_bad`, to the host, without waiting for their device."""
-        return Reading([self.to_numpy(array) for array in arrays])
+        return Reading([self.to_numpy(array).copy() for array in arrays])
 
     def is_static(self, value: object) -> bool:
         """Return whether a value is a device or a dtype of the framework, which never change."""

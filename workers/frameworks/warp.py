@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ class WarpFramework(Framework):
         return joined
 
     def select(self, mask: npt.NDArray[np.bool_] | wp.array, chosen: wp.array, other: wp.array) -> wp.array:
+        # `wp.map` keeps the kernel for these dtypes
         rows = mask if isinstance(mask, wp.array) else wp.array(mask, device=other.device)
         flat = [array.contiguous().reshape((array.shape[0], -1)) for array in (rows, chosen, other)]
         return wp.map(wp.where, *flat).reshape(other.shape)
@@ -116,6 +118,9 @@ class WarpFramework(Framework):
         return ["cpu", *(f"{device.alias} ({device.name})" for device in wp.get_cuda_devices())]
 
 
+_PINNED: dict[Any, list[wp.array]] = defaultdict(list)
+"""Host memory for `read_later` that no copy uses, by shape and dtype: to allocate or free some waits for all devices."""
+
 _KINDS = {
     wp.bool: "b",
     **dict.fromkeys((wp.int8, wp.int16, wp.int32, wp.int64, wp.uint8, wp.uint16, wp.uint32, wp.uint64), "i"),
@@ -134,10 +139,10 @@ class _Reading(Reading):
     """Arrays on their way from GPUs into pinned memory."""
 
     def __init__(self, arrays: Sequence[wp.array]) -> None:
-        copies = [wp.empty(array.shape, dtype=array.dtype, device="cpu", pinned=True) for array in arrays]
-        for copy, array in zip(copies, arrays, strict=True):
+        super().__init__([])
+        self._pinned = [_pinned(array) for array in arrays]
+        for copy, array in zip(self._pinned, arrays, strict=True):
             wp.copy(copy, array)
-        super().__init__([copy.numpy() for copy in copies])
         devices = {array.device.alias: array.device for array in arrays if array.device.is_cuda}
         self._events = [device.stream.record_event() for device in devices.values()]
 
@@ -147,7 +152,18 @@ class _Reading(Reading):
     def result(self) -> list[npt.NDArray[Any]]:
         for event in self._events:
             wp.synchronize_event(event)
-        return super().result()
+        if self._pinned:
+            self._values = [copy.numpy().copy() for copy in self._pinned]
+            for copy in self._pinned:
+                _PINNED[copy.shape, copy.dtype].append(copy)
+            self._pinned.clear()
+        return self._values
+
+
+def _pinned(array: wp.array) -> wp.array:
+    """Return host memory for a copy of an array."""
+    free = _PINNED[array.shape, array.dtype]
+    return free.pop() if free else wp.empty(array.shape, dtype=array.dtype, device="cpu", pinned=True)
 
 
 FRAMEWORK = WarpFramework()

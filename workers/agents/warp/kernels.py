@@ -38,7 +38,7 @@ BLOCK = 256
 """Threads of a block in every launch on a GPU: a module is compiled anew for each number."""
 
 PART = 256
-"""Rows that one thread or block adds up on a GPU; few enough for many of them."""
+"""Rows that one thread or block adds up on a GPU: few enough for many of them, and a multiple of a tile's depth."""
 
 
 def on_host(device: Any) -> bool:

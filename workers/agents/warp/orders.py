@@ -52,8 +52,8 @@ def draw_orders(rows: wp.array, noise: wp.array, epochs: int, samples: int, scra
         ``(epochs, samples)`` int32; the next call overwrites it.
     """
     # sorting needs twice the space
-    keys = scratch("keys", 2 * epochs * samples, dtype=wp.int64)
-    values = scratch("values", 2 * epochs * samples, dtype=wp.int32)
+    keys = scratch("keys of rows", 2 * epochs * samples, dtype=wp.int64)
+    values = scratch("sorted rows", 2 * epochs * samples, dtype=wp.int32)
     orders = scratch("orders", epochs, samples, dtype=wp.int32)
     launch(draw_keys, (epochs, rows.size), [rows, noise], [keys, values])
     launch(kernels.advance, 1, [epochs * rows.size], [noise])

@@ -31,13 +31,13 @@ class Tile(NamedTuple):
     depth: int
 
 
-def tile_of(device: Any, rows: int, columns: int) -> Tile:
+def tile_of(on_host: bool, rows: int, columns: int) -> Tile:
     """Return the tile for a product of at most ``rows`` by ``columns`` elements.
 
     On a GPU, all products have the same tile, so that few kernels are compiled: each of the 256 threads has 4 x 4
     elements in registers. On a CPU, tiles that are no larger than the product were measured to be fastest.
     """
-    return Tile(min(rows, 64), min(columns, 64), 16) if kernels.on_host(device) else Tile(64, 64, 32)
+    return Tile(min(rows, 64), min(columns, 64), 16) if on_host else Tile(64, 64, 32)
 
 
 # Activations, and the products of a gradient with their derivatives, which are functions of the activation `y`.
@@ -202,6 +202,7 @@ class Perceptron:
         self._layers = [(parameters[f"{index}.weight"], parameters[f"{index}.bias"]) for index in indices]
         self._gradients = [(gradients[f"{index}.weight"], gradients[f"{index}.bias"]) for index in indices]
         self._activation, self._derivative = ACTIVATIONS[activation]
+        self._on_host = kernels.on_host(parameters["0.weight"].device)
         self._scratch = Scratch()
 
     def initialize(self, layers: Sequence[tuple[Any, Any]]) -> None:
@@ -216,11 +217,10 @@ class Perceptron:
 
     def __call__(self, inputs: wp.array) -> wp.array:
         """Return the outputs, ``(rows, outputs)`` float32, for inputs ``(rows, inputs)``."""
-        device = inputs.device
         for index, (weight, bias) in enumerate(self._layers):
             outputs = self._outputs(index, inputs.shape[0])
             activation = identity if index == len(self._layers) - 1 else self._activation
-            tile = tile_of(device, 64, outputs.shape[1])
+            tile = tile_of(self._on_host, 64, outputs.shape[1])
             arguments = [inputs, weight.transpose(), bias, outputs]
             self._launch(forward_kernel(tile, activation), tile, outputs.shape, arguments)
             inputs = outputs
@@ -239,13 +239,13 @@ class Perceptron:
         for index in reversed(range(len(self._layers))):
             weight, _ = self._layers[index]
             below = self._outputs(index - 1, rows) if index else inputs
-            tile = tile_of(device, *weight.shape)
+            tile = tile_of(self._on_host, *weight.shape)
             shape = (parts, *weight.shape)
             arguments = [gradient, below, part, *self._gradients[index]]
             self._launch(weight_gradient_kernel(tile), tile, shape, arguments)
             if index:
                 result = self._scratch(f"gradient {index}", *below.shape)
-                tile = tile_of(device, 64, below.shape[1])
+                tile = tile_of(self._on_host, 64, below.shape[1])
                 arguments = [gradient, weight, below, result]
                 self._launch(input_gradient_kernel(tile, self._derivative), tile, below.shape, arguments)
                 gradient = result

@@ -263,11 +263,11 @@ class CategoricalPolicy:
     def backward(
         self,
         head: wp.array,
+        by_log_prob: wp.array,
+        by_entropy: float,
         rows: wp.array,
         actions: wp.array,
         legal: wp.array,
-        by_log_prob: wp.array,
-        by_entropy: float,
     ) -> wp.array:
         """Return the gradient of `head` from those of the results of `log_prob`.
 
@@ -308,7 +308,7 @@ class GaussianPolicy:
         return outputs
 
     def backward(
-        self, head: wp.array, rows: wp.array, actions: wp.array, by_log_prob: wp.array, by_entropy: float
+        self, head: wp.array, by_log_prob: wp.array, by_entropy: float, rows: wp.array, actions: wp.array
     ) -> wp.array:
         """Return the gradient of `head` from those of the results of `log_prob`, and write that of `log_std`.
 

@@ -31,8 +31,13 @@ class PPO(ppo.PPO):
 
     The constructor draws a seed from NumPy's global generator; all randomness comes from this seed. Acting and the
     steps of an update are captured as graphs, even on a CPU. The values of ``cfg`` are part of the graphs: later
-    changes may have no effect. On a CPU, equal agents give bit-identical results. On a GPU, atomic additions sum in no
-    fixed order, so results are equal up to rounding.
+    changes may have no effect. On a CPU, equal agents give bit-identical results. No kernel adds atomically, so sums
+    have a fixed order on a GPU too; a GPU has other tiles, though, and draws the orders of samples itself, so its
+    results differ from those of a CPU.
+
+    On a GPU, everything runs on the device's current stream, so agents can use streams of their own within
+    `wp.ScopedStream`. Neither `act` nor `record_transition` wait for the device if they are given arrays on it and no
+    masks; an update waits once, at its end, and once more each time it needs to know which rows acted.
 
     Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a Warp device or its name.
     """
@@ -61,7 +66,7 @@ class PPO(ppo.PPO):
             "policy.network": (widths["observations"], *hidden, self._head_width),
             "value": (widths[self._critic_input], *hidden, 1),
         }
-        shapes = {} if self._components else {"policy.log_std": (self._action_width,)}
+        shapes: dict[str, tuple[int, ...]] = {} if self._components else {"policy.log_std": (self._action_width,)}
         for prefix, sizes in networks.items():
             shapes |= {f"{prefix}.{name}": shape for name, shape in layer_shapes(sizes).items()}
         self._rate = wp.zeros(1, dtype=wp.float64)
@@ -69,8 +74,7 @@ class PPO(ppo.PPO):
         self._optimizer = Adam(shapes, parts=parts, max_norm=cfg.grad_norm_clip, rate=self._rate)
         parameters, gradients = self._optimizer.values, self._optimizer.gradients
         network, self._value = (
-            Perceptron(*(within(prefix, arrays) for arrays in (parameters, gradients)), cfg.activation)
-            for prefix in networks
+            Perceptron(within(prefix, parameters), within(prefix, gradients), cfg.activation) for prefix in networks
         )
         self._policy: CategoricalPolicy | GaussianPolicy
         self._log_std = None  # of a Gaussian policy
@@ -354,7 +358,7 @@ class PPO(ppo.PPO):
         sums = self._scratch("sums", parts, 4, dtype=wp.float64)
         launch(losses.add_terms, sums.shape, [terms, part_of(self.device, size)], [sums])
         launch(kernels.add_sums, 4, [sums], [self._totals])
-        by_head = self._policy.backward(head, rows, *self._taken(), by_log_prob, -cfg.entropy_loss_scale / size)
+        by_head = self._policy.backward(head, by_log_prob, -cfg.entropy_loss_scale / size, rows, *self._taken())
         self._policy.network.backward(batch["observations"], by_head)
         self._value.backward(batch[self._critic_input], by_value)
         self._optimizer.step(parts)
