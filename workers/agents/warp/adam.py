@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import warp as wp
 
-from workers.agents.warp.kernels import BLOCK, Indices, Matrix, PreciseVector, Vector
+from workers.agents.warp.kernels import BLOCK, Indices, Matrix, PreciseVector, Vector, kernel
 
 __all__ = ["Adam"]
 
@@ -21,7 +21,7 @@ ALIGNMENT = 16
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
-@wp.kernel(enable_backward=False, grid_stride=False)
+@kernel
 def add_parts(parts: Matrix, count: int, gradients: Vector, squares: Vector) -> None:
     """Add the first `count` parts of a tile of gradients, in a fixed order, and sum their squares."""
     i = wp.tid()
@@ -32,7 +32,7 @@ def add_parts(parts: Matrix, count: int, gradients: Vector, squares: Vector) -> 
     wp.tile_store(squares, wp.tile_sum(total * total), offset=i)
 
 
-@wp.kernel(enable_backward=False, grid_stride=False)
+@kernel
 def begin_step(squares: Vector, max_norm: float, rate: PreciseVector, steps: Indices, factors: Vector) -> None:
     """Count a step and compute its factors, in one block: of the gradients, the step size, and of the variances."""
     _, lane = wp.tid()
@@ -54,7 +54,7 @@ def ratio(mean: float, variance: float) -> float:
     return mean / (wp.sqrt(variance) + EPSILON)
 
 
-@wp.kernel(enable_backward=False, grid_stride=False)
+@kernel
 def take_step(gradients: Vector, factors: Vector, means: Vector, variances: Vector, values: Vector) -> None:
     """Update a tile of the moments and of the parameters."""
     i = wp.tid()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -23,6 +23,7 @@ __all__ = [
     "Vector",
     "cast",
     "count_parts",
+    "kernel",
     "launch",
     "on_host",
     "part_of",
@@ -39,6 +40,14 @@ BLOCK = 256
 
 PART = 256
 """Rows that one thread or block adds up on a GPU: few enough for many of them, and a multiple of a tile's depth."""
+
+
+MODULE = wp.get_module("workers.agents.warp")
+
+
+def kernel(function: Callable[..., None]) -> wp.Kernel:
+    """Make a kernel without a backward pass, in one module with all others: each module takes time to compile."""
+    return wp.kernel(function, enable_backward=False, grid_stride=False, module=MODULE)
 
 
 def on_host(device: Any) -> bool:
@@ -93,23 +102,23 @@ def cast(source: wp.array, target: wp.array) -> None:
     wp.utils.array_cast(source.to(target.device), target)
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def advance(by: int, counter: Indices) -> None:
     """Add `by` to the last element of `counter`."""
     counter[counter.shape[0] - 1] += by
 
 
-@wp.kernel(enable_backward=False)
-def add_sums(sums: PreciseMatrix, totals: PreciseVector) -> None:
-    """Add the sums of all parts of a column to a total."""
+@kernel
+def add_sums(sums: PreciseMatrix, count: wp.float64, totals: PreciseVector) -> None:
+    """Add the sums of all parts of a column, divided by `count`, to a total."""
     column = wp.tid()
     total = wp.float64(0.0)
     for index in range(sums.shape[0]):
         total += sums[index, column]
-    totals[column] += total
+    totals[column] += total / count
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def end_episodes(terminated: Flags, truncated: Flags, continues: Flags, cut: Flags) -> None:
     """Compute whether each episode continues, and whether it was truncated but not terminated."""
     row = wp.tid()
@@ -117,7 +126,7 @@ def end_episodes(terminated: Flags, truncated: Flags, continues: Flags, cut: Fla
     cut[row, 0] = truncated[row, 0] and not terminated[row, 0]
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def add_next_values(values: Matrix, mask: Flags, discount_factor: float, rewards: Matrix) -> None:
     """Add discounted values to the rewards of the rows selected by `mask`."""
     row = wp.tid()
@@ -125,7 +134,7 @@ def add_next_values(values: Matrix, mask: Flags, discount_factor: float, rewards
         rewards[row, 0] += discount_factor * values[row, 0]
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def gather(samples: Matrix, rows: Indices, batch: Matrix) -> None:
     """Copy the samples of some rows to a batch."""
     row, column = wp.tid()

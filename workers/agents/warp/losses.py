@@ -9,7 +9,7 @@ from __future__ import annotations
 import warp as wp
 
 from workers.agents.learning_rate import MAX_LEARNING_RATE, MIN_LEARNING_RATE
-from workers.agents.warp.kernels import Indices, Matrix, PreciseMatrix, PreciseVector, Vector, launch
+from workers.agents.warp.kernels import Indices, Matrix, PreciseMatrix, PreciseVector, Vector, kernel, launch
 
 __all__ = ["clipped_policy_loss", "clipped_value_loss", "compute_gae"]
 
@@ -45,7 +45,7 @@ def compute_gae(
     return advantages
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def accumulate_advantages(
     rewards: wp.array3d[float],
     values: wp.array3d[float],
@@ -77,7 +77,7 @@ def accumulate_advantages(
             later = 0.0
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def standardize(advantages: Matrix, mean: PreciseVector, variance: PreciseVector, standardized: Matrix) -> None:
     """Scale advantages to mean 0 and standard deviation 1."""
     row = wp.tid()
@@ -85,7 +85,7 @@ def standardize(advantages: Matrix, mean: PreciseVector, variance: PreciseVector
     standardized[row, 0] = (advantages[row, 0] - wp.float32(mean[0])) / scale
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def add(first: Matrix, second: Matrix, sums: Matrix) -> None:
     """Add two arrays of shape ``(rows, 1)``."""
     row = wp.tid()
@@ -131,7 +131,7 @@ def clipped_value_loss(value: float, target: float, old_value: float, clip: floa
     return wp.vec2(error * error, 2.0 * error)
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def compute_losses(
     log_prob: Vector,
     entropy: Vector,
@@ -169,7 +169,7 @@ def compute_losses(
     by_value[index, 0] = share * value_loss_scale * value_loss[1]
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def add_terms(terms: PreciseMatrix, part: int, sums: PreciseMatrix) -> None:
     """Add up the terms of a part of the samples."""
     index, column = wp.tid()
@@ -189,7 +189,7 @@ def adapt(rate: wp.float64, kl: wp.float64, target: wp.float64) -> wp.float64:
     return rate
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def end_epoch(
     epoch: int,
     samples: int,

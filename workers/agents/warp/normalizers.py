@@ -17,6 +17,7 @@ from workers.agents.warp.kernels import (
     Scratch,
     add_sums,
     count_parts,
+    kernel,
     launch,
     part_of,
 )
@@ -24,28 +25,28 @@ from workers.agents.warp.kernels import (
 __all__ = ["Moments", "Normalizer"]
 
 
-@wp.kernel(enable_backward=False)
-def add_means(batch: Matrix, rows: Indices, part: int, sums: PreciseMatrix) -> None:
-    """Add up the shares of a part of the values in `rows` in the mean of their column."""
+@kernel
+def add_values(batch: Matrix, rows: Indices, part: int, sums: PreciseMatrix) -> None:
+    """Add up a part of the values in `rows` of each column."""
     index, column = wp.tid()
     total = wp.float64(0.0)
     for row in range(index * part, wp.min((index + 1) * part, rows.shape[0])):
-        total += wp.float64(batch[rows[row], column]) / wp.float64(rows.shape[0])
+        total += wp.float64(batch[rows[row], column])
     sums[index, column] = total
 
 
-@wp.kernel(enable_backward=False)
-def add_variances(batch: Matrix, rows: Indices, part: int, mean: PreciseVector, sums: PreciseMatrix) -> None:
-    """Add up the shares of a part of the values in `rows` in the population variance of their column."""
+@kernel
+def add_squares(batch: Matrix, rows: Indices, part: int, mean: PreciseVector, sums: PreciseMatrix) -> None:
+    """Add up the squared distances from the mean, for a part of the values in `rows` of each column."""
     index, column = wp.tid()
     total = wp.float64(0.0)
     for row in range(index * part, wp.min((index + 1) * part, rows.shape[0])):
         difference = wp.float64(batch[rows[row], column]) - mean[column]
-        total += difference * difference / wp.float64(rows.shape[0])
+        total += difference * difference
     sums[index, column] = total
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def merge_statistics(
     rows: int,
     batch_mean: PreciseVector,
@@ -70,7 +71,7 @@ def deviation(variance: wp.float64) -> wp.float32:
     return wp.float32(wp.sqrt(variance + wp.float64(1e-8)))
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def normalize(values: Matrix, mean: PreciseVector, variance: PreciseVector, limit: float, normal: Matrix) -> None:
     """Normalise values and clip them to ``[-limit, limit]``."""
     row, column = wp.tid()
@@ -79,7 +80,7 @@ def normalize(values: Matrix, mean: PreciseVector, variance: PreciseVector, limi
     normal[row, column] = wp.where(wp.abs(value) > limit, wp.sign(value) * limit, value)
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def denormalize(normal: Matrix, mean: PreciseVector, variance: PreciseVector, values: Matrix) -> None:
     """Undo the normalisation, except for the clipping."""
     row, column = wp.tid()
@@ -100,10 +101,10 @@ class Moments:
         mean, variance = (self._scratch(name, width, dtype=wp.float64) for name in ("mean", "variance"))
         mean.zero_()
         variance.zero_()
-        launch(add_means, sums.shape, [batch, rows, part], [sums])
-        launch(add_sums, width, [sums], [mean])
-        launch(add_variances, sums.shape, [batch, rows, part, mean], [sums])
-        launch(add_sums, width, [sums], [variance])
+        launch(add_values, sums.shape, [batch, rows, part], [sums])
+        launch(add_sums, width, [sums, rows.size], [mean])
+        launch(add_squares, sums.shape, [batch, rows, part, mean], [sums])
+        launch(add_sums, width, [sums, rows.size], [variance])
         return mean, variance
 
 

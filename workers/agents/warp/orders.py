@@ -8,12 +8,12 @@ from __future__ import annotations
 import warp as wp
 
 from workers.agents.warp import kernels
-from workers.agents.warp.kernels import Indices, Scratch, launch
+from workers.agents.warp.kernels import Indices, Scratch, kernel, launch
 
 __all__ = ["draw_orders", "select"]
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def draw_keys(rows: Indices, noise: Indices, keys: wp.array1d[wp.int64], values: Indices) -> None:
     """Give each row a random key for each epoch, which sorts after those of earlier epochs."""
     epoch, index = wp.tid()
@@ -23,14 +23,14 @@ def draw_keys(rows: Indices, noise: Indices, keys: wp.array1d[wp.int64], values:
     values[place] = rows[index]
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def repeat(values: Indices, count: int, orders: wp.array2d[int]) -> None:
     """Fill each epoch's order with its `count` values, repeated to full length."""
     epoch, index = wp.tid()
     orders[epoch, index] = values[epoch * count + index % count]
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def select(orders: wp.array2d[int], position: Indices, rows: Indices) -> None:
     """Take the next rows of the concatenated `orders`; `position` is the number of rows taken so far."""
     index = wp.tid()

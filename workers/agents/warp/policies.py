@@ -13,7 +13,18 @@ from collections.abc import Sequence
 import numpy as np
 import warp as wp
 
-from workers.agents.warp.kernels import Flags, Indices, Matrix, Scratch, Vector, advance, count_parts, launch, part_of
+from workers.agents.warp.kernels import (
+    Flags,
+    Indices,
+    Matrix,
+    Scratch,
+    Vector,
+    advance,
+    count_parts,
+    kernel,
+    launch,
+    part_of,
+)
 from workers.agents.warp.perceptron import Perceptron
 
 __all__ = ["CategoricalPolicy", "GaussianPolicy", "map_actions"]
@@ -27,7 +38,7 @@ Categories = wp.array2d[wp.int64]
 # Gaussian.
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def sample_gaussian(mean: Matrix, log_std: Vector, noise: Indices, actions: Matrix) -> None:
     """Sample actions; `noise` holds a seed and the number of draws so far."""
     row, column = wp.tid()
@@ -41,7 +52,7 @@ def score(mean: Matrix, log_std: Vector, actions: Matrix, rows: Indices, row: in
     return (actions[rows[row], column] - mean[row, column]) * wp.exp(-log_std[column])
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def log_prob_gaussian(
     mean: Matrix, log_std: Vector, actions: Matrix, rows: Indices, log_prob: Vector, entropy: Vector
 ) -> None:
@@ -58,7 +69,7 @@ def log_prob_gaussian(
     entropy[row] = entropy_sum
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def mean_gradient(
     mean: Matrix, log_std: Vector, actions: Matrix, rows: Indices, by_log_prob: Vector, gradient: Matrix
 ) -> None:
@@ -68,7 +79,7 @@ def mean_gradient(
     gradient[row, column] = by_log_prob[row] * own * wp.exp(-log_std[column])
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def log_std_gradient(
     mean: Matrix,
     log_std: Vector,
@@ -97,7 +108,7 @@ def map_action(action: float, action_map: Matrix, column: int) -> float:
     return wp.where(mapped > action_map[3, column], action_map[3, column], mapped)
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def map_actions(own: Matrix, own_mean: Matrix, action_map: Matrix, actions: Matrix, mean_actions: Matrix) -> None:
     """Map sampled and mean actions of the policy to the environment's."""
     row, column = wp.tid()
@@ -108,7 +119,7 @@ def map_actions(own: Matrix, own_mean: Matrix, action_map: Matrix, actions: Matr
 # Categorical.
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def sample_categorical(
     logits: Matrix,
     legal: Flags,
@@ -167,7 +178,7 @@ def component_entropy(
     return total
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def log_prob_categorical(
     logits: Matrix,
     firsts: Indices,
@@ -197,7 +208,7 @@ def log_prob_categorical(
     entropy[row] = entropy_sum
 
 
-@wp.kernel(enable_backward=False)
+@kernel
 def logits_gradient(
     logits: Matrix,
     firsts: Indices,

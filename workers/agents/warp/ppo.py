@@ -357,7 +357,7 @@ class PPO(ppo.PPO):
         parts = count_parts(self.device, size)
         sums = self._scratch("sums", parts, 4, dtype=wp.float64)
         launch(losses.add_terms, sums.shape, [terms, part_of(self.device, size)], [sums])
-        launch(kernels.add_sums, 4, [sums], [self._totals])
+        launch(kernels.add_sums, 4, [sums, 1.0], [self._totals])
         by_head = self._policy.backward(head, by_log_prob, -cfg.entropy_loss_scale / size, rows, *self._taken())
         self._policy.network.backward(batch["observations"], by_head)
         self._value.backward(batch[self._critic_input], by_value)
