@@ -265,3 +265,10 @@ print(after == np.random.random_sample())
 """
     done = python("-c", code)
     assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
+
+
+def test_a_number_of_warp_is_read_as_it_was():
+    number = wp.array([3], dtype=wp.int32)
+    read = load_framework("warp").read_later(number)
+    number.fill_(4)
+    assert read() == 3
