@@ -26,7 +26,7 @@ def test_every_module_compiles_for_a_gpu(tmp_path):
     """In a process of its own, because compiling for a GPU changes modules."""
     if 90 not in wp.get_cuda_supported_archs():
         pytest.skip("this build of Warp cannot compile for sm_90")
-    given = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=False)
+    given = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=False, timeout=600)
     assert given.returncode == 0, given.stderr
     *lines, total = given.stdout.splitlines()
     assert total.endswith(f"all {len(lines)} modules")
