@@ -158,7 +158,7 @@ def test_the_device_adapts_the_learning_rate_as_the_host(rate, kl, target):
     log_std = wp.array([-0.5, 0.25], dtype=wp.float32)
     kernels.launch(losses.end_epoch, 1, [1, SAMPLES, target, log_std], [totals, rates, report])
     mean = kl * SAMPLES / SAMPLES
-    expected = adapt_learning_rate(rate, mean, target) if target else rate
+    expected = adapt_learning_rate(rate, mean, target, np.where) if target else rate
     assert same(report.numpy(), np.array([[0.0] * 7, [mean, 1.0, 2.0, 3.0, expected, -0.5, 0.25]]))
     assert rates.numpy().tolist() == [expected]
     assert totals.numpy().tolist() == [0.0] * 4

@@ -269,6 +269,6 @@ print(after == np.random.random_sample())
 
 def test_a_number_of_warp_is_read_as_it_was():
     number = wp.array([3], dtype=wp.int32)
-    read = load_framework("warp").read_later(number)
+    reading = load_framework("warp").read_later([number])
     number.fill_(4)
-    assert read() == 3
+    assert [values.tolist() for values in reading.result()] == [[3]]

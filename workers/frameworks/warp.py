@@ -119,7 +119,7 @@ class WarpFramework(Framework):
 
 
 _PINNED: dict[Any, list[wp.array]] = defaultdict(list)
-"""Host memory for `read_later` that no copy uses, by shape and dtype: to allocate or free some waits for all devices."""
+"""Host memory for `read_later` that no copy uses, by shape and dtype: to allocate or free it waits for all devices."""
 
 _KINDS = {
     wp.bool: "b",

@@ -54,7 +54,7 @@ class Adam:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         adam(
             self.parameters,
-            torch._foreach_mul(grads, scale),
+            list(torch._foreach_mul(list(grads), scale)),
             self._moments["exp_avg"],
             self._moments["exp_avg_sq"],
             max_exp_avg_sqs=[],
