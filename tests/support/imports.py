@@ -34,6 +34,7 @@ ROOMS = (
     ("workers.storage",),
     (
         "workers.by_agent",
+        "workers.fetching",
         "workers.generators",
         "workers.info_rows",
         "workers.infos",

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from tests.support.agents import RecordingAgent
-from tests.support.parity import CFG, step_trainer
+from tests.support.parity import CFG, assert_same, step_trainer
 from tests.support.ppo import BOX, CLOCK, STEPS, make, run, state_of
 from workers.agents import load_ppo
 from workers.envs import make_env
@@ -47,6 +47,15 @@ def test_a_package_that_is_not_installed(framework, package, monkeypatch):
 def test_a_device_that_there_is_not(framework):
     with pytest.raises(AgentError, match=r"device is 'nowhere:3'; expected None for .*'s default device, or "):
         load_ppo(framework)(observation_space=BOX, action_space=BOX, num_envs=1, device="nowhere:3")
+
+
+@pytest.mark.parametrize("framework", ["jax", "warp"])  # torch is tested in tests/scope/test_devices.py
+def test_an_agent_of_a_device_that_is_not_here_is_unpickled_on_the_default_one(framework):
+    agent = load_ppo(framework)(observation_space=BOX, action_space=BOX, num_envs=1)
+    other = object.__new__(type(agent))
+    other.__setstate__(dict(agent.__getstate__()) | {"device": "cuda:7"})
+    assert str(other.device) == str(agent.device)
+    assert_same(other.snapshot(), agent.snapshot())
 
 
 def test_an_update_that_fails_lets_the_agent_go_on(framework, monkeypatch):

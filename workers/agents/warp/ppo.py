@@ -391,6 +391,7 @@ class PPO(ppo.PPO):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).clear()
         vars(self).update(state)
+        self.device = self._framework.find_device_or_default(self.device)
         kept = {name: wp.array(array, device=self.device) for name in KEPT if (array := vars(self)[name]) is not None}
         self._allocate()
         self.restore(vars(self).pop("_snapshot"))
