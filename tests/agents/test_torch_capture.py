@@ -77,10 +77,12 @@ def test_functions_of_static_tensors(case):
     assert_same(iterate(captured, case, 3 * ROLLOUTS + 1), expected)
     assert_same(captured.snapshot(), plain.snapshot())
     runs = captured._workspace.runs  # type: ignore[attr-defined]
-    epochs_and_batches = 3 * captured.cfg.learning_epochs * captured.cfg.mini_batches
-    assert runs["_act"] == 3 * ROLLOUTS + 1
-    assert runs["_learn"] == epochs_and_batches
-    assert runs["_masked_next_values"]
+    assert runs == {
+        "_act": 3 * ROLLOUTS + 1,
+        "_end_transition": 3 * ROLLOUTS + 1,
+        "_prepare_update": 3,
+        "_run_epochs": 3,
+    }
 
 
 @pytest.mark.parametrize("case", ["gaussian", "masked"])
@@ -131,7 +133,7 @@ def test_memory_that_changes_is_refused():
     def function() -> torch.Tensor:
         return kept[0] + 1
 
-    for _ in range(2):
+    for _ in range(3):
         workspace.run(function)
     kept.pop(0)
     with pytest.raises(CaptureError, match="other memory"):

@@ -14,7 +14,7 @@ from tests.support.device_envs import ENVS
 from tests.support.parity import CFG, assert_same, run, step_trainer
 from tests.support.schedule import FRAMEWORKS, full_or_short
 from workers.envs import EnvFactory
-from workers.frameworks import load_framework
+from workers.frameworks import Reading, load_framework
 from workers.types import Scope
 
 NUM_ENVS, SCOPES, STEPS = 5, [2, 3], 20
@@ -47,6 +47,10 @@ def no_host(framework: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         raise AssertionError("an array went through the host")
 
     def forbid() -> None:
+        adapter = load_framework(framework)
+        read = adapter.to_numpy
+        reading = lambda arrays: Reading([read(array).copy() for array in arrays])  # noqa: E731 - what is read later
+        monkeypatch.setattr(adapter, "read_later", reading, raising=False)
         for method in ("to_numpy", "from_numpy"):
             monkeypatch.setattr(load_framework(framework), method, forbidden, raising=False)
 

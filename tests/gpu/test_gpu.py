@@ -142,7 +142,7 @@ def test_graphs_compute_what_their_functions_do(on_torch, monkeypatch):
     from workers.agents.torch.workspace import Workspace
 
     captured = train("torch")
-    monkeypatch.setattr(Workspace, "captures", False)
+    monkeypatch.setattr(Workspace, "run", lambda self, function, *args: function(*args))
     assert_close(captured, train("torch"))
 
 

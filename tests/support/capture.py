@@ -26,13 +26,11 @@ class Forbidding(TorchDispatchMode):
 
     Attributes:
         outer: Addresses of the tensors that were made before, in their order.
-        count: Number of operations.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.outer: list[int] = []
-        self.count = 0
         self._made: set[int] = set()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,7 +49,6 @@ class Forbidding(TorchDispatchMode):
         self._made |= {_address(leaf) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)} - set(
             self.outer
         )
-        self.count += 1
         return result
 
     def _check_devices(self, name: str, tensors: list[torch.Tensor], kwargs: Any) -> None:
@@ -82,13 +79,11 @@ class CapturingWorkspace(Workspace):
 
     Attributes:
         runs: Number of runs by name of the function.
-        counts: Number of operations of the last run by name of the function.
     """
 
     def __init__(self, device: torch.device, *, compares: bool = True) -> None:
         super().__init__(device)
         self.runs: dict[str, int] = {}
-        self.counts: dict[str, int] = {}
         self._compares = compares
         self._outer: dict[Any, list[int]] = {}
 
@@ -98,11 +93,13 @@ class CapturingWorkspace(Workspace):
 
     def run(self, function: Callable[..., Any], *args: int) -> Any:
         name = function.__name__
-        first = (name, *args) not in self._outer
         with Forbidding() as mode:
             result = function(*args)
-        self.runs[name], self.counts[name] = self.runs.get(name, 0) + 1, mode.count
-        before = self._outer.setdefault((name, *args), mode.outer)
-        if self._compares and not first and before != mode.outer:
+        self.runs[name] = self.runs.get(name, 0) + 1
+        if (name, *args) not in self._outer:  # the first run, which makes static tensors, is not captured
+            self._outer[name, *args] = []
+            return result
+        before = self._outer[name, *args] = self._outer[name, *args] or mode.outer
+        if self._compares and before != mode.outer:
             raise CaptureError(f"{name} uses other memory than in the last run")
         return result

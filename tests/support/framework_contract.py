@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -203,6 +204,24 @@ def check_devices(case: Case) -> None:
     assert all(":" in device for device in others)
 
 
+def check_probe(case: Case) -> None:
+    framework = case.framework
+    if framework.name == "numpy":
+        return  # it has no devices
+    whole, flags = framework.from_numpy(np.arange(6, dtype=np.int32)), framework.from_numpy(np.ones((2, 1), np.bool_))
+    for bad, place in itertools.product((None, np.nan, np.inf, -np.inf), range(2)):
+        arrays = [np.full((3, 2), 1e38, np.float32), np.zeros((3, 1), np.float32)]
+        arrays[place][1, 0] = 1.0 if bad is None else bad
+        probe = framework.probe([whole, *map(framework.from_numpy, arrays), flags])
+        numbers = framework.to_numpy(probe)
+        assert numbers.ndim == 1
+        assert np.isfinite(numbers).all() == (bad is None), (bad, place)
+    assert np.isfinite(framework.to_numpy(framework.probe([whole, flags]))).all()
+    if framework.name != "jax":  # which has no float64 by default
+        mixed = [framework.from_numpy(np.full(2, 1e300)), framework.from_numpy(np.zeros(2, np.float32))]
+        assert np.isfinite(framework.to_numpy(framework.probe(mixed))).all()
+
+
 def check_random_state(case: Case) -> None:
     framework = case.framework
     if case.draw is None or case.seeded_draw is None:
@@ -293,6 +312,7 @@ CONTRACT: tuple[Callable[[Case], None], ...] = (
     check_zeros_like,
     check_wire,
     check_devices,
+    check_probe,
     check_random_state,
     check_no_grad,
     check_num_threads,

@@ -18,7 +18,7 @@ from workers.types import Arrays, Outcome, Transition
 __all__ = ["EnvChecks"]
 
 _READ_INTERVAL = 16
-"""Number of steps after which the number of the first bad step travels from a device to the host."""
+"""Number of steps whose probes travel from a device to the host together."""
 
 
 class EnvChecks:
@@ -28,8 +28,8 @@ class EnvChecks:
     agents (as PettingZoo does), give a category as one number, floats for a Box of integers, no states in spite of
     a state space, and, if they are skrl's, flags that are floats and images of integers for a Box of floats.
 
-    On the CPU, a step with NaN or infinity is refused at once. On another device that would wait for the device, so the
-    number of the first bad step is kept there and read a few steps later; values of flags are not read there.
+    On the CPU, a step with NaN or infinity is refused at once. On another device that would wait for the device, so a
+    probe of each step is kept there, and read a few steps later; values of flags are not read there.
 
     Attributes:
         name: The environment's name in messages.
@@ -58,9 +58,9 @@ class EnvChecks:
         self._is_finite_needed = not getattr(env, "allow_nonfinite", False)
         self._uses_alive = not getattr(env, "dead_rows_are_zero", False)
         self._alive: list[Mapping[str, Any]] = [{}, {}]  # before and after the step, if the environment says so
-        self._first_bad: Any = None  # on a device: the timestep of the first bad step, negative if there is none
-        self._read: Reading | None = None
-        self._added = 0
+        self._probes: list[tuple[int, Any]] = []  # on a device, by timestep
+        self._reading: tuple[list[int], Reading] | None = None  # those on their way, with a timestep for each number
+        self._first_bad: int | None = None  # first timestep whose probe was not finite
 
     @property
     def alive(self) -> Mapping[str, Any]:
@@ -172,8 +172,9 @@ class EnvChecks:
         Raises:
             EnvError: One of them was not finite.
         """
-        if self._first_bad is not None:
-            self._tell(self._framework.read_later([self._first_bad]))
+        while self._reading or self._probes:
+            self._read()
+        self._tell()
 
     def check_arrays(self, what: str, arrays: Any, acted: tuple[Any, ...] = ()) -> None:
         """Check agents, kinds, shapes and dtypes of one output.
@@ -320,20 +321,30 @@ class EnvChecks:
 
     def _add(self, arrays: Iterable[Any], timestep: int) -> None:
         """Check arrays on a device without waiting for it."""
-        self._first_bad = self._framework.first_bad(self._first_bad, timestep, list(arrays))
-        self._added += 1
-        if self._added % _READ_INTERVAL or not (self._read is None or self._read.is_ready()):
-            return
-        earlier, self._read = self._read, self._framework.read_later([self._first_bad])
-        if earlier is not None:
-            self._tell(earlier)
+        self._probes.append((timestep, self._framework.probe(list(arrays))))
+        if len(self._probes) >= _READ_INTERVAL and (self._reading is None or self._reading[1].is_ready()):
+            self._read()
+            self._tell()
 
-    def _tell(self, reading: Reading) -> None:
-        [values] = reading.result()
-        if (first_bad := int(values.reshape(()))) >= 0:
+    def _read(self) -> None:
+        """Look at what has arrived from the device, or wait for it, and send the next probes."""
+        reading, probes, self._reading = self._reading, self._probes, None
+        if probes:
+            timesteps = [timestep for timestep, probe in probes for _ in range(probe.shape[0])]
+            joined = self._framework.concatenate([probe for _, probe in probes])
+            self._reading, self._probes = (timesteps, self._framework.read_later([joined])), []
+        if reading is None:
+            return
+        timesteps, [numbers] = reading[0], reading[1].result()
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if bad.size and self._first_bad is None:
+            self._first_bad = timesteps[int(bad[0])]
+
+    def _tell(self) -> None:
+        if self._first_bad is not None:
             raise EnvError(
-                f"{self.name}: observations, states or rewards are not finite since timestep {first_bad}; correct the "
-                "environment, or set allow_nonfinite=True"
+                f"{self.name}: observations, states or rewards are not finite since timestep {self._first_bad}; "
+                "correct the environment, or set allow_nonfinite=True"
             )
 
 

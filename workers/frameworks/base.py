@@ -208,21 +208,16 @@ class Framework(ABC):
         values = self.to_numpy(array)
         return values.dtype.kind in "iub" or all_finite(values)
 
-    def first_bad(self, first: Any, timestep: int, arrays: Sequence[Any]) -> Any:
-        """Find the first timestep whose arrays are not all finite, without waiting for their device.
+    def probe(self, arrays: Sequence[Any]) -> Any:
+        """Return a new array, ``(n,)`` float, that is finite if and only if all `arrays` are, without waiting for them.
 
         Args:
-            first: The result for the timestep before; None at first.
-            timestep: The timestep of these arrays.
-            arrays: Arrays on one device.
-
-        Returns:
-            What `read_later` reads: an integer on the device, the timestep, or -1 if there is none yet.
+            arrays: Arrays of numbers or bools on one device.
         """
         raise NotImplementedError(f"{self.name} has no arrays on a device")
 
     def read_later(self, arrays: Sequence[Any]) -> Reading:
-        """Start to copy arrays, or results of `first_bad`, to the host, without waiting for their device."""
+        """Start to copy arrays to the host, without waiting for their device."""
         return Reading([self.to_numpy(array).copy() for array in arrays])
 
     def is_static(self, value: object) -> bool:

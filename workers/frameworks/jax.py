@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,6 @@ _logger = logging.getLogger("lockstep")
 
 _THREADS_VARIABLE = "NPROC"
 """Environment variable from which XLA reads its number of CPU threads once, when it starts."""
-
-
-class _FirstBad(NamedTuple):
-    """A result of `first_bad`: on the device, the number and the timestep to come; and that timestep on the host."""
-
-    number: jax.Array
-    count: jax.Array
-    following: int
 
 
 class JaxFramework(Framework):
@@ -120,16 +112,11 @@ class JaxFramework(Framework):
     def is_on_host(self, array: jax.Array) -> bool:
         return _platform(array) == "cpu"
 
-    def first_bad(self, first: _FirstBad | None, timestep: int, arrays: Sequence[jax.Array]) -> _FirstBad:
-        if first is None:
-            first = _FirstBad(jax.device_put(np.int32(-1)), jax.device_put(np.int32(timestep)), timestep)
-        elif first.following != timestep:  # mostly they are equal: the device has counted
-            first = first._replace(count=jax.device_put(np.int32(timestep)))
-        number, count = _first_bad(first.number, first.count, arrays)
-        return _FirstBad(number, count, timestep + 1)
+    def probe(self, arrays: Sequence[jax.Array]) -> jax.Array:
+        return _probe(arrays)
 
-    def read_later(self, arrays: Sequence[jax.Array | _FirstBad]) -> Reading:
-        return _Reading([array.number if isinstance(array, _FirstBad) else array for array in arrays])
+    def read_later(self, arrays: Sequence[jax.Array]) -> Reading:
+        return _Reading(arrays)
 
     def devices(self) -> list[str]:
         others = (device for device in jax.devices() if device.platform != "cpu")
@@ -209,10 +196,9 @@ def _platform(array: jax.Array) -> str:
 
 
 @jax.jit
-def _first_bad(first: jax.Array, timestep: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Return the first bad timestep, and the following timestep."""
-    bad = ~jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
-    return jnp.where(bad & (first < 0), timestep, first), timestep + 1
+def _probe(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Return for each array 0, or NaN if an element is not finite."""
+    return jnp.stack([jnp.where(jnp.isfinite(array).all(), 0.0, jnp.nan) for array in arrays])
 
 
 @partial(jax.jit, keep_unused=True)  # the argument tells the device

@@ -91,15 +91,14 @@ class TorchFramework(Framework):
             return all_finite(self.to_numpy(array))
         return not array.dtype.is_floating_point or bool(torch.isfinite(array).all())
 
-    def first_bad(self, first: torch.Tensor | None, timestep: int, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
-        if first is None:
-            first = torch.full((), -1, dtype=torch.int64, device=arrays[0].device)
-        floats = [array for array in arrays if array.is_floating_point()]
-        if not floats:
-            return first
-        # NaN if there is one, else the largest magnitude: two kernels where isfinite() takes six for each array
-        largest = torch.stack([norm.double() for norm in torch._foreach_norm(floats, math.inf)]).amax()
-        return torch.where((largest < math.inf) | (first >= 0), first, timestep)
+    def probe(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        floats = [array for array in arrays if array.is_floating_point()] or [
+            arrays[0].new_zeros(1, dtype=torch.float32)
+        ]
+        # the largest magnitude, or NaN: one call for all arrays, where isfinite() takes several kernels for each
+        norms = torch._foreach_norm(floats, math.inf)
+        same = all(norm.dtype == norms[0].dtype for norm in norms)
+        return torch.stack(norms if same else [norm.double() for norm in norms])
 
     def read_later(self, arrays: Sequence[torch.Tensor]) -> Reading:
         return _Reading(arrays) if any(not array.is_cpu for array in arrays) else super().read_later(arrays)

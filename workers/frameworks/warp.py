@@ -96,14 +96,13 @@ class WarpFramework(Framework):
     def is_on_host(self, array: wp.array) -> bool:
         return bool(array.device.is_cpu)
 
-    def first_bad(self, first: wp.array | None, timestep: int, arrays: Sequence[wp.array]) -> wp.array:
-        if first is None:
-            first = wp.full(1, -1, dtype=wp.int32, device=arrays[0].device)
+    def probe(self, arrays: Sequence[wp.array]) -> wp.array:
+        result = wp.zeros(1, dtype=wp.float32, device=arrays[0].device)
         for array in arrays:
             if array.dtype in (wp.float16, wp.float32, wp.float64):
                 values = array.contiguous().flatten()
-                wp.launch(_mark_bad, values.shape, [values, timestep, first], device=first.device)
-        return first
+                wp.launch(_mark_bad, values.shape, [values, result], device=result.device)
+        return result
 
     def read_later(self, arrays: Sequence[wp.array]) -> Reading:
         return _Reading(arrays) if any(array.device.is_cuda for array in arrays) else super().read_later(arrays)
@@ -129,10 +128,10 @@ _KINDS = {
 
 
 @wp.kernel(enable_backward=False)
-def _mark_bad(values: wp.array1d[Any], timestep: int, first: wp.array1d[int]) -> None:
-    """Store the timestep of the first step with a value that is not finite."""
+def _mark_bad(values: wp.array1d[Any], result: wp.array1d[float]) -> None:
+    """Store infinity if a value is not finite."""
     if not wp.isfinite(values[wp.tid()]):
-        wp.atomic_cas(first, 0, wp.int32(-1), timestep)
+        result[0] = wp.inf  # type: ignore[attr-defined]
 
 
 class _Reading(Reading):

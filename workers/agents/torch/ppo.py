@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,6 @@ from workers.frameworks import load_framework
 
 __all__ = ["PPO"]
 
-R = TypeVar("R")
-
 
 class PPO(ppo.PPO):
     """Proximal Policy Optimization in PyTorch.
@@ -40,6 +38,7 @@ class PPO(ppo.PPO):
 
     def _build(self) -> None:
         self._workspace = Workspace(self.device)
+        self._no_grad = self._framework.no_grad()
         with torch.device("cpu"):  # so that a seed gives the same weights on every device
             self._build_models()
         self._adam = Adam(dict(self._models.named_parameters()), self.device)
@@ -87,14 +86,14 @@ class PPO(ppo.PPO):
         head: Tensor = self._policy(observations) if action_mask is None else self._policy(observations, action_mask)
         return head
 
-    @torch.no_grad()
     def _sample_actions(self, observations: Tensor, action_mask: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
         rows = len(observations)
-        self._raw_observations(rows).copy_(observations)
-        if action_mask is not None:
-            self._legal_actions(rows).copy_(action_mask)
-        own, *results = self._workspace.run(self._act, rows, action_mask is not None)
-        actions, mean_actions = [tensor.clone() for tensor in results] if self._workspace.captures else results
+        with self._no_grad:
+            self._raw_observations(rows).copy_(observations)
+            if action_mask is not None:
+                self._legal_actions(rows).copy_(action_mask)
+            own, *results = self._workspace.run(self._act, rows, action_mask is not None)
+            actions, mean_actions = self._workspace.kept(results)
         return own, actions, mean_actions
 
     def _legal_on_device(self, mask: Tensor) -> Tensor:
@@ -124,7 +123,6 @@ class PPO(ppo.PPO):
         self._action_map = None if mapping is None else torch.tensor(mapping, device=self.device).unbind()
         self._workspace.forget_graphs()
 
-    @torch.no_grad()
     def _store_transition(
         self,
         row: int,
@@ -138,21 +136,36 @@ class PPO(ppo.PPO):
         acted: Tensor | None,
         action_mask: Tensor | None,
     ) -> None:
-        terminated, truncated = terminated.bool(), truncated.bool()  # other libraries may give 0 and 1
-        arrays = inputs | {"actions": actions, "rewards": rewards, "ended": terminated | truncated}
+        rollout, flags = self._rollout, self._flags()
         if action_mask is not None:
             self._allow_masks()
+        arrays = inputs | {"actions": actions, "rewards": rewards}
         for name, mask in (("acted", acted), ("action_mask", action_mask)):
-            if not row and name in self._rollout:  # for all rows without a mask
-                self._rollout[name].fill_(True)
+            if not row and name in rollout:  # for all rows without a mask
+                rollout[name].fill_(True)
             if mask is not None:
                 arrays[name] = mask
-        for name, array in arrays.items():
-            self._rollout[name][row].copy_(array)
-        self._next.copy_(next_critic_input)
-        cut = truncated & ~terminated
-        if _may_have_any(cut):
-            self._add_next_values(row, cut)
+        given = [*arrays.values(), next_critic_input, terminated, truncated]
+        with self._no_grad:
+            torch._foreach_copy_([*(rollout[name][row] for name in arrays), self._next, *flags], given)
+            self._row().fill_(row)
+            self._workspace.run(self._end_transition, _may_have_any(truncated))
+
+    def _flags(self) -> list[Tensor]:
+        """Return the static tensors for the flags of a transition: terminated and truncated."""
+        names = ("terminated", "truncated")
+        return [self._workspace.buffer(name, self.num_envs, 1, dtype=torch.bool) for name in names]
+
+    def _row(self) -> Tensor:
+        return self._workspace.buffer("row", 1, dtype=torch.int64)
+
+    def _end_transition(self, may_be_cut: bool) -> None:
+        """Record which episodes ended, and add the discounted next values to the rewards of those that were cut off."""
+        row, (terminated, truncated) = self._row(), self._flags()
+        self._rollout["ended"].index_copy_(0, row, (terminated | truncated)[None])
+        if may_be_cut:
+            values = self._next_values().where(truncated & ~terminated, 0.0)
+            self._rollout["rewards"].index_add_(0, row, values[None], alpha=self.cfg.discount_factor)
 
     def _allow_masks(self) -> None:
         """Make room for masks in the rollout."""
@@ -161,21 +174,12 @@ class PPO(ppo.PPO):
             self._rollout["action_mask"] = torch.ones(shape, dtype=torch.bool, device=self.device)
             self._workspace.forget_graphs()  # captured without masks
 
-    @torch.no_grad()
     def _cut_rollout(self, row: int) -> None:
-        self._add_next_values(row, ~self._rollout["ended"][row])
-        self._rollout["ended"][row].fill_(True)
-
-    def _add_next_values(self, row: int, mask: Tensor) -> None:
-        self._bootstrapped().copy_(mask)
-        values = self._workspace.run(self._masked_next_values)
-        self._rollout["rewards"][row].add_(values, alpha=self.cfg.discount_factor)
-
-    def _masked_next_values(self) -> Tensor:
-        return self._next_values().where(self._bootstrapped(), 0.0)
-
-    def _bootstrapped(self) -> Tensor:
-        return self._workspace.buffer("bootstrapped", self.num_envs, 1, dtype=torch.bool)
+        ended = self._rollout["ended"][row]
+        with self._no_grad:
+            values = self._next_values().where(~ended, 0.0)
+            self._rollout["rewards"][row].add_(values, alpha=self.cfg.discount_factor)
+            ended.fill_(True)
 
     # Update.
 
@@ -195,21 +199,30 @@ class PPO(ppo.PPO):
     @torch.no_grad()
     def _update(self, orders: Tensor) -> dict[str, float]:
         acted = None if self._all_acted else self._acted()
-        if acted is not None and len(acted) == orders.shape[1]:
-            acted = None
-        self._prepare_update(acted)
+        if acted is None or len(acted) == orders.shape[1]:
+            self._workspace.run(self._prepare_update)
+        else:  # their number differs from update to update
+            self._prepare_update(acted)
+        self._orders().copy_(orders)
         self._adam.rate.fill_(self.learning_rate)
-        losses = orders.new_empty(3, len(orders) * self.cfg.mini_batches, dtype=torch.float32)
-        per_epoch = losses.split(self.cfg.mini_batches, 1)
-        divergences = [self._run_epoch(order, part) for order, part in zip(orders, per_epoch, strict=True)]
-        for name in self._input_widths:
-            if name in self._normalizers:
-                self._normalizers[name].update(_rows_of(self._flat(name), acted))
-        return self._read_scalars(losses, torch.stack(divergences))
+        values = self._workspace.run(self._run_epochs).tolist()  # here alone, an update waits for the device
+        if self.cfg.kl_threshold:
+            self.learning_rate = values.pop()
+        return dict(zip(self._tags(), values, strict=False))
+
+    def _tags(self) -> list[str]:
+        """Return the tags of the scalars of `_run_epochs`."""
+        losses = ["Policy loss", "Value loss"] + ["Entropy loss"] * bool(self.cfg.entropy_loss_scale)
+        policy = ["KL divergence"] + ["Standard deviation"] * isinstance(self._policy, GaussianPolicy)
+        return [f"Loss / {name}" for name in losses] + [f"Policy / {name}" for name in policy]
 
     def _flat(self, name: str) -> Tensor:
         """Return a tensor of the rollout as ``(samples, width)``."""
         return self._rollout[name].flatten(0, 1)
+
+    def _orders(self) -> Tensor:
+        shape = (self.cfg.learning_epochs, self.cfg.rollouts * self.num_envs)
+        return self._workspace.buffer("orders", *shape, dtype=torch.int64)
 
     def _samples(self) -> dict[str, Tensor]:
         """Return the static tensors with all samples of an update, which `_prepare_update` fills."""
@@ -222,8 +235,8 @@ class PPO(ppo.PPO):
         computed = ("log_prob", "values", "targets", "advantages")
         return inputs | taken | {name: buffer(name, samples, 1) for name in computed}
 
-    def _prepare_update(self, acted: Tensor | None) -> None:
-        """Compute the samples of an update; weights and statistics have not changed since the start of the rollout.
+    def _prepare_update(self, acted: Tensor | None = None) -> None:
+        """Compute the samples of an update, and then update the statistics of the inputs.
 
         Args:
             acted: Indices of the samples whose row acted; None if all did.
@@ -232,13 +245,15 @@ class PPO(ppo.PPO):
         for name in self._input_widths:
             if name in self._normalizers:
                 samples[name].copy_(self._normalizers[name](self._flat(name)))
-        start = 0
-        for rows in torch.arange(len(samples["actions"]), device=self.device).tensor_split(self.cfg.mini_batches):
-            log_prob, values = self._run_on(rows, self._evaluate)
-            stop = start + len(rows)
-            samples["log_prob"][start:stop].copy_(log_prob)
-            samples["values"][start:stop].copy_(values)
-            start = stop
+        log_probs, outputs = [], []
+        everything = torch.arange(len(samples["actions"]), device=self.device)
+        for rows in everything.tensor_split(self.cfg.mini_batches):
+            batch = self._mini_batch(samples, rows)
+            head = self._head(batch["observations"], batch.get("action_mask"))
+            log_probs.append(self._policy.log_prob(head, batch["actions"]))
+            outputs.append(self._value(batch[self._critic_input]))
+        torch.cat(log_probs, out=samples["log_prob"])
+        torch.cat(outputs, out=samples["values"])
         values = self._denormalize(samples["values"])
         advantages = compute_gae(
             rewards=rollout["rewards"],
@@ -256,54 +271,41 @@ class PPO(ppo.PPO):
         samples["targets"].copy_(targets)
         std, mean = torch.std_mean(_rows_of(advantages, acted), correction=0)
         samples["advantages"].copy_((advantages - mean) / (std + 1e-8))
+        for name in self._input_widths:
+            if name in self._normalizers:
+                self._normalizers[name].update(_rows_of(self._flat(name), acted))
 
-    def _run_on(self, rows: Tensor, function: Callable[[int], R]) -> R:
-        """Run a function of the mini-batch of some samples."""
-        self._mini_batch_rows(len(rows)).copy_(rows)
-        return self._workspace.run(function, len(rows))
+    def _mini_batch(self, samples: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        return {name: tensor.index_select(0, rows) for name, tensor in samples.items()}
 
-    def _mini_batch_rows(self, size: int) -> Tensor:
-        return self._workspace.buffer("rows", size, dtype=torch.int64)
-
-    def _mini_batch(self, size: int) -> dict[str, Tensor]:
-        rows = self._mini_batch_rows(size)
-        return {name: tensor.index_select(0, rows) for name, tensor in self._samples().items()}
-
-    def _evaluate(self, size: int) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and values of a mini-batch before the update, both ``(size, 1)``."""
-        batch = self._mini_batch(size)
-        head = self._head(batch["observations"], batch.get("action_mask"))
-        return self._policy.log_prob(head, batch["actions"]), self._value(batch[self._critic_input])
-
-    def _run_epoch(self, order: Tensor, losses: Tensor) -> Tensor:
-        """Run one pass over all mini-batches, and adapt the learning rate.
-
-        Args:
-            order: Order of the samples.
-            losses: Gets the losses of each mini-batch: policy, value and entropy, ``(3, mini_batches)``.
+    def _run_epochs(self) -> Tensor:
+        """Run all passes over the samples, and adapt the learning rate after each.
 
         Returns:
-            The KL divergence ``mean((exp(r) - 1) - r)``, with r the logarithm of the probability ratio.
+            The scalars of `_tags`, averaged, and the learning rate, float64. The KL divergence of a pass is
+            ``mean((exp(r) - 1) - r)``, with r the logarithm of the probability ratio.
         """
-        log_ratios = self._workspace.buffer("log ratios", len(order), 1)
-        parts = order.tensor_split(self.cfg.mini_batches)
-        for rows, part, loss in zip(parts, log_ratios.tensor_split(len(parts)), losses.unbind(1), strict=True):
-            log_ratio, mini_batch_losses = self._run_on(rows, self._learn)
-            part.copy_(log_ratio)
-            loss.copy_(mini_batch_losses)
-        divergence = (log_ratios.expm1() - log_ratios).mean()
-        if self.cfg.kl_threshold:
-            rate = self._adam.rate
-            rate.copy_(adapt_learning_rate(rate, divergence.double(), self.cfg.kl_threshold, torch.where))
-        return divergence
+        samples, rate, threshold = self._samples(), self._adam.rate, self.cfg.kl_threshold
+        losses: list[list[Tensor]] = []
+        divergences = []
+        for order in self._orders():
+            log_ratios = []
+            for rows in order.tensor_split(self.cfg.mini_batches):
+                log_ratio, parts = self._learn(self._mini_batch(samples, rows))
+                log_ratios.append(log_ratio)
+                losses.append(parts)
+            log_ratio = torch.cat(log_ratios)
+            divergences.append((log_ratio.expm1() - log_ratio).mean())
+            if threshold:
+                rate.copy_(adapt_learning_rate(rate, divergences[-1].double(), threshold, torch.where))
+        scalars = [torch.stack(list(values)).mean() for values in (*zip(*losses, strict=True), divergences)]
+        if isinstance(self._policy, GaussianPolicy):
+            scalars.append(self._policy.log_std.exp().mean())
+        return torch.stack([scalar.double() for scalar in (*scalars, rate)])
 
-    def _learn(self, size: int) -> tuple[Tensor, Tensor]:
-        """Take an Adam step on a mini-batch.
-
-        Returns:
-            The logarithms of the probability ratios, ``(size, 1)``, and the losses, ``(3,)``: policy, value, entropy.
-        """
-        cfg, batch = self.cfg, self._mini_batch(size)
+    def _learn(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Take an Adam step on a mini-batch; return the logarithms of the probability ratios, and the losses."""
+        cfg = self.cfg
         with torch.enable_grad():
             head = self._head(batch["observations"], batch.get("action_mask"))
             log_ratio = self._policy.log_prob(head, batch["actions"]) - batch["log_prob"]
@@ -315,20 +317,7 @@ class PPO(ppo.PPO):
                 losses.append(-cfg.entropy_loss_scale * self._policy.entropy(head))
             grads = torch.autograd.grad(functools.reduce(torch.add, losses), self._adam.parameters)
         self._adam.step(grads, cfg.grad_norm_clip or math.inf)
-        nothing = [torch.zeros_like(policy_loss)] * (3 - len(losses))
-        return log_ratio.detach(), torch.stack([loss.detach() for loss in losses + nothing])
-
-    def _read_scalars(self, losses: Tensor, divergences: Tensor) -> dict[str, float]:
-        """Return the scalars to track, and set `learning_rate`: here alone an update waits for the device."""
-        tags = ["Loss / Policy loss", "Loss / Value loss"] + ["Loss / Entropy loss"] * bool(self.cfg.entropy_loss_scale)
-        scalars = {tag: row.mean() for tag, row in zip(tags, losses, strict=False)}
-        scalars["Policy / KL divergence"] = divergences.mean()
-        if isinstance(self._policy, GaussianPolicy):
-            scalars["Policy / Standard deviation"] = self._policy.log_std.exp().mean()
-        *values, rate = torch.stack([value.double() for value in (*scalars.values(), self._adam.rate)]).tolist()
-        if self.cfg.kl_threshold:
-            self.learning_rate = rate
-        return dict(zip(scalars, values, strict=True))
+        return log_ratio.detach(), [loss.detach() for loss in losses]
 
     # Saving.
 

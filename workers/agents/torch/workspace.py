@@ -23,6 +23,9 @@ class Workspace:
     tensors that keep their place, never a value on the host. Random numbers come from the device's default generator.
 
     A workspace holds nothing between two iterations. It is pickled and copied without its contents.
+
+    Attributes:
+        captures: Whether functions are captured: the next call with equal arguments then overwrites their results.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,6 +35,7 @@ class Workspace:
             device: The device of all tensors.
         """
         self._device = device
+        self.captures = device.type == "cuda"
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
         self._graphs: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Any] | None] = {}
         self._stream: torch.cuda.Stream | None = None
@@ -40,17 +44,16 @@ class Workspace:
     def __reduce__(self) -> tuple[type[Workspace], tuple[torch.device]]:
         return Workspace, (self._device,)
 
-    @property
-    def captures(self) -> bool:
-        """Whether the result of `run` is overwritten by its next call with the same function and arguments."""
-        return self._device.type == "cuda"
-
     def buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the tensor of this name and shape, with the values last written to it."""
         key = (name, *shape)
         if key not in self._buffers:
             self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
         return self._buffers[key]
+
+    def kept(self, results: list[Tensor]) -> list[Tensor]:
+        """Return results of `run` as tensors that its next call does not overwrite."""
+        return list(torch._foreach_mul(results, 1)) if self.captures else results  # one call for all copies
 
     def forget_graphs(self) -> None:
         """Capture all functions again, because tensors that they use have been replaced."""
