@@ -1,7 +1,7 @@
 """Everything that is checked and measured on a GPU, in one script of less than 8 minutes.
 
     python benchmarks/gpu.py                       on a GPU: tests, step times, launches, waits, learning curves
-    python benchmarks/gpu.py --device cpu --envs 16 --windows 1 --rollouts 1    the script itself, on a CPU
+    python benchmarks/gpu.py --device cpu --envs 16 --windows 1 --rollouts 1 --seeds 1    the script itself, on a CPU
 
 It needs PyTorch, and uses JAX, Warp, skrl and rsl_rl where they are installed. The environments are those of
 `tests/gpu/linear.py`. Contestants run one after the other; each figure is the median of windows of whole rollouts, with
@@ -104,6 +104,11 @@ def bare_jax_stepper(args: Any) -> Callable[[], Any]:
     return step
 
 
+def counted(agents: int) -> str:
+    """Return a number of agents in words."""
+    return f"{agents} agent{'s' * (agents > 1)}"
+
+
 def measure(args: Any) -> list[list[str]]:
     """Return a row of the table for each contestant; one that fails says why."""
     rows: list[list[str]] = []
@@ -125,7 +130,8 @@ def measure(args: Any) -> list[list[str]]:
             held[:] = our_stepper(framework, args, agents, cfg)
             return held[1]
 
-        add(f"ours, {framework}, {agents} agent{'s' * (agents > 1)}", framework, make, cfg["rollouts"])
+        size = "-".join(map(str, cfg["hidden_sizes"]))
+        add(f"ours, {framework}, {size}, {counted(agents)}", framework, make, cfg["rollouts"])
         if held:
             held[0].close()
 
@@ -134,12 +140,12 @@ def measure(args: Any) -> list[list[str]]:
     for agents in (1, 2, 8):
         ours("torch", agents, LARGE)
     for agents in (1, 8):
-        add(f"skrl StepTrainer, {agents} agents", "torch", lambda n=agents: skrl_stepper(args, n, LARGE, CFG), 24)
+        add(f"skrl StepTrainer, {counted(agents)}", "torch", lambda n=agents: skrl_stepper(args, n, LARGE, CFG), 24)
     add("rsl_rl OnPolicyRunner", "torch", lambda: rsl_rl_stepper(args, LARGE), 24, 24)
     for framework in ("torch", "jax", "warp"):
         ours(framework, 1, SMALL)
     ours("jax", 2, SMALL)
-    add("a bare jitted loop, JAX", "jax", lambda: bare_jax_stepper(args), 32, 32)
+    add("a bare jitted loop, JAX, 64-64", "jax", lambda: bare_jax_stepper(args), 32, 32)
     return rows
 
 

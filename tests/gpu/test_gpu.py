@@ -12,23 +12,27 @@ import numpy as np
 import pytest
 
 from tests.gpu.device import DEVICE, ENVS, LINEAR, ROLLOUTS, cfg_of, make_agent, train, values
-from tests.support.parity import assert_same
 from workers.errors import WorkerError
 from workers.frameworks import load_framework
 
 CFG: dict[str, Any] = {"timesteps": 1000, "headless": True, "disable_progressbar": True}
 
 
-def assert_close(one: Any, other: Any) -> None:
+def assert_close(one: Any, other: Any, tolerance: float = 2e-3) -> None:
     """Compare trees of arrays with the tolerance that is promised between devices."""
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         one, other = list(one.values()), list(other.values())
     if isinstance(one, (list, tuple)):
         for each, twin in zip(one, other, strict=True):
-            assert_close(each, twin)
+            assert_close(each, twin, tolerance)
     elif not isinstance(one, str):
-        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Compare trees of arrays to the last bit."""
+    assert_close(one, other, 0.0)
 
 
 def build(framework: str, *, agents: int = 1, at: Any = DEVICE, env_at: Any = DEVICE, seed: int | None = 3) -> Any:
