@@ -78,7 +78,7 @@ def test_functions_of_static_tensors(case):
     assert_same(captured.snapshot(), plain.snapshot())
     runs = captured._workspace.runs  # type: ignore[attr-defined]
     assert runs == {
-        "_act": 3 * ROLLOUTS + 1,
+        "_act_again": 3 * ROLLOUTS + 1,
         "_end_transition": 3 * ROLLOUTS + 1,
         "_prepare_update": 3,
         "_run_epochs": 3,
@@ -107,6 +107,25 @@ def test_next_values_are_the_same_with_and_without_a_look_at_the_mask(monkeypatc
         monkeypatch.setattr(module, "_may_have_any", lambda mask: True)
     assert_same(acted[0], acted[1])
     assert_same(agents[0].snapshot(), agents[1].snapshot())
+
+
+def test_evaluation_with_other_numbers_of_rows_keeps_no_memory():
+    agent = build("gaussian", captured=True)
+    agent.enable_training_mode(False)
+    clock: Any = {"timestep": 0, "timesteps": 9}
+    for rows in (1, 2, ENVS, 50):
+        actions, outputs = agent.act(torch.zeros(rows, 5), None, **clock)
+        assert len(actions) == len(outputs["mean_actions"]) == rows
+    assert agent._workspace.runs == {"_act_again": 1}  # type: ignore[attr-defined]
+    assert len(agent._workspace._buffers) == 3
+
+
+def test_an_agent_that_acted_in_inference_mode_learns_afterwards():
+    agent = build("gaussian", captured=True)
+    with torch.inference_mode():
+        iterate(agent, "gaussian", 1)
+    agent._recorded = 0
+    iterate(agent, "gaussian", ROLLOUTS + 1)
 
 
 VALUES = torch.arange(4.0)
@@ -146,5 +165,4 @@ def test_on_a_device_without_values():
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["planted"] == ["scalar", "nonzero", "boolean index", "host copy", "mixed devices"]
-    for case in ("gaussian", "categorical", "two agents"):
-        assert told[case] == {"reads in rollouts": 0, "reads in updates": 2 * (1 + (case == "two agents"))}
+    assert [told[case] for case in ("gaussian", "categorical", "two agents")] == [2, 2, 4]  # one for each update

@@ -13,7 +13,7 @@ import pytest
 
 from tests.gpu.device import DEVICE, ENVS, LINEAR, ROLLOUTS, cfg_of, make_agent, train, values
 from workers.errors import WorkerError
-from workers.frameworks import load_framework
+from workers.frameworks import Framework, load_framework
 
 CFG: dict[str, Any] = {"timesteps": 1000, "headless": True, "disable_progressbar": True}
 
@@ -92,8 +92,10 @@ def test_an_agent_is_pickled_with_its_device(framework):
         assert_same(values(framework, copy.state_dict()), values(framework, agent.state_dict()))
 
 
-def test_agents_that_overlap_compute_as_if_alone(framework):
-    pairs = [train(framework, agents=2, env_at=DEVICE)[1] for _ in range(2)]
+def test_agents_that_overlap_compute_as_if_alone(framework, monkeypatch):
+    pairs = [train(framework, agents=2)[1]]
+    monkeypatch.setattr(type(load_framework(framework)), "lanes", Framework.lanes)
+    pairs.append(train(framework, agents=2)[1])
     assert_close(pairs[0], pairs[1])
     assert not np.allclose(pairs[0][0]["models"]["value.0.weight"], pairs[0][1]["models"]["value.0.weight"])
 
@@ -150,23 +152,68 @@ def test_graphs_compute_what_their_functions_do(on_torch, monkeypatch):
     assert_close(captured, train("torch"))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="torch tells of synchronisations with a GPU only")
-@pytest.mark.parametrize("agents", [1, 2])
-def test_the_host_waits_once_for_an_update(on_torch, agents):
+def test_an_agent_goes_on_after_it_was_loaded(on_torch):
+    """Graphs that were captured before must not be used with tensors that have been replaced."""
+    with build("torch") as trainer:
+        for _ in range(2 * ROLLOUTS + 3):
+            trainer.train()
+        [agent] = trainer.agents
+        agent.load_state_dict(values("torch", agent.state_dict()))
+        snapshot = agent.snapshot()
+        for _ in range(2 * ROLLOUTS):
+            trainer.train()
+        agent.restore(snapshot)
+        for _ in range(2 * ROLLOUTS):
+            trainer.train()
+        assert np.isfinite(values("torch", agent.state_dict())["models"]["value.0.weight"]).all()
+
+
+def test_an_agent_repeats_its_numbers_after_it_was_trained(on_torch):
+    """Captured functions draw no random numbers, so they hold no generator."""
     import torch
 
+    with build("torch") as trainer:
+        for _ in range(2 * ROLLOUTS):
+            trainer.train()
+        [agent] = trainer.agents
+    agent.enable_training_mode(False)
+    acted = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        rows = torch.zeros(ENVS, 48, device=DEVICE)
+        acted.append(values("torch", agent.act(rows, None, timestep=0, timesteps=1)[0]))
+    assert_same(acted[0], acted[1])
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="torch tells of synchronisations with a GPU only")
+@pytest.mark.parametrize("agents", [1, 2])
+def test_the_host_waits_once_for_an_update(on_torch, agents, monkeypatch):
+    import torch
+
+    from workers.agents.torch import PPO
+
+    read: list[bool] = []
+    real = PPO._read_scalars
+
+    def counted(agent: PPO, reading: Any) -> Any:
+        read.append(True)
+        return real(agent, reading)
+
+    monkeypatch.setattr(PPO, "_read_scalars", counted)
     with build("torch", agents=agents) as trainer:
         for _ in range(3 * ROLLOUTS):
             trainer.train()
         trainer.collect_metrics()
-        for timestep in range(2 * ROLLOUTS):
+        read.clear()
+        for timestep in range(2 * ROLLOUTS + 1):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
                 trainer.train()
                 torch.cuda.set_sync_debug_mode("default")
             waits = [str(one.message) for one in caught if "synchroniz" in str(one.message)]
-            assert len(waits) == (agents if timestep % ROLLOUTS == ROLLOUTS - 1 else 0), waits
+            assert not waits, (timestep, waits)
+        assert read == [True] * 2 * agents, "an update is read once"
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a guard of transfers between devices")
@@ -209,6 +256,8 @@ def test_masks_of_agents_that_act(framework):
         legal = rng.random((ENVS, 3)) < 0.5
         legal[:, 0] |= ~legal.any(1)
         infos = {"alive": given(rng.random((ENVS, 1)) < 0.8), "action_mask": given(legal)}
+        if timestep < 5:  # masks may appear after functions were captured
+            infos, legal = {}, np.ones_like(legal)
         rows, column = (given(rng.normal(size=(ENVS, width)).astype(np.float32)) for width in (48, 1))
         flags = given(rng.random((ENVS, 1)) < 0.1)
         actions, _ = agent.act(rows, None, infos=infos, **clock)

@@ -68,8 +68,6 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Generator]:
     defaults = [Generator(torch.device("cuda", index), State(77 + index)) for index in range(2)]
     host = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device=None: host() if device is None else Generator(device))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "default_generators", tuple(defaults))
     return defaults
 
@@ -119,6 +117,26 @@ def test_numbers_carry_over_to_other_gpus(gpus, monkeypatch, number):
     assert_same(seven.state(None)["framework"], kept["framework"])
 
 
+def test_a_gpu_that_is_used_only_later(gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "default_generators", ())
+    five, kept = RandomStream(5, TORCH), RandomStream(5, TORCH).state(None)
+    with five:  # in which the agent begins to use it
+        monkeypatch.setattr(torch.cuda, "default_generators", tuple(gpus))
+        assert gpus[0].draw() == (77, 1)
+    assert [gpu.draw() for gpu in gpus] == [(77, 2), (78, 1)]
+    assert draw(five, gpus) == [(5, 1), (5, 1)]
+    assert [gpu.draw() for gpu in gpus] == [(77, 3), (78, 2)]
+    assert len(kept["devices"]) == 0
+    six = RandomStream(6, TORCH)
+    monkeypatch.setattr(torch.cuda, "default_generators", ())
+    seven = RandomStream(7, TORCH)
+    draw(six, [])
+    seven.load(five.state(None), None)
+    assert_same(seven.state(None)["devices"], five.state(None)["devices"])
+    monkeypatch.setattr(torch.cuda, "default_generators", tuple(gpus))
+    assert draw(seven, gpus) == [(5, 2), (5, 2)]
+
+
 def test_numbers_of_an_agent_without_a_seed(gpus):
     stream = GlobalStream(TORCH)
     kept = stream.state(None)
@@ -137,6 +155,19 @@ class Streams:
         self.notes: list[str] = []
         self.count = 0
         self.current: Any = Stream(self, "main")
+
+
+class Inside:
+    """Context on a stream, as torch's: it may be entered again."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        self.outer, self.stream.streams.current = self.stream.streams.current, self.stream
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.streams.current = self.outer
 
 
 class Stream:
@@ -158,7 +189,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
 
     monkeypatch.setattr(torch.cuda, "Stream", make)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.current)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(streams, "current", stream))
+    monkeypatch.setattr(torch.cuda, "stream", Inside)
     return streams
 
 

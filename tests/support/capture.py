@@ -75,7 +75,9 @@ def _address(tensor: torch.Tensor) -> int:
 
 
 class CapturingWorkspace(Workspace):
-    """A workspace that runs each function as if it were captured, and compares the memory with that of the last run.
+    """A workspace that runs each function as if it were captured.
+
+    It compares the memory with that of the last run, and spoils earlier results, which a graph may overwrite.
 
     Attributes:
         runs: Number of runs by name of the function.
@@ -83,7 +85,9 @@ class CapturingWorkspace(Workspace):
 
     def __init__(self, device: torch.device, *, compares: bool = True) -> None:
         super().__init__(device)
+        self.captures = True
         self.runs: dict[str, int] = {}
+        self._results: list[torch.Tensor] = []
         self._compares = compares
         self._outer: dict[Any, list[int]] = {}
 
@@ -93,8 +97,11 @@ class CapturingWorkspace(Workspace):
 
     def run(self, function: Callable[..., Any], *args: int) -> Any:
         name = function.__name__
+        for tensor in self._results:
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -77)
         with Forbidding() as mode:
             result = function(*args)
+        self._results = [tensor for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
         self.runs[name] = self.runs.get(name, 0) + 1
         if (name, *args) not in self._outer:  # the first run, which makes static tensors, is not captured
             self._outer[name, *args] = []

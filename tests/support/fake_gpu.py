@@ -1,4 +1,4 @@
-"""A trainer on a device without values: ``python -m tests.support.fake_gpu`` prints where values were read, as JSON.
+"""A trainer on a device without values: ``python -m tests.support.fake_gpu`` prints how often the host waited, as JSON.
 
 The device is registered for this process only. Its tensors are torch's fake ones: they have shapes, dtypes and a
 device, but no values, so everything that would wait for a GPU fails, and so does every mix of devices.
@@ -28,13 +28,19 @@ ENVS, ROLLOUTS = 6, 4
 
 
 class NeverReady(Reading):
-    """Arrays that are still on their way."""
+    """Arrays that are still on their way; `waits` counts how often somebody waited for them."""
 
-    def __init__(self, *_: Any) -> None:
-        super().__init__([])
+    waits = 0
+
+    def __init__(self, _: Any, arrays: Any) -> None:
+        super().__init__([np.zeros(array.shape) for array in arrays])
 
     def is_ready(self) -> bool:
         return False
+
+    def result(self) -> Any:
+        NeverReady.waits += 1
+        return super().result()
 
 
 class FakeEnv(Wrapper):
@@ -79,14 +85,8 @@ def convert_in_place(module: Any, convert: Callable[[Any], Any], recurse: bool =
     return module
 
 
-def reads_of(action_space: Any, agents: int) -> dict[str, int]:
-    """Run three rollouts with two updates; return how often values were read."""
-    where = {"reads in rollouts": 0, "reads in updates": 0}
-    place = "reads in rollouts"
-
-    def read(tensor: Any) -> list[float]:
-        where[place] += 1
-        return [0.0] * len(tensor)
+def waits_of(action_space: Any, agents: int) -> int:
+    """Run two rollouts with their updates, and one step more; return how often the host waited for values."""
 
     def make(scope: Any) -> PPO:
         cfg = {"rollouts": ROLLOUTS, "mini_batches": 2, "learning_epochs": 2, "kl_threshold": 0.01}
@@ -95,18 +95,17 @@ def reads_of(action_space: Any, agents: int) -> dict[str, int]:
         agent._workspace = CapturingWorkspace(agent.device, compares=False)
         return agent
 
-    torch.Tensor.tolist = read  # type: ignore[assignment,method-assign]
-    torch._subclasses.fake_tensor.FakeTensor.tolist = read  # type: ignore[assignment,method-assign]
     cfg = StepTrainerCfg(timesteps=100, headless=True, disable_progressbar=True)
     with StepTrainer(env=FakeEnv(action_space), agents=[make] * agents, cfg=cfg) as trainer:
         for runner in trainer._session._runners:  # type: ignore[attr-defined]
             runner._log.start(midway=False)  # as collect_metrics() does, which reads
-        for timestep in range(3 * ROLLOUTS - 1):
-            place = "reads in updates" if timestep % ROLLOUTS == ROLLOUTS - 1 else "reads in rollouts"
+        before = NeverReady.waits
+        for timestep in range(2 * ROLLOUTS + 1):
             trainer.train(timestep=timestep)
+        waits = NeverReady.waits - before
         for agent in trainer.agents:
-            assert agent._workspace.runs["_act"] == 3 * ROLLOUTS - 1
-    return where
+            assert agent._workspace.runs["_act_again"] == 2 * ROLLOUTS + 1
+    return waits
 
 
 def refused() -> list[str]:
@@ -129,16 +128,17 @@ def refused() -> list[str]:
 
 
 def main() -> None:
-    """Print what was read, by case."""
+    """Print how often the host waited, by case."""
     _setup_privateuseone_for_python_backend(DEVICE)
     torch.nn.Module._apply = convert_in_place  # type: ignore[method-assign]
-    TorchFramework.read_later = NeverReady  # type: ignore[method-assign,assignment]
+    TorchFramework.read_later = lambda *given: NeverReady(*given)  # type: ignore[method-assign]
+    TorchFramework.has_devices = lambda _: True  # type: ignore[method-assign]
     with FakeTensorMode():
         told = {
             "planted": refused(),
-            "gaussian": reads_of(Box(-1, 1, (2,), np.float32), 1),
-            "categorical": reads_of(Discrete(3), 1),
-            "two agents": reads_of(Box(-1, 1, (2,), np.float32), 2),
+            "gaussian": waits_of(Box(-1, 1, (2,), np.float32), 1),
+            "categorical": waits_of(Discrete(3), 1),
+            "two agents": waits_of(Box(-1, 1, (2,), np.float32), 2),
         }
     print(json.dumps(told))
 

@@ -8,7 +8,7 @@ Sources: PPO, https://arxiv.org/abs/1707.06347; GAE, https://arxiv.org/abs/1506.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -88,7 +88,9 @@ class PPO(PPOSaving):
                 f"{self.cfg.rollouts} x {num_envs} = {samples}"
             )
         self.device = self._framework.find_device(device)
-        self.learning_rate = float(self.cfg.learning_rate)
+        self._learning_rate = float(self.cfg.learning_rate)
+        # the scalars of an update that the device may not have finished: they are read when they are needed
+        self._unread: Callable[[], dict[str, float]] | None = None
         self._recorded = 0  # transitions in the rollout in progress
         self._all_acted = True  # whether none of them came with a mask of the rows that act
         # of the last `act` in training, until its transition is recorded
@@ -262,11 +264,20 @@ class PPO(PPOSaving):
             return
         try:
             if self._all_acted or len(self._acted()):  # else there is nothing to learn from
-                scalars = self._update(self._draw_orders())
-                for tag, value in (scalars | {"Learning / Learning rate": self.learning_rate}).items():
-                    self.track_data(tag, value)
+                self._unread = self._update(self._draw_orders())
+                if self._framework.device_name(self.device).startswith("cpu"):  # it has computed everything
+                    self._read_update()
         finally:  # even after an error: another trainer may continue with this agent
             self._recorded = 0
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Track the scalars of the last update: here, an agent on a GPU waits for it. See `Learner`."""
+        self._read_update()
+
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
+        """Write all tracked scalars; see `Learner`."""
+        self._read_update()
+        super().write_tracking_data(timestep=timestep, timesteps=timesteps)
 
     def _interrupt_rollout(self) -> None:
         """Truncate the episodes in progress, because the next transition will not follow the last recorded one."""
@@ -353,12 +364,12 @@ class PPO(PPOSaving):
         """
 
     @abstractmethod
-    def _update(self, orders: Any) -> dict[str, float]:
-        """Update from a full rollout and set `learning_rate`; update the statistics of the inputs last.
+    def _update(self, orders: Any) -> Callable[[], dict[str, float]]:
+        """Update from a full rollout, and then the statistics of the inputs, without waiting for the device.
 
         Args:
             orders: The result of `_draw_orders`.
 
         Returns:
-            The scalars to track.
+            A function that waits for the device, sets `learning_rate`, and returns the scalars to track.
         """

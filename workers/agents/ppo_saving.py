@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,31 @@ class PPOSaving(Agent):
     """The part of `workers.agents.ppo.PPO` that saves and restores."""
 
     cfg: PPOCfg
-    learning_rate: float
+    _learning_rate: float
+    _unread: Callable[[], dict[str, float]] | None
     _components: tuple[range, ...] | None
     _head_width: int
     _recorded: int
     _all_acted: bool
+
+    # The last update.
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's learning rate, which updates adapt if ``cfg.kl_threshold`` is positive."""
+        self._read_update()
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = value
+
+    def _read_update(self) -> None:
+        """Wait for the last update, if nothing has yet, and track its scalars."""
+        read, self._unread = self._unread, None
+        if read is not None:
+            for tag, value in (read() | {"Learning / Learning rate": self._learning_rate}).items():
+                self.track_data(tag, value)
 
     # What was learned.
 

@@ -107,7 +107,7 @@ class TorchFramework(Framework):
         return isinstance(value, (torch.device, torch.dtype))
 
     def has_devices(self) -> bool:
-        return torch.cuda.is_initialized()
+        return torch.cuda.is_initialized() or _HAS_OTHER_DEVICES
 
     def device_of(self, array: torch.Tensor) -> torch.device:
         return array.device
@@ -152,6 +152,7 @@ _KINDS = {
     }.items()
     for dtype in dtypes
 }
+_HAS_OTHER_DEVICES = torch.backends.mps.is_available() or torch.xpu.is_available()
 _NUMPY_FLOATS = (torch.float32, torch.float64, torch.float16)
 _is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
 _number_of_modes = torch._C._len_torch_function_stack
@@ -171,33 +172,44 @@ class _NoGrad(AbstractContextManager[None]):
 
 
 class _OwnNumbers(RandomNumbers):
-    """Random numbers of an agent, for the default generators of the CPU and of each GPU."""
+    """Random numbers of an agent, for the default generators of the CPU and of each GPU.
+
+    GPUs have generators as soon as the process uses one. Those that it begins to use while the agent runs hold the
+    agent's numbers from its next call on.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__("torch")
+        self._seed = seed
         self._host = torch.Generator().manual_seed(seed).get_state()
-        if torch.cuda.is_available() and not torch.cuda._is_in_bad_fork():
-            torch.cuda.init()  # GPUs have no generators before
-        self._gpus = [torch.Generator(gpu.device) for gpu in torch.cuda.default_generators]
-        for generator in self._gpus:
-            generator.manual_seed(seed)
+        self._gpus: list[torch.Generator] = []
+        self._loaded: Sequence[npt.NDArray[Any]] = ()  # states for GPUs that are not used yet
+        self._swapped: int | None = None  # number of GPUs whose generators hold the agent's numbers now
 
     def swap(self) -> None:
         generator = torch.default_generator
         other = generator.get_state()
         generator.set_state(self._host)
         self._host = other
-        # not by values: graphs that were captured with these states go on from them, also while others run
-        for index, (mine, gpu) in enumerate(zip(self._gpus, torch.cuda.default_generators, strict=False)):
-            self._gpus[index] = gpu.graphsafe_get_state()
-            gpu.graphsafe_set_state(mine)
+        defaults, count = torch.cuda.default_generators, self._swapped
+        if count is None:
+            for default in defaults[len(self._gpus) :]:
+                self._gpus.append(torch.Generator(default.device).manual_seed(self._seed))
+                _load_gpus(self._gpus[-1:], self._loaded[len(self._gpus) - 1 :])
+        # as objects, not by value: graphs that others captured with these states go on from them
+        for index in range(len(self._gpus) if count is None else count):
+            mine, self._gpus[index] = self._gpus[index], defaults[index].graphsafe_get_state()
+            defaults[index].graphsafe_set_state(mine)
+        self._swapped = len(self._gpus) if count is None else None
 
     def state(self) -> list[npt.NDArray[Any]]:
-        return [state.numpy().copy() for state in (self._host, *(gpu.get_state() for gpu in self._gpus))]
+        states = [state.numpy().copy() for state in (self._host, *(gpu.get_state() for gpu in self._gpus))]
+        return states + list(self._loaded[len(self._gpus) :])
 
     def load(self, states: Sequence[npt.NDArray[Any]]) -> None:
         self._host = torch.tensor(states[0], dtype=torch.uint8, device="cpu")
-        _load_gpus(self._gpus, states[1:])
+        self._loaded = states[1:]
+        _load_gpus(self._gpus, self._loaded)
 
 
 class _GlobalNumbers(RandomNumbers):
@@ -227,15 +239,14 @@ class _Lane(Lane):
         super().__init__()
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._outer = self._stream
+        self._inside = torch.cuda.stream(self._stream)
 
     def __enter__(self) -> None:
-        self._outer = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(self._outer)  # the agent gets what was made there
-        torch.cuda.set_stream(self._stream)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # the agent gets what was made there
+        self._inside.__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        torch.cuda.set_stream(self._outer)
+    def __exit__(self, *error: Any) -> None:
+        self._inside.__exit__(*error)  # which also makes the device current that was
 
     def join(self) -> None:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
@@ -247,8 +258,9 @@ class _Reading(Reading):
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         # to the host without blocking: torch then takes pinned memory
         super().__init__([tensor.detach().to("cpu", non_blocking=True).numpy() for tensor in tensors])
-        devices = {tensor.device for tensor in tensors if not tensor.is_cpu}
-        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
+        self._events = [torch.Event(device) for device in {tensor.device for tensor in tensors if not tensor.is_cpu}]
+        for event in self._events:
+            event.record()
 
     def is_ready(self) -> bool:
         return all(event.query() for event in self._events)

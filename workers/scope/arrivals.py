@@ -34,6 +34,9 @@ class Arrivals:
             function: The function.
             args: Its arguments: arrays, or dictionaries of them, which may nest; see `Fetch`.
         """
+        if not self._waiting and not self._framework.has_devices():
+            function(*args)
+            return
         self._waiting.append((function, Fetch(args, self._framework)))
         while self._waiting and self._waiting[0][1].is_ready():
             self._make_next()

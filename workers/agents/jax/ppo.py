@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -179,7 +179,7 @@ class PPO(ppo.PPO):
         orders = [self._generator.permutation(acted) for _ in range(self.cfg.learning_epochs)]
         return np.stack([np.resize(order, samples) for order in orders])
 
-    def _update(self, orders: Array) -> dict[str, float]:
+    def _update(self, orders: Array) -> Callable[[], dict[str, float]]:
         if self._rate is None or self._rate[0] != self.learning_rate:
             self._rate = self.learning_rate, jax.device_put(np.float32(self.learning_rate), self.device)
         self._weights, self._optimizer, self._normalizers, learning_rate, scalars = programs.update(
@@ -191,6 +191,9 @@ class PPO(ppo.PPO):
             orders,
             self._rate[1],
         )
+        return functools.partial(self._read_scalars, scalars, learning_rate)
+
+    def _read_scalars(self, scalars: dict[str, Array], learning_rate: Array) -> dict[str, float]:
         scalars, adapted = jax.device_get((scalars, learning_rate))  # the only wait for the device
         if self.cfg.kl_threshold:
             self.learning_rate = float(adapted)
@@ -201,6 +204,7 @@ class PPO(ppo.PPO):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, with NumPy arrays and the device's name."""
+        self._read_update()
         arrays = {name: getattr(self, name) for name in ARRAYS}
         others = {"device": f"{self.device.platform}:{self.device.id}", "_rate": None}
         return vars(self) | jax.device_get(arrays) | others

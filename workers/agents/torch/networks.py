@@ -67,6 +67,7 @@ class CategoricalPolicy(nn.Module):
         self.network = network
         sizes = [len(actions) for actions in components]
         self.count, self.width = len(sizes), max(sizes)
+        self.noise_width = self.count * self.width
         starts = torch.tensor([actions.start for actions in components])
         first = self.width * torch.arange(self.count)
         self.register_buffer("starts", starts, persistent=False)
@@ -90,10 +91,13 @@ class CategoricalPolicy(nn.Module):
         padded = padded.index_copy(1, self.columns, logits)
         return torch.log_softmax(padded.view(-1, self.count, self.width), 2).flatten(1)
 
-    def sample(self, head: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, noise: Tensor) -> Tensor:
+        """Fill and return the noise of `sample`, ``(rows, noise_width)``."""
+        return noise.exponential_()
+
+    def sample(self, head: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return sampled and most likely actions; samples use Gumbel noise, minus the log of an exponential draw."""
-        noisy = head - torch.empty_like(head).exponential_().log_()
-        return self._argmax(noisy), self._argmax(head)
+        return self._argmax(head - noise.log()), self._argmax(head)
 
     def log_prob(self, head: Tensor, actions: Tensor) -> Tensor:
         """Return the log-probability of the actions, ``(rows, 1)``."""
@@ -121,6 +125,7 @@ class GaussianPolicy(nn.Module):
     def __init__(self, network: nn.Module, width: int, initial_log_std: float) -> None:
         super().__init__()
         self.network = network
+        self.noise_width = width
         self.log_std = nn.Parameter(torch.full((width,), float(initial_log_std)))
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -128,9 +133,13 @@ class GaussianPolicy(nn.Module):
         mean: Tensor = self.network(observations)
         return mean
 
-    def sample(self, head: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, noise: Tensor) -> Tensor:
+        """Fill and return the noise of `sample`, ``(rows, noise_width)``."""
+        return noise.normal_()
+
+    def sample(self, head: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return sampled and most likely actions."""
-        return head + self.log_std.exp() * torch.randn_like(head), head
+        return head + self.log_std.exp() * noise, head
 
     def log_prob(self, head: Tensor, actions: Tensor) -> Tensor:
         """Return the log-probability density of the actions, ``(rows, 1)``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from workers.agents.torch.losses import clipped_policy_loss, clipped_value_loss,
 from workers.agents.torch.masks import legal_on_device
 from workers.agents.torch.networks import CategoricalPolicy, GaussianPolicy, Normalizer, perceptron
 from workers.agents.torch.workspace import Workspace
-from workers.frameworks import load_framework
+from workers.frameworks import Reading, load_framework
 
 __all__ = ["PPO"]
 
@@ -28,8 +28,10 @@ __all__ = ["PPO"]
 class PPO(ppo.PPO):
     """Proximal Policy Optimization in PyTorch.
 
-    All randomness comes from torch's global generator: the initial weights, one draw in every `act`, and the orders of
-    an update.
+    All randomness comes from torch's global generators: the initial weights from that of the CPU; one draw in every
+    `act`, and the orders of an update, from that of the device. On a GPU, acting with `num_envs` rows, the end of a
+    transition and an update are captured as CUDA graphs, with the values of ``cfg`` in them: later changes have no
+    effect.
 
     Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a torch device.
     """
@@ -69,6 +71,8 @@ class PPO(ppo.PPO):
         self._rollout["actions"] = zeros(self._action_width, torch.int64 if self._components else torch.float32)
         self._rollout |= {"rewards": zeros(1), "ended": zeros(1, torch.bool), "acted": ~zeros(1, torch.bool)}
         self._next = torch.zeros_like(self._rollout[self._critic_input][0])  # the critic's raw input after the last row
+        self._flags = list(torch.zeros_like(self._rollout["ended"][:2]))  # of the last row: terminated, truncated
+        self._row = torch.zeros(1, dtype=torch.int64, device=self.device)  # the last row
 
     # Interaction.
 
@@ -87,40 +91,54 @@ class PPO(ppo.PPO):
         return head
 
     def _sample_actions(self, observations: Tensor, action_mask: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        rows = len(observations)
+        rows, workspace, policy = len(observations), self._workspace, self._policy
         with self._no_grad:
-            self._raw_observations(rows).copy_(observations)
+            if not workspace.captures or rows != self.num_envs:  # else each number of rows would have its own memory
+                copy = observations.to(
+                    self.device, torch.float32, copy=True, memory_format=torch.contiguous_format
+                )  # the memory layout does not depend on what was given
+                noise = policy.draw(copy.new_empty(rows, policy.noise_width))
+                return self._act(copy, noise, None if action_mask is None else action_mask.to(self.device))
+            given, noise, legal = self._acting_buffers()
+            given.copy_(observations)
+            policy.draw(noise)
             if action_mask is not None:
-                self._legal_actions(rows).copy_(action_mask)
-            own, *results = self._workspace.run(self._act, rows, action_mask is not None)
-            actions, mean_actions = self._workspace.kept(results)
+                legal.copy_(action_mask)
+            own, *results = workspace.run(self._act_again, action_mask is not None)
+            actions, mean_actions = workspace.kept(results)
         return own, actions, mean_actions
+
+    def _acting_buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the static tensors for observations, noise and legal actions."""
+        buffer, rows = self._workspace.buffer, self.num_envs
+        noise = buffer("noise", rows, self._policy.noise_width)
+        legal = buffer("legal", rows, self._head_width, dtype=torch.bool)
+        return buffer("observations", rows, self._input_widths["observations"]), noise, legal
+
+    def _act_again(self, is_masked: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        observations, noise, legal = self._acting_buffers()
+        return self._act(observations, noise, legal if is_masked else None)
 
     def _legal_on_device(self, mask: Tensor) -> Tensor:
         return legal_on_device(mask, list(map(len, self._components or ())))
 
-    def _act(self, rows: int, is_masked: bool) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return the results of `_sample_actions`."""
-        observations = self._normalize("observations", self._raw_observations(rows))
-        actions, mean_actions = self._policy.sample(
-            self._head(observations, self._legal_actions(rows) if is_masked else None)
-        )
+    def _act(self, observations: Tensor, noise: Tensor, legal: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the results of `_sample_actions` for float32 observations."""
+        head = self._head(self._normalize("observations", observations), legal)
+        actions, mean_actions = self._policy.sample(head, noise)
         if self._action_map is None:
             return None, actions, mean_actions
         return actions, self._mapped(actions), self._mapped(mean_actions)
-
-    def _raw_observations(self, rows: int) -> Tensor:
-        return self._workspace.buffer("observations", rows, self._input_widths["observations"])
-
-    def _legal_actions(self, rows: int) -> Tensor:
-        return self._workspace.buffer("legal actions", rows, self._head_width, dtype=torch.bool)
 
     def _mapped(self, actions: Tensor) -> Tensor:
         scale, shift, low, high = self._action_map
         return torch.addcmul(shift, actions, scale).clamp_(low, high)
 
     def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
-        self._action_map = None if mapping is None else torch.tensor(mapping, device=self.device).unbind()
+        if mapping is not None and self._action_map is not None:
+            torch._foreach_copy_(self._action_map, list(torch.tensor(mapping)))
+            return
+        self._action_map = None if mapping is None else list(torch.tensor(mapping, device=self.device))
         self._workspace.forget_graphs()
 
     def _store_transition(
@@ -136,7 +154,7 @@ class PPO(ppo.PPO):
         acted: Tensor | None,
         action_mask: Tensor | None,
     ) -> None:
-        rollout, flags = self._rollout, self._flags()
+        rollout = self._rollout
         if action_mask is not None:
             self._allow_masks()
         arrays = inputs | {"actions": actions, "rewards": rewards}
@@ -147,21 +165,13 @@ class PPO(ppo.PPO):
                 arrays[name] = mask
         given = [*arrays.values(), next_critic_input, terminated, truncated]
         with self._no_grad:
-            torch._foreach_copy_([*(rollout[name][row] for name in arrays), self._next, *flags], given)
-            self._row().fill_(row)
+            torch._foreach_copy_([*(rollout[name][row] for name in arrays), self._next, *self._flags], given)
+            self._row.fill_(row)
             self._workspace.run(self._end_transition, _may_have_any(truncated))
-
-    def _flags(self) -> list[Tensor]:
-        """Return the static tensors for the flags of a transition: terminated and truncated."""
-        names = ("terminated", "truncated")
-        return [self._workspace.buffer(name, self.num_envs, 1, dtype=torch.bool) for name in names]
-
-    def _row(self) -> Tensor:
-        return self._workspace.buffer("row", 1, dtype=torch.int64)
 
     def _end_transition(self, may_be_cut: bool) -> None:
         """Record which episodes ended, and add the discounted next values to the rewards of those that were cut off."""
-        row, (terminated, truncated) = self._row(), self._flags()
+        row, (terminated, truncated) = self._row, self._flags
         self._rollout["ended"].index_copy_(0, row, (terminated | truncated)[None])
         if may_be_cut:
             values = self._next_values().where(truncated & ~terminated, 0.0)
@@ -197,7 +207,7 @@ class PPO(ppo.PPO):
         return torch.stack([acted[order].repeat(again)[:samples] for order in orders])
 
     @torch.no_grad()
-    def _update(self, orders: Tensor) -> dict[str, float]:
+    def _update(self, orders: Tensor) -> Callable[[], dict[str, float]]:
         acted = None if self._all_acted else self._acted()
         if acted is None or len(acted) == orders.shape[1]:
             self._workspace.run(self._prepare_update)
@@ -205,10 +215,14 @@ class PPO(ppo.PPO):
             self._prepare_update(acted)
         self._orders().copy_(orders)
         self._adam.rate.fill_(self.learning_rate)
-        values = self._workspace.run(self._run_epochs).tolist()  # here alone, an update waits for the device
+        scalars = self._workspace.run(self._run_epochs)
+        return functools.partial(self._read_scalars, self._framework.read_later([scalars]))
+
+    def _read_scalars(self, reading: Reading) -> dict[str, float]:
+        [values] = reading.result()
         if self.cfg.kl_threshold:
-            self.learning_rate = values.pop()
-        return dict(zip(self._tags(), values, strict=False))
+            self.learning_rate = float(values[-1])
+        return dict(zip(self._tags(), values.tolist(), strict=False))
 
     def _tags(self) -> list[str]:
         """Return the tags of the scalars of `_run_epochs`."""
@@ -321,23 +335,25 @@ class PPO(ppo.PPO):
 
     # Saving.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return all attributes; those of an agent on a GPU such that a process without one can read them."""
+    def __getstate__(self) -> Any:
+        """Return all attributes; on a GPU as bytes, which a process without one can read, with the device's name."""
+        self._read_update()
         if self.device.type == "cpu":
             return vars(self)
         import cloudpickle  # classes of a user's script are pickled by value
 
         with io.BytesIO() as file:
             torch.save(vars(self), file, pickle_module=cloudpickle)
-            return {"device": str(self.device), "saved": file.getvalue()}
+            return str(self.device), file.getvalue()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Any) -> None:
         """Restore the result of `__getstate__`, on the same device if there is one."""
-        if "saved" not in state:
+        if isinstance(state, dict):
             vars(self).update(state)
             return
-        device = load_framework("torch").find_device_or_default(state["device"])
-        vars(self).update(torch.load(io.BytesIO(state["saved"]), map_location=device, weights_only=False))
+        name, data = state
+        device = load_framework("torch").find_device_or_default(name)
+        vars(self).update(torch.load(io.BytesIO(data), map_location={name: str(device)}, weights_only=False))
         self.device, self._workspace = device, Workspace(device)
         self._adam.use_device(device)
 

@@ -20,12 +20,13 @@ class Workspace:
     one by one takes most of the time of networks as small as those of reinforcement learning.
 
     A function that `run` gets must launch the same kernels on the same memory each time. It reads and writes only
-    tensors that keep their place, never a value on the host. Random numbers come from the device's default generator.
+    tensors that keep their place, never a value on the host. It draws no random numbers: a graph would go on with the
+    generator of the time when it was captured.
 
     A workspace holds nothing between two iterations. It is pickled and copied without its contents.
 
     Attributes:
-        captures: Whether functions are captured: the next call with equal arguments then overwrites their results.
+        captures: Whether functions are captured: the next `run` of any function then overwrites their results.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,7 +49,8 @@ class Workspace:
         """Return the tensor of this name and shape, with the values last written to it."""
         key = (name, *shape)
         if key not in self._buffers:
-            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
+            with torch.inference_mode(False):  # in which tensors could not be written to later
+                self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
         return self._buffers[key]
 
     def kept(self, results: list[Tensor]) -> list[Tensor]:
@@ -58,6 +60,7 @@ class Workspace:
     def forget_graphs(self) -> None:
         """Capture all functions again, because tensors that they use have been replaced."""
         self._graphs.clear()
+        self._pool = None  # it ends with its last graph
 
     def run(self, function: Callable[..., R], *args: int) -> R:
         """Return ``function(*args)``, from a captured graph where the device is a GPU.
@@ -72,8 +75,9 @@ class Workspace:
             return function(*args)
         key = (function.__name__, *args)
         if key not in self._graphs:
+            result = self._warm_up(function, *args)
             self._graphs[key] = None
-            return self._warm_up(function, *args)
+            return result
         graph, result = self._graphs[key] or self._capture(key, function, *args)
         graph.replay()
         return result
@@ -81,20 +85,29 @@ class Workspace:
     def _warm_up(self, function: Callable[..., R], *args: int) -> R:
         """Run a function on the stream on which it will be captured: libraries keep memory for each stream."""
         if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = function(*args)
         current.wait_stream(self._stream)
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(current)  # its memory is free only after what uses it there
         return result
 
     def _capture(
         self, key: tuple[Any, ...], function: Callable[..., Any], *args: int
     ) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
-        # one pool, because the graphs of an agent never run at the same time; other threads may use the GPU meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = function(*args)
+        # one pool, because the graphs of an agent never run at the same time
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        options: dict[str, Any] = {"pool": self._pool, "stream": self._stream}
+        try:  # in two contexts on one stream: after an error, torch's own leaves it current
+            with torch.cuda.stream(self._stream), torch.cuda.graph(graph, capture_error_mode="thread_local", **options):
+                result = function(*args)
+        except BaseException:
+            self.forget_graphs()
+            raise
         self._graphs[key] = graph, result
         return graph, result

@@ -250,7 +250,7 @@ class PPO(ppo.PPO):
         drawn = [self._generator.permutation(rows.numpy()) for _ in range(epochs)]
         return wp.array([np.resize(order, self._rows.size) for order in drawn], dtype=wp.int32, device=self.device)
 
-    def _update(self, orders: wp.array) -> dict[str, float]:
+    def _update(self, orders: wp.array) -> Callable[[], dict[str, float]]:
         cfg = self.cfg
         cast(orders, self._orders)
         self._position.zero_()
@@ -267,7 +267,7 @@ class PPO(ppo.PPO):
             if name in self._normalizers:
                 self._normalizers[name].update(self._flat(name), self._acted_rows)
         self._restart_noise()
-        return self._read_report()
+        return self._read_report
 
     def _read_report(self) -> dict[str, float]:
         """Return the scalars to track and set `learning_rate`; this waits for the device."""
@@ -384,6 +384,7 @@ class PPO(ppo.PPO):
         self._generator = state["generator"]
 
     def __getstate__(self) -> dict[str, Any]:
+        self._read_update()
         attributes = {name: value for name, value in vars(self).items() if name not in self._allocated}
         kept = {name: value.numpy().copy() for name in KEPT if (value := attributes[name]) is not None}
         return attributes | kept | {"_snapshot": self.snapshot()}
