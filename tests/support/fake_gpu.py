@@ -132,7 +132,7 @@ def main() -> None:
     _setup_privateuseone_for_python_backend(DEVICE)
     torch.nn.Module._apply = convert_in_place  # type: ignore[method-assign]
     TorchFramework.read_later = lambda *given: NeverReady(*given)  # type: ignore[method-assign]
-    TorchFramework.has_devices = lambda _: True  # type: ignore[method-assign]
+    TorchFramework.has_devices = lambda self: True  # type: ignore[method-assign]
     with FakeTensorMode():
         told = {
             "planted": refused(),

@@ -12,9 +12,9 @@ import sys
 import numpy as np
 
 from workers.errors import ConfigError
-from workers.frameworks.base import Framework, RandomNumbers, Reading, ThreadControl
+from workers.frameworks.base import Framework, Lane, RandomNumbers, Reading, ThreadControl
 
-__all__ = ["Framework", "RandomNumbers", "Reading", "ThreadControl", "available_frameworks", "load_framework"]
+__all__ = ["Framework", "Lane", "RandomNumbers", "Reading", "ThreadControl", "available_frameworks", "load_framework"]
 
 
 def available_frameworks() -> tuple[str, ...]:

@@ -241,12 +241,12 @@ class Framework(ABC):
         return str(device)
 
     def lanes(self, devices: Sequence[Any]) -> Sequence[Lane]:
-        """Return a lane for each of several agents of this process; those on one GPU get streams of their own.
+        """Return a lane for each of several agents of this process if some of them share a GPU, else none.
 
         Args:
             devices: The device of each agent; None if it is unknown.
         """
-        return [Lane()] * len(devices)
+        return ()
 
     def flags_for_skrl(self, flags: Any) -> Any:
         """Convert flags, ``(rows, 1)`` bool, to what skrl's agents of this framework expect."""

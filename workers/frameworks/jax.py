@@ -36,6 +36,7 @@ class JaxFramework(Framework):
         self._num_threads: int | None = None
         self._reason = ""
         self._has_said = False
+        self._has_devices: bool | None = None
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, jax.Array)
@@ -97,7 +98,9 @@ class JaxFramework(Framework):
         return isinstance(value, jax.Device)
 
     def has_devices(self) -> bool:
-        return jax.default_backend() != "cpu"
+        if self._has_devices is None:  # to ask JAX takes longer than what it saves
+            self._has_devices = jax.default_backend() != "cpu" or jax.device_count() > 1
+        return self._has_devices
 
     def device_of(self, array: jax.Array) -> jax.Device:
         devices = array.devices()

@@ -117,7 +117,8 @@ class TorchFramework(Framework):
 
     def lanes(self, devices: Sequence[Any]) -> Sequence[Lane]:
         gpus = [device if isinstance(device, torch.device) and device.type == "cuda" else None for device in devices]
-        return [_Lane(gpu) if gpu is not None and gpus.count(gpu) > 1 else Lane() for gpu in gpus]
+        shared = {gpu for gpu in gpus if gpu is not None and gpus.count(gpu) > 1}
+        return [_Lane(gpu) if gpu in shared else Lane() for gpu in gpus] if shared else ()
 
     def no_grad(self) -> AbstractContextManager[Any]:
         return _NoGrad()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any
 
 from workers.by_agent import row_splitter
 from workers.errors import Failure, WorkerError
-from workers.frameworks import Framework
+from workers.frameworks import Framework, Lane
 from workers.infos import take_rows
 from workers.node import node_name
 from workers.scope.agent_runner import AgentRunner
@@ -113,11 +114,13 @@ class AgentGroup:
     def _each(self, method: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
         """Call `method` of every runner, even if one fails, so that every failed scope is reported."""
         results, failures, cause = [], [], None
-        calls = map(method, self.runners, *columns)
-        for runner, lane in zip(self.runners, self._lanes, strict=True):
+        if self._lanes:
+            calls = map(partial(_in_lane, method), self._lanes, self.runners, *columns)
+        else:
+            calls = map(method, self.runners, *columns)
+        for runner in self.runners:
             try:
-                with lane:
-                    results.append(next(calls))  # continues with the next runner after an error
+                results.append(next(calls))  # continues with the next runner after an error
             except Exception as error:
                 cause = error
                 failures.append(
@@ -135,3 +138,8 @@ class AgentGroup:
         if failures:
             raise WorkerError(failures) from cause
         return results
+
+
+def _in_lane(method: Callable[..., Any], lane: Lane, *args: Any) -> Any:
+    with lane:
+        return method(*args)

@@ -146,7 +146,8 @@ class AgentRunner:
         last, self._last_tick = self._last_tick, tick
         if infos is not None:
             self._infos = infos
-        observations, states = self._moved(observations), self._moved(states)
+        if self._device is not None:
+            observations, states = self._moved(observations), self._moved(states)
         if self._shapes is not None:
             observations = map_arrays(_reshape, observations, self._shapes)
         self.phase = Phase.PRE_INTERACTION
@@ -178,9 +179,7 @@ class AgentRunner:
 
     def _moved(self, arrays: Any) -> Any:
         """Return arrays on the device of an agent that takes no others."""
-        if (device := self._device) is None:
-            return arrays
-        to_device = self._framework.to_device
+        device, to_device = self._device, self._framework.to_device
         return map_arrays(lambda array: None if array is None else to_device(array, device), arrays)
 
     def _change_mode(self, last: Tick, mode: Mode) -> None:
@@ -230,8 +229,9 @@ class AgentRunner:
         if self._is_skrls:
             for_skrl = self._framework.flags_for_skrl
             terminated, truncated = map_arrays(for_skrl, terminated), map_arrays(for_skrl, truncated)
-            rewards, terminated, truncated = map(self._moved, (rewards, terminated, truncated))
-        next_observations, next_states = self._moved(next_observations), self._moved(next_states)
+        if self._device is not None:
+            given = (rewards, next_observations, next_states, terminated, truncated)
+            rewards, next_observations, next_states, terminated, truncated = map(self._moved, given)
         log, collecting = self._log, self._log.collecting
         if collecting:
             log.note_step(rewards, terminated, truncated, before=self._infos, infos=infos)

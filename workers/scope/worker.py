@@ -150,6 +150,8 @@ class ScopeWorker:
     def _joined(self, parts: Sequence[Arrays], observations: Arrays) -> Arrays:
         """Return the actions of all agents on the device of the observations: agents may have devices of their own."""
         framework = self._framework
+        if not framework.has_devices():
+            return concatenate_rows(parts, framework)
         first = next(iter(observations.values())) if isinstance(observations, dict) else observations
         device, to_device = framework.device_of(first), framework.to_device
         moved = [map_arrays(lambda array: to_device(array, device), part) for part in parts]
