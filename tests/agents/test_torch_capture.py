@@ -128,6 +128,13 @@ def test_an_agent_that_acted_in_inference_mode_learns_afterwards():
     iterate(agent, "gaussian", ROLLOUTS + 1)
 
 
+def test_the_default_device_is_torchs():
+    with torch.device("meta"):  # the only other device that is always there
+        agent = PPO(observation_space=BOX, action_space=Discrete(3), num_envs=2)
+    assert agent.device == torch.device("meta")
+    assert {tensor.device for tensor in agent._models.state_dict().values()} == {agent.device}
+
+
 VALUES = torch.arange(4.0)
 PLANTED = {
     "a number of the host": lambda: float(VALUES.sum()),
