@@ -16,7 +16,9 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from gpu_peers import rsl_rl_stepper, skrl_stepper
 from report import describe_machine, spread, table
 
 from tests.gpu.linear import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
+from workers.frameworks import load_framework
 
 ROOT = Path(__file__).parents[1]
 CFG: dict[str, Any] = {"timesteps": 10**6, "headless": True, "disable_progressbar": True}
@@ -170,16 +173,20 @@ def learning(args: Any) -> list[list[str]]:
 
 
 def tests(args: Any) -> str:
-    """Run the tests of a GPU; return their last line."""
+    """Run the tests of a GPU; return the end of what they print."""
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-c", os.devnull, "--rootdir", str(ROOT),
                "--confcutdir", "tests/gpu", "-p", "no:cacheprovider", "tests/gpu"]  # fmt: skip
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"LOCKSTEP_DEVICE": args.device, "PYTHONPATH": path}, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
-    print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
-    return done.stdout.splitlines()[-1] if done.stdout else f"exit code {done.returncode}"
+    with tempfile.TemporaryFile("w+") as file:
+        try:
+            subprocess.run(
+                command, cwd=ROOT, env=os.environ | {"LOCKSTEP_DEVICE": args.device, "PYTHONPATH": path}, stdout=file,
+                stderr=subprocess.STDOUT, timeout=200,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            print("the tests took more than 200 s", flush=True)
+        file.seek(0)
+        return f"tests/gpu:\n{file.read()[-8000:]}"
 
 
 def main() -> None:
@@ -194,24 +201,37 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=LINEAR, help="frameworks; all that are installed by default")
     parser.add_argument("--skip-tests", action="store_true", help="do not run tests/gpu")
     args = parser.parse_args()
+    load_framework("torch").find_device(args.device)  # its error lists the devices that there are
     args.only = args.only or [name for name in LINEAR if importlib.util.find_spec(name)]
     faulthandler.dump_traceback_later(240, repeat=True)  # tells a compilation from a hang
     torch.set_float32_matmul_precision("highest")
     start = time.perf_counter()
     gpu = torch.cuda.get_device_name(args.device) if args.device != "cpu" else "no GPU"
-    sections = [f"{gpu}; {describe_machine('torch')}; {args.envs} environments, {args.windows} windows"]
-    if not args.skip_tests:
-        sections.append(f"`tests/gpu`: {tests(args)}")
-    sections.append(table(["what", "ms a step"], measure(args)))
+    print(f"{gpu}; {describe_machine('torch')}; {args.envs} environments, {args.windows} windows")
+    show(lambda: table(["what", "ms a step"], measure(args)))
     if "torch" in args.only:
-        one, step = our_stepper("torch", args, 1, LARGE)
-        with one:
-            sections.append(count_kernels(one, step, LARGE["rollouts"]))
-            sections.append(count_launches(step, LARGE["rollouts"], args.device))
-        sections.append(floor(args, LARGE, OBSERVATION_SPACE.shape[0], ACTION_SPACE.shape[0]))
-    sections.append(table(["framework", "device", "return over seeds"], learning(args)))
-    sections.append(f"{time.perf_counter() - start:.0f} s in all")
-    print("\n\n".join(sections))
+        show(lambda: counts(args))
+        show(lambda: floor(args, LARGE, OBSERVATION_SPACE.shape[0], ACTION_SPACE.shape[0]))
+    show(lambda: table(["framework", "device", "return over seeds"], learning(args)))
+    if not args.skip_tests:
+        show(lambda: tests(args))
+    print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+def show(part: Callable[[], str]) -> None:
+    """Print a part of the report; one that fails must not cost the others."""
+    try:
+        print(f"\n{part()}\n", flush=True)
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+
+
+def counts(args: Any) -> str:
+    """Return the counts of kernels and launches of one agent."""
+    trainer, step = our_stepper("torch", args, 1, LARGE)
+    with trainer:
+        kernels = count_kernels(trainer, step, LARGE["rollouts"])
+        return f"{kernels}\n\n{count_launches(step, LARGE['rollouts'], args.device)}"
 
 
 if __name__ == "__main__":

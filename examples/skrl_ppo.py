@@ -13,8 +13,8 @@ from torch import nn
 class Policy(CategoricalMixin, Model):
     """Policy with categorical actions."""
 
-    def __init__(self, observation_space: Any, action_space: Any, hidden: int) -> None:
-        Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
+    def __init__(self, observation_space: Any, action_space: Any, hidden: int, device: str) -> None:
+        Model.__init__(self, observation_space=observation_space, action_space=action_space, device=device)
         CategoricalMixin.__init__(self)
         self.net = nn.Sequential(nn.Linear(self.num_observations, hidden), nn.Tanh(), nn.Linear(hidden, action_space.n))
 
@@ -26,8 +26,8 @@ class Policy(CategoricalMixin, Model):
 class Value(DeterministicMixin, Model):
     """Critic."""
 
-    def __init__(self, observation_space: Any, action_space: Any, hidden: int) -> None:
-        Model.__init__(self, observation_space=observation_space, action_space=action_space, device="cpu")
+    def __init__(self, observation_space: Any, action_space: Any, hidden: int, device: str) -> None:
+        Model.__init__(self, observation_space=observation_space, action_space=action_space, device=device)
         DeterministicMixin.__init__(self)
         self.net = nn.Sequential(nn.Linear(self.num_observations, hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
@@ -44,6 +44,7 @@ def make_agent(
     hidden: int = 64,
     rollouts: int = 32,
     learning_rate: float = 1e-3,
+    device: str = "cpu",
 ) -> PPO:
     """Build the agent of one scope.
 
@@ -54,15 +55,16 @@ def make_agent(
         hidden: Number of units of the hidden layer.
         rollouts: Number of timesteps between updates.
         learning_rate: Learning rate.
+        device: Device of the models, the memory and the agent.
     """
     return PPO(
         models={
-            "policy": Policy(observation_space, action_space, hidden),
-            "value": Value(observation_space, action_space, hidden),
+            "policy": Policy(observation_space, action_space, hidden, device).to(device),
+            "value": Value(observation_space, action_space, hidden, device).to(device),
         },
-        memory=RandomMemory(memory_size=rollouts, num_envs=num_envs, device="cpu"),
+        memory=RandomMemory(memory_size=rollouts, num_envs=num_envs, device=device),
         observation_space=observation_space,
         action_space=action_space,
-        device="cpu",
+        device=device,
         cfg=PPO_CFG(rollouts=rollouts, learning_epochs=4, mini_batches=4, learning_rate=learning_rate),
     )

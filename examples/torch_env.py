@@ -3,7 +3,8 @@
     python examples/torch_env.py [cuda:1]
 
 Environments, agents and outputs stay on the device, and nothing waits for it within a rollout. A configuration for
-``lockstep train`` has ``env: {factory: "examples.torch_env:build", num_envs: 4096}`` and ``device: cuda``.
+``lockstep train`` has ``env: {factory: "examples.torch_env:build", num_envs: 4096}`` and ``device: cuda``, which is for
+both.
 """
 
 from __future__ import annotations
@@ -31,19 +32,23 @@ class Pendulum(Wrapper):
     framework = "torch"
     observation_space = Box(np.float32([-1, -1, -8]), np.float32([1, 1, 8]))
     action_space = Box(-2.0, 2.0, (1,), np.float32)
-    num_envs = 0
+    num_envs = 0  # abstract in Wrapper, so it needs a value here, too
 
     def __init__(self, num_envs: int, first_env: int, device: str) -> None:
         self.num_envs = num_envs
         self.device = torch.device(device)  # so that a checkpoint of another device is restored on this one
-        self.random = torch.Generator(self.device).manual_seed(first_env)
+        self.keys = self.first_keys(first_env)
         self.angles, self.speeds = torch.zeros(2, num_envs, 1, device=self.device)
         self.steps = torch.zeros(num_envs, 1, dtype=torch.int64, device=self.device)
 
+    def first_keys(self, seed: int) -> Tensor:
+        """Return the states of the copies' random numbers, ``(num_envs, 1)``: copy i has that of ``seed + i``."""
+        return torch.arange(seed, seed + self.num_envs, device=self.device)[:, None] * -7046029288634856825
+
     def reset(self, *, seed: int | None = None) -> tuple[Tensor, dict[str, Any]]:
-        """Start all copies. One generator serves all of them: slices of a batch differ from the whole."""
+        """Start all copies."""
         if seed is not None:
-            self.random.manual_seed(seed)
+            self.keys = self.first_keys(seed)
         self.angles, self.speeds = self.draw()
         self.steps = torch.zeros_like(self.steps)
         return observe(self.angles, self.speeds), {}
@@ -65,9 +70,14 @@ class Pendulum(Wrapper):
         return observe(self.angles, self.speeds), rewards, terminated, truncated, infos
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Return random angles and angular velocities of all copies."""
-        numbers = 2 * torch.rand(self.num_envs, 2, device=self.device, generator=self.random) - 1
-        return numbers[:, :1] * torch.pi, numbers[:, 1:]
+        """Return random angles and angular velocities of all copies.
+
+        Each copy has a stream of its own, so a slice of a batch equals the same rows of the whole. A `torch.Generator`
+        would serve all of them together.
+        """
+        angles, speeds = uniform(self.keys + 1), uniform(self.keys + 2)
+        self.keys = self.keys + 3
+        return angles * torch.pi, speeds
 
     def render(self) -> None:
         """Do nothing: there is nothing to render."""
@@ -79,6 +89,15 @@ class Pendulum(Wrapper):
 def observe(angles: Tensor, speeds: Tensor) -> Tensor:
     """Return observations ``(num_envs, 3)``."""
     return torch.cat([angles.cos(), angles.sin(), speeds], 1)
+
+
+def uniform(keys: Tensor) -> Tensor:
+    """Return a number in [-1, 1) for each key: SplitMix64 (https://doi.org/10.1145/2714064.2660195)."""
+    bits = keys * -7046029254386353131
+    bits = (bits ^ (bits >> 30 & (1 << 34) - 1)) * -4658895280553007687
+    bits = (bits ^ (bits >> 27 & (1 << 37) - 1)) * -7723592293110705685
+    bits = bits ^ (bits >> 31 & (1 << 33) - 1)
+    return (bits >> 11).float() / (1 << 52)
 
 
 def default_device() -> str:

@@ -270,8 +270,10 @@ class StepTrainer(WorkerState, Generic[A]):
 
     def __str__(self) -> str:
         kind, state = type(self), self._lifecycle.state.value
+        device = getattr(self.env, "device", None)
+        place = "" if device is None else f" on {load_framework(self.framework).device_name(device)}"
         lines = [
-            f"{kind.__module__}.{kind.__qualname__} ({state}): {_counted(self._num_envs, 'environment')}, "
+            f"{kind.__module__}.{kind.__qualname__} ({state}): {_counted(self._num_envs, 'environment')}{place}, "
             f"{_counted(self.num_simultaneous_agents, 'simultaneous agent')}"
         ]
         for index, ((start, stop), worker) in enumerate(zip(self.scopes, self._session.workers, strict=True)):

@@ -326,7 +326,8 @@ class DrawWatch:
         if drawn:
             _logger.warning(
                 "the environments draw from %s, which the whole process shares: the numbers of this run cannot be "
-                "repeated from its seed; draw from self.np_random, which reset(seed=...) seeds",
+                "repeated from its seed; draw from a generator of the environment that reset(seed=...) seeds, "
+                "such as self.np_random",
                 " and ".join(drawn),
             )
         self._calls -= 1

@@ -15,7 +15,7 @@ from tests.support.schedule import examples
 from trainer.command.cli import main
 from trainer.command.run import prepare
 from trainer.command.run_config import describe, dump_config, load_config
-from workers.errors import AgentError, ConfigError
+from workers.errors import ConfigError
 
 GOOD: dict[str, Any] = {
     "env": {"id": "CartPole-v1", "num_envs": 4},
@@ -290,9 +290,8 @@ def test_devices_of_all_agents_and_of_each():
     try:
         assert [factory.config.device for factory in run.agents] == ["cpu", "cuda", "cuda"]
         assert [agent.device for agent in run.config.agents] == [None if i else "cpu" for i in range(3)]
-        with pytest.raises(
-            AgentError, match=r"device is 'cuda'; expected None for torch's default device, or a device"
-        ):
+        told = r"agents\.1\.device: device is 'cuda'; expected None for torch's default device, or a device of"
+        with pytest.raises(ConfigError, match=told):
             run.trainer()
     finally:
         run.close()

@@ -123,10 +123,10 @@ def test_restored_environments_go_on(name: str, caplog: pytest.LogCaptureFixture
 DEVICES: dict[str, Callable[[], Any]] = {name: partial(DEVICE_ENVS[name], ROWS, 4) for name in FRAMEWORKS}
 
 
-@pytest.mark.parametrize("name", [*FRAMEWORKS, "random keys", "a generator"])
+@pytest.mark.parametrize("name", [*FRAMEWORKS, "random keys", "torch keys"])
 @pytest.mark.parametrize("is_prepared", [False, True])
 def test_a_device_environment_goes_on(name: str, is_prepared: bool):
-    framework = load_framework({"random keys": "jax", "a generator": "torch"}.get(name, name))
+    framework = load_framework({"random keys": "jax", "torch keys": "torch"}.get(name, name))
     example = "jax_env" if name == "random keys" else "torch_env"
     build = DEVICES.get(name) or partial(importlib.import_module(f"examples.{example}").build, ROWS, 4)
     env, other, generator = build(), build(), np.random.default_rng(1)

@@ -11,11 +11,14 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
+from tests.support.device_envs import ENVS
 from tests.support.parity import assert_same
 from workers.agents.torch import PPO
-from workers.errors import WorkerError
+from workers.envs.outputs import EnvChecks
+from workers.errors import EnvError, WorkerError
 from workers.fetching import Fetch
 from workers.frameworks import Reading, load_framework
+from workers.frameworks import torch as torch_frameworks
 from workers.frameworks.torch import TorchFramework
 from workers.remote.wire import from_wire, to_wire
 from workers.scope.agent_group import AgentGroup
@@ -117,24 +120,52 @@ def test_numbers_carry_over_to_other_gpus(gpus, monkeypatch, number):
     assert_same(seven.state(None)["framework"], kept["framework"])
 
 
-def test_a_gpu_that_is_used_only_later(gpus, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "default_generators", ())
-    five, kept = RandomStream(5, TORCH), RandomStream(5, TORCH).state(None)
-    with five:  # in which the agent begins to use it
-        monkeypatch.setattr(torch.cuda, "default_generators", tuple(gpus))
-        assert gpus[0].draw() == (77, 1)
-    assert [gpu.draw() for gpu in gpus] == [(77, 2), (78, 1)]
+class Cuda:
+    """CUDA that has not started: calls wait until it does, first those of `_lazy_call`, and then the user's seed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: list[Generator]) -> None:
+        self.monkeypatch, self.gpus = monkeypatch, gpus
+        self.calls: list[Any] = []
+        monkeypatch.setattr(torch.cuda, "default_generators", ())
+        monkeypatch.setattr(torch.cuda, "_is_compiled", lambda: True)
+        monkeypatch.setattr(torch.cuda, "_queued_calls", self.calls)
+        monkeypatch.setattr(torch.cuda, "_lazy_call", lambda call: self.calls.append((call, [])))
+
+    def start(self) -> None:
+        self.monkeypatch.setattr(torch.cuda, "default_generators", tuple(self.gpus))
+        self.calls += [(lambda: [gpu.manual_seed(88) for gpu in self.gpus], [])]
+        for call, _ in self.calls:
+            call()
+
+
+def test_an_agent_that_starts_cuda_has_its_numbers_from_then_on(gpus, monkeypatch):
+    cuda = Cuda(monkeypatch, gpus)
+    five, six, gone = (RandomStream(seed, TORCH) for seed in (5, 6, 7))
+    del gone
+    with six:
+        pass
+    with five:
+        cuda.start()
+        assert [gpu.draw() for gpu in gpus] == [(5, 1), (5, 1)]
+    assert [gpu.draw() for gpu in gpus] == [(88, 1), (88, 1)]
+    assert draw(six, gpus) == [(6, 1), (6, 1)]
+    assert draw(five, gpus) == [(5, 2), (5, 2)]
+    assert [gpu.draw() for gpu in gpus] == [(88, 2), (88, 2)]
+
+
+def test_states_of_gpus_that_are_used_only_later(gpus, monkeypatch):
+    used = RandomStream(5, TORCH)
+    draw(used, gpus)
+    cuda = Cuda(monkeypatch, gpus)
+    five = RandomStream(5, TORCH)
+    unused = five.state(None)
+    assert unused["devices"] == []
+    five.load(used.state(None), None)
+    assert_same(five.state(None)["devices"], used.state(None)["devices"])
+    cuda.start()
+    assert draw(five, gpus) == [(5, 2), (5, 2)]
+    five.load(unused, None)
     assert draw(five, gpus) == [(5, 1), (5, 1)]
-    assert [gpu.draw() for gpu in gpus] == [(77, 3), (78, 2)]
-    assert len(kept["devices"]) == 0
-    six = RandomStream(6, TORCH)
-    monkeypatch.setattr(torch.cuda, "default_generators", ())
-    seven = RandomStream(7, TORCH)
-    draw(six, [])
-    seven.load(five.state(None), None)
-    assert_same(seven.state(None)["devices"], five.state(None)["devices"])
-    monkeypatch.setattr(torch.cuda, "default_generators", tuple(gpus))
-    assert draw(seven, gpus) == [(5, 2), (5, 2)]
 
 
 def test_numbers_of_an_agent_without_a_seed(gpus):
@@ -179,7 +210,7 @@ class Stream:
 
 
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
     streams = Streams()
 
     def make(device: torch.device) -> Stream:
@@ -187,10 +218,12 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
         streams.count += 1
         return Stream(streams, f"stream {streams.count}")
 
+    torch_frameworks._stream.cache_clear()
     monkeypatch.setattr(torch.cuda, "Stream", make)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.current)
     monkeypatch.setattr(torch.cuda, "stream", Inside)
-    return streams
+    yield streams
+    torch_frameworks._stream.cache_clear()
 
 
 class Runner:
@@ -233,10 +266,22 @@ def test_agents_on_one_gpu_overlap(streams):
     assert streams.current.name == "main"
 
 
-def test_an_agent_alone_on_its_gpu_needs_no_stream(streams):
-    group = group_of([GPU, None, torch.device("cpu")], streams)
-    assert group._each(Runner.collect) == [0, 1, 2]
-    assert not streams.count
+def test_an_agent_alone_on_its_gpu_or_beside_an_unknown_device_needs_no_stream(streams):
+    for devices in ([GPU, torch.device("cpu"), torch.device("cuda:1")], [GPU, GPU, None]):
+        group = group_of(devices, streams)
+        assert group._each(Runner.collect) == [0, 1, 2]
+        assert not streams.count
+
+
+def test_many_agents_share_eight_streams(streams):
+    group = group_of([GPU] * 20, streams)
+    assert streams.count == 8
+    group.runners[3].index = 0  # type: ignore[attr-defined]
+    group._each(Runner.collect)
+    names = [note.split()[-1] for note in streams.notes if note.startswith("agent")]
+    assert names[:8] == names[8:16]
+    assert names[:4] == names[16:]
+    assert len(set(names)) == 8
 
 
 def test_streams_are_joined_after_a_failure(streams):
@@ -334,6 +379,40 @@ def test_an_outcome_travels_in_one_go(journeys):
     for given, expected in zip(received[:4], outcome[:4], strict=True):
         assert torch.equal(given, expected)
     assert torch.equal(received.infos["final_obs"], torch.ones(2, 3))
+
+
+def test_steps_that_are_undone_are_not_told(journeys):
+    env = ENVS["torch"](3, 0)
+    checks = EnvChecks(env, TORCH)
+    good, bad = torch.zeros(3, 3), torch.full((3, 3), torch.nan)
+    checks.check_reset(bad, None, {}, 4)
+    checks.forget()
+    checks.check_reset(good, None, {}, 5)
+    checks.read()
+    checks.check_reset(bad, None, {}, 6)
+    for _ in range(2):
+        with pytest.raises(EnvError, match="not finite since timestep 6"):
+            checks.read()
+
+
+def test_a_learning_rate_that_is_set_after_an_update_stays(monkeypatch):
+    box = Box(-1, 1, (3,), np.float32)
+    agent = PPO(observation_space=box, action_space=box, num_envs=2, cfg={"rollouts": 4, "kl_threshold": 0.01})
+    monkeypatch.setattr(TorchFramework, "device_name", lambda self, device: "cuda:0")  # so it is read late
+    agent.enable_training_mode(True)
+    flags, rows = torch.zeros(2, 1, dtype=torch.bool), torch.ones(2, 3)
+    clock: Any = {"timestep": 0, "timesteps": 9}
+    for _ in range(4):
+        actions, _ = agent.act(rows, None, **clock)
+        agent.record_transition(observations=rows, states=None, actions=actions, rewards=rows[:, :1],
+                                next_observations=rows, next_states=None, terminated=flags, truncated=flags,
+                                infos={}, **clock)  # fmt: skip
+        agent.post_interaction(**clock)
+    assert not agent.tracked.state()["kept"]
+    agent.learning_rate = 5e-5
+    agent.pre_interaction(**clock)
+    assert agent.learning_rate == 5e-5
+    assert agent.tracked.drain()["Learning / Learning rate"] != 5e-5
 
 
 def test_what_is_on_the_host_does_not_travel():

@@ -122,7 +122,7 @@ def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) ->
     named = [None if resumes else agent.init for agent in agents]
     initial = [None if url is None else find_initial(url, index, trust=trust) for index, url in enumerate(named)]
     with threads, thread_variables(orchestrator.num_threads):
-        env, spaces = _environment(config.env, config.framework)
+        env, spaces = _environment(config.env, config.framework, config.device)
     placed = [replace(agent, device=agent.device or config.device) for agent in agents]
     factories = [AgentFactory(agent, config.framework, spaces, one) for agent, one in zip(placed, initial, strict=True)]
     run = Run(config=config, env=env, agents=factories, orchestrator=orchestrator)
@@ -169,6 +169,11 @@ class AgentFactory:
     def __call__(self, scope: Scope) -> Any:
         """Build the agent."""
         config = self.config
+        if config.device:  # also of another library's agent, which may take another one without a word
+            try:
+                load_framework(self.framework).find_device(config.device)
+            except AgentError as error:
+                raise ConfigError(f"agents.{scope.index}.device: {error}") from error
         make = _agent_maker(config.agent, self.framework, "agent")
         device = {"device": config.device} if config.device else {}
         known = {"scope": scope, "num_envs": scope.num_envs, **device, **self.spaces}
@@ -270,8 +275,8 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return {}
 
 
-def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]]:
-    """Return the environments (or their factory) and their spaces."""
+def _environment(config: EnvConfig, framework: str, device: str | None) -> tuple[Any, dict[str, Any]]:
+    """Return the environments (or their factory) and their spaces; a factory gets the device if it takes one."""
     key = "env.id" if config.factory is None else "env.factory"
     try:
         if config.factory is None:
@@ -284,7 +289,9 @@ def _environment(config: EnvConfig, framework: str) -> tuple[Any, dict[str, Any]
                 **config.kwargs,
             )
             return env, _spaces(env)
-        build = partial(_imported(config.factory, key), **config.kwargs)
+        build = _imported(config.factory, key)
+        given = {"device": device} if device and "device" in _parameters(build) else {}
+        build = partial(build, **given | config.kwargs)
         if config.states != "own":
             build = partial(_with_states, build, framework, config.states)
         factory = EnvFactory(

@@ -161,7 +161,8 @@ class RunConfig:
     """The environments."""
 
     device: str | None = None
-    """Device of all agents, such as cpu or cuda; null: the framework's default."""
+    """Device of all agents, such as cpu or cuda, and of env.factory if it has a parameter device; null: the framework's
+    default."""
 
     agents: list[AgentConfig] = field(default_factory=lambda: [AgentConfig()])
     """The simultaneous agents, in the order of their scopes."""

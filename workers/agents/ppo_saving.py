@@ -43,6 +43,7 @@ class PPOSaving(Agent):
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        self._read_update()  # which would set it later
         self._learning_rate = value
 
     def _read_update(self) -> None:

@@ -166,6 +166,10 @@ class EnvChecks:
         dtypes = (observations.dtype, rewards.dtype, terminated.dtype) if is_usual else ()
         self._usual = (type(rewards), observations.shape, *dtypes) if is_usual else None
 
+    def forget(self) -> None:
+        """Forget the steps that have not been looked at: they are undone."""
+        self._probes, self._reading, self._first_bad = [], None, None
+
     def read(self) -> None:
         """Wait for the device, and check all steps up to now.
 
@@ -331,11 +335,11 @@ class EnvChecks:
         reading, probes, self._reading = self._reading, self._probes, None
         if probes:
             timesteps = [timestep for timestep, probe in probes for _ in range(probe.shape[0])]
-            joined = self._framework.concatenate([probe for _, probe in probes])
-            self._reading, self._probes = (timesteps, self._framework.read_later([joined])), []
+            self._reading = timesteps, self._framework.read_later([probe for _, probe in probes])
+            self._probes = []
         if reading is None:
             return
-        timesteps, [numbers] = reading[0], reading[1].result()
+        timesteps, numbers = reading[0], np.concatenate(reading[1].result())
         bad = np.flatnonzero(~np.isfinite(numbers))
         if bad.size and self._first_bad is None:
             self._first_bad = timesteps[int(bad[0])]

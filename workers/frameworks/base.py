@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from workers.errors import AgentError
+from workers.errors import AgentError, message_of
 from workers.pickling import loads
 
 __all__ = ["Framework", "Lane", "RandomNumbers", "Reading", "ThreadControl", "all_finite"]
@@ -190,7 +190,7 @@ class Framework(ABC):
         except Exception as error:  # each framework has its own
             raise AgentError(
                 f"device is {device!r}; expected None for {self.name}'s default device, or a device of this process: "
-                f"{', '.join(self.devices())}"
+                f"{', '.join(self.devices())} ({message_of(error).partition(chr(10))[0]})"
             ) from error
 
     def _device(self, device: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +83,10 @@ class TorchFramework(Framework):
 
     def _device(self, device: Any) -> torch.device:
         # on an array: "cuda" gets its number, and a device that is not there is refused
-        return torch.empty(0, device=torch.get_default_device() if device is None else device).device
+        found = torch.empty(0, device=torch.get_default_device() if device is None else device).device
+        if found.type == "meta":
+            raise ValueError("tensors on it have no values")
+        return found
 
     def is_on_host(self, array: torch.Tensor) -> bool:
         return array.is_cpu
@@ -116,9 +121,13 @@ class TorchFramework(Framework):
         return array if array.device == device else array.to(device)
 
     def lanes(self, devices: Sequence[Any]) -> Sequence[Lane]:
-        gpus = [device if isinstance(device, torch.device) and device.type == "cuda" else None for device in devices]
-        shared = {gpu for gpu in gpus if gpu is not None and gpus.count(gpu) > 1}
-        return [_Lane(gpu) if gpu in shared else Lane() for gpu in gpus] if shared else ()
+        if any(not isinstance(device, torch.device) for device in devices):
+            return ()  # such an agent may use the same memory as those beside it
+        gpus = [device for device in devices if device.type == "cuda"]
+        shared = {gpu for gpu in gpus if gpus.count(gpu) > 1}
+        if not shared:
+            return ()
+        return [_Lane(gpu, index) if gpu in shared else Lane() for index, gpu in enumerate(devices)]
 
     def no_grad(self) -> AbstractContextManager[Any]:
         return _NoGrad()
@@ -175,8 +184,7 @@ class _NoGrad(AbstractContextManager[None]):
 class _OwnNumbers(RandomNumbers):
     """Random numbers of an agent, for the default generators of the CPU and of each GPU.
 
-    GPUs have generators as soon as the process uses one. Those that it begins to use while the agent runs hold the
-    agent's numbers from its next call on.
+    CUDA is not started for this. If the agent starts it, the generators hold the agent's numbers from then on.
     """
 
     def __init__(self, seed: int) -> None:
@@ -185,23 +193,38 @@ class _OwnNumbers(RandomNumbers):
         self._host = torch.Generator().manual_seed(seed).get_state()
         self._gpus: list[torch.Generator] = []
         self._loaded: Sequence[npt.NDArray[Any]] = ()  # states for GPUs that are not used yet
-        self._swapped: int | None = None  # number of GPUs whose generators hold the agent's numbers now
+        self._is_inside = False
+        if torch.cuda._is_compiled() and not torch.cuda.is_initialized():
+            torch.cuda._lazy_call(partial(_call_last, WeakMethod(self._start_gpus)))
 
     def swap(self) -> None:
         generator = torch.default_generator
         other = generator.get_state()
         generator.set_state(self._host)
         self._host = other
-        defaults, count = torch.cuda.default_generators, self._swapped
-        if count is None:
-            for default in defaults[len(self._gpus) :]:
-                self._gpus.append(torch.Generator(default.device).manual_seed(self._seed))
-                _load_gpus(self._gpus[-1:], self._loaded[len(self._gpus) - 1 :])
+        if not self._is_inside:
+            self._add_gpus()
+        self._exchange(0)
+        self._is_inside = not self._is_inside
+
+    def _start_gpus(self) -> None:
+        """Take over the generators of GPUs while CUDA starts."""
+        if self._is_inside:
+            first = len(self._gpus)
+            self._add_gpus()
+            self._exchange(first)
+
+    def _add_gpus(self) -> None:
+        for default in torch.cuda.default_generators[len(self._gpus) :]:
+            self._gpus.append(torch.Generator(default.device).manual_seed(self._seed))
+            _load_gpus(self._gpus[-1:], self._loaded[len(self._gpus) - 1 :])
+
+    def _exchange(self, first: int) -> None:
         # as objects, not by value: graphs that others captured with these states go on from them
-        for index in range(len(self._gpus) if count is None else count):
-            mine, self._gpus[index] = self._gpus[index], defaults[index].graphsafe_get_state()
-            defaults[index].graphsafe_set_state(mine)
-        self._swapped = len(self._gpus) if count is None else None
+        for index in range(first, len(self._gpus)):
+            mine, default = self._gpus[index], torch.cuda.default_generators[index]
+            self._gpus[index] = default.graphsafe_get_state()
+            default.graphsafe_set_state(mine)
 
     def state(self) -> list[npt.NDArray[Any]]:
         states = [state.numpy().copy() for state in (self._host, *(gpu.get_state() for gpu in self._gpus))]
@@ -211,6 +234,14 @@ class _OwnNumbers(RandomNumbers):
         self._host = torch.tensor(states[0], dtype=torch.uint8, device="cpu")
         self._loaded = states[1:]
         _load_gpus(self._gpus, self._loaded)
+        for gpu in self._gpus[len(self._loaded) :]:  # they had not been used when the states were taken
+            gpu.manual_seed(self._seed)
+
+
+def _call_last(method: WeakMethod[Callable[[], None]]) -> None:
+    """Call a method, if its object lives, after all other calls that wait for CUDA: they may seed the generators."""
+    if (call := method()) is not None:
+        torch.cuda._queued_calls.append((call, []))
 
 
 class _GlobalNumbers(RandomNumbers):
@@ -234,12 +265,15 @@ def _load_gpus(generators: Sequence[torch.Generator], states: Sequence[npt.NDArr
 
 
 class _Lane(Lane):
-    """A stream of an agent on a GPU that it shares with others: what each starts there overlaps."""
+    """A stream of an agent on a GPU that it shares with others: what each starts there overlaps.
 
-    def __init__(self, device: torch.device) -> None:
+    A GPU has 8 of them, for all trainers: torch has 32 streams, which would otherwise be given out twice.
+    """
+
+    def __init__(self, device: torch.device, index: int) -> None:
         super().__init__()
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device, index % 8)
         self._inside = torch.cuda.stream(self._stream)
 
     def __enter__(self) -> None:
@@ -251,6 +285,11 @@ class _Lane(Lane):
 
     def join(self) -> None:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+
+@cache
+def _stream(device: torch.device, index: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class _Reading(Reading):

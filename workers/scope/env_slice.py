@@ -262,9 +262,9 @@ class EnvSlice:
             if state.env is not None:
                 check_state(self.env, self._framework, state.env)
             if state.observations is not None:
-                EnvChecks(self.env, self._framework).check_reset(
-                    state.observations, state.states, {"alive": state.alive}, self._timestep
-                )
+                checks = EnvChecks(self.env, self._framework)
+                checks.check_reset(state.observations, state.states, {"alive": state.alive}, self._timestep)
+                checks.read()
         except CheckpointError:
             raise
         except Exception as error:
@@ -288,6 +288,7 @@ class EnvSlice:
         state, self._staged = self._staged, None
         assert state is not None, "restore() must follow stage()"
         self._was_reset, self._lost = state.env is not None, None
+        self._checks.forget()
         self._observations, self._states = self._on_device(state.observations), self._on_device(state.states)
         self._reset_infos = state.reset_infos
         self.scalars.load(state.scalars)

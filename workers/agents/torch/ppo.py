@@ -165,7 +165,7 @@ class PPO(ppo.PPO):
                 arrays[name] = mask
         given = [*arrays.values(), next_critic_input, terminated, truncated]
         with self._no_grad:
-            torch._foreach_copy_([*(rollout[name][row] for name in arrays), self._next, *self._flags], given)
+            self._workspace.copy([*(rollout[name][row] for name in arrays), self._next, *self._flags], given)
             self._row.fill_(row)
             self._workspace.run(self._end_transition, _may_have_any(truncated))
 

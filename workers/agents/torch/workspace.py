@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 __all__ = ["Workspace"]
 
 R = TypeVar("R")
+
+_free_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+"""Streams of workspaces that are gone."""
 
 
 class Workspace:
@@ -57,6 +62,16 @@ class Workspace:
         """Return results of `run` as tensors that its next call does not overwrite."""
         return list(torch._foreach_mul(results, 1)) if self.captures else results  # one call for all copies
 
+    def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Copy tensors to others of the same shapes, and of any dtype and device, with few calls."""
+        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for target, source in zip(targets, sources, strict=True):
+            places, given = groups.setdefault((target.dtype, source.dtype), ([], []))
+            places.append(target)
+            given.append(source)
+        for places, given in groups.values():  # of one dtype, a GPU copies them in one kernel
+            torch._foreach_copy_(places, given)
+
     def forget_graphs(self) -> None:
         """Capture all functions again, because tensors that they use have been replaced."""
         self._graphs.clear()
@@ -85,7 +100,11 @@ class Workspace:
     def _warm_up(self, function: Callable[..., R], *args: int) -> R:
         """Run a function on the stream on which it will be captured: libraries keep memory for each stream."""
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)
+            # its own, because libraries keep memory for each stream that captured functions use when they run; from
+            # those that others no longer use, because torch gives 32 streams out again and again
+            free = _free_streams[self._device]
+            self._stream = free.pop() if free else torch.cuda.Stream(self._device)
+            weakref.finalize(self, free.append, self._stream)
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
