@@ -50,6 +50,9 @@ def count_kernels(trainer: Any, step: Callable[[], Any], rollouts: int) -> str:
         return result
 
     Workspace.run = run  # type: ignore[method-assign,assignment]
+    workspaces = [agent._workspace for agent in trainer.agents]
+    for workspace in workspaces:
+        workspace.captures = True  # on a CPU, too
     try:
         for _ in range(rollouts):
             step()
@@ -60,6 +63,8 @@ def count_kernels(trainer: Any, step: Callable[[], Any], rollouts: int) -> str:
                 step()
     finally:
         Workspace.run = real  # type: ignore[method-assign]
+        for workspace in workspaces:
+            workspace.captures = workspace._device.type == "cuda"
     with Kernels() as alone:
         for _ in range(rollouts):
             trainer.env.step(torch.zeros(trainer.env.num_envs, 12, device=trainer.env.device))

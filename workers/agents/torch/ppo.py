@@ -71,7 +71,8 @@ class PPO(ppo.PPO):
         self._rollout["actions"] = zeros(self._action_width, torch.int64 if self._components else torch.float32)
         self._rollout |= {"rewards": zeros(1), "ended": zeros(1, torch.bool), "acted": ~zeros(1, torch.bool)}
         self._next = torch.zeros_like(self._rollout[self._critic_input][0])  # the critic's raw input after the last row
-        self._flags = list(torch.zeros_like(self._rollout["ended"][:2]))  # of the last row: terminated, truncated
+        # of the last row: terminated, truncated
+        self._flags = [torch.zeros_like(self._rollout["ended"][0]) for _ in range(2)]
         self._row = torch.zeros(1, dtype=torch.int64, device=self.device)  # the last row
 
     # Interaction.

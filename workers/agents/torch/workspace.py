@@ -66,10 +66,12 @@ class Workspace:
         """Copy tensors to others of the same shapes, and of any dtype and device, with few calls."""
         groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
         for target, source in zip(targets, sources, strict=True):
-            places, given = groups.setdefault((target.dtype, source.dtype), ([], []))
+            # a GPU copies those of one dtype in one kernel; a CPU copies one by one in any case
+            kind = (target.dtype, source.dtype) if self.captures else None
+            places, given = groups.setdefault(kind, ([], []))
             places.append(target)
             given.append(source)
-        for places, given in groups.values():  # of one dtype, a GPU copies them in one kernel
+        for places, given in groups.values():
             torch._foreach_copy_(places, given)
 
     def forget_graphs(self) -> None:
