@@ -32,7 +32,7 @@ from gpu_counts import count_kernels, count_launches, floor
 from gpu_peers import rsl_rl_stepper, skrl_stepper
 from report import describe_machine, spread, table
 
-from tests.gpu.linear import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
+from tests.gpu.linear import ACTION_SPACE, LINEAR, OBSERVATION_SPACE, make_agent
 from workers.frameworks import load_framework
 
 ROOT = Path(__file__).parents[1]
@@ -40,17 +40,6 @@ CFG: dict[str, Any] = {"timesteps": 10**6, "headless": True, "disable_progressba
 LARGE = {"rollouts": 24, "learning_epochs": 5, "hidden_sizes": (256, 128, 64), "activation": "elu",
          "grad_norm_clip": 1.0, "value_clip": 0.2, "entropy_loss_scale": 0.005}  # fmt: skip
 SMALL = {"rollouts": 32, "hidden_sizes": (64, 64), "activation": "tanh"}
-
-
-def make_agent(framework: str, cfg: dict[str, Any], device: Any) -> Callable[[Any], Any]:
-    """Return a factory of our agents."""
-    kind = importlib.import_module(f"workers.agents.{framework}").PPO
-
-    def make(scope: Any) -> Any:
-        spaces = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
-        return kind(**spaces, num_envs=scope.num_envs, cfg=cfg, device=device)
-
-    return make
 
 
 def our_stepper(framework: str, args: Any, agents: int, cfg: dict[str, Any]) -> Any:

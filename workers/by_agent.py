@@ -1,4 +1,4 @@
-"""Functions for arrays of rows, and for dictionaries of them by agent name in multi-agent environments."""
+"""Functions for arrays of rows, for dictionaries of them by agent name in multi-agent environments, and for trees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.frameworks import Framework
 
-__all__ = ["concatenate_rows", "map_arrays", "row_splitter"]
+__all__ = ["concatenate_rows", "map_arrays", "map_tree", "row_splitter"]
 
 
 def map_arrays(function: Callable[..., Any], first: Any, *others: Any) -> Any:
@@ -15,6 +15,16 @@ def map_arrays(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     if isinstance(first, dict):
         return {name: function(value, *(other[name] for other in others)) for name, value in first.items()}
     return function(first, *others)
+
+
+def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function` to the leaves of a tree of dictionaries and tuples; named tuples keep their class."""
+    if isinstance(tree, dict):
+        return {key: map_tree(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = (map_tree(function, value) for value in tree)
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return function(tree)
 
 
 def concatenate_rows(parts: Sequence[Any], framework: Framework) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from workers.by_agent import map_tree
 from workers.frameworks import Framework
 
 __all__ = ["Fetch"]
@@ -27,7 +28,7 @@ class Fetch:
         self._framework = framework
         self._wrap = wrap
         arrays: list[Any] = []
-        self._tree = _mapped(tree, lambda value: self._taken(value, arrays))
+        self._tree = map_tree(lambda value: self._taken(value, arrays), tree)
         self._reading = framework.read_later(arrays) if arrays else None
 
     def is_ready(self) -> bool:
@@ -39,7 +40,7 @@ class Fetch:
         if self._reading is None:
             return self._tree
         values = self._reading.result()
-        return _mapped(self._tree, lambda value: self._wrap(values[value]) if type(value) is _Place else value)
+        return map_tree(lambda value: self._wrap(values[value]) if type(value) is _Place else value, self._tree)
 
     def _taken(self, value: Any, arrays: list[Any]) -> Any:
         if not self._framework.is_array(value) or self._framework.is_on_host(value):
@@ -50,13 +51,3 @@ class Fetch:
 
 class _Place(int):
     """The place of an array among those that travel."""
-
-
-def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to the leaves of a tree."""
-    if isinstance(tree, dict):
-        return {key: _mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        parts = (_mapped(value, function) for value in tree)
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return function(tree)

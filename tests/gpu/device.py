@@ -7,13 +7,15 @@ import os
 from functools import cache
 from typing import Any
 
-from tests.gpu.linear import ACTION_SPACE, LINEAR, OBSERVATION_SPACE
+from tests.gpu.linear import LINEAR, make_agent
 from workers.frameworks import load_framework
 
-__all__ = ["DEVICE", "ENVS", "LINEAR", "cfg_of", "make_agent", "missing", "train", "values"]
+__all__ = ["AGENT_CFG", "DEVICE", "ENVS", "LINEAR", "ROLLOUTS", "build", "missing", "train", "values"]
 
 DEVICE = os.environ.get("LOCKSTEP_DEVICE", "cuda:0")
 ENVS, ROLLOUTS = 64, 8
+AGENT_CFG: dict[str, Any] = {"rollouts": ROLLOUTS, "learning_epochs": 2, "mini_batches": 2, "kl_threshold": 0.01}
+CFG: dict[str, Any] = {"timesteps": 1000, "headless": True, "disable_progressbar": True}
 
 
 @cache
@@ -28,37 +30,16 @@ def missing(framework: str) -> str:
     return ""
 
 
-def cfg_of(**changes: Any) -> Any:
-    return {"rollouts": ROLLOUTS, "learning_epochs": 2, "mini_batches": 2, "kl_threshold": 0.01} | changes
-
-
-def make_agent(framework: str, device: Any = DEVICE, **changes: Any) -> Any:
-    """Return a factory of agents."""
-    from workers.agents import load_ppo
-
-    def make(scope: Any) -> Any:
-        return load_ppo(framework)(
-            observation_space=OBSERVATION_SPACE,
-            action_space=ACTION_SPACE,
-            num_envs=scope.num_envs,
-            cfg=cfg_of(**changes),
-            device=device,
-        )
-
-    return make
-
-
-def train(
-    framework: str, steps: int = 3 * ROLLOUTS + 1, *, agents: int = 1, seed: int | None = 3, at: Any = DEVICE,
-    env_at: Any = DEVICE, **changes: Any
-) -> tuple[list[Any], list[Any]]:  # fmt: skip
-    """Train; return the outputs of every step and the agents' states, in NumPy arrays."""
+def build(framework: str, *, agents: int = 1, at: Any = DEVICE, env_at: Any = DEVICE, seed: int | None = 3) -> Any:
+    """Return a trainer of agents on a device, with environments on another or the same one."""
     module = importlib.import_module(f"trainer.{framework}")
-    cfg = {"timesteps": 1000, "headless": True, "disable_progressbar": True}
-    env = LINEAR[framework](ENVS, 0, env_at)
-    with module.StepTrainer(
-        env=env, agents=[make_agent(framework, at, **changes)] * agents, cfg=cfg, seed=seed
-    ) as trainer:
+    env, make = LINEAR[framework](ENVS, 0, env_at), make_agent(framework, AGENT_CFG, at)
+    return module.StepTrainer(env=env, agents=[make] * agents, cfg=CFG, seed=seed)
+
+
+def train(framework: str, steps: int = 3 * ROLLOUTS + 1, **options: Any) -> tuple[list[Any], list[Any]]:
+    """Train with a trainer of `build`; return the outputs of every step and the agents' states, in NumPy arrays."""
+    with build(framework, **options) as trainer:
         outputs = [values(framework, trainer.train()[:4]) for _ in range(steps)]
         return outputs, [values(framework, agent.state_dict()) for agent in trainer.agents]
 

@@ -6,11 +6,13 @@ minus the mean square of the observations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
 
+from workers.agents import load_ppo
 from workers.envs import Wrapper
 from workers.frameworks import load_framework
 
@@ -196,6 +198,16 @@ class WarpLinear(_Linear):
         self._state = self.wp.clone(state["state"].to(self.device))
         self._steps.assign(state["steps"])
         self._noise.assign(state["noise"])
+
+
+def make_agent(framework: str, cfg: dict[str, Any], device: Any) -> Callable[[Any], Any]:
+    """Return a factory of Lockstep's PPO agents for these environments."""
+
+    def make(scope: Any) -> Any:
+        spaces = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
+        return load_ppo(framework)(**spaces, num_envs=scope.num_envs, cfg=cfg, device=device)
+
+    return make
 
 
 LINEAR: dict[str, Any] = {"torch": TorchLinear, "jax": JaxLinear, "warp": WarpLinear}

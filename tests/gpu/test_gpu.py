@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import warnings
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu.device import DEVICE, ENVS, LINEAR, ROLLOUTS, cfg_of, make_agent, train, values
+from tests.gpu.device import AGENT_CFG, DEVICE, ENVS, LINEAR, ROLLOUTS, build, train, values
 from workers.errors import WorkerError
 from workers.frameworks import Framework, load_framework
-
-CFG: dict[str, Any] = {"timesteps": 1000, "headless": True, "disable_progressbar": True}
 
 
 def assert_close(one: Any, other: Any, tolerance: float = 2e-3) -> None:
@@ -33,12 +30,6 @@ def assert_close(one: Any, other: Any, tolerance: float = 2e-3) -> None:
 def assert_same(one: Any, other: Any) -> None:
     """Compare trees of arrays to the last bit."""
     assert_close(one, other, 0.0)
-
-
-def build(framework: str, *, agents: int = 1, at: Any = DEVICE, env_at: Any = DEVICE, seed: int | None = 3) -> Any:
-    module = importlib.import_module(f"trainer.{framework}")
-    env = LINEAR[framework](ENVS, 0, env_at)
-    return module.StepTrainer(env=env, agents=[make_agent(framework, at)] * agents, cfg=CFG, seed=seed)
 
 
 def test_a_seed_repeats(framework):
@@ -242,7 +233,7 @@ def test_masks_of_agents_that_act(framework):
         observation_space=LINEAR[framework].observation_space,
         action_space=Discrete(3),
         num_envs=ENVS,
-        cfg=cfg_of(),
+        cfg=AGENT_CFG,
         device=DEVICE,
     )
     agent.enable_training_mode(True)

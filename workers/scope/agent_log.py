@@ -125,15 +125,14 @@ class AgentLog:
         key = self._environment_info
         for group, place in self._places(infos):
             if isinstance(place.get(key), dict):
-                self._arrivals.call(self._track_infos, {group: place[key]}, {"mask": place.get(f"_{key}")})
+                self._arrivals.call(self._track_infos, group, place[key], place.get(f"_{key}"))
 
-    def _track_infos(self, logged: dict[str, dict[str, Any]], valid: dict[str, Any]) -> None:
-        for group, values in logged.items():
-            for name, value in scalars(values, self._num_envs, self._framework, valid["mask"]):
-                tag = name if "/" in name else f"{group} / {name}"
-                self._agent.track_data(tag, value)
-                if self.collecting:
-                    self._scalars.add(tag, value)
+    def _track_infos(self, group: str, logged: dict[str, Any], mask: Any) -> None:
+        for name, value in scalars(logged, self._num_envs, self._framework, mask):
+            tag = name if "/" in name else f"{group} / {name}"
+            self._agent.track_data(tag, value)
+            if self.collecting:
+                self._scalars.add(tag, value)
 
     def _places(self, infos: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield tag prefixes and infos that may hold scalars: current and final ones, shared and of each agent."""

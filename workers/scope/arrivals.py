@@ -32,7 +32,7 @@ class Arrivals:
 
         Args:
             function: The function.
-            args: Its arguments: arrays, or dictionaries of them, which may nest; see `Fetch`.
+            args: Its arguments: what `Fetch` takes.
         """
         if not self._waiting and not self._framework.has_devices():
             function(*args)

@@ -100,10 +100,13 @@ class Workspace:
         return result
 
     def _warm_up(self, function: Callable[..., R], *args: int) -> R:
-        """Run a function on the stream on which it will be captured: libraries keep memory for each stream."""
+        """Run a function on the stream on which it will be captured.
+
+        The stream is the workspace's own: libraries keep memory for each stream, which captured functions use whenever
+        they run.
+        """
         if self._stream is None:
-            # its own, because libraries keep memory for each stream that captured functions use when they run; from
-            # those that others no longer use, because torch gives 32 streams out again and again
+            # first those that others no longer use: torch has 32 streams, and gives them out again and again
             free = _free_streams[self._device]
             self._stream = free.pop() if free else torch.cuda.Stream(self._device)
             weakref.finalize(self, free.append, self._stream)

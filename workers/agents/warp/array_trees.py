@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import warp as wp
 
-__all__ = ["fill", "map_arrays", "within"]
-
-
-def map_arrays(function: Callable[[wp.array], Any], tree: Any) -> Any:
-    """Apply `function` to each array of nested dictionaries."""
-    return (
-        {key: map_arrays(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
-    )
+__all__ = ["fill", "within"]
 
 
 def fill(arrays: Any, values: Any) -> None:

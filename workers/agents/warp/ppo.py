@@ -13,12 +13,13 @@ import warp as wp
 from workers.agents import ppo
 from workers.agents.warp import kernels, losses
 from workers.agents.warp.adam import Adam
-from workers.agents.warp.array_trees import fill, map_arrays, within
+from workers.agents.warp.array_trees import fill, within
 from workers.agents.warp.kernels import Scratch, cast, count_parts, launch, part_of, read
 from workers.agents.warp.normalizers import Moments, Normalizer
 from workers.agents.warp.orders import draw_orders, select
 from workers.agents.warp.perceptron import Perceptron, layer_shapes
 from workers.agents.warp.policies import CategoricalPolicy, GaussianPolicy, map_actions
+from workers.by_agent import map_tree
 
 __all__ = ["PPO"]
 
@@ -366,7 +367,7 @@ class PPO(ppo.PPO):
     # Saving.
 
     def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = map_arrays(self._framework.copy, self._learnt)
+        state: dict[str, Any] = map_tree(self._framework.copy, self._learnt)
         models, optimizer = state["models"], state["optimizer"]  # Warp has no 0-d arrays
         models |= {name: np.array(models[name].numpy()[0]) for name in models if name.endswith(".count")}
         optimizer["step"] = int(optimizer["step"].numpy()[0])
