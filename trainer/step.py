@@ -96,6 +96,7 @@ class StepTrainer(WorkerState, Generic[A]):
         self._seed = seed
         self._timestep = self._next_timestep = self._done = self._collected = 0
         self._progress = None
+        self.loop_state = {}
         self._lifecycle = Lifecycle()
         plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
         orchestrator = resolve_orchestrator(orchestrator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,16 @@ _logger = logging.getLogger("lockstep")
 
 
 class WorkerState:
-    """The part of `trainer.step.StepTrainer` that asks its workers for what they hold."""
+    """The part of `trainer.step.StepTrainer` that asks its workers for what they hold.
+
+    Attributes:
+        loop_state: What your own loop has to remember, such as a best return: plain data for JSON, by any names. `save`
+            keeps it and `load` sets it.
+    """
 
     framework: ClassVar[str]
     scopes: list[tuple[int, int]]
+    loop_state: dict[str, Any]
     _seed: int | None
     _timestep: int  # the internal counter
     _next_timestep: int  # after the last iteration
@@ -139,14 +146,17 @@ class WorkerState:
             sign: Gets the content of ``manifest.json`` before it is written, which has the digest of every other file.
 
         Raises:
-            CheckpointError: An agent cannot be kept, or the folder cannot be written. What was there before still is.
+            CheckpointError: An agent or `loop_state` cannot be kept, or the folder cannot be written. What was there
+                before still is.
             WorkerError: A worker failed.
             LifecycleError: The trainer is closed or has failed, or iterations of `iterate` are under way.
         """
         self._lifecycle.require_ready("save()")
+        loop_state = _checked_loop_state(self.loop_state)
         with self._as_checkpoint_error(), self._asking():
             snapshot = self._session.snapshot(allow_pickle=allow_pickle)
-        write_checkpoint(path, self._about() | {"versions": versions()}, snapshot, sign=sign)
+        about = self._about() | {"versions": versions(), "loop_state": loop_state}
+        write_checkpoint(path, about, snapshot, sign=sign)
 
     def load(
         self,
@@ -190,6 +200,7 @@ class WorkerState:
                 self._lifecycle.fail()
             raise
         self._timestep, self._next_timestep, self._done, self._collected = (about[name] for name in _COUNTERS)
+        self.loop_state = about.get("loop_state", {})
         self._drop_progress()
         return self._next_timestep
 
@@ -223,6 +234,8 @@ class WorkerState:
         if other := [name for name in now if then.get(name) != now[name]]:
             told = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in other)
             _logger.warning("the checkpoint %r was saved with %s: numbers may differ from here on", path, told)
+        if not isinstance(about.get("loop_state", {}), dict):
+            raise CheckpointError(f"the checkpoint {path!r} has a loop_state that is no mapping")
         if wrong := [name for name in _COUNTERS if type(about.get(name)) is not int or about[name] < 0]:
             raise CheckpointError(f"the checkpoint {path!r} has {wrong[0]} {about.get(wrong[0])!r}; expected a number")
 
@@ -250,6 +263,24 @@ class WorkerState:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
+
+
+def _checked_loop_state(state: Any) -> dict[str, Any]:
+    """Return a copy of `WorkerState.loop_state`, as JSON will return it.
+
+    Raises:
+        CheckpointError: JSON cannot hold it, or would change it.
+    """
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(state))
+        if not isinstance(state, dict) or copy != state:
+            raise ValueError("a key or a value would be another one when it is read again")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"trainer.loop_state cannot be kept: {error}; expected a dictionary of dictionaries, lists, texts, numbers "
+            "and booleans, with texts as keys"
+        ) from error
+    return copy
 
 
 _COUNTERS = ("counter", "next_timestep", "done", "metrics_timestep")

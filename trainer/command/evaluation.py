@@ -3,66 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from orchestrator.run_dir import RunDirectory
 from trainer.command.run import OURS, prepare
 from trainer.command.run_config import AgentConfig, OrchestratorConfig, RunConfig
-from trainer.step import StepTrainer
-from workers.envs.statistics import Statistics, load_statistics
+from trainer.evaluation import Evaluation
+from trainer.evaluation import evaluate as evaluate_agents
 from workers.frameworks import load_framework
-from workers.scope.episodes import Episodes
 
-__all__ = ["Evaluation", "evaluate", "rounded"]
-
-_logger = logging.getLogger("lockstep")
-
-
-@dataclass
-class Evaluation:
-    """Results of one simultaneous agent.
-
-    Attributes:
-        returns: Return of each episode, in the order in which they ended; for a team, the sum over its agents.
-        lengths: Length of each episode, in timesteps.
-        agents: For a team, the returns of each agent's episodes, by agent name.
-    """
-
-    returns: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    agents: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, name: str, episode_return: float, length: int) -> None:
-        """Record an episode of the agent `name` of a team, or of the simultaneous agent as a whole (``""``)."""
-        if name:
-            self.agents[name].append(episode_return)
-        else:
-            self.returns.append(episode_return)
-            self.lengths.append(length)
-
-    def __str__(self) -> str:
-        if not self.returns:
-            return "no episode ended"
-        of_team = [f"{name} {rounded(np.mean(returns))}" for name, returns in self.agents.items() if returns]
-        team = "team " if self.agents else ""
-        mean, deviation = rounded(np.mean(self.returns)), rounded(np.std(self.returns))
-        episodes = f"{len(self.returns)} episodes of length {rounded(np.mean(self.lengths))}"
-        return ", ".join([f"{team}return {mean} ± {deviation} ({episodes})", *of_team])
-
-
-def rounded(value: Any) -> str:
-    """Format a number with four significant digits and without an exponent."""
-    return np.format_float_positional(value, precision=4, fractional=False, trim="-")
+__all__ = ["evaluate"]
 
 
 def evaluate(config: RunConfig, directory: RunDirectory, *, trust: bool = False) -> list[Evaluation]:
-    """Run the stored agents in this process until each has finished its episodes.
-
-    Each agent's episodes are divided among its environments beforehand, so that short episodes do not count more.
+    """Run the stored agents in this process until each has finished its episodes; see `trainer.evaluation.evaluate`.
 
     Args:
         config: The run's configuration; the code that it names is run.
@@ -85,38 +38,10 @@ def evaluate(config: RunConfig, directory: RunDirectory, *, trust: bool = False)
     )
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
     with run.opened(cfg=cfg, seed=wanted.seed) as trainer:
-        names = getattr(trainer.env, "possible_agents", ())
-        results = [Evaluation(agents={name: [] for name in names}) for _ in run.agents]
         for index, agent in enumerate(trainer.agents):
             directory.load_agent(agent, index, framework, trust=trust)
-        _carry_statistics(trainer, directory)
-        remaining = np.concatenate([_shared_out(wanted.episodes, stop - start) for start, stop in trainer.scopes])
-        scope_of = np.repeat(range(len(results)), [stop - start for start, stop in trainer.scopes])
-        episodes = Episodes(len(remaining))
-        before: dict[str, Any] = {}
-        for timestep in range(wanted.max_timesteps):
-            if not remaining.any():
-                break
-            _, rewards, terminated, truncated, infos = trainer.eval(timestep=timestep)
-            ended = episodes.add(rewards, terminated, truncated, framework, before=before, infos=infos)
-            before = infos
-            for name, (rows, returns, lengths) in ended.items():
-                for row, episode_return, length in zip(rows, returns, lengths, strict=True):
-                    if remaining[row]:
-                        result = results[scope_of[row]]
-                        result.note(name, float(episode_return), int(length))
-                        remaining[row] -= not name
-    return results
-
-
-def _carry_statistics(trainer: StepTrainer[Any], directory: RunDirectory) -> None:
-    """Give each environment the stored statistics of its row, so that agents see what they were trained on."""
-    rows: list[Statistics] = []
-    for scope, (start, stop) in enumerate(trainer.scopes):
-        stored = directory.statistics(scope) or [{}]
-        rows += [stored[row % len(stored)] for row in range(stop - start)]  # there may be more rows than in training
-    for note in load_statistics(trainer.env, rows):
-        _logger.warning(note)
+        statistics = [directory.statistics(scope) for scope in range(len(config.agents))]
+        return evaluate_agents(trainer, statistics, episodes=wanted.episodes, max_timesteps=wanted.max_timesteps)
 
 
 def _as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:
@@ -125,8 +50,3 @@ def _as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:
         dataclasses.replace(agent, cfg={"action_bounds": "none"} | agent.cfg) if agent.agent in OURS else agent
         for agent in agents
     ]
-
-
-def _shared_out(episodes: int, num_envs: int) -> Any:
-    share, remainder = divmod(episodes, num_envs)
-    return np.full(num_envs, share) + (np.arange(num_envs) < remainder)

@@ -13,11 +13,12 @@ from typing import Any
 
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
-from trainer.command.evaluation import Evaluation, evaluate, rounded
+from trainer.command.evaluation import evaluate
 from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import RATE, RunLog
 from trainer.command.signals import Stop, stop_on_signals
+from trainer.evaluation import Evaluation, rounded
 from trainer.step import StepTrainer
 from workers.agents.ppo import PPOCfg
 from workers.errors import ClusterError, ConfigError, WorkerError

@@ -1,0 +1,277 @@
+"""Callback and Loop: the protocol of what is done between iterations, and the loop that calls it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from typing import Any
+
+from orchestrator.base import Recovered
+from trainer.checks import checked_count
+from trainer.evaluation import Evaluated
+from trainer.step import StepTrainer
+from workers.errors import ConfigError, WorkerError
+
+__all__ = ["RATE", "Callback", "Loop"]
+
+RATE = "Rate / Environment steps per second"
+
+_MOMENT = 0.3
+"""Seconds that workers may run on their own: a callback, or a signal, waits about this long, or for one iteration."""
+
+
+class Callback:
+    """Base of callbacks, all of whose methods do nothing.
+
+    A callback runs on the driver, between two iterations, while the workers wait. It may read and change whatever the
+    loop and its trainer offer. An error that it raises ends the training.
+
+    Attributes:
+        every: A group of iterations ends at each multiple of this number of timesteps. None: wherever the other
+            callbacks and the loop end it, after about 0.3 seconds at most. With 1, each iteration is a group of its
+            own. In Ray, workers then wait for each other and for the driver in every iteration, as with `train`: for
+            cheap environments that costs more than the iteration itself.
+    """
+
+    every: int | None = None
+
+    def on_start(self, loop: Loop) -> None:
+        """Called before the first iteration, also when a run is resumed."""
+
+    def on_step(self, loop: Loop) -> None:
+        """Called after each group of iterations. If metrics were collected then, they are in ``loop.scalars``."""
+
+    def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
+        """Called with the results of an evaluation. In Ray they may be of an earlier timestep; see `Evaluator`."""
+
+    def on_checkpoint(self, loop: Loop, path: str) -> None:
+        """Called when a checkpoint has been written."""
+
+    def on_fault(self, loop: Loop, fault: Recovered | BaseException) -> None:
+        """Called after workers were lost and recovered, and once with the error that ends the training."""
+
+    def on_end(self, loop: Loop) -> None:
+        """Called at the end, in reverse order, also after an error (``loop.error``) if `on_start` was called."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what the callback has to know after a checkpoint is loaded, as plain data that JSON can hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned."""
+
+
+class Loop:
+    """A training loop that calls callbacks.
+
+    You may keep the loop in your hands, and train as you like in its body::
+
+        for timestep in Loop(trainer, [EarlyStopping(patience=5), Evaluator(every=1000)]):
+            trainer.train(timestep=timestep)
+
+    or leave the iterations to it. They then run in groups, in which workers need not wait for each other; the results
+    are the same::
+
+        Loop(trainer, callbacks).run()
+
+    Attributes:
+        trainer: The trainer.
+        callbacks: The callbacks, in the order in which they are called.
+        timestep: Number of timesteps that are done.
+        timesteps: Number of timesteps at which the loop ends.
+        metrics_every: Number of timesteps between two collections of metrics.
+        scalars: The scalars of each scope by tag, if metrics were collected in this step; else empty. They are those of
+            `StepTrainer.collect_metrics` and ``"Rate / Environment steps per second"``.
+        stop_reason: Why a callback has asked the loop to stop; empty if none has.
+        error: The error that ended the training, if one did.
+    """
+
+    def __init__(
+        self,
+        trainer: StepTrainer[Any],
+        callbacks: Sequence[Callback] = (),
+        *,
+        timesteps: int | None = None,
+        metrics_every: int | None = None,
+    ) -> None:
+        """Take what is needed; nothing is called.
+
+        Args:
+            trainer: The trainer. The loop collects its metrics, so nothing else may.
+            callbacks: The callbacks. `on_end` is called in reverse order.
+            timesteps: Total number of timesteps. None: that of the trainer's configuration.
+            metrics_every: Number of timesteps between two collections of metrics. None: a hundredth of `timesteps`.
+
+        Raises:
+            ConfigError: A number is out of range, or a callback is none.
+        """
+        if wrong := [callback for callback in callbacks if not isinstance(callback, Callback)]:
+            raise ConfigError(f"{wrong[0]!r} is not a callback; expected an instance of a subclass of Callback")
+        self.trainer, self.callbacks = trainer, list(callbacks)
+        self.timesteps = trainer.cfg.timesteps if timesteps is None else checked_count("timesteps", timesteps, least=0)
+        if metrics_every is None:
+            metrics_every = max(1, self.timesteps // 100)
+        self.metrics_every = checked_count("metrics_every", metrics_every, least=1)
+        for callback in self.callbacks:
+            if callback.every is not None:
+                checked_count(f"{type(callback).__name__}.every", callback.every, least=1)
+        self.timestep = 0
+        self.scalars: Sequence[dict[str, float]] = []
+        self.stop_reason = ""
+        self.error: BaseException | None = None
+        self._last = self.timesteps
+        self._collected = self._since_timestep = self._told = 0
+        self._since = perf_counter()
+        self._is_loaded = False
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield each timestep; your loop body trains. After it, the callbacks are called."""
+        with self._running():
+            while self.timestep < self._last:
+                yield self.timestep
+                self._after(1)
+
+    def run(self) -> None:
+        """Train to the end, or until a callback stops the loop.
+
+        Raises:
+            WorkerError: As for `StepTrainer.train`.
+            ClusterError: As for `StepTrainer.train`.
+        """
+        for _ in self.groups():
+            pass
+
+    def groups(self) -> Iterator[int]:
+        """Train, and yield the number of timesteps that are done after each group of iterations and its callbacks."""
+        with self._running():
+            count = 1
+            while self.timestep < self._last:
+                count = min(count, self._until_due())
+                began = perf_counter()
+                try:
+                    self.trainer.run(count, timestep=self.timestep, timesteps=self.timesteps)
+                except WorkerError as error:
+                    known = [one.timestep for one in error.failures if one.timestep is not None]
+                    self.timestep = min(known, default=self.timestep)  # the other scopes stopped near it
+                    raise
+                seconds = perf_counter() - began
+                self._after(count)
+                yield self.timestep
+                count = max(1, int(count * _MOMENT / seconds))
+
+    def stop(self, reason: str, *, at: int = 0) -> None:
+        """End the loop after this step, or after the timestep `at`, if it is later.
+
+        Args:
+            reason: Why, for people.
+            at: A number of timesteps.
+        """
+        if (last := max(at, self.timestep)) < self._last:
+            self._last, self.stop_reason = last, reason
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write a checkpoint of the trainer, with the state of the callbacks; then tell the callbacks.
+
+        Args:
+            path: See `StepTrainer.save`.
+            options: Other arguments of `StepTrainer.save`.
+
+        Raises:
+            CheckpointError, WorkerError, LifecycleError: As for `StepTrainer.save`.
+        """
+        self.trainer.loop_state["callbacks"] = {
+            name: dict(state) for name, callback in self._named() if (state := callback.state_dict())
+        }
+        self.trainer.save(path, **options)
+        for callback in self.callbacks:
+            callback.on_checkpoint(self, str(path))
+
+    def load(self, path: str | os.PathLike[str], **options: Any) -> int:
+        """Go on from a checkpoint of `save`: set the trainer, the callbacks and `timestep`.
+
+        Args:
+            path: See `StepTrainer.load`.
+            options: Other arguments of `StepTrainer.load`.
+
+        Returns:
+            The number of timesteps that are done.
+
+        Raises:
+            CheckpointError, WorkerError, LifecycleError: As for `StepTrainer.load`.
+        """
+        self.timestep = self.trainer.load(path, **options)
+        states = self.trainer.loop_state.get("callbacks", {})
+        for name, callback in self._named():
+            if name in states:
+                callback.load_state_dict(states[name])
+        self._collected, self._since_timestep = self.trainer.metrics_timestep, self.timestep
+        self._since, self._is_loaded = perf_counter(), True
+        return self.timestep
+
+    def tell_evaluation(self, evaluation: Evaluated) -> None:
+        """Call `Callback.on_evaluation` of all callbacks."""
+        for callback in self.callbacks:
+            callback.on_evaluation(self, evaluation)
+
+    def rest(self) -> Sequence[dict[str, float]]:
+        """Return the scalars since the last collection, for `Callback.on_end`; the first call there collects them."""
+        if self.timestep != self._collected:
+            self._collect()
+        return self.scalars
+
+    def _named(self) -> Iterator[tuple[str, Callback]]:
+        """Yield each callback with a name for its state: that of its class, numbered from the second on."""
+        seen: Counter[str] = Counter()
+        for callback in self.callbacks:
+            name = type(callback).__qualname__
+            seen[name] += 1
+            yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        if not self._is_loaded:
+            self.trainer.collect_metrics()  # starts the measurement
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.callback(callback.on_end, self)  # the last first, whatever raises
+                callback.on_start(self)
+            try:
+                yield
+            except GeneratorExit:  # the loop was left early
+                pass
+            except BaseException as error:
+                self.error = error
+                for callback in self.callbacks:
+                    callback.on_fault(self, error)
+                raise
+            finally:
+                self.scalars = []
+
+    def _until_due(self) -> int:
+        """Return the number of timesteps until the next group has to end."""
+        stops = [callback.every for callback in self.callbacks if callback.every is not None]
+        return min(self._last - self.timestep, *(n - self.timestep % n for n in [self.metrics_every, *stops]))
+
+    def _after(self, count: int) -> None:
+        """Call the callbacks after `count` iterations."""
+        self.timestep += count
+        for fault in self.trainer.recoveries[self._told :]:
+            self._told += 1
+            for callback in self.callbacks:
+                callback.on_fault(self, fault)
+        self.scalars = []
+        if not self.timestep % self.metrics_every:
+            self._collect()
+        for callback in self.callbacks:
+            callback.on_step(self)
+
+    def _collect(self) -> None:
+        scalars = self.trainer.collect_metrics()
+        seconds, self._since = perf_counter() - self._since, perf_counter()
+        count, self._since_timestep = self.timestep - self._since_timestep, self.timestep
+        for one, (start, stop) in zip(scalars, self.trainer.scopes, strict=True):
+            one[RATE] = count * (stop - start) / seconds
+        self.scalars, self._collected = scalars, self.timestep
