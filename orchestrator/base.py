@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from workers.envs.statistics import Statistics
 from workers.errors import ConfigError, Failure, WorkerError, build_error
@@ -20,6 +20,7 @@ __all__ = [
     "Orchestrator",
     "Plan",
     "Recovered",
+    "Result",
     "Session",
     "build_environments",
     "check_num_threads",
@@ -69,6 +70,28 @@ class Plan:
     cfg: Any
     framework: Framework
     seed: int | None
+
+
+T = TypeVar("T")
+R = TypeVar("R", covariant=True)
+
+
+class Result(Protocol[R]):
+    """What a function returns that is computed beside the training."""
+
+    def is_known(self) -> bool:
+        """Return whether the function has returned or raised."""
+
+    def wait(self) -> R:
+        """Wait for the function, and return what it returned.
+
+        Raises:
+            ClusterError: Ray does not answer any more, or the function takes longer than an hour.
+            Exception: What the function raised.
+        """
+
+    def cancel(self) -> None:
+        """End the function, if it has not returned."""
 
 
 class Session(Protocol):
@@ -159,6 +182,13 @@ class Session(Protocol):
 
         Raises:
             WorkerError: Something failed half-way; the session can only be closed.
+        """
+
+    def beside(self, function: Callable[[], T]) -> Result[T]:
+        """Compute a function beside the training if other processes can, else at once.
+
+        Args:
+            function: The function. It can be pickled by cloudpickle, and may be called again if a process dies.
         """
 
     def close(self, *, close_environment: bool) -> None:

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from orchestrator.base import (
     Plan,
     Recovered,
+    Result,
     build_environments,
     check_num_threads,
     check_replay_limit,
@@ -29,6 +30,8 @@ from workers.threads import thread_variables
 from workers.types import Description, Outcome, Phase, Tick
 
 __all__ = ["LocalOrchestrator"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,10 @@ class LocalSession:
         """Go on from the snapshot of `stage`."""
         self._worker.restore()
 
+    def beside(self, function: Callable[[], T]) -> Result[T]:
+        """Compute a function at once."""
+        return _Known(function())
+
     def close(self, *, close_environment: bool) -> None:
         """Close environments that were built here; close one that the user passed only if asked to."""
         closers: list[tuple[str, Callable[[], object]]] = [
@@ -146,6 +153,22 @@ class LocalSession:
         if self._env_slice.built or close_environment:
             closers.append(("the environments", partial(close_environments, self.env, self._plan)))
         close_all(closers)
+
+
+@dataclass(frozen=True)
+class _Known(Generic[T]):
+    """A result that is known; see `orchestrator.base.Result`."""
+
+    value: T
+
+    def is_known(self) -> bool:
+        return True
+
+    def wait(self) -> T:
+        return self.value
+
+    def cancel(self) -> None:
+        pass
 
 
 def _release(runner: AgentRunner) -> None:

@@ -98,11 +98,12 @@ class StepTrainer(WorkerState, Generic[A]):
         self._progress = None
         self.loop_state = {}
         self._lifecycle = Lifecycle()
-        plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
+        self._plan = Plan(env=env, agents=given, scopes=_scopes, cfg=self.cfg, framework=framework, seed=seed)
         orchestrator = resolve_orchestrator(orchestrator)
-        self._threads = HeldThreads(framework, orchestrator.num_threads)
+        self._num_threads = orchestrator.num_threads
+        self._threads = HeldThreads(framework, self._num_threads)
         with self._threads:
-            self._session = orchestrator.start(plan)
+            self._session = orchestrator.start(self._plan)
         self.env = self._session.env
         for note in dict.fromkeys(note for worker in self._session.workers for note in worker.notes):
             _logger.warning(note)

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import tqdm
 
@@ -19,9 +19,11 @@ from workers.errors import CheckpointError, WorkerError, build_error
 from workers.threads import HeldThreads
 
 if TYPE_CHECKING:
-    from orchestrator.base import Recovered, Session
+    from orchestrator.base import Recovered, Result, Session
 
 __all__ = ["WorkerState"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("lockstep")
 
@@ -125,6 +127,18 @@ class WorkerState:
         """
         with self._asking():
             return self._session.agents()
+
+    def beside(self, function: Callable[[], T]) -> Result[T]:
+        """Compute a function beside the training: with Ray, in a task that reserves no CPU; in local mode, at once.
+
+        Args:
+            function: The function, which cloudpickle can pickle. It may be called again if its process dies.
+
+        Raises:
+            LifecycleError: The trainer is closed.
+        """
+        self._lifecycle.require_open("beside()")
+        return self._session.beside(function)
 
     def save(
         self,
@@ -273,7 +287,7 @@ def _checked_loop_state(state: Any) -> dict[str, Any]:
     """
     try:
         copy: dict[str, Any] = json.loads(json.dumps(state))
-        if not isinstance(state, dict) or copy != state:
+        if not isinstance(state, dict) or (copy != state and repr(copy) != repr(state)):  # NaN is not equal to itself
             raise ValueError("a key or a value would be another one when it is read again")
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(

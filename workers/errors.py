@@ -12,6 +12,7 @@ exception, so ``except ValueError`` keeps working::
     │   └── DamagedCheckpointError             it is incomplete or has been changed
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
+    ├── EvaluationError        (RuntimeError)  an evaluation during training failed
     ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
     └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` per scope
 
@@ -34,6 +35,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DivergedError",
     "EnvError",
+    "EvaluationError",
     "Failure",
     "LifecycleError",
     "LockstepError",
@@ -88,6 +90,10 @@ class LifecycleError(LockstepError, RuntimeError):
 
 class ClusterError(LockstepError, RuntimeError):
     """Ray cannot be reached, or does not provide what was requested."""
+
+
+class EvaluationError(LockstepError, RuntimeError):
+    """An evaluation during training failed."""
 
 
 class DivergedError(LockstepError, ArithmeticError):

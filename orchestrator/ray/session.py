@@ -6,10 +6,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from orchestrator.base import Plan, Recovered, close_environments
+from orchestrator.base import Plan, Recovered, Result, close_environments
 from orchestrator.merge import merge_outcomes, share_outcome
+from orchestrator.ray.beside import RayResult
 from orchestrator.ray.patience import StepPatience
 from orchestrator.ray.recovery import Recovery
 from orchestrator.ray.remote_agents import RemoteAgents, failure_of, for_each
@@ -29,6 +30,8 @@ from workers.storage.snapshot import Snapshot
 from workers.types import Description, Outcome, Phase, Scope, Tick
 
 __all__ = ["RaySession"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("lockstep")
 
@@ -217,6 +220,10 @@ class RaySession:
         else:
             self._request("restore")
         self._recovery.snapshot()
+
+    def beside(self, function: Callable[[], T]) -> Result[T]:
+        """Compute a function in a task of Ray."""
+        return RayResult(function, check=self._streams.check)
 
     def close(self, *, close_environment: bool) -> None:
         """Copy the trained state into the user's instances, then end the actors, and Ray if it was started for them."""

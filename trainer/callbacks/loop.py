@@ -125,12 +125,12 @@ class Loop:
         self._last = self.timesteps
         self._collected = self._since_timestep = self._told = 0
         self._since = perf_counter()
-        self._is_loaded = False
+        self._is_measuring = False
 
     def __iter__(self) -> Iterator[int]:
         """Yield each timestep; your loop body trains. After it, the callbacks are called."""
         with self._running():
-            while self.timestep < self._last:
+            while not self.is_over:
                 yield self.timestep
                 self._after(1)
 
@@ -148,7 +148,7 @@ class Loop:
         """Train, and yield the number of timesteps that are done after each group of iterations and its callbacks."""
         with self._running():
             count = 1
-            while self.timestep < self._last:
+            while not self.is_over:
                 count = min(count, self._until_due())
                 began = perf_counter()
                 try:
@@ -161,6 +161,11 @@ class Loop:
                 self._after(count)
                 yield self.timestep
                 count = max(1, int(count * _MOMENT / seconds))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all timesteps are done."""
+        return self.timestep >= self._last
 
     def stop(self, reason: str, *, at: int = 0) -> None:
         """End the loop after this step, or after the timestep `at`, if it is later.
@@ -182,6 +187,7 @@ class Loop:
         Raises:
             CheckpointError, WorkerError, LifecycleError: As for `StepTrainer.save`.
         """
+        self._measure()
         self.trainer.loop_state["callbacks"] = {
             name: dict(state) for name, callback in self._named() if (state := callback.state_dict())
         }
@@ -208,7 +214,7 @@ class Loop:
             if name in states:
                 callback.load_state_dict(states[name])
         self._collected, self._since_timestep = self.trainer.metrics_timestep, self.timestep
-        self._since, self._is_loaded = perf_counter(), True
+        self._since, self._is_measuring = perf_counter(), True
         return self.timestep
 
     def tell_evaluation(self, evaluation: Evaluated) -> None:
@@ -217,7 +223,7 @@ class Loop:
             callback.on_evaluation(self, evaluation)
 
     def rest(self) -> Sequence[dict[str, float]]:
-        """Return the scalars since the last collection, for `Callback.on_end`; the first call there collects them."""
+        """Collect metrics if some are left, and return those of this timestep, for `Callback.on_end`."""
         if self.timestep != self._collected:
             self._collect()
         return self.scalars
@@ -232,8 +238,7 @@ class Loop:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        if not self._is_loaded:
-            self.trainer.collect_metrics()  # starts the measurement
+        self._measure()
         with ExitStack() as stack:
             for callback in self.callbacks:
                 stack.callback(callback.on_end, self)  # the last first, whatever raises
@@ -247,8 +252,12 @@ class Loop:
                 for callback in self.callbacks:
                     callback.on_fault(self, error)
                 raise
-            finally:
-                self.scalars = []
+
+    def _measure(self) -> None:
+        """Start the measurement of metrics, if it has not been started."""
+        if not self._is_measuring:
+            self.trainer.collect_metrics()
+            self._since, self._is_measuring = perf_counter(), True
 
     def _until_due(self) -> int:
         """Return the number of timesteps until the next group has to end."""
