@@ -30,10 +30,12 @@ from measuring import ratios
 from report import describe_machine, spread, table, write_section
 
 from orchestrator.run_dir import RunDirectory
+from trainer.callbacks import Loop, Metrics
 from trainer.command import training
+from trainer.command.checkpointing import Checkpoints
 from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, load_config
-from trainer.command.run_log import RunLog
+from trainer.command.run_log import StoredAgents, begin
 from trainer.command.signals import Stop
 
 _ENDLESS = 10**9
@@ -56,33 +58,41 @@ class Writer:
     """A run directory, with or without checkpoints, to which a trainer writes for some seconds."""
 
     def __init__(self, trainer: Any, config: RunConfig, folder: Path) -> None:
-        self._trainer = trainer
-        directory = RunDirectory(str(folder))
-        self._log = RunLog(config, trainer, directory, directory.metrics())
-        self._log.begin()
+        self._trainer, self._config = trainer, config
+        self._directory = RunDirectory(str(folder))
+        self._metrics = self._directory.metrics()
         self._checkpoints = folder / "checkpoints"
         self._saving: list[float] = []
-        save = self._log._save
+        self._stop = Stop()
+        loop, agents = self._loop()
+        begin(config, loop, self._directory, agents)
 
-        def timed() -> None:
+    def _loop(self) -> tuple[Loop, StoredAgents]:
+        agents = StoredAgents(self._directory, self._stop)
+        checkpoints = Checkpoints(self._config.checkpoint, self._directory, self._metrics, agents)
+        save = checkpoints._save
+
+        def timed(loop: Loop) -> None:
             start = time.perf_counter()
-            save()
+            save(loop)
             self._saving.append(time.perf_counter() - start)
 
-        vars(self._log)["_save"] = timed
+        vars(checkpoints)["_save"] = timed
+        callbacks = [agents, Metrics(self._metrics), training.Stopping(self._stop), checkpoints]
+        return Loop(self._trainer, callbacks, metrics_every=self._config.logging.interval), agents
 
     def rate(self, done: int, seconds: float) -> tuple[int, float, list[float]]:
         """Train for some seconds; return the timestep, the timesteps per second and the seconds of each checkpoint."""
-        stop, start = Stop(), time.perf_counter()
+        loop, _ = self._loop()
+        loop.timestep, self._stop.signal = done, 0
         self._saving.clear()
-        self._log._schedule.attempted(0)  # as if one had just been written
-        timer = threading.Timer(seconds, vars(stop).update, [{"signal": 15}])
+        timer = threading.Timer(seconds, vars(self._stop).update, [{"signal": 15}])
         timer.start()
-        for _ in training._run(self._trainer, done, _ENDLESS, self._log, stop):
-            pass
-        taken, after = time.perf_counter() - start, self._trainer._next_timestep
+        start = time.perf_counter()
+        for timestep in loop.groups():
+            after, taken, saving = timestep, time.perf_counter() - start, list(self._saving)
         timer.cancel()
-        return after, (after - done) / taken, list(self._saving)
+        return after, (after - done) / taken, saving
 
     def size(self) -> int:
         """Return the bytes of the last checkpoint."""

@@ -25,6 +25,9 @@ __all__ = ["MetricsWriter"]
 
 _COLUMNS = ("timestep", "scope", "tag", "value")
 
+_EVALUATION = "Evaluation / "
+"""What the tags of evaluations begin with."""
+
 Row = tuple[int, int, str, str]
 """Values of the columns."""
 
@@ -80,7 +83,7 @@ class MetricsWriter:
             for scope, by_tag in enumerate(scalars):
                 self._write_events(timestep, scope, by_tag, time.time())
 
-    def cut(self, timestep: int) -> None:
+    def cut(self, timestep: int, *, evaluations: int | None = None) -> None:
         """Remove what was written after `timestep`, to go on from there.
 
         The events of TensorBoard are written again from ``metrics.csv``, because those of a process that was killed may
@@ -88,15 +91,18 @@ class MetricsWriter:
 
         Args:
             timestep: The last timestep to keep; see `trainer.worker_state.WorkerState.metrics_timestep`.
+            evaluations: The last timestep whose evaluation is kept. None: `timestep`.
 
         Raises:
             ConfigError: ``metrics.csv`` has been damaged.
             OSError: The files cannot be read or written.
         """
         self.close()
+        last = {True: timestep if evaluations is None else evaluations, False: timestep}
         with named_errors():
             self._filesystem.invalidate_cache()
-            rows = [row for row in self._read() if row[0] <= timestep] if self._filesystem.exists(self._csv) else []
+            found = self._read() if self._filesystem.exists(self._csv) else ()
+            rows = [row for row in found if row[0] <= last[row[2].startswith(_EVALUATION)]]
             old = [path for path in self._filesystem.find(f"{self._folder}/tensorboard") if "tfevents" in path]
             times = {key: seconds for path in old for key, seconds in self._times(path)}
             if rows:

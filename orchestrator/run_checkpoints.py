@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
 
@@ -49,13 +49,21 @@ class RunCheckpoints:
             return False
         return True
 
-    def save(self, timestep: int, save: Callable[[str, Callable[[bytes], None]], None], *, keep_last: int) -> None:
+    def save(
+        self,
+        timestep: int,
+        save: Callable[[str, Callable[[bytes], None]], None],
+        *,
+        keep_last: int,
+        keep: Container[int] = (),
+    ) -> None:
         """Write a checkpoint, and then delete old ones.
 
         Args:
             timestep: Number of timesteps that are done.
             save: Writes a checkpoint to a path or URL, and calls its second argument with the manifest before.
             keep_last: Number of checkpoints to keep, at least 1.
+            keep: Timesteps whose checkpoints are kept as well.
 
         Raises:
             CheckpointError: It cannot be written. Those before it are kept.
@@ -68,7 +76,7 @@ class RunCheckpoints:
             if not self._is_committed(name):  # a part of one, which would count
                 self._delete([name])
             raise
-        self._delete(self._names()[keep_last:])
+        self._delete([name for name in self._names()[keep_last:] if int(name) not in keep])
 
     def _sign(self, name: str, data: bytes) -> None:
         """Record that this user wrote a checkpoint with pickles; only then are they loaded again."""

@@ -51,6 +51,7 @@ class RunDirectory:
         agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`; and
                           statistics.safetensors, if wrappers of its environments hold any
         evaluation.json   the returns that were printed at the end
+        best.json         the evaluation during training with the highest mean return, if checkpoints are kept by it
         recoveries/       what was done about lost workers, by the timestep from which a process trained
         checkpoints/      the last checkpoints, from which the run can go on; see `orchestrator.run_checkpoints`
         origin.json       proof that this user wrote the files that can run code: config.yaml, every agent.bin, and
@@ -133,7 +134,7 @@ class RunDirectory:
             raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {CONFIG} ({error})") from error
 
     def status(self) -> dict[str, Any]:
-        """Return the ``state`` of the run and the ``timestep`` of the stored agents.
+        """Return the ``state`` of the run, the ``timestep`` of the stored agents, and why a callback ``stopped`` it.
 
         Raises:
             ConfigError: This is not a run directory.
@@ -145,7 +146,8 @@ class RunDirectory:
                 f"{self.url!r} is not a run directory: its status.json has state {reprlib.repr(state)} and "
                 f"timestep {reprlib.repr(timestep)}; expected one of {', '.join(_STATES)}, and an integer of at least 0"
             )
-        return {"state": state, "timestep": timestep}
+        stopped = status.get("stopped", "")
+        return {"state": state, "timestep": timestep, "stopped": stopped if isinstance(stopped, str) else ""}
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file, replacing it as a whole.

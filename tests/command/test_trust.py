@@ -396,4 +396,4 @@ def test_what_names_code_is_told_before_texts_and_all_is_short(tmp_path: Path, c
     code, _, message = run(capsys, "eval", directory.url, "--set", "agents=[{agent: ppo}, {agent: 'evil:agent'}]")
     assert code == 2
     assert len(message) < 10_000
-    assert "980 more texts in env.kwargs and agents.*.cfg" in message
+    assert "980 more texts in env.kwargs, agents.*.cfg and callbacks.*.cfg" in message

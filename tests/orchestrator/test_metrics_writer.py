@@ -185,8 +185,8 @@ def test_a_run_begins_where_nothing_is(url: str):
             change()
     assert run.config() == "seed: 3\nname: Länge\n"
     assert names(url) == ["config.yaml", "origin.json"]
-    run.write("status.json", json.dumps({"state": "running", "timestep": 7}))
-    assert run.status() == {"state": "running", "timestep": 7}
+    run.write("status.json", json.dumps({"state": "running", "timestep": 7, "stopped": ""}))
+    assert run.status() == {"state": "running", "timestep": 7, "stopped": ""}
     with run.metrics() as metrics:
         metrics.write(1, FIRST)
     assert rows(url) == expected_rows((1, FIRST))

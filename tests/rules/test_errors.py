@@ -20,6 +20,7 @@ KINDS: dict[str, type[Exception]] = {
     "AgentError": ValueError,
     "CheckpointError": ValueError,
     "LifecycleError": RuntimeError,
+    "EvaluationError": RuntimeError,
     "ClusterError": RuntimeError,
     "DivergedError": ArithmeticError,
     "WorkerError": RuntimeError,

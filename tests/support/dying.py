@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,17 @@ def _end_at_write(number: int, what: signal.Signals, arguments: list[str]) -> No
 
 
 def _end_after(seconds: float, what: signal.Signals) -> None:
-    from trainer.command import training
+    from trainer.callbacks.loop import Loop
 
-    run = training._run
+    groups = Loop.groups
 
-    def timed(*args: Any) -> Any:
+    def timed(loop: Loop) -> Iterator[int]:
         timer = threading.Timer(seconds, os.kill, (os.getpid(), what))
         timer.daemon = True
         timer.start()
-        return run(*args)
+        yield from groups(loop)
 
-    vars(training)["_run"] = timed
+    Loop.groups = timed  # type: ignore[method-assign]
 
 
 def lockstep(moment: str | None, *arguments: object) -> subprocess.CompletedProcess[str]:

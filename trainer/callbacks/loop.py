@@ -241,7 +241,7 @@ class Loop:
         self._measure()
         with ExitStack() as stack:
             for callback in self.callbacks:
-                stack.callback(callback.on_end, self)  # the last first, whatever raises
+                stack.callback(self._end, callback)  # the last first, whatever raises
                 callback.on_start(self)
             try:
                 yield
@@ -252,6 +252,13 @@ class Loop:
                 for callback in self.callbacks:
                     callback.on_fault(self, error)
                 raise
+
+    def _end(self, callback: Callback) -> None:
+        try:
+            callback.on_end(self)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
 
     def _measure(self) -> None:
         """Start the measurement of metrics, if it has not been started."""

@@ -32,7 +32,7 @@ from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["OURS", "Run", "build_orchestrator", "prepare", "resolve"]
+__all__ = ["OURS", "Run", "build_orchestrator", "imported", "prepare", "resolve"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -246,10 +246,10 @@ def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{key} is {name!r}; expected one of {known}, or an import path such as 'package.module:name'"
         )
-    return _imported(name, key)
+    return imported(name, key)
 
 
-def _imported(path: str, key: str) -> Callable[..., Any]:
+def imported(path: str, key: str) -> Callable[..., Any]:
     """Return the class or function at an import path.
 
     Raises:
@@ -289,7 +289,7 @@ def _environment(config: EnvConfig, framework: str, device: str | None) -> tuple
                 **config.kwargs,
             )
             return env, _spaces(env)
-        build = _imported(config.factory, key)
+        build = imported(config.factory, key)
         given = {"device": device} if device and "device" in _parameters(build) else {}
         build = partial(build, **given | config.kwargs)
         if config.states != "own":

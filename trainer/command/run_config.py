@@ -22,6 +22,7 @@ from workers.errors import ConfigError, ScopeError
 
 __all__ = [
     "AgentConfig",
+    "CallbackConfig",
     "CheckpointConfig",
     "EnvConfig",
     "EvaluationConfig",
@@ -128,6 +129,10 @@ class CheckpointConfig:
     keep_last: int = 2
     """Number of checkpoints that are kept; 0: none is written."""
 
+    keep_best: int = 0
+    """Number of checkpoints that are kept as well because their agents had the highest mean return in an evaluation;
+    needs evaluation.every."""
+
     allow_pickle: bool = False
     """Whether to pickle what offers its state in no other way. Loading a pickle runs code, so `lockstep resume` loads
     only those that this user has signed."""
@@ -138,7 +143,10 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """The evaluation at the end of a run and in `lockstep eval`."""
+    """The evaluation during a run, at its end, and in `lockstep eval`."""
+
+    every: int | None = None
+    """Number of timesteps between evaluations during training, in environments of their own; null: at the end only."""
 
     episodes: int = 10
     """Number of episodes of each simultaneous agent; 0: no evaluation."""
@@ -148,6 +156,17 @@ class EvaluationConfig:
 
     max_timesteps: int = 10_000
     """Number of timesteps after which the evaluation ends, even if some episodes have not ended."""
+
+
+@dataclass(kw_only=True)
+class CallbackConfig:
+    """A callback: what is done beside the training, on the driver."""
+
+    callback: str
+    """early_stopping; or the import path, package.module:name, of a class or function that builds a Callback."""
+
+    cfg: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments."""
 
 
 @dataclass(kw_only=True)
@@ -183,7 +202,10 @@ class RunConfig:
     """How often checkpoints are written, and which are kept."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """The evaluation at the end of the run."""
+    """The evaluation during the run and at its end."""
+
+    callbacks: list[CallbackConfig] = field(default_factory=list)
+    """What else is done between iterations, in this order."""
 
     def validate(self) -> None:
         """Check what the types cannot express.
@@ -199,7 +221,8 @@ class RunConfig:
         inits = {f"agents.{i}.init": agent.init for i, agent in enumerate(self.agents)}
         names = {"env.id": env.id, "env.factory": env.factory, "logging.directory": self.logging.directory}
         devices = {"device": self.device} | {f"agents.{i}.device": agent.device for i, agent in enumerate(self.agents)}
-        for key, name in (names | agents | inits | devices).items():  # they are told as they are
+        callbacks = {f"callbacks.{i}.callback": one.callback for i, one in enumerate(self.callbacks)}
+        for key, name in (names | agents | inits | devices | callbacks).items():  # they are told as they are
             _require(name is None or name.isprintable(), key, name, "printable characters")
         _require(env.num_envs >= 1, "env.num_envs", env.num_envs, "an integer of at least 1")
         _require(bool(self.agents), "agents", self.agents, "at least one agent")
@@ -212,6 +235,12 @@ class RunConfig:
             seconds_between(self.checkpoint.interval)
         kept = self.checkpoint.keep_last
         _require(kept >= 0, "checkpoint.keep_last", kept, "an integer of at least 0")
+        best, every = self.checkpoint.keep_best, evaluation.every
+        _require(best >= 0, "checkpoint.keep_best", best, "an integer of at least 0")
+        _require(every is None or every >= 1, "evaluation.every", every, "an integer of at least 1, or null")
+        _require(not best or every is not None, "checkpoint.keep_best", best, "0, or evaluation.every to be set")
+        _require(not best or kept, "checkpoint.keep_best", best, "0 if checkpoint.keep_last is 0")
+        _require(every is None or evaluation.episodes, "evaluation.every", every, "null if evaluation.episodes is 0")
         for name, least in (("episodes", 0), ("seed", 0), ("max_timesteps", 1)):
             value = getattr(evaluation, name)
             _require(value >= least, f"evaluation.{name}", value, f"an integer of at least {least}")
@@ -373,4 +402,5 @@ def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
             yield from [f"{indent}  - {lines[0].lstrip()}", *lines[1:]] if is_list else lines
         else:
             default = item.default if item.default_factory is MISSING else item.default_factory()
-            yield f"{indent}{item.name}: {json.dumps(default)}  # {meaning}"
+            shown = "" if default is MISSING else f" {json.dumps(default)}"
+            yield f"{indent}{item.name}:{shown}  # {meaning}"

@@ -13,15 +13,18 @@ from typing import Any
 
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
+from trainer.callbacks.loop import RATE, Callback, Loop
+from trainer.callbacks.metrics import Metrics
+from trainer.command.callbacks import build_callbacks
+from trainer.command.checkpointing import Checkpoints
 from trainer.command.evaluation import evaluate
 from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
-from trainer.command.run_log import RATE, RunLog
+from trainer.command.run_log import StoredAgents, begin, go_on
 from trainer.command.signals import Stop, stop_on_signals
-from trainer.evaluation import Evaluation, rounded
-from trainer.step import StepTrainer
+from trainer.evaluation import Evaluated, Evaluation, rounded
 from workers.agents.ppo import PPOCfg
-from workers.errors import ClusterError, ConfigError, WorkerError
+from workers.errors import ConfigError
 
 __all__ = ["report", "train"]
 
@@ -29,9 +32,6 @@ _logger = logging.getLogger("lockstep")
 
 _DIGITS = 8
 """Number of digits of a digest in the printed lines."""
-
-_MOMENT = 0.3
-"""Seconds that workers may run on their own: a signal waits about this long, or for one iteration."""
 
 _TELLING = 10.0
 """Seconds between two lines of progress."""
@@ -70,28 +70,44 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
     else:
         directory.check_new()
     if resumes and _is_finished(directory, timesteps):
-        yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
+        if why := directory.status()["stopped"]:
+            yield f"{redacted(directory.url)} is finished, because {in_line(why)}"
+        else:
+            yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
         yield f"run directory: {redacted(directory.url)}"
         if directory.exists("evaluation.json"):
             return
     else:
         with ExitStack() as stack:
+            callbacks = build_callbacks(config)
             run = prepare(config, trust=trust, resumes=resumes and directory.checkpoints().any())
             trainer = stack.enter_context(run.opened())
             metrics = stack.enter_context(directory.metrics())
             stop = stack.enter_context(stop_on_signals())
             stack.enter_context(directory.locked())
-            log = RunLog(config, trainer, directory, metrics)
-            done = log.go_on(trust=trust) if resumes else log.begin()
+            agents, lines = StoredAgents(directory, stop), Lines()
+            every = config.evaluation.every
+            checkpoints = Checkpoints(config.checkpoint, directory, metrics, agents, evaluated_every=every)
+            around = [agents, Metrics(metrics), lines, Stopping(stop), checkpoints]
+            interval = config.logging.interval
+            loop = Loop(trainer, [*callbacks, *around], metrics_every=interval)
+            if resumes:
+                go_on(config, loop, directory, agents, metrics, trust=trust)
+            else:
+                begin(config, loop, directory, agents)
             yield str(trainer)
             yield from [factory.initial.told for factory in run.agents if factory.initial is not None]
             yield f"run directory: {redacted(directory.url)}"
             if resumes:
-                yield f"resumed at timestep {done}"
-            yield from _logged(trainer, done, timesteps, log, stop)
+                yield f"resumed at timestep {loop.timestep}"
+            for _ in loop.groups():
+                yield from lines.new()
+            yield from lines.new()
             if stop.signal:
-                yield f"stopped at timestep {log.timestep}; the agents are stored in {redacted(directory.url)}"
+                yield f"stopped at timestep {agents.timestep}; the agents are stored in {redacted(directory.url)}"
                 raise SystemExit(128 + stop.signal)
+            if loop.stop_reason:
+                yield f"stopped at timestep {loop.timestep}: {loop.stop_reason}"
     if config.evaluation.episodes:
         try:
             results = evaluate(config, directory, trust=trust)
@@ -148,52 +164,45 @@ def _is_finished(directory: RunDirectory, timesteps: int) -> bool:
         status = directory.status()
     except ConfigError:  # the run was killed while it began
         return False
-    return status["state"] == "finished" and status["timestep"] >= timesteps
+    return status["state"] == "finished" and (status["timestep"] >= timesteps or bool(status["stopped"]))
 
 
-def _logged(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, stop: Stop) -> Iterator[str]:
-    """Train, and write what belongs to how it ends."""
-    try:
-        yield from _run(trainer, done, timesteps, log, stop)
-        log.finish("interrupted" if stop.signal else "finished")
-    except KeyboardInterrupt:  # stop at once: store nothing that needs a request to a worker
-        log.try_status("interrupted")
-        raise
-    except ClusterError as error:
-        # at once: Ray may end this process before anybody else tells it
-        _logger.error("%s%s", error, log.remedy)
-        log.save_what_can_be()
-        raise
-    except BaseException:
-        log.save_what_can_be()
-        raise
+class Stopping(Callback):
+    """Callback that stops the loop after a signal."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def on_step(self, loop: Loop) -> None:
+        if self._stop.signal:
+            loop.stop("a signal")
 
 
-def _run(trainer: StepTrainer[Any], done: int, timesteps: int, log: RunLog, stop: Stop) -> Iterator[str]:
-    """Train in groups of iterations, each of which ends before the next write and takes about `_MOMENT` at most.
+class Lines(Callback):
+    """Callback that makes lines of progress, if no progress bar is shown."""
 
-    Yields:
-        Lines of progress, if no progress bar is shown.
-    """
-    bar = trainer.cfg.disable_progressbar
-    has_bar = bar is False or (bar is None and sys.stdout.isatty())
-    told = perf_counter()
-    count = 1
-    while done < timesteps and not stop.signal:
-        count = min(count, timesteps - done, log.until_next(done))
-        start = perf_counter()
-        try:
-            trainer.run(count, timestep=done)
-        except WorkerError as error:
-            log.failed_at(min((one.timestep for one in error.failures if one.timestep is not None), default=done))
-            raise
-        seconds = perf_counter() - start
-        done += count
-        log.after(done)
-        if not has_bar and log.scalars and not stop.signal and perf_counter() - told >= _TELLING:
-            yield f"timestep {done:,} of {timesteps:,}: {progress(log.scalars)}"
-            told, log.scalars = perf_counter(), []
-        count = max(1, int(count * _MOMENT / seconds))
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._told = perf_counter()
+
+    def new(self) -> list[str]:
+        """Return the lines since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def on_step(self, loop: Loop) -> None:
+        """Make a line, if metrics were collected and the last line is some seconds old."""
+        bar = loop.trainer.cfg.disable_progressbar
+        has_bar = bar is False or (bar is None and sys.stdout.isatty())
+        if loop.scalars and not has_bar and perf_counter() - self._told >= _TELLING:
+            self._lines.append(f"timestep {loop.timestep:,} of {loop.timesteps:,}: {progress(loop.scalars)}")
+            self._told = perf_counter()
+
+    def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
+        """Make a line with the results."""
+        means = [rounded(result.mean) for result in evaluation.results]
+        told = f"{min(means)} to {max(means)} in {len(means)} scopes" if len(means) > _MOST_SCOPES else ", ".join(means)
+        self._lines.append(f"evaluation after {evaluation.timestep:,} timesteps: mean returns {told}")
 
 
 def progress(scalars: Sequence[Mapping[str, float]]) -> str:

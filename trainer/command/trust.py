@@ -30,6 +30,9 @@ _OF_A_RUN = (
 )
 """Names by which the folder of a configuration is known as a run directory."""
 
+_LISTS = ("agents", "callbacks")
+"""Lists of a configuration whose items have a `cfg`."""
+
 _MOST_TEXTS, _LONGEST = 20, 200
 """How many texts are told that may name code, and how many characters of a value."""
 
@@ -37,7 +40,7 @@ _MOST_TEXTS, _LONGEST = 20, 200
 def code(config: RunConfig) -> dict[Key, str]:
     """Return the values of a configuration that name code, by key: import paths, and names of modules.
 
-    Among the keyword arguments of environments and agents, these are all texts with a colon or a slash: some
+    Among the keyword arguments of environments, agents and callbacks, these are all texts with a colon or a slash: some
     environments make another one by its name, which may be an import path, and others open files and URLs.
     """
     found: dict[Key, str] = {}
@@ -51,6 +54,10 @@ def code(config: RunConfig) -> dict[Key, str]:
         if ":" in agent.agent:
             found["agents", str(index), "agent"] = agent.agent
         arguments += _texts(agent.cfg, ("agents", str(index), "cfg"))
+    for index, callback in enumerate(config.callbacks):
+        if ":" in callback.callback:
+            found["callbacks", str(index), "callback"] = callback.callback
+        arguments += _texts(callback.cfg, ("callbacks", str(index), "cfg"))
     return found | {key: text for key, text in arguments if any(mark in text for mark in ":/\\")}
 
 
@@ -130,11 +137,11 @@ def _foreign(
     reason = directory.foreign(CONFIG, text.encode()) if left else ""
     if not reason:
         return [], []
-    texts = [key for key in left if key[:2] == ("env", "kwargs") or (key[0] == "agents" and key[2] == "cfg")]
+    texts = [key for key in left if key[:2] == ("env", "kwargs") or (key[0] in _LISTS and key[2] == "cfg")]
     told = [_told(key, value) for key, value in left.items() if key not in texts]
     told += [_told(key, left[key]) for key in texts[:_MOST_TEXTS]]
     if len(texts) > _MOST_TEXTS:
-        told.append(f"{len(texts) - _MOST_TEXTS} more texts in env.kwargs and agents.*.cfg")
+        told.append(f"{len(texts) - _MOST_TEXTS} more texts in env.kwargs, agents.*.cfg and callbacks.*.cfg")
     return told, [reason]
 
 
