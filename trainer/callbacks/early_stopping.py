@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,14 +63,15 @@ class EarlyStopping(Callback):
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Stop the loop if it is time to."""
         mean = evaluation.mean
-        if self.best is None or mean > self.best + self._min_improvement:
+        if mean > (-math.inf if self.best is None else self.best + self._min_improvement):
             self.best, self._waited = mean, 0
         else:  # also where it is NaN, because episodes did not end
             self._waited += 1
         if self._target is not None and mean >= self._target:
             self._stop(loop, f"the mean return of an evaluation is {mean:.4g}, the target {self._target:g}", evaluation)
         elif self._waited == self._patience:
-            self._stop(loop, f"{self._waited} evaluations in a row were no better than {self.best:.4g}", evaluation)
+            best = "had episodes that all ended" if self.best is None else f"were better than {self.best:.4g}"
+            self._stop(loop, f"none of the last {self._waited} evaluations {best}", evaluation)
 
     def _stop(self, loop: Loop, reason: str, evaluation: Evaluated) -> None:
         self._decided = (reason, evaluation.known_by)

@@ -239,17 +239,19 @@ class Loop:
     @contextmanager
     def _running(self) -> Iterator[None]:
         self._measure()
+        started: list[Callback] = []
         with ExitStack() as stack:
-            for callback in self.callbacks:
-                stack.callback(self._end, callback)  # the last first, whatever raises
-                callback.on_start(self)
             try:
+                for callback in self.callbacks:
+                    started.append(callback)
+                    stack.callback(self._end, callback)  # the last first, whatever raises
+                    callback.on_start(self)
                 yield
             except GeneratorExit:  # the loop was left early
                 pass
             except BaseException as error:
                 self.error = error
-                for callback in self.callbacks:
+                for callback in started:
                     callback.on_fault(self, error)
                 raise
 
