@@ -36,17 +36,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOrchestrator:
-    """The default orchestrator, which runs all scopes in this process.
-
-    Attributes:
-        num_threads: Number of compute threads while the trainer works. Each call sets it and restores the previous
-            number afterwards. XLA fixes its threads when it starts, and keeps this number for the rest of the process.
-        replay_limit: Most actions of an episode that are kept, so that `StepTrainer.load` can repeat the episode where
-            there is no other way to restore an environment. 0 keeps none.
-    """
+    """The default orchestrator, which runs all scopes in this process."""
 
     num_threads: int = 1
+    """Number of compute threads while the trainer works. Each call sets it and restores the previous number afterwards.
+    XLA fixes its threads when it starts, and keeps this number for the rest of the process."""
+
     replay_limit: int = 10_000
+    """Most actions of an episode that are kept, so that `StepTrainer.load` can repeat the episode where there is no
+    other way to restore an environment. 0 keeps none."""
 
     def __post_init__(self) -> None:
         check_num_threads(self.num_threads)

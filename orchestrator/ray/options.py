@@ -26,40 +26,48 @@ class RecoveryOptions:
     A worker that is lost (its process died, was stopped or froze, its node is gone, or its messages cannot be read) is
     rebuilt on a node that has room, restored from its last snapshot, and its iterations since then are played back: the
     run goes on with the numbers of a run that nobody disturbed. What environments or agents raise ends the run at once.
-
-    Attributes:
-        snapshot_every: Number of iterations from one snapshot of all workers to the next. None: so many that snapshots
-            take about 1 % of the time. 0: none are taken, and a worker that is lost ends the run.
-        snapshot_bytes: Most bytes of this process's memory for snapshots, and half as many for the requests since then;
-            None: a quarter of the machine's memory. An agent for which there is no room is named before training
-            begins: losing it ends the run.
-        snapshot_url: Folder for the snapshots, as a path or a URL that fsspec supports, instead of memory.
-        spares: Number of processes that have imported what a worker needs, and wait to replace one. Each reserves what
-            a worker does.
-        node_timeout: Seconds for which a node that does not answer is waited for, before its workers are rebuilt
-            elsewhere. If Ray says that it is dead, they are at once.
-        hang_timeout: Seconds for which a worker that answers no ping is waited for, before it is rebuilt. One that
-            computes for long answers, unless a single call holds Python's interpreter.
-        restart_timeout: Seconds for rebuilding workers, in which a node with room is waited for, too.
-        max_worker_deaths: How many workers may be lost in the whole run.
-        max_node_deaths: How many nodes may be lost in the whole run.
-        on_lost: What becomes of environments that cannot be restored exactly: ``"restart_episode"`` truncates their
-            episodes in the next iteration, and the agent goes on from its snapshot; ``"raise"`` ends the run.
-        retry_user_errors: Whether an exception of environments or agents is recovered from as the loss of a worker,
-            unless it comes again at the same timestep.
     """
 
     snapshot_every: int | None = None
+    """Number of iterations from one snapshot of all workers to the next. None: so many that snapshots take about 1 % of
+    the time. 0: none are taken, and a worker that is lost ends the run."""
+
     snapshot_bytes: int | None = None
+    """Most bytes of this process's memory for snapshots, and half as many for the requests since then; None: a quarter
+    of the machine's memory. An agent for which there is no room is named before training begins: losing it ends the
+    run."""
+
     snapshot_url: str | None = None
+    """Folder for the snapshots, as a path or a URL that fsspec supports, instead of memory."""
+
     spares: int = 0
+    """Number of processes that have imported what a worker needs, and wait to replace one. Each reserves what a worker
+    does."""
+
     node_timeout: float = 30
+    """Seconds for which a node that does not answer is waited for, before its workers are rebuilt elsewhere. If Ray
+    says that it is dead, they are at once."""
+
     hang_timeout: float = 60
+    """Seconds for which a worker that answers no ping is waited for, before it is rebuilt. One that computes for long
+    answers, unless a single call holds Python's interpreter."""
+
     restart_timeout: float = 600
+    """Seconds for rebuilding workers, in which a node with room is waited for, too."""
+
     max_worker_deaths: int = 1000
+    """How many workers may be lost in the whole run."""
+
     max_node_deaths: int = 100
+    """How many nodes may be lost in the whole run."""
+
     on_lost: OnLost = "restart_episode"
+    """What becomes of environments that cannot be restored exactly: ``"restart_episode"`` truncates their episodes in
+    the next iteration, and the agent goes on from its snapshot; ``"raise"`` ends the run."""
+
     retry_user_errors: bool = False
+    """Whether an exception of environments or agents is recovered from as the loss of a worker, unless it comes again
+    at the same timestep."""
 
     def check(self) -> None:
         """Check all values.

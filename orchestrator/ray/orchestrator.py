@@ -47,46 +47,54 @@ _ACTOR_CALLS = "steps go through plain actor calls instead of connections"
 
 @dataclass(frozen=True, kw_only=True)
 class RayOrchestrator(RecoveryOptions):
-    """An orchestrator that runs each simultaneous agent in its own Ray actor, and rebuilds actors that are lost.
-
-    Attributes, besides those of `RecoveryOptions`:
-        address: Address of the Ray cluster: ``"auto"``, ``"host:port"`` of the head node, or ``"ray://host:port"`` of
-            its client server, for a program outside of the cluster. None uses the environment variable ``RAY_ADDRESS``,
-            or starts Ray on this machine if it is not set. A process that is already connected to Ray keeps its
-            connection; Lockstep warns if the address is another one.
-        strategy: How Ray places the workers: ``"PACK"`` on as few nodes as possible, ``"SPREAD"`` over the nodes as
-            evenly as possible, ``"STRICT_SPREAD"`` each on a node of its own.
-        num_cpus: CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results: how
-            many threads it computes with is `num_threads`. Here and in the next three, give one value for all workers,
-            or a sequence with one for each simultaneous agent.
-        num_gpus: GPUs that Ray reserves for each worker: a part of one, or a whole number.
-        resources: Amounts of custom resources that Ray reserves for each worker, by name.
-        label_selector: Labels that the worker's node must have, as Ray writes them: ``{"zone": "a"}``,
-            ``{"zone": "!a"}``, ``{"zone": "in(a, b)"}``. ``{"ray.io/node-id": …}`` selects one node.
-        num_threads: Compute threads of each worker, and of this process while the trainer works. One number for all.
-        transport: How requests reach the workers. ``"connection"`` uses an authenticated connection to each worker, and
-            shared memory for large outputs on this machine. ``"ray"`` uses plain actor calls, which take a millisecond
-            more. If workers cannot be connected to, Lockstep logs the reason and uses plain actor calls.
-        sign_arrays: Whether the connections protect the values of arrays, too, from being changed on their way.
-            Everything else is protected in any case. It takes a millisecond for each megabyte.
-        start_timeout: Time to connect and to build all workers, in seconds. Workers that die, do not fit on the nodes,
-            or do not answer for a minute fail earlier.
-        step_timeout: Time for one iteration, updates included, in seconds.
-        replay_limit: As for `LocalOrchestrator`.
-    """
+    """An orchestrator that runs each simultaneous agent in its own Ray actor, and rebuilds actors that are lost."""
 
     address: str | None = None
+    """Address of the Ray cluster: ``"auto"``, ``"host:port"`` of the head node, or ``"ray://host:port"`` of its client
+    server, for a program outside of the cluster. None uses the environment variable ``RAY_ADDRESS``, or starts Ray on
+    this machine if it is not set. A process that is already connected to Ray keeps its connection; Lockstep warns if
+    the address is another one."""
+
     strategy: Strategy = "PACK"
+    """How Ray places the workers: ``"PACK"`` on as few nodes as possible, ``"SPREAD"`` over the nodes as evenly as
+    possible, ``"STRICT_SPREAD"`` each on a node of its own."""
+
     num_cpus: Amount = 1
+    """CPUs that Ray reserves for each worker. They decide where a worker runs, and never change results: how many
+    threads it computes with is `num_threads`. Here and in the next three, give one value for all workers, or a sequence
+    with one for each simultaneous agent."""
+
     num_gpus: Amount = 0
+    """GPUs that Ray reserves for each worker: a part of one, or a whole number."""
+
     resources: Amounts = field(default_factory=dict)
+    """Amounts of custom resources that Ray reserves for each worker, by name."""
+
     label_selector: Selector = field(default_factory=dict)
+    """Labels that the worker's node must have, as Ray writes them: ``{"zone": "a"}``, ``{"zone": "!a"}``,
+    ``{"zone": "in(a, b)"}``. ``{"ray.io/node-id": …}`` selects one node."""
+
     num_threads: int = 1
+    """Compute threads of each worker, and of this process while the trainer works. One number for all."""
+
     transport: Literal["connection", "ray"] = "connection"
+    """How requests reach the workers. ``"connection"`` uses an authenticated connection to each worker, and shared
+    memory for large outputs on this machine. ``"ray"`` uses plain actor calls, which take a millisecond more. If
+    workers cannot be connected to, Lockstep logs the reason and uses plain actor calls."""
+
     sign_arrays: bool = False
+    """Whether the connections protect the values of arrays, too, from being changed on their way. Everything else is
+    protected in any case. It takes a millisecond for each megabyte."""
+
     start_timeout: float = 600
+    """Time to connect and to build all workers, in seconds. Workers that die, do not fit on the nodes, or do not answer
+    for a minute fail earlier."""
+
     step_timeout: float = 300
+    """Time for one iteration, updates included, in seconds."""
+
     replay_limit: int = 10_000
+    """As `LocalOrchestrator.replay_limit`."""
 
     def __post_init__(self) -> None:
         check_num_threads(self.num_threads)

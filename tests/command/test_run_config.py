@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.schedule import examples
 from trainer.command.cli import main
 from trainer.command.run import prepare
-from trainer.command.run_config import describe, dump_config, load_config
+from trainer.command.run_config import dump_config, load_config
 from workers.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -204,19 +204,6 @@ def make(num_envs: int, *, action_space: Any, gain: int) -> Any:
     agent: Any = NullAgent()
     agent.arguments = (num_envs, str(action_space), gain)
     return agent
-
-
-def test_the_help_shows_every_key_and_its_default(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    shown = capsys.readouterr().out
-    shown_config = yaml.safe_load("\n".join(describe()))
-    shown_config["env"]["id"] = "CartPole-v1"
-    shown_config["callbacks"] = []  # one is shown, although there is none
-    text = yaml.safe_dump(shown_config)
-    assert load_config(text) == load_config("env: {id: CartPole-v1}")  # the shown values are the defaults
-    assert all(f"  {line}" in shown for line in describe())
-    assert "  discount_factor: 0.99  # Discount factor of future rewards, from 0 to 1.\n" in shown
 
 
 # Any YAML value in place of any part of a good configuration.

@@ -6,8 +6,8 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -324,7 +324,7 @@ def parse(kind: type[Any], data: Any, key: str = "") -> Any:
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Return an adapter for a list of `kind`: pydantic applies a config only to dataclasses nested in the type."""
     many: Any = list[kind]
-    return TypeAdapter(many, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
+    return TypeAdapter(many, config=ConfigDict(extra="forbid", strict=True))
 
 
 def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
@@ -383,24 +383,3 @@ def dump_config(config: RunConfig) -> str:
         ConfigError: It is too large for `load_config`.
     """
     return dump_yaml(dataclasses.asdict(config))
-
-
-def describe(kind: type[Any] = RunConfig, indent: str = "") -> Iterator[str]:
-    """Yield lines of YAML that show every key with its default and its meaning."""
-    adapter = _adapter(kind)  # type: ignore[arg-type]
-    properties = adapter.json_schema()["$defs"][kind.__name__]["properties"]
-    types = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        nested = types[item.name]
-        meaning = " ".join(properties[item.name].get("description", "").split())
-        is_list = not dataclasses.is_dataclass(nested) and any(map(dataclasses.is_dataclass, get_args(nested)))
-        if is_list:
-            nested = get_args(nested)[0]
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            yield f"{indent}{item.name}:  # {meaning}"
-            lines = list(describe(nested, f"{indent}    " if is_list else f"{indent}  "))
-            yield from [f"{indent}  - {lines[0].lstrip()}", *lines[1:]] if is_list else lines
-        else:
-            default = item.default if item.default_factory is MISSING else item.default_factory()
-            shown = "" if default is MISSING else f" {json.dumps(default)}"
-            yield f"{indent}{item.name}:{shown}  # {meaning}"

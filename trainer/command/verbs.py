@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
     from trainer.command.submit import Job
 
-__all__ = ["doctor", "evaluate", "resume", "submit", "train"]
+__all__ = ["config", "doctor", "evaluate", "resume", "submit", "train"]
 
 
 def train(options: argparse.Namespace) -> Iterator[str]:
@@ -97,7 +97,7 @@ def doctor(options: argparse.Namespace) -> Iterator[str]:
             text = read_config(options.config)
             config = _load(text, options)
         except ConfigError as error:
-            remedy = "change these keys; `lockstep train --help` lists all keys"
+            remedy = "change these keys; `lockstep config` lists all keys"
             broken = [Finding("configuration", str(error), remedy)]
     if config is not None and not options.trust:
         check_config(options.config, text, config, options.overrides)
@@ -132,6 +132,16 @@ def submit(options: argparse.Namespace) -> Iterator[str]:
             yield from stop(options.stop, jobs, place)
         else:
             yield from follow(options.follow, jobs, place)
+
+
+def config(options: argparse.Namespace) -> Iterator[str]:
+    """List every key of a configuration with its default and its meaning, as YAML.
+
+    Lists of their own show the keys of PPO and of the local and the Ray orchestrator.
+    """
+    from trainer.command.keys import list_keys
+
+    yield from list_keys()
 
 
 def _run_there(options: argparse.Namespace, job: Job) -> Iterator[str]:
