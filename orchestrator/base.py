@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from workers.envs.statistics import Statistics
-from workers.errors import ConfigError, Failure, WorkerError, build_error
+from workers.errors import ConfigError, Failure, WorkerError, build_error, check_keys
 from workers.frameworks import Framework
 from workers.node import node_name
 from workers.scope.env_slice import EnvSlice
@@ -27,7 +28,11 @@ __all__ = [
     "check_replay_limit",
     "close_environments",
     "failure_here",
+    "names_keys",
 ]
+
+
+T = TypeVar("T")
 
 
 class Recovered(NamedTuple):
@@ -267,6 +272,20 @@ def check_replay_limit(replay_limit: object) -> None:
             f"replay_limit is {reprlib.repr(replay_limit)}; expected an integer of at least 0: the most actions of an "
             "episode that are kept, so that the episode can be repeated"
         )
+
+
+def names_keys(kind: type[T]) -> type[T]:
+    """Make an unknown keyword of a dataclass a `ConfigError` that names those there are."""
+    build: Any = kind.__init__
+    allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+
+    @wraps(build)
+    def checked(self: T, *args: Any, **options: Any) -> None:
+        check_keys(options, allowed, kind.__name__)
+        build(self, *args, **options)
+
+    kind.__init__ = checked  # type: ignore[method-assign]
+    return kind
 
 
 def check_num_threads(num_threads: object) -> None:

@@ -17,6 +17,7 @@ from orchestrator.base import (
     check_replay_limit,
     close_environments,
     failure_here,
+    names_keys,
 )
 from orchestrator.merge import share_outcome
 from workers.envs.statistics import Statistics
@@ -34,6 +35,7 @@ __all__ = ["LocalOrchestrator"]
 T = TypeVar("T")
 
 
+@names_keys
 @dataclass(frozen=True, kw_only=True)
 class LocalOrchestrator:
     """The default orchestrator, which runs all scopes in this process."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
-from workers.errors import ConfigError
+from workers.errors import ConfigError, check_keys
 from workers.types import is_integer
 
 __all__ = ["StepTrainerCfg", "StepTrainerCfgDict", "resolve_cfg"]
@@ -89,10 +89,7 @@ def resolve_cfg(cfg: StepTrainerCfg | StepTrainerCfgDict | Mapping[str, Any]) ->
         ConfigError: `cfg` is not a configuration, has unknown keys, or has invalid values.
     """
     if isinstance(cfg, Mapping):
-        names = [field.name for field in fields(StepTrainerCfg)]
-        if unknown := [key for key in cfg if key not in names]:
-            keys = f"key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}"
-            raise ConfigError(f"cfg: unknown {keys}; allowed keys: {', '.join(names)}")
+        check_keys(cfg, [field.name for field in fields(StepTrainerCfg)], "cfg")
         cfg = StepTrainerCfg(**cfg)
     if not isinstance(cfg, StepTrainerCfg):
         kind = f"{type(cfg).__module__}.{type(cfg).__qualname__}"

@@ -21,6 +21,7 @@ All exceptions can be pickled: they carry only plain data.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "ScopeError",
     "WorkerError",
     "build_error",
+    "check_keys",
     "close_all",
     "close_or_log",
     "ends_process",
@@ -51,6 +53,7 @@ __all__ = [
     "marks_row",
     "message_of",
     "type_name",
+    "which_keys",
 ]
 
 _logger = logging.getLogger("lockstep")
@@ -98,6 +101,29 @@ class EvaluationError(LockstepError, RuntimeError):
 
 class DivergedError(LockstepError, ArithmeticError):
     """An agent holds NaN or infinity and would replace a stored agent that does not."""
+
+
+def check_keys(given: Iterable[object], allowed: Sequence[str], owner: str) -> None:
+    """Check the names of what a configuration sets.
+
+    Args:
+        given: The names.
+        allowed: Those that there are.
+        owner: The configuration, for the error.
+
+    Raises:
+        ConfigError: Some are unknown; the message names them, those that are spelt alike, and all allowed ones.
+    """
+    if unknown := [key for key in given if key not in allowed]:
+        keys = f"key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}"
+        raise ConfigError(f"{owner}: unknown {keys}; {which_keys(unknown, allowed)}")
+
+
+def which_keys(unknown: Iterable[object], allowed: Sequence[str]) -> str:
+    """Return what to use instead of unknown keys, in words."""
+    alike = [close for key in unknown for close in difflib.get_close_matches(str(key), allowed, n=1)]
+    hint = f"did you mean {', '.join(map(repr, dict.fromkeys(alike)))}? Allowed" if alike else "allowed"
+    return f"{hint} keys: {', '.join(allowed)}"
 
 
 def mark_row(error: BaseException, row: int, owner: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from ray import cloudpickle
 
-from orchestrator.base import Plan, build_environments, check_num_threads, check_replay_limit
+from orchestrator.base import Plan, build_environments, check_num_threads, check_replay_limit, names_keys
 from orchestrator.ray.actor_calls import ActorCalls
 from orchestrator.ray.bundles import Amount, Amounts, Bundle, Selector, check_options, make_bundles
 from orchestrator.ray.cluster import Cluster, connect
@@ -45,6 +45,7 @@ _logger = logging.getLogger("lockstep")
 _ACTOR_CALLS = "steps go through plain actor calls instead of connections"
 
 
+@names_keys
 @dataclass(frozen=True, kw_only=True)
 class RayOrchestrator(RecoveryOptions):
     """An orchestrator that runs each simultaneous agent in its own Ray actor, and rebuilds actors that are lost."""

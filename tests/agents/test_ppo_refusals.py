@@ -48,7 +48,9 @@ def test_wrong_config_values_are_named(framework, name, value):
 
 def test_config_is_checked_and_copied(framework):
     assert PPOCfg().validate()
-    with pytest.raises(ConfigError, match="unknown PPO options rolouts; expected any of rollouts"):
+    with pytest.raises(
+        ConfigError, match=r"PPOCfg: unknown key 'rolouts'; did you mean 'rollouts'\? Allowed keys: rollouts"
+    ):
         make(framework, rolouts=3)
     with pytest.raises(ConfigError, match="is 13; expected at most rollouts x num_envs = 4 x 3 = 12"):
         make(framework, mini_batches=13)

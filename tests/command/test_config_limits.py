@@ -48,8 +48,8 @@ TEXTS = {
     "dashes": ("- " * (LARGEST_TEXT // 2), TOO_DEEP),
     "digits": ("seed: " + "9" * 5000, f"line 1, column 7: {TOO_LONG}"),
     "hexadecimal digits": ("seed: 0x" + "f" * (LARGEST_TEXT - 8), TOO_LONG),
-    "base 60": ("seed: 1" + ":59" * (LARGEST_TEXT // 3 - 3), TOO_LONG),
-    "base 60 with a fraction": ("seed: 1" + ":59" * (LARGEST_TEXT // 3 - 4) + ".5", TOO_LONG),
+    "base 60": ("seed: !!int 1" + ":59" * (LARGEST_TEXT // 3 - 6), TOO_LONG),
+    "base 60 with a fraction": ("seed: !!float 1" + ":59" * (LARGEST_TEXT // 3 - 7) + ".5", TOO_LONG),
     # loops
     "an anchor in itself": ("&a [*a]", "line 1, column 5: an anchor contains itself"),
     "a merged mapping in itself": ("a: &a {<<: *a}", "an anchor contains itself"),

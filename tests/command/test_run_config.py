@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.schedule import examples
 from trainer.command.cli import main
+from trainer.command.config_file import dump_yaml, load_yaml
 from trainer.command.run import prepare
 from trainer.command.run_config import dump_config, load_config
 from workers.errors import ConfigError
@@ -61,6 +62,9 @@ def error_of(data: Any, *overrides: str) -> str:
         ),
         ("agents.1.device=cpu", "agents.1 is for the device 'cpu', but examples.custom_agent:Greedy has no parameter"),
         ("agents.0.device=3", "agents.0.device is 3; expected a valid string"),
+        # numbers and texts
+        ("trainer.timesteps=1e4", "trainer.timesteps is 10000.0; expected a valid integer: write 10000"),
+        ("trainer.timesteps=1e-4", "trainer.timesteps is 0.0001; expected a valid integer"),
         # ranges
         ("env.num_envs=0", "env.num_envs is 0; expected an integer of at least 1"),
         ("trainer.timesteps=-1", "trainer: cfg: timesteps is -1; expected an integer of at least 0"),
@@ -106,7 +110,7 @@ def error_of(data: Any, *overrides: str) -> str:
         ("env.id=nowhere:Nothing-v0", "env.id: nowhere:Nothing-v0 cannot be built with env.kwargs {}: ModuleNotFoundE"),
         ("env.kwargs={gravity: 1}", "env.id: CartPole-v1 cannot be built with env.kwargs {'gravity': 1}: TypeError"),
         ("env={factory: nowhere:build}", "env.factory is 'nowhere:build', which cannot be imported"),
-        ("env={factory: os:getcwd}", "env.factory: os:getcwd cannot be built with env.kwargs {}: TypeError"),
+        ("env={factory: os:getcwd}", "env.factory: getcwd cannot be called as build(num_envs, first_env)"),
         ("env={factory: builtins:range}", "env.factory: builtins.range cannot be wrapped; expected"),
     ],
 )
@@ -269,6 +273,15 @@ def test_a_malformed_configuration_never_ends_in_a_bare_traceback(data: Any):
         if code == 2:
             assert err.getvalue().startswith("lockstep: ")
             assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(("text", "value"), [("12:30", "12:30"), ("1:2.5", "1:2.5"), ("10_000", 10_000), ("1e4", 1e4)])
+def test_a_time_is_a_text_and_a_number_may_have_underscores(text: str, value: Any):
+    assert load_yaml(f"name: {text}", [f"env.kwargs.start={text}"]) == {
+        "name": value,
+        "env": {"kwargs": {"start": value}},
+    }
+    assert load_yaml(dump_yaml({"name": value})) == {"name": value}
 
 
 def test_devices_of_all_agents_and_of_each():

@@ -98,7 +98,10 @@ def test_resolve():
 def test_unknown_keys_are_all_named():
     with pytest.raises(ConfigError) as caught:
         resolve_cfg({"timestep": 5, "headless": True, "render": 1})
-    assert str(caught.value) == f"cfg: unknown keys 'timestep', 'render'; allowed keys: {', '.join(FIELDS)}"
+    assert (
+        str(caught.value)
+        == f"cfg: unknown keys 'timestep', 'render'; did you mean 'timesteps'? Allowed keys: {', '.join(FIELDS)}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import torch
 from gymnasium.spaces import Box
 
 from orchestrator import LocalOrchestrator
+from orchestrator.ray import RayOrchestrator
 from tests.support.agents import NullAgent, RecordingAgent
 from tests.support.envs import CountingEnv, build_counting
 from tests.support.foreign import ForeignEnv, trainer_of
+from workers.agents.ppo import resolve_cfg
 from workers.envs import EnvFactory, Wrapper, wrap_env
 from workers.errors import AgentError, ConfigError, EnvError, ScopeError, WorkerError
 
@@ -55,7 +57,11 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"more simultaneous agents \(3\) than environments \(2\)",
     ),
     "no agents": ({"agents": []}, AgentError, "empty list"),
-    "unknown key": ({"cfg": {"timestep": 3}}, ConfigError, r"unknown key 'timestep'; allowed keys: timesteps"),
+    "unknown key": (
+        {"cfg": {"timestep": 3}},
+        ConfigError,
+        r"unknown key 'timestep'; did you mean 'timesteps'\? Allowed",
+    ),
     "negative timesteps": ({"cfg": {"timesteps": -1}}, ConfigError, "timesteps is -1; expected"),
     "negative seed": ({"seed": -1}, ConfigError, "seed is -1"),
     "seed of another type": ({"seed": "one"}, ConfigError, "seed is 'one'"),
@@ -170,3 +176,37 @@ def test_negative_timestep_is_refused_and_loses_nothing():
                 trainer.train(**bad)
         trainer.train()
         assert trainer.agents[0].records()[0]["timestep"] == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (RayOrchestrator, "RayOrchestrator: unknown key 'num_cpu'; did you mean 'num_cpus'? Allowed keys: "),
+        (LocalOrchestrator, "LocalOrchestrator: unknown key 'num_cpu'; allowed keys: num_threads, replay_limit"),
+        (lambda **cfg: resolve_cfg(cfg), "PPOCfg: unknown key 'num_cpu'; allowed keys: rollouts, "),
+    ],
+)
+def test_an_unknown_keyword_is_named_with_those_there_are(build: Any, message: str):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(num_cpu=2)
+
+
+def test_every_unknown_keyword_gets_its_hint():
+    message = "unknown keys 'step_timout', 'x', 'spare'; did you mean 'step_timeout', 'spares'? Allowed keys: "
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        RayOrchestrator(step_timout=1, x=2, spare=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "build", [lambda n: [], lambda: [], lambda n, first, more: [], lambda *, num_envs, first_env: []]
+)
+def test_a_factory_of_environments_says_how_it_is_called(build: Any):
+    with pytest.raises(
+        EnvError, match=r"cannot be called as build\(num_envs, first_env\), .* lambda num_envs, first_env"
+    ):
+        EnvFactory(build, num_envs=2)
+
+
+@pytest.mark.parametrize("build", [lambda n, first: [], lambda *rows: [], lambda n, first, more=3: []])
+def test_a_factory_of_environments_may_have_other_parameters(build: Any):
+    assert EnvFactory(build, num_envs=2).build(1, 0) == []

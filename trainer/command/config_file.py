@@ -84,7 +84,7 @@ def dump_yaml(data: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of YAML's safe types, within limits. 1e-3 is a number, as in YAML 1.2, and duplicate keys are errors."""
+    """Loader of YAML's safe types, within limits. 1e-3 is a number and 12:30 a text; duplicate keys are errors."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -116,6 +116,11 @@ class _Loader(yaml.SafeLoader):
                 _check(key.value not in seen, f"duplicate key {shortened(key.value)}", key.start_mark)
                 seen.add(key.value)
         return node
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        is_sexagesimal = tag in (f"{_TAG}int", f"{_TAG}float") and ":" in value
+        return f"{_TAG}str" if is_sexagesimal else tag
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         is_number = node.tag in (f"{_TAG}int", f"{_TAG}float")

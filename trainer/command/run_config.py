@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from orchestrator.scopes import resolve_scopes
 from trainer._redaction import is_secret, redacted
 from trainer.command.config_file import LONGEST_TOLD, dump_yaml, load_yaml, shortened
 from trainer.config import StepTrainerCfg
-from workers.errors import ConfigError, ScopeError
+from workers.errors import ConfigError, ScopeError, which_keys
 
 __all__ = [
     "AgentConfig",
@@ -334,9 +333,7 @@ def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
         return f"{place} contains a character that is not Unicode, or too many levels ({detail['msg']})"
     if detail["type"] == "unexpected_keyword_argument":
         allowed = [field.name for field in dataclasses.fields(_type_at(kind, location[:-1]))]
-        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-        hint = f"did you mean {close[0]!r}? Allowed" if close else "allowed"
-        return f"{place}: unknown key; {hint} keys: {', '.join(allowed)}"
+        return f"{place}: unknown key; {which_keys(location[-1:], allowed)}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{place} is missing"
     if detail["type"] == "value_error":
@@ -344,6 +341,8 @@ def _explain(kind: type[Any], key: str, detail: ErrorDetails) -> str:
     expected = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
     if detail["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
         expected = "a mapping of keys to values"
+    if detail["type"] == "int_type" and isinstance(detail["input"], float) and detail["input"].is_integer():
+        expected += f": write {int(detail['input'])}"  # 1e4 is a float
     given = redacted(detail["input"], within=any(map(is_secret, location)))
     return f"{place} is {shortened(given)}; expected {expected}"
 

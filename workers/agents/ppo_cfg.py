@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from workers.errors import ConfigError
+from workers.errors import ConfigError, check_keys
 from workers.types import is_integer
 
 __all__ = ["PPOCfg", "resolve_cfg"]
@@ -129,10 +129,7 @@ def _check(valid: bool, cfg: PPOCfg, name: str, expected: str) -> None:
 def resolve_cfg(cfg: PPOCfg | Mapping[str, Any] | None) -> PPOCfg:
     """Return a validated copy of `cfg`, so that it is not shared with the caller."""
     if isinstance(cfg, Mapping):
-        names = [field.name for field in fields(PPOCfg)]
-        unknown = [str(key) for key in cfg if key not in names]
-        if unknown:
-            raise ConfigError(f"unknown PPO options {', '.join(unknown)}; expected any of {', '.join(names)}")
+        check_keys(cfg, [field.name for field in fields(PPOCfg)], "PPOCfg")
         cfg = PPOCfg(**cfg)
     elif cfg is None:
         cfg = PPOCfg()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
+from workers.errors import EnvError
 from workers.types import Array
 
 __all__ = ["EnvFactory", "MultiAgentEnvWrapper", "Wrapper", "recipe_of"]
@@ -25,6 +27,9 @@ class EnvFactory:
         num_envs: Total number of environments.
         framework: Name of the framework whose arrays the environments take and return; the trainer's if None.
         allow_nonfinite: Whether observations, states and rewards may be NaN or infinite, which is an error otherwise.
+
+    Raises:
+        EnvError: `build` cannot be called with two arguments.
     """
 
     build: Callable[[int, int], Any]
@@ -32,6 +37,19 @@ class EnvFactory:
     num_envs: int
     framework: str | None = None
     allow_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            inspect.signature(self.build).bind(1, 0)
+        except ValueError:  # not written in Python
+            pass
+        except TypeError as error:
+            function = getattr(self.build, "func", self.build)  # of a partial, whose arguments may be secret
+            build = getattr(function, "__qualname__", type(function).__qualname__)
+            raise EnvError(
+                f"{build} cannot be called as build(num_envs, first_env), to build the environments of some rows "
+                f"({error}); pass a function such as lambda num_envs, first_env: [MyEnv() for _ in range(num_envs)]"
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
