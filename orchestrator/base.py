@@ -284,7 +284,7 @@ def names_keys(kind: type[T]) -> type[T]:
         check_keys(options, allowed, kind.__name__)
         build(self, *args, **options)
 
-    kind.__init__ = checked  # type: ignore[method-assign]
+    kind.__init__ = checked  # type: ignore[assignment, method-assign]
     return kind
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
 
@@ -18,7 +19,7 @@ from tests.support.envs import NoisyEnv
 from tests.support.foreign import ForeignEnv
 from tests.support.multi_agent_envs import game_factory, noisy_team_factory, team_factory
 from tests.support.processes import descendants
-from workers.envs import EnvFactory, check_env, make_env, wrap_env
+from workers.envs import EnvFactory, Wrapper, check_env, make_env, wrap_env
 from workers.errors import EnvError
 
 
@@ -306,3 +307,63 @@ class Squares(gymnasium.Env[Any, Any]):
 def test_a_category_outside_of_the_space_is_rejected():
     with pytest.raises(EnvError, match=r"row 0: an observation is 64; expected one in Discrete\(50\)"):
         check_env(Squares)
+
+
+class Batch(Wrapper):
+    """Environments that are a batch of their own: the observation is the row, and the number of steps."""
+
+    framework = "torch"
+    made = 0
+    closed = 0
+
+    def __init__(self, num_envs: int = 2, first_env: int = 0, *, fault: float = 0.0) -> None:
+        self.num_envs, self._first, self._fault = num_envs, first_env, fault
+        self.observation_space, self.action_space = Box(-np.inf, np.inf, (2,)), Discrete(2)
+        Batch.made += 1
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        self._observations = torch.zeros(self.num_envs, 2)
+        self._observations[:, 0] = torch.arange(self._first, self._first + self.num_envs)
+        return self._observations.clone(), {}
+
+    def step(self, actions: Any) -> Any:
+        self._observations[:, 1] += 1 + self._fault * self.num_envs
+        flags = torch.zeros(self.num_envs, 1, dtype=torch.bool)
+        return self._observations.clone(), torch.zeros(self.num_envs, 1), flags, flags, {}
+
+    def render(self) -> None: ...
+
+    def close(self) -> None:
+        Batch.closed += 1
+
+
+class Demanding(Batch):
+    def __init__(self, num_envs: int, first_env: int) -> None:
+        super().__init__(num_envs, first_env)
+
+
+@pytest.mark.parametrize("build", [Batch, Demanding, lambda: Batch(5), lambda n, first: Batch(n, first)])
+def test_wrappers_of_ones_own_pass_with_whatever_builds_them(build: Any):
+    before = Batch.made - Batch.closed
+    check_env(build, steps=5)
+    assert Batch.made - Batch.closed == before
+
+
+def test_a_function_that_builds_rows_is_checked_as_a_factory():
+    with pytest.raises(
+        EnvError, match="observations of rows 1 and 2 differ between a batch of 3 rows and one that sta"
+    ):
+        check_env(lambda n, first: Batch(n, first, fault=0.5), steps=5)
+
+
+def test_a_function_that_cannot_be_called_is_refused():
+    with pytest.raises(EnvError, match=r"cannot be called as build\(num_envs, first_env\)"):
+        check_env(lambda row: Batch())
+
+
+def test_what_a_wrapper_does_not_set_is_named():
+    class Unset(Batch):
+        def __init__(self) -> None: ...
+
+    with pytest.raises(EnvError, match="Unset lacks num_envs, observation_space, action_space"):
+        check_env(Unset())

@@ -52,11 +52,7 @@ class FakeEnv(Wrapper):
 
     def __init__(self, action_space: Any) -> None:
         self.device = torch.device(DEVICE, 0)
-        self._action_space = action_space
-
-    @property
-    def action_space(self) -> Any:
-        return self._action_space
+        self.action_space = action_space
 
     def reset(self, *, seed: int | None = None) -> Any:
         return torch.zeros(ENVS, 5, device=self.device), {}

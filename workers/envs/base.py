@@ -77,6 +77,7 @@ class _EnvWrapper(ABC):
 
     Attributes:
         framework: Name of the framework whose arrays the environment takes and returns.
+        num_envs: Number of environments.
         recipe: Factory that rebuilds the same environments for any range of rows; None if they cannot be rebuilt.
         gives_arrays_away: Whether the returned arrays are not shared: the environment neither writes to nor reads them
             again. If nothing else uses them either, the agent receives them without a copy.
@@ -84,6 +85,7 @@ class _EnvWrapper(ABC):
     """
 
     framework: str
+    num_envs: int
     recipe: EnvFactory | None = None
     gives_arrays_away = False
     allow_nonfinite = False
@@ -91,11 +93,6 @@ class _EnvWrapper(ABC):
     def __str__(self) -> str:
         """Return the name for messages: that of the environment that is wrapped, if the wrapper knows it."""
         return getattr(self, "_name", type(self).__qualname__)
-
-    @property
-    @abstractmethod
-    def num_envs(self) -> int:
-        """Number of environments."""
 
     @abstractmethod
     def render(self) -> Any:
@@ -116,22 +113,16 @@ class Wrapper(_EnvWrapper):
 
     Arrays, masks included, belong to the framework and may be on any device. They stay there unless Ray sends them:
     `StepTrainer.train` returns what ``step`` returned.
+
+    Attributes, set in the class or in its ``__init__``, besides `framework` and `num_envs`:
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        state_space: State space of one environment; None if there are no states.
     """
 
-    @property
-    @abstractmethod
-    def observation_space(self) -> Any:
-        """Observation space of one environment."""
-
-    @property
-    @abstractmethod
-    def action_space(self) -> Any:
-        """Action space of one environment."""
-
-    @property
-    def state_space(self) -> Any | None:
-        """State space of one environment; None if there are no states."""
-        return None
+    observation_space: Any
+    action_space: Any
+    state_space: Any | None = None
 
     @abstractmethod
     def reset(self, *, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
@@ -175,32 +166,23 @@ class MultiAgentEnvWrapper(_EnvWrapper):
       marks these environments; ``infos["final_obs"][agent]`` and ``infos["final_state"][agent]`` hold the values
       before the reset.
 
-    Attributes:
+    Attributes, set in the class or in its ``__init__``, besides `framework` and `num_envs`:
+        possible_agents: Names of all agents that can ever appear, in a fixed order.
+        observation_spaces: Observation space of each agent in one environment.
+        action_spaces: Action space of each agent in one environment.
         dead_rows_are_zero: Whether the rows of dead agents are certain to be zero. If not, they may hold anything where
             ``infos["alive"]`` is False, and are not checked.
     """
 
+    possible_agents: list[str]
+    observation_spaces: dict[str, Any]
+    action_spaces: dict[str, Any]
     dead_rows_are_zero = False
-
-    @property
-    @abstractmethod
-    def possible_agents(self) -> list[str]:
-        """Names of all agents that can ever appear, in a fixed order."""
 
     @property
     @abstractmethod
     def agents(self) -> list[str]:
         """Names of the agents that are alive in any environment."""
-
-    @property
-    @abstractmethod
-    def observation_spaces(self) -> dict[str, Any]:
-        """Observation space of each agent in one environment."""
-
-    @property
-    @abstractmethod
-    def action_spaces(self) -> dict[str, Any]:
-        """Action space of each agent in one environment."""
 
     @property
     def state_spaces(self) -> dict[str, Any | None]:

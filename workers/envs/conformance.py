@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,11 +11,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env as check_single
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from workers.by_agent import map_arrays
 from workers.envs.base import EnvFactory, MultiAgentEnvWrapper, Wrapper, recipe_of
-from workers.envs.checking import check_wrapped, is_multi_agent
+from workers.envs.checking import check_wrapped, is_multi_agent, is_wrapped
 from workers.envs.making import build_rows, closed_on_error, closers_of, wrap_env
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
@@ -56,14 +58,20 @@ def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
             check_env(MyEnv)
 
     Args:
-        env: A class or function that makes one environment (Gymnasium or PettingZoo), an `EnvFactory`, or any
-            environment that a trainer takes. One that is handed over is reset and stepped, but not closed.
+        env: A class or function that makes an environment (Gymnasium, PettingZoo, or any that a trainer takes); an
+            `EnvFactory`, or its function ``build(num_envs, first_env)``; or any environment that a trainer takes. One
+            that is handed over is reset and stepped, but not closed.
         framework: Name of the framework for an environment that is not wrapped.
         steps: Number of steps; episodes should end in it.
 
     Raises:
         EnvError: The environment breaks a rule; the message says which.
     """
+    if _makes_one(env):
+        with _closed(env()) as made:
+            if isinstance(made, VectorEnv) or is_wrapped(made):  # it cannot be built for any rows
+                check_env(made, framework=framework, steps=steps)
+                return
     factory = _factory(env)
     if factory is None:
         given = [env] if isinstance(env, gymnasium.Env) else env if isinstance(env, (list, tuple)) else []
@@ -77,6 +85,7 @@ def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
     framework = factory.framework or framework
     if not factory.allow_nonfinite:
         with _closed(factory.build(1, 0)) as built:
+            framework = getattr(built, "framework", framework)
             for single in built if isinstance(built, (list, tuple)) else []:
                 _check_single(single)
     rows = min(factory.num_envs, _ROWS)
@@ -92,9 +101,26 @@ def check_env(env: Any, *, framework: str = "numpy", steps: int = 200) -> None:
 
 def _factory(env: Any) -> EnvFactory | None:
     """Return what builds the environment for any range of rows; None if that is unknown."""
-    if isinstance(env, type) or (callable(env) and not hasattr(env, "step")):
+    if _makes_one(env):
         return EnvFactory(lambda num_envs, first_env: [env() for _ in range(num_envs)], num_envs=_ROWS)
-    return recipe_of(env)
+    return EnvFactory(env, num_envs=_ROWS) if _is_function(env) else recipe_of(env)
+
+
+def _makes_one(env: Any) -> bool:
+    """Return whether this is a function or a class that is called without arguments."""
+    try:
+        if _is_function(env):
+            inspect.signature(env).bind()
+            return True
+    except TypeError:
+        pass
+    except ValueError:  # not written in Python
+        return True
+    return False
+
+
+def _is_function(env: Any) -> bool:
+    return isinstance(env, type) or (callable(env) and not hasattr(env, "step"))
 
 
 @contextmanager

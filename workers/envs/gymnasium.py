@@ -7,7 +7,6 @@ from functools import partial
 from reprlib import repr as short
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
@@ -64,10 +63,12 @@ class GymnasiumWrapper(Wrapper):
         self._name = str(env)
         self.framework = framework
         self._framework = load_framework(framework)
-        for kind in ("observation", "action"):
-            check_space(getattr(env, f"single_{kind}_space"), f"{self._name}: {kind} space")
-        self._action_width = action_width(env.single_action_space)
-        self._mask_columns = mask_columns(env.single_observation_space)
+        self.num_envs = env.num_envs
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+        check_space(self.observation_space, f"{self._name}: observation space")
+        check_space(self.action_space, f"{self._name}: action space")
+        self._action_width = action_width(self.action_space)
+        self._mask_columns = mask_columns(self.observation_space)
         try:
             self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         except (KeyError, ValueError) as error:
@@ -85,34 +86,14 @@ class GymnasiumWrapper(Wrapper):
         # in another process, or a class of the user, a copy may overwrite its final observation by a reset
         self._doubts_final = not isinstance(base, CheckedSyncVectorEnv)
         first = base.envs[0].unwrapped if isinstance(base, SyncVectorEnv) else env
-        self._state_space = getattr(first, "state_space", None) if callable(getattr(first, "state", None)) else None
-        if self._state_space is not None:
-            check_space(self._state_space, f"{self._name}: state space")
-        if self._state_space is not None and self._mode is AutoresetMode.SAME_STEP:
+        self.state_space = getattr(first, "state_space", None) if callable(getattr(first, "state", None)) else None
+        if self.state_space is not None:
+            check_space(self.state_space, f"{self._name}: state space")
+        if self.state_space is not None and self._mode is AutoresetMode.SAME_STEP:
             raise EnvError(
                 f"{self._name} has states, but autoreset mode SAME_STEP loses the final ones; "
                 "build it with autoreset_mode=AutoresetMode.DISABLED"
             )
-
-    @property
-    def num_envs(self) -> int:
-        """Number of environments."""
-        return self._env.num_envs
-
-    @property
-    def observation_space(self) -> gymnasium.Space[Any]:
-        """Observation space of one environment."""
-        return self._env.single_observation_space
-
-    @property
-    def action_space(self) -> gymnasium.Space[Any]:
-        """Action space of one environment."""
-        return self._env.single_action_space
-
-    @property
-    def state_space(self) -> gymnasium.Space[Any] | None:
-        """State space of one environment; None if there are no states."""
-        return self._state_space
 
     def prove_reset_mask(self, *, seed: int, first_env: int) -> None:
         """Check that the environment resets by mask, if that is needed and unknown; see `prove_reset_mask`."""
@@ -239,16 +220,16 @@ class GymnasiumWrapper(Wrapper):
         return native_actions(space, flat, self.num_envs, self._action_width, self._name)
 
     def _native_state(self) -> NumpyArray | None:
-        if self._state_space is None:
+        if self.state_space is None:
             return None
         if isinstance(base := self._env.unwrapped, SyncVectorEnv):
-            rows = SampleRows(self._state_space, self.num_envs, "a state", self._name)
+            rows = SampleRows(self.state_space, self.num_envs, "a state", self._name)
             for row, copy in enumerate(base.envs):
                 with marks_row(row, self._name):
                     rows.add(row, copy.get_wrapper_attr("state")())
             states = rows.flat()
         else:
-            states = flatten_rows(self._state_space, self._env.state())  # type: ignore[attr-defined]
+            states = flatten_rows(self.state_space, self._env.state())  # type: ignore[attr-defined]
         return states.astype(np.float32, copy=False)
 
 

@@ -78,18 +78,19 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         self.envs = copies = [as_parallel(env) for env in envs]
         first = copies[0]
         self._name = str(first)
-        self._names = _checked_names(first, self._name)
-        self._copies = [TeamCopy(env, frozenset(self._names)) for env in copies]
-        self._spaces = {name: first.observation_space(name) for name in self._names}
-        self._action_spaces = {name: first.action_space(name) for name in self._names}
-        for kind, spaces in (("observation", self._spaces), ("action", self._action_spaces)):
+        self.num_envs = len(copies)
+        self.possible_agents = _checked_names(first, self._name)
+        self._copies = [TeamCopy(env, frozenset(self.possible_agents)) for env in copies]
+        self.observation_spaces = {name: first.observation_space(name) for name in self.possible_agents}
+        self.action_spaces = {name: first.action_space(name) for name in self.possible_agents}
+        for kind, spaces in (("observation", self.observation_spaces), ("action", self.action_spaces)):
             for name, space in spaces.items():
                 check_space(space, f"{self._name}: {kind} space of {name!r}")
         for row, env in enumerate(copies):
-            check_alike(env, row, self._name, self._spaces, self._action_spaces)
-        self._action_widths = {name: action_width(space) for name, space in self._action_spaces.items()}
-        self._batch_spaces = {name: batch_space(space, len(envs)) for name, space in self._action_spaces.items()}
-        self._masks = {name: mask_columns(space) for name, space in self._spaces.items()}
+            check_alike(env, row, self._name, self.observation_spaces, self.action_spaces)
+        self._action_widths = {name: action_width(space) for name, space in self.action_spaces.items()}
+        self._batch_spaces = {name: batch_space(space, len(envs)) for name, space in self.action_spaces.items()}
+        self._masks = {name: mask_columns(space) for name, space in self.observation_spaces.items()}
         if states not in get_args(States):
             raise EnvError(f"{self._name}: states is {states!r}; expected one of {', '.join(get_args(States))}")
         self._native_state_space: Any = getattr(first, "state_space", None) if states == "own" else None
@@ -101,38 +102,18 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         self._shown: dict[str, SampleRows] = {}
 
     @property
-    def num_envs(self) -> int:
-        """Number of copies."""
-        return len(self._copies)
-
-    @property
-    def possible_agents(self) -> list[str]:
-        """Names of all agents that can ever appear, in the environment's order."""
-        return list(self._names)
-
-    @property
     def agents(self) -> list[str]:
         """Names of the agents that are alive in any copy."""
-        return [name for name in self._names if any(name in copy.members for copy in self._copies)]
-
-    @property
-    def observation_spaces(self) -> dict[str, gymnasium.Space[Any]]:
-        """Observation space of each agent in one copy."""
-        return dict(self._spaces)
-
-    @property
-    def action_spaces(self) -> dict[str, gymnasium.Space[Any]]:
-        """Action space of each agent in one copy."""
-        return dict(self._action_spaces)
+        return [name for name in self.possible_agents if any(name in copy.members for copy in self._copies)]
 
     @property
     def state_spaces(self) -> dict[str, gymnasium.Space[Any] | None]:
         """State space of each agent in one copy; None if there are no states."""
         space = self._native_state_space
         if self._has_joint_states:
-            width = sum(flatdim(space) for space in self._spaces.values())
+            width = sum(flatdim(space) for space in self.observation_spaces.values())
             space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        return dict.fromkeys(self._names, space)
+        return dict.fromkeys(self.possible_agents, space)
 
     def reset(self, *, seed: int | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
         """Start all copies; see `MultiAgentEnvWrapper.reset`."""
@@ -159,11 +140,11 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
                 space, no reward or flag of an agent that acted, something else as a reward or flag (such as None), or
                 infos with a key that the wrapper adds itself.
         """
-        native = {name: self._native_actions(name, actions) for name in self._names}
+        native = {name: self._native_actions(name, actions) for name in self.possible_agents}
         taken = {name: list(iterate(self._batch_spaces[name], batch)) for name, batch in native.items()}
-        rewards = {name: np.zeros((self.num_envs, 1)) for name in self._names}
+        rewards = {name: np.zeros((self.num_envs, 1)) for name in self.possible_agents}
         terminated, truncated = (
-            {name: np.zeros((self.num_envs, 1), np.bool_) for name in self._names} for _ in range(2)
+            {name: np.zeros((self.num_envs, 1), np.bool_) for name in self.possible_agents} for _ in range(2)
         )
         self.log.add(native, rewards)
         shown = self._observation_rows()
@@ -209,7 +190,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         if rows is not None:
             self._in_each(lambda row, copy: rows.add(row, copy.state()))
             states = _flat_states(rows)
-        return dict.fromkeys(self._names, None if states is None else self._framework.from_numpy(states))
+        return dict.fromkeys(self.possible_agents, None if states is None else self._framework.from_numpy(states))
 
     def render(self) -> Any:
         """Render all copies, if they were made with a render mode."""
@@ -224,8 +205,10 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     def _native_actions(self, name: str, actions: dict[str, Array]) -> Any:
         """Return the agent's actions for all copies, in a vector environment's format."""
         if name not in actions:
-            raise EnvError(f"{self._name}: actions are given for {list(actions)}; expected actions for {self._names}")
-        space, flat = self._action_spaces[name], self._framework.to_numpy(actions[name])
+            raise EnvError(
+                f"{self._name}: actions are given for {list(actions)}; expected actions for {self.possible_agents}"
+            )
+        space, flat = self.action_spaces[name], self._framework.to_numpy(actions[name])
         return native_actions(space, flat, self.num_envs, self._action_widths[name], f"{self._name}: {name!r}")
 
     def _reset_copy(self, row: int, seed: int | None = None) -> tuple[ByAgent, dict[str, Any]]:
@@ -247,7 +230,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     def _observation_rows(self) -> dict[str, SampleRows]:
         return {
             name: SampleRows(space, self.num_envs, f"the observation of {name!r}", self._name)
-            for name, space in self._spaces.items()
+            for name, space in self.observation_spaces.items()
         }
 
     def _state_rows(self) -> SampleRows | None:
@@ -260,7 +243,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
     def _tell(self, infos: dict[str, Any], observations: dict[str, NumpyArray], shown: dict[str, SampleRows]) -> None:
         """Add to the infos which agents act next and which of their actions are legal."""
         acting = [copy.acting() for copy in self._copies]
-        alive = {name: np.array([[name in names] for names in acting]) for name in self._names}
+        alive = {name: np.array([[name in names] for names in acting]) for name in self.possible_agents}
         infos["alive"] = self._to_framework(alive)
         for name, columns in self._masks.items():
             if columns is not None:
@@ -282,11 +265,11 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         if states is not None:
             joined = _flat_states(states)
         if joined is not None:
-            infos["final_state"] = dict.fromkeys(self._names, self._framework.from_numpy(joined))
+            infos["final_state"] = dict.fromkeys(self.possible_agents, self._framework.from_numpy(joined))
             infos["_final_state"] = mask.copy()
 
     def _joined(self, observations: dict[str, NumpyArray]) -> NumpyArray:
-        return np.concatenate([observations[name].astype(np.float32) for name in self._names], axis=1)
+        return np.concatenate([observations[name].astype(np.float32) for name in self.possible_agents], axis=1)
 
     def copy_of(self, row: int) -> TeamCopy:
         """Return a copy, to store or restore it; see `workers.envs.states.rows.Copies` for this and the following."""
@@ -300,9 +283,11 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
 
     def converted(self, observation: ByAgent) -> dict[str, Any]:
         """Return observations in the formats of their spaces."""
-        if not isinstance(observation, Mapping) or not set(observation) <= set(self._names):
-            raise EnvError(f"{self._name}: stored are other agents than {self._names}")
-        rows = {name: SampleRows(self._spaces[name], 1, "an observation", self._name) for name in observation}
+        if not isinstance(observation, Mapping) or not set(observation) <= set(self.possible_agents):
+            raise EnvError(f"{self._name}: stored are other agents than {self.possible_agents}")
+        rows = {
+            name: SampleRows(self.observation_spaces[name], 1, "an observation", self._name) for name in observation
+        }
         _add({name: rows[name] for name in rows}, 0, observation)
         return _given({name: samples.sample(0) for name, samples in rows.items()})
 
@@ -310,7 +295,7 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Check the stored observations, agents and state of a row."""
         self.converted(tree.get("observation"))  # type: ignore[arg-type]
         for key in ("members", "ended", "acting"):
-            if not isinstance(tree.get(key), list) or not set(tree[key]) <= set(self._names):
+            if not isinstance(tree.get(key), list) or not set(tree[key]) <= set(self.possible_agents):
                 raise EnvError(f"{self._name}: {key!r} of a stored row is {tree.get(key)!r}; expected a list of agents")
         if self._native_state_space is not None:
             SampleRows(self._native_state_space, 1, "a state", self._name).add(0, tree.get("native_state"))
