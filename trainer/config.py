@@ -32,7 +32,7 @@ class StepTrainerCfg:
     """Whether to close the environment with the trainer, at the latest on normal program termination."""
 
     environment_info: str = "episode"
-    """Key of ``infos`` whose scalars are logged."""
+    """Key of ``infos`` whose scalars are logged: those of a dictionary, or a number itself."""
 
     stochastic_evaluation: bool = False
     """Whether to evaluate with sampled actions instead of mean actions."""

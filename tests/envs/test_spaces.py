@@ -20,7 +20,7 @@ from workers.envs import wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
 from workers.envs.sample_rows import SampleRows
 from workers.envs.spaces import action_width, unflatten_actions
-from workers.errors import EnvError
+from workers.errors import EnvError, marked_row
 
 MODES = list(AutoresetMode)
 ROWS = 3
@@ -283,3 +283,17 @@ def test_actions_of_another_shape_are_refused(shape):
     env.reset()
     with pytest.raises(EnvError, match=r"actions have shape \(.*\); expected \(2, 3\)"):
         env.step(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [0.5, 1 - 2**-24, np.nan])
+@pytest.mark.parametrize("space", [Discrete(2), MultiBinary(1), Box(0, 3, (1,), np.uint8), Tuple([Discrete(2)])])
+def test_fractions_are_refused_as_actions_of_integers(space: Any, value: float):
+    sample = space.sample()
+    env, envs = scripted(space, sample, sample)
+    env.reset()
+    with pytest.raises(EnvError, match=r"an action is .*; expected integers, as in ") as caught:
+        env.step(torch.tensor([[1.0], [value]]))
+    assert marked_row(caught.value) == 1
+    assert str(caught.value).startswith(f"an action is [{float(np.float32(value))}]; ")
+    env.step(torch.tensor([[1.0], [0.0]]))
+    assert all(len(each.taken) == 1 for each in envs)

@@ -215,6 +215,17 @@ def test_environment_info_is_tracked(framework):
     assert "Info / s" not in tracked
 
 
+def test_environment_info_may_name_numbers_themselves(framework):
+    distances = load_framework(framework).from_numpy(np.array([2.0, 8.0], np.float32))
+    infos = {"speed": 3, "distance": distances, "_distance": np.array([False, True]), "place": "x"}
+    for key, expected in (("speed", {"Info / speed": 3.0}), ("distance", {"Info / distance": 8.0}), ("place", {})):
+        env, cfg = ForeignEnv(infos=infos, framework=framework), {"environment_info": key}
+        with trainer_of(env, RecordingAgent, framework, cfg=cfg) as trainer:
+            trainer.train()
+            tracked = dict(trainer.agents[0].tracked)
+        assert {tag: value for tag, value in tracked.items() if tag.startswith("Info")} == expected
+
+
 def test_agents_are_initialised_with_the_configuration_before_anything_else():
     with trainer_of() as trainer:
         assert trainer.agents[0].trainer_cfg is trainer.cfg

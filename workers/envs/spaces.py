@@ -101,7 +101,7 @@ def native_actions(space: Space[Any], actions: NumpyArray, num_envs: int, width:
         owner: Owner of the actions, named in the error.
 
     Raises:
-        EnvError: The actions have another shape.
+        EnvError: The actions have another shape, or fractions in a space of integers.
     """
     shape = (num_envs, width)
     # reshape alone would also accept (width, num_envs)
@@ -144,9 +144,14 @@ def unflatten_actions(space: Space[Any], actions: NumpyArray) -> Any:
 
     Returns:
         The batch, with the dtypes and shapes of `space`. Its arrays may share memory with `actions`.
+
+    Raises:
+        EnvError: An action of a space of integers has a fraction, or is NaN.
     """
     members = _members(space)
     if not members:
+        if actions.dtype.kind == "f" and space.dtype.kind in "iu":  # type: ignore[union-attr]
+            _check_integers(space, actions)
         return actions.reshape(len(actions), *space.shape).astype(space.dtype, copy=False)  # type: ignore[misc]
     stops = np.cumsum([_action_width(member) for member in members.values()])
     columns = np.split(actions, stops[:-1], axis=1)
@@ -156,6 +161,15 @@ def unflatten_actions(space: Space[Any], actions: NumpyArray) -> Any:
         for member, part in zip(members.values(), columns, strict=True)
     ]
     return dict(zip(members, batches, strict=True)) if isinstance(space, Dict) else tuple(batches)
+
+
+def _check_integers(space: Space[Any], actions: NumpyArray) -> None:
+    wrong = actions != np.trunc(actions)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.any(axis=1))[0])
+        error = EnvError(f"an action is {actions[row].tolist()}; expected integers, as in {space}")
+        mark_row(error, row, "the environments")
+        raise error
 
 
 def _members(space: Any) -> dict[Any, Space[Any]]:

@@ -121,11 +121,13 @@ class AgentLog:
                 self._scalars.add(f"{group}Length (mean)", length)
 
     def track_infos(self, infos: dict[str, Any]) -> None:
-        """Track the scalars under the configured key, including those of ended environments in ``final_info``."""
+        """Track the scalars under the configured key, or the number there; also those in ``final_info``."""
         key = self._environment_info
         for group, place in self._places(infos):
-            if isinstance(place.get(key), dict):
-                self._arrivals.call(self._track_infos, group, place[key], place.get(f"_{key}"))
+            if key in place:
+                value = place[key]
+                logged = value if isinstance(value, dict) else {key: value}
+                self._arrivals.call(self._track_infos, group, logged, place.get(f"_{key}"))
 
     def _track_infos(self, group: str, logged: dict[str, Any], mask: Any) -> None:
         for name, value in scalars(logged, self._num_envs, self._framework, mask):
