@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -240,18 +241,42 @@ def _recipe(env: Any) -> EnvFactory | None:
 
 
 def _pickled_agent(agent: Any, scope: Scope) -> bytes:
-    kind = type(agent).__qualname__
-    what, remedy = f"agent of scope {scope.index}, {kind},", f"pass a factory: agents=[lambda scope: {kind}(…), …]"
-    if is_factory(agent):
-        what, remedy = f"factory of scope {scope.index}", "create what it needs inside the factory"
-    return _pickled(
-        agent, lambda reason: AgentError(f"the {what} cannot be pickled for its worker ({reason}); {remedy}")
-    )
+    def error_of(reason: str) -> AgentError:
+        kind = type(agent).__qualname__
+        what, remedy = f"agent of scope {scope.index}, {kind},", f"pass a factory: agents=[lambda scope: {kind}(…), …]"
+        if is_factory(agent):
+            what, remedy = f"factory of scope {scope.index}", _remedy(agent, "the factory")
+        return AgentError(f"the {what} cannot be pickled for its worker ({reason}); {remedy}")
+
+    return _pickled(agent, error_of)
 
 
 def _pickled_env(recipe: EnvFactory) -> bytes:
-    what, remedy = "the environment factory", "create what it needs inside build"
-    return _pickled(recipe, lambda reason: EnvError(f"{what} cannot be pickled for its workers ({reason}); {remedy}"))
+    def error_of(reason: str) -> EnvError:
+        remedy = _remedy(recipe.build, "build")
+        return EnvError(f"the environment factory cannot be pickled for its workers ({reason}); {remedy}")
+
+    return _pickled(recipe, error_of)
+
+
+def _remedy(function: Any, name: str) -> str:
+    """Say what to do about a function that cannot be pickled, with the variables from around it that are the reason."""
+    used = inspect.getclosurevars(function) if inspect.isfunction(function) else None
+    around = {} if used is None else {**used.globals, **used.nonlocals}
+    reasons = [each for each, value in around.items() if not _can_be_pickled(value)]
+    if not reasons:
+        return f"create what it needs inside {name}"
+    it = "it" if len(reasons) == 1 else "them"
+    uses = f"it uses {', '.join(reasons)}: create {it} inside {name}"
+    return f"{uses}, or take from {it} beforehand what is needed, such as its spaces"
+
+
+def _can_be_pickled(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 def _pickled(value: Any, error_of: Callable[[str], LockstepError]) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -210,3 +212,36 @@ def test_a_factory_of_environments_says_how_it_is_called(build: Any):
 @pytest.mark.parametrize("build", [lambda n, first: [], lambda *rows: [], lambda n, first, more=3: []])
 def test_a_factory_of_environments_may_have_other_parameters(build: Any):
     assert EnvFactory(build, num_envs=2).build(1, 0) == []
+
+
+class Locked(NullAgent):
+    """It cannot be pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def test_what_a_factory_cannot_take_along_to_ray_is_named():
+    agent, width = Locked(), 3
+    lock = "(TypeError: cannot pickle '_thread.lock' object); "
+    taken = "or take from it beforehand what is needed, such as its spaces"
+    for name, env, agents, told in (
+        (
+            "the factory of scope 0 cannot be pickled for its worker",
+            build_counting,
+            lambda scope: (agent, width),
+            "the factory",
+        ),
+        (
+            "the environment factory cannot be pickled for its workers",
+            lambda n, first: (agent, width),
+            NullAgent,
+            "build",
+        ),
+    ):
+        message = f"{name} {lock}it uses agent: create it inside {told}, {taken}"
+        with pytest.raises((AgentError, EnvError), match=re.escape(message)):
+            trainer_of(EnvFactory(env, num_envs=2), [agents], orchestrator="ray")
+    env = partial(lambda agent, n, first: [], agent)
+    with pytest.raises(EnvError, match=re.escape(f"{lock}create what it needs inside build")):
+        trainer_of(EnvFactory(env, num_envs=2), [NullAgent], orchestrator="ray")
