@@ -33,6 +33,7 @@ __all__ = [
 
 
 T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 
 
 class Recovered(NamedTuple):
@@ -75,10 +76,6 @@ class Plan:
     cfg: Any
     framework: Framework
     seed: int | None
-
-
-T = TypeVar("T")
-R = TypeVar("R", covariant=True)
 
 
 class Result(Protocol[R]):
