@@ -14,6 +14,7 @@ __all__ = ["build_callbacks"]
 
 _OURS = {
     "early_stopping": "early_stopping:EarlyStopping",
+    "population": "population:Population",
 }
 """Names of Lockstep's own callbacks: module and class in `trainer.callbacks`."""
 

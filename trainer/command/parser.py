@@ -63,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(
         add("train", verbs.train, "train the agents of a configuration", "CONFIG.yaml ", f"{config} --set seed=1")
     )
+    _add_sweep(
+        add(
+            "sweep",
+            verbs.sweep,
+            "train several seeds and configurations in one run",
+            "CONFIG.yaml ",
+            f"{config} --seeds 8",
+        )
+    )
     _add_run(add("resume", verbs.resume, "go on with a run that was stopped", "RUN_DIR ", run_dir))
     _add_run(add("eval", verbs.evaluate, "evaluate the agents of a run", "RUN_DIR ", run_dir))
     _add_doctor(
@@ -79,6 +88,20 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="a configuration, or the config.yaml of a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in logging.directory, if any")
+    _add_changes(parser)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.yaml", help="a configuration with one agent")
+    parser.add_argument("--seeds", metavar="N", type=int, default=1, help="agents of each configuration; default: 1")
+    parser.add_argument(
+        "--vary",
+        metavar="key=a,b",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="keys of the agent with their values, such as cfg.rollouts=16,32",
+    )
     _add_changes(parser)
 
 

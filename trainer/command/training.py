@@ -22,6 +22,7 @@ from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import StoredAgents, begin, go_on
 from trainer.command.signals import Stop, stop_on_signals
+from trainer.command.sweep import results_table
 from trainer.evaluation import Evaluated, Evaluation, rounded
 from workers.agents.ppo import PPOCfg
 from workers.errors import ConfigError
@@ -237,3 +238,4 @@ def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirec
                 wanted.episodes,
                 wanted.max_timesteps,
             )
+    yield from results_table(config.agents, results)

@@ -21,18 +21,38 @@ if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
     from trainer.command.submit import Job
 
-__all__ = ["config", "doctor", "evaluate", "resume", "submit", "train"]
+__all__ = ["config", "doctor", "evaluate", "resume", "submit", "sweep", "train"]
 
 
 def train(options: argparse.Namespace) -> Iterator[str]:
     """Train the agents of a configuration, store them with their metrics in a run directory, and evaluate them."""
-    from orchestrator.run_dir import CONFIG, RunDirectory
-    from trainer.command import training
-    from trainer.command.job import check_sender, lasting
-    from workers.errors import ConfigError
+    from trainer.command.job import check_sender
 
     check_sender()
-    config = _read(options)
+    yield from _trained(_read(options), options)
+
+
+def sweep(options: argparse.Namespace) -> Iterator[str]:
+    """Train several seeds of each of several configurations in one run, and compare them in a table.
+
+    They are simultaneous agents on scopes of one batch of environments. The configuration has one agent;
+    --vary names keys of it, and all combinations of their values are trained.
+    """
+    from trainer.command.job import check_sender
+    from trainer.command.sweep import expand
+
+    check_sender()
+    options.resume = False
+    yield from _trained(expand(_read(options), seeds=options.seeds, vary=options.vary), options)
+
+
+def _trained(config: RunConfig, options: argparse.Namespace) -> Iterator[str]:
+    """Train in the run directory of the configuration, or in one that is named after its file."""
+    from orchestrator.run_dir import CONFIG, RunDirectory
+    from trainer.command import training
+    from trainer.command.job import lasting
+    from workers.errors import ConfigError
+
     if options.resume and config.logging.directory is None:
         raise ConfigError("--resume needs logging.directory, where the run is; to go on with RUN_DIR: lockstep resume")
     path = Path(options.config).absolute()

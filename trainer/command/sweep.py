@@ -1,0 +1,111 @@
+"""Sweeps: many agents in one run, several seeds of each configuration, and the table of their results."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.command.config_file import load_yaml
+from trainer.command.run_config import AgentConfig, RunConfig, in_line, parse
+from trainer.evaluation import Evaluation, rounded
+from workers.errors import ConfigError
+
+__all__ = ["expand", "results_table"]
+
+
+_FEW = 2
+"""Number of agents whose results need no table."""
+
+
+def expand(config: RunConfig, *, seeds: int, vary: Sequence[str]) -> RunConfig:
+    """Return a configuration with `seeds` agents for each combination of values, on scopes of one batch.
+
+    Args:
+        config: A configuration with one agent. Its environments are those of each agent.
+        seeds: Number of agents with equal values, at least 1. Each has random streams and environments of its own.
+        vary: ``key=value,value,...``, where the key is that of an agent, such as ``cfg.learning_rate``.
+
+    Raises:
+        ConfigError: There are several agents, or a value is invalid.
+    """
+    base, *others = config.agents
+    if any(other != base for other in others):
+        raise ConfigError("agents differ, and a sweep varies one; leave one agent in the configuration")
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}; expected 1 or more")
+    size = base.scope or config.env.num_envs // len(config.agents)
+    names, values = zip(*map(_choices, vary), strict=True) if vary else ((), ())
+    agents = []
+    for combination in itertools.product(*values):
+        data = dataclasses.asdict(base) | {"scope": size}
+        for name, value in zip(names, combination, strict=True):
+            _put(data, name, value)
+        agent = parse(AgentConfig, data, "agents.*")
+        agents += [agent] * seeds
+    env = dataclasses.replace(config.env, num_envs=size * len(agents))
+    expanded = dataclasses.replace(config, env=env, agents=agents)
+    expanded.validate()
+    return expanded
+
+
+def _choices(text: str) -> tuple[str, list[Any]]:
+    """Return the key and the values of ``key=value,value,...``."""
+    name, separator, values = text.partition("=")
+    found = load_yaml(f"values: [{values}]").get("values") if separator and values else None
+    if not isinstance(found, list) or not found:
+        raise ConfigError(f"--vary {text!r}; expected key=value,value,... such as cfg.learning_rate=1e-3,3e-4")
+    return name.strip(), found
+
+
+def _put(data: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        inner = data.get(parent)
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--vary {in_line(name)}: an agent has no {in_line(parent)!r} with keys of its own")
+        data[parent] = data = dict(inner)
+    data[last] = value
+
+
+def results_table(agents: Sequence[AgentConfig], results: Sequence[Evaluation]) -> Iterator[str]:
+    """Yield the lines of a table of the different configurations, the best first; nothing for one or two agents.
+
+    Args:
+        agents: The configuration of each simultaneous agent.
+        results: The results of each.
+    """
+    if len(agents) <= _FEW:
+        return
+    flat = [dict(_flat(dataclasses.asdict(agent) | {"scope": None})) for agent in agents]
+    differing = [
+        key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1
+    ]
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(flat):
+        label = ", ".join(f"{key}={one.get(key, 'default')}" for key in differing) or "all agents"
+        groups.setdefault(label, []).append(index)
+    means = {label: [results[index].mean for index in members] for label, members in groups.items()}
+    ranked = sorted(groups, key=lambda label: -np.nan_to_num(np.mean(means[label]), nan=-np.inf))
+    rows = [("configuration", "agents", "return", "worst", "best", "scopes")]
+    for label in ranked:
+        found, members = means[label], groups[label]
+        spread = f"{rounded(np.mean(found))} ± {rounded(np.std(found))}"
+        scopes = f"{members[0]} to {members[-1]}" if len(members) > 1 else f"{members[0]}"
+        rows.append((label, str(len(found)), spread, rounded(min(found)), rounded(max(found)), scopes))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all values of nested mappings, as text, with their keys."""
+    for name, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{in_line(name)}.")
+        else:
+            yield f"{prefix}{in_line(name)}", in_line(json.dumps(value, default=str))
