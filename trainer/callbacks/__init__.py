@@ -2,7 +2,19 @@
 
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.evaluator import Evaluator
+from trainer.callbacks.loggers import MlflowLogger, TrackioLogger, WandbLogger
 from trainer.callbacks.loop import Callback, Loop
 from trainer.callbacks.metrics import Metrics
+from trainer.callbacks.population import Population
 
-__all__ = ["Callback", "EarlyStopping", "Evaluator", "Loop", "Metrics"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "Evaluator",
+    "Loop",
+    "Metrics",
+    "MlflowLogger",
+    "Population",
+    "TrackioLogger",
+    "WandbLogger",
+]
