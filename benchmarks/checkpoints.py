@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from report import describe_machine, spread, table, write_section
 
 from orchestrator.run_dir import RunDirectory
 from trainer.callbacks import Loop, Metrics
-from trainer.command import training
 from trainer.command.checkpointing import Checkpoints
 from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, load_config
@@ -78,7 +78,7 @@ class Writer:
             self._saving.append(time.perf_counter() - start)
 
         vars(checkpoints)["_save"] = timed
-        callbacks = [agents, Metrics(self._metrics), training.Stopping(self._stop), checkpoints]
+        callbacks = [agents, Metrics(self._metrics), checkpoints]
         return Loop(self._trainer, callbacks, metrics_every=self._config.logging.interval), agents
 
     def rate(self, done: int, seconds: float) -> tuple[int, float, list[float]]:
@@ -89,8 +89,11 @@ class Writer:
         timer = threading.Timer(seconds, vars(self._stop).update, [{"signal": 15}])
         timer.start()
         start = time.perf_counter()
-        for timestep in loop.groups():
-            after, taken, saving = timestep, time.perf_counter() - start, list(self._saving)
+        with closing(loop.groups()) as groups:
+            for timestep in groups:
+                after, taken, saving = timestep, time.perf_counter() - start, list(self._saving)
+                if self._stop.signal:
+                    break
         timer.cancel()
         return after, (after - done) / taken, saving
 

@@ -167,7 +167,7 @@ def test_a_logger_that_cannot_start_ends_the_loop(loop_of: BuildLoop):
     earlier, refused = ListLogger(), Refused()
     with pytest.raises(ConfigError, match="Refused cannot start: no key"):
         loop_of(earlier, refused).run()
-    assert (earlier.ending, refused.ending) == ("killed", "")
+    assert (earlier.ending, refused.ending) == ("failed", "")
 
 
 class Ends(Callback):

@@ -195,6 +195,7 @@ class MlflowLogger(Logger):
 
     MLflow allows few characters in names: of ``Return (mean)``, ``Return mean`` is left, and others become ``_``. The
     small package of the extra can log to a server; a local database needs ``pip install mlflow``.
+    MLflow tries for four minutes to reach a server, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set to less than 7.
 
     Example::
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
@@ -144,8 +144,11 @@ class Loop:
         for _ in self.groups():
             pass
 
-    def groups(self) -> Iterator[int]:
-        """Train, and yield the number of timesteps that are done after each group of iterations and its callbacks."""
+    def groups(self) -> Generator[int]:
+        """Train, and yield the number of timesteps that are done after each group of iterations and its callbacks.
+
+        To leave it early, close it (``contextlib.closing``): the callbacks then hear of the end at once.
+        """
         with self._running():
             count = 1
             while not self.is_over:

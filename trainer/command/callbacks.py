@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
-from trainer.callbacks.evaluator import Evaluator
-from trainer.callbacks.loop import Callback
+from trainer.callbacks import Callback, EarlyStopping, Evaluator, MlflowLogger, Population, TrackioLogger, WandbLogger
+from trainer.callbacks.loggers import Logger
 from trainer.command.run import imported
 from trainer.command.run_config import CallbackConfig, RunConfig, in_line
 from workers.errors import ConfigError
 
 __all__ = ["build_callbacks"]
 
-_OURS = {
-    "early_stopping": "early_stopping:EarlyStopping",
-    "population": "population:Population",
+_OURS: dict[str, type[Callback]] = {
+    "early_stopping": EarlyStopping,
+    "population": Population,
+    "wandb": WandbLogger,
+    "mlflow": MlflowLogger,
+    "trackio": TrackioLogger,
 }
-"""Names of Lockstep's own callbacks: module and class in `trainer.callbacks`."""
+"""Names of Lockstep's own callbacks."""
 
 
 def build_callbacks(config: RunConfig) -> list[Callback]:
-    """Build the callbacks of a configuration; the evaluation is the first one.
+    """Build the callbacks of a configuration; the evaluation is the first one. Loggers store the configuration.
 
     Raises:
         ConfigError: A callback cannot be built; the message names the key.
@@ -36,14 +41,17 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
                 max_timesteps=wanted.max_timesteps,
             )
         )
-    return [*callbacks, *(_built(one, f"callbacks.{index}") for index, one in enumerate(config.callbacks))]
+    stored = dataclasses.asdict(config)
+    return [*callbacks, *(_built(one, f"callbacks.{index}", stored) for index, one in enumerate(config.callbacks))]
 
 
-def _built(config: CallbackConfig, key: str) -> Callback:
-    name = config.callback
+def _built(config: CallbackConfig, key: str, stored: dict[str, Any]) -> Callback:
+    name, given = config.callback, config.cfg
+    make: Callable[..., Any]
     if name in _OURS:
-        module, _, kind = _OURS[name].partition(":")
-        make = getattr(importlib.import_module(f"trainer.callbacks.{module}"), kind)
+        make = _OURS[name]
+        if issubclass(_OURS[name], Logger):
+            given = {"config": stored} | given
     elif ":" in name:
         make = imported(name, f"{key}.callback")
     else:
@@ -52,13 +60,13 @@ def _built(config: CallbackConfig, key: str) -> Callback:
             f"{key}.callback is {name!r}; expected one of {known}, or an import path such as 'module:name'"
         )
     try:
-        callback = make(**config.cfg)
+        callback = make(**given)
     except ConfigError as error:
         raise ConfigError(f"{key}.cfg: {error}") from error
     except Exception as error:  # the user's class may raise anything
-        given = ", ".join(map(in_line, config.cfg)) or "nothing"
+        arguments = ", ".join(map(in_line, config.cfg)) or "nothing"
         told = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{key}.cfg: {in_line(name)} cannot be called with {given}: {told}") from error
+        raise ConfigError(f"{key}.cfg: {in_line(name)} cannot be called with {arguments}: {told}") from error
     if not isinstance(callback, Callback):
         raise ConfigError(f"{key}.callback: {name!r} returned a {type(callback).__name__}; expected a Callback")
     return callback

@@ -162,8 +162,8 @@ class CallbackConfig:
     """A callback: what is done beside the training, on the driver."""
 
     callback: str
-    """early_stopping or population; or the import path, package.module:name, of a class or function that builds a
-    Callback."""
+    """early_stopping, population, wandb, mlflow or trackio; or the import path, package.module:name, of a class or
+    function that builds a Callback."""
 
     cfg: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments."""

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,7 @@ from trainer.command.evaluation import evaluate
 from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import StoredAgents, begin, go_on
-from trainer.command.signals import Stop, stop_on_signals
+from trainer.command.signals import stop_on_signals
 from trainer.command.sweep import results_table
 from trainer.evaluation import Evaluated, Evaluation, rounded
 from workers.agents.ppo import PPOCfg
@@ -89,7 +89,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
             agents, lines = StoredAgents(directory, stop), Lines()
             every = config.evaluation.every
             checkpoints = Checkpoints(config.checkpoint, directory, metrics, agents, evaluated_every=every)
-            around = [agents, Metrics(metrics), lines, Stopping(stop), checkpoints]
+            around = [agents, Metrics(metrics), lines, checkpoints]
             interval = config.logging.interval
             loop = Loop(trainer, [*callbacks, *around], metrics_every=interval)
             if resumes:
@@ -101,8 +101,11 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
             yield f"run directory: {redacted(directory.url)}"
             if resumes:
                 yield f"resumed at timestep {loop.timestep}"
-            for _ in loop.groups():
-                yield from lines.new()
+            with closing(loop.groups()) as groups:
+                for _ in groups:
+                    yield from lines.new()
+                    if stop.signal:
+                        break
             yield from lines.new()
             if stop.signal:
                 yield f"stopped at timestep {agents.timestep}; the agents are stored in {redacted(directory.url)}"
@@ -166,17 +169,6 @@ def _is_finished(directory: RunDirectory, timesteps: int) -> bool:
     except ConfigError:  # the run was killed while it began
         return False
     return status["state"] == "finished" and (status["timestep"] >= timesteps or bool(status["stopped"]))
-
-
-class Stopping(Callback):
-    """Callback that stops the loop after a signal."""
-
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
-
-    def on_step(self, loop: Loop) -> None:
-        if self._stop.signal:
-            loop.stop("a signal")
 
 
 class Lines(Callback):

@@ -33,12 +33,15 @@ _OF_A_RUN = (
 _LISTS = ("agents", "callbacks")
 """Lists of a configuration whose items have a `cfg`."""
 
+_SENDING = ("wandb", "mlflow", "trackio")
+"""Callbacks that send data to where their `cfg` says."""
+
 _MOST_TEXTS, _LONGEST = 20, 200
 """How many texts are told that may name code, and how many characters of a value."""
 
 
 def code(config: RunConfig) -> dict[Key, str]:
-    """Return the values of a configuration that name code, by key: import paths, and names of modules.
+    """Return the values of a configuration that name code, by key: import paths, modules, and what sends data away.
 
     Among the keyword arguments of environments, agents and callbacks, these are all texts with a colon or a slash: some
     environments make another one by its name, which may be an import path, and others open files and URLs.
@@ -55,7 +58,7 @@ def code(config: RunConfig) -> dict[Key, str]:
             found["agents", str(index), "agent"] = agent.agent
         arguments += _texts(agent.cfg, ("agents", str(index), "cfg"))
     for index, callback in enumerate(config.callbacks):
-        if ":" in callback.callback:
+        if ":" in callback.callback or callback.callback in _SENDING:
             found["callbacks", str(index), "callback"] = callback.callback
         arguments += _texts(callback.cfg, ("callbacks", str(index), "cfg"))
     return found | {key: text for key, text in arguments if any(mark in text for mark in ":/\\")}
@@ -74,7 +77,8 @@ def check_run(directory: RunDirectory, text: str, config: RunConfig, overrides: 
         ConfigError: There is more; the message names it.
         AgentError: An agent is not stored.
     """
-    told, reasons = _foreign(directory, text, code(config), overrides)
+    named = {key: value for key, value in code(config).items() if key[0] != "callbacks"}  # these are for training
+    told, reasons = _foreign(directory, text, named, overrides)
     for index, agent in enumerate(config.agents):
         if ":" in agent.agent:  # ours never load what can run code
             name, data = directory.agent_file(index)

@@ -1,0 +1,144 @@
+"""Callbacks of a configuration: built by name or import path, in a run, and in one that is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.command import run
+from trainer.callbacks import Callback, EarlyStopping, Evaluator, Loop, Population
+from trainer.callbacks.loggers import Logger
+from trainer.command.callbacks import build_callbacks
+from trainer.command.run_config import load_config
+from trainer.evaluation import Evaluated
+from workers.errors import ConfigError
+
+CONFIG: dict[str, Any] = {
+    "env": {"id": "CartPole-v1", "num_envs": 4, "kwargs": {"max_episode_steps": 50}},
+    "agents": [{"scope": 2, "cfg": {"rollouts": 16, "hidden_sizes": [8], "learning_rate": 1e-3}}] * 2,
+    "trainer": {"timesteps": 120, "headless": True, "disable_progressbar": True},
+    "logging": {"interval": 20},
+    "evaluation": {"every": 30, "episodes": 4},
+    "checkpoint": {"interval": 25},
+}
+
+
+class Counter(Callback):
+    """Callback that stops at the second evaluation."""
+
+    def __init__(self, limit: int = 2) -> None:
+        self.limit, self.count = limit, 0
+
+    def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
+        self.count += 1
+        if self.count == self.limit:
+            loop.stop("enough\x1b[2J")
+
+
+def not_a_callback() -> int:
+    return 3
+
+
+def trained(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str, **changes: Any) -> list[str]:
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    code, lines, errors = run(capsys, "train", path, "--set", f"logging.directory={folder}", *overrides)
+    assert code == 0, errors
+    return lines
+
+
+def rows(folder: Path, tag: str) -> list[tuple[int, int, float]]:
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    found = [line.split(",") for line in lines if f",{tag}," in line]
+    return [(int(timestep), int(scope), float(value)) for timestep, scope, _, value in found]
+
+
+def test_evaluations_are_in_the_metrics_and_the_best_checkpoints_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    checkpoint = {"interval": 25, "keep_last": 1, "keep_best": 2}
+    lines = trained(capsys, folder, checkpoint=checkpoint)
+    found = rows(folder, "Evaluation / Return (mean)")
+    assert [(timestep, scope) for timestep, scope, _ in found] == [(n, i) for n in (30, 60, 90, 120) for i in (0, 1)]
+    final = json.loads((folder / "evaluation.json").read_text())
+    for scope, result in enumerate(final):  # the evaluation at the end is that of the last timestep
+        assert found[-2 + scope][2] == pytest.approx(sum(result["returns"]) / 4)
+    means = {timestep: (found[2 * i][2] + found[2 * i + 1][2]) / 2 for i, timestep in enumerate((30, 60, 90, 120))}
+    ranked = sorted(means, key=lambda timestep: (-means[timestep], timestep))
+    kept = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert kept == sorted({120, *ranked[:2]})
+    best = json.loads((folder / "best.json").read_text())
+    assert (best["timestep"], best["return"]) == (ranked[0], means[ranked[0]])
+    assert sum(line.startswith("evaluation after ") for line in lines) == 4
+
+
+def test_evaluations_change_no_number_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    one = trained(capsys, tmp_path / "one")
+    other = trained(capsys, tmp_path / "other", evaluation={"episodes": 4})
+    assert [line for line in one if line.startswith("scope ")] == [line for line in other if line.startswith("scope ")]
+    assert rows(tmp_path / "one", "Loss / Policy loss") == rows(tmp_path / "other", "Loss / Policy loss")
+
+
+def test_a_run_that_a_callback_stops_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "run"
+    lines = trained(capsys, folder, callbacks=[{"callback": f"{__name__}:Counter", "cfg": {"limit": 2}}])
+    assert "stopped at timestep 60: enough\\x1b[2J" in lines
+    assert json.loads((folder / "status.json").read_text())["timestep"] == 60
+    code, lines, errors = run(capsys, "resume", folder)
+    assert code == 0, errors
+    assert "is finished, because 'enough\\x1b[2J'" in lines[0]
+    assert (folder / "evaluation.json").exists()
+
+
+def test_callbacks_by_name():
+    callbacks = [
+        {"callback": "early_stopping", "cfg": {"patience": 3}},
+        {"callback": "population", "cfg": {"every": 40, "hyperparameters": {"learning_rate": [1e-5, 1e-2]}}},
+        {"callback": "wandb", "cfg": {"project": "mine"}},
+    ]
+    config = CONFIG | {
+        "callbacks": callbacks,
+        "env": {"id": "CartPole-v1", "num_envs": 4, "kwargs": {"password": "hunter22"}},
+    }
+    built = build_callbacks(load_config(yaml.safe_dump(config)))
+    assert [type(one) for one in built[:3]] == [Evaluator, EarlyStopping, Population]
+    logger = built[3]
+    assert isinstance(logger, Logger)
+    assert logger._options == {"project": "mine"}
+    assert logger._config["env"]["kwargs"] == {"password": "***"}
+    assert built[0].every == 30
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ({"callback": "early"}, r"callbacks\.0\.callback is 'early'; expected one of 'early_stopping'"),
+        ({"callback": "early_stopping"}, r"callbacks\.0\.cfg: EarlyStopping has neither"),
+        ({"callback": "early_stopping", "cfg": {"patient": 1}}, r"callbacks\.0\.cfg: .* cannot be called with patient"),
+        ({"callback": "nowhere:Callback"}, r"callbacks\.0\.callback is 'nowhere:Callback', which cannot be imported"),
+        ({"callback": f"{__name__}:not_a_callback"}, "returned a int; expected a Callback"),
+    ],
+)
+def test_refusals(callback: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        build_callbacks(load_config(yaml.safe_dump(CONFIG | {"callbacks": [callback]})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation": {"every": 0}}, r"evaluation\.every is 0"),
+        ({"evaluation": {"every": 5, "episodes": 0}}, r"evaluation\.every is 5; expected null"),
+        ({"evaluation": {}, "checkpoint": {"keep_best": 1}}, r"keep_best is 1; expected 0, or evaluation\.every"),
+        ({"checkpoint": {"keep_best": 1, "keep_last": 0}}, "expected 0 if checkpoint.keep_last is 0"),
+        ({"checkpoint": {"keep_best": -1}}, "keep_best is -1"),
+    ],
+)
+def test_keys_that_do_not_fit(changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(yaml.safe_dump(CONFIG | changes))
