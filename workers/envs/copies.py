@@ -133,6 +133,14 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         # the log keeps the rewards, which the receiver may change
         return self._copy_of_observations(), rewards.copy(), terminations, truncations, merge_rows(infos)
 
+    def render(self) -> tuple[Any, ...]:
+        """Render all copies; return what each of them gives."""
+        frames = []
+        for row, env in enumerate(self.envs):
+            with marks_row(row, self):
+                frames.append(env.render())
+        return tuple(frames)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close all copies, even if one of them fails."""
         close_all((f"copy {row} of {self}", env.close) for row, env in enumerate(self.envs))
