@@ -10,14 +10,14 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from workers.frameworks import Framework, ThreadControl, available_frameworks, load_framework
 
-__all__ = ["THREAD_VARIABLES", "HeldThreads", "thread_variables"]
+__all__ = ["THREAD_VARIABLES", "HeldThreads", "environment_variables", "thread_variables"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -27,11 +27,16 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 _Changed = list[tuple[Callable[[int], None], int]]
 
 
-@contextmanager
-def thread_variables(num_threads: int) -> Iterator[None]:
+def thread_variables(num_threads: int) -> AbstractContextManager[None]:
     """Set `THREAD_VARIABLES` for libraries that are loaded and processes that are started in the context."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
+    return environment_variables(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
+
+
+@contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables in the context."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:

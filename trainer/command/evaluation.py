@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from orchestrator.run_dir import RunDirectory
 from trainer.command.run import OURS, prepare
 from trainer.command.run_config import AgentConfig, OrchestratorConfig, RunConfig
 from trainer.evaluation import Evaluation
 from trainer.evaluation import evaluate as evaluate_agents
+from trainer.step import StepTrainer
 from workers.frameworks import load_framework
 
 __all__ = ["evaluate"]
 
 
-def evaluate(config: RunConfig, directory: RunDirectory, *, trust: bool = False) -> list[Evaluation]:
+def evaluate(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    trust: bool = False,
+    begin: Callable[[StepTrainer[Any]], object] = lambda trainer: None,
+) -> list[Evaluation]:
     """Run the stored agents in this process until each has finished its episodes; see `trainer.evaluation.evaluate`.
 
     Args:
         config: The run's configuration; the code that it names is run.
         directory: The run directory with the stored agents.
         trust: Whether to load an ``agent.bin`` that this user did not write; see `RunDirectory.load_agent`.
+        begin: Called with the trainer before the first iteration.
 
     Returns:
         The results of each agent, with fewer episodes than requested if some did not end within
@@ -40,6 +50,7 @@ def evaluate(config: RunConfig, directory: RunDirectory, *, trust: bool = False)
     with run.opened(cfg=cfg, seed=wanted.seed) as trainer:
         for index, agent in enumerate(trainer.agents):
             directory.load_agent(agent, index, framework, trust=trust)
+        begin(trainer)
         statistics = [directory.statistics(scope) for scope in range(len(config.agents))]
         return evaluate_agents(trainer, statistics, episodes=wanted.episodes, max_timesteps=wanted.max_timesteps)
 

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_run(add("resume", verbs.resume, "go on with a run that was stopped", "RUN_DIR ", run_dir))
-    _add_run(add("eval", verbs.evaluate, "evaluate the agents of a run", "RUN_DIR ", run_dir))
+    _add_eval(add("eval", verbs.evaluate, "evaluate the agents of a run", "RUN_DIR ", f"{run_dir} --video"))
     _add_doctor(
         add("doctor", verbs.doctor, "check this machine or a cluster, and a configuration", "[CONFIG.yaml] ", config)
     )
@@ -108,6 +108,19 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a run directory written by lockstep train")
     _add_changes(parser)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--video", metavar="SCOPE", type=_scope, nargs="*", help="record an episode of these scopes, or of all"
+    )
+
+
+def _scope(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is given; expected scopes, such as 0 1; put RUN_DIR before --video")
+    return int(text)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["OURS", "Run", "build_orchestrator", "imported", "prepare", "resolve"]
+__all__ = ["OURS", "Run", "build_orchestrator", "factory_takes", "imported", "prepare", "resolve"]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -141,13 +141,30 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: An agent's configuration is invalid; the message names the key.
     """
-    # a console script lacks the current folder, in which the user's modules may be; where the configuration names
-    # none, the folder may be that of a stranger
-    if code(config) and (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)
+    _find_modules(config)
     load_framework(config.framework).silence()
     agents = [_resolved(agent, f"agents.{i}", config) for i, agent in enumerate(config.agents)]
     return replace(config, agents=agents)
+
+
+def factory_takes(config: RunConfig, name: str) -> bool:
+    """Return whether `env.factory` is set and its function has a parameter `name`.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    _find_modules(config)
+    factory = config.env.factory
+    return factory is not None and name in _parameters(imported(factory, "env.factory"))
+
+
+def _find_modules(config: RunConfig) -> None:
+    """Make modules in the current folder known, which a console script lacks, if the configuration names any.
+
+    Where it names none, the folder may be that of a stranger.
+    """
+    if code(config) and (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)
 
 
 @dataclass(frozen=True)

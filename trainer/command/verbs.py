@@ -95,7 +95,12 @@ def evaluate(options: argparse.Namespace) -> Iterator[str]:
     config = _load(text, options)
     if not options.trust:
         check_run(directory, text, config, options.overrides)
-    yield from training.report(evaluation.evaluate(config, directory, trust=options.trust), config, directory)
+    if options.video is None:
+        yield from training.report(evaluation.evaluate(config, directory, trust=options.trust), config, directory)
+    else:
+        from trainer.command.video import record
+
+        yield from record(config, directory, options.video, trust=options.trust)
 
 
 def doctor(options: argparse.Namespace) -> Iterator[str]:

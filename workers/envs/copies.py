@@ -163,6 +163,10 @@ class CheckedSyncVectorEnv(SyncVectorEnv[Any, Any]):
         env = self.envs[row]
         return SingleCopy(env.env if type(env) is _LostCopy else env)
 
+    def wrap_copy(self, row: int, wrap: Callable[[Any], Any]) -> None:
+        """Put a wrapper around the environment of a row, which has not been reset yet."""
+        self.envs[row] = wrap(self.envs[row])
+
     def shown(self, row: int) -> dict[str, Any]:
         """Return copies of the native observation and state of a row."""
         env = self.envs[row]

@@ -275,6 +275,10 @@ class PettingZooWrapper(MultiAgentEnvWrapper):
         """Return a copy, to store or restore it; see `workers.envs.states.rows.Copies` for this and the following."""
         return self._copies[row]
 
+    def wrap_copy(self, row: int, wrap: Callable[[Any], Any]) -> None:
+        """Put a wrapper around the environment of a row, which has not been reset yet."""
+        self._copies[row].env = self.envs[row] = wrap(self.envs[row])
+
     def shown(self, row: int) -> dict[str, Any]:
         """Return copies of the native observations and the native state of a row."""
         observations = {name: rows.sample(row) for name, rows in self._shown.items()}
