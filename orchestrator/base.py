@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -151,11 +151,32 @@ class Session(Protocol):
             AgentError: An agent cannot be brought back from its worker.
         """
 
-    def agent_files(self) -> list[tuple[str, bytes]]:
-        """Return the name and content of each scope's agent file; see `workers.storage.agent_file.dump_agent`.
+    def agent_files(self, scopes: Collection[int]) -> dict[int, tuple[str, bytes]]:
+        """Return the name and content of the agent files of some scopes; see `workers.storage.agent_file.dump_agent`.
 
         Raises:
             WorkerError: Agents cannot be stored; all of them are reported.
+        """
+
+    def load_agent_files(self, files: Mapping[int, tuple[str, bytes]]) -> None:
+        """Load agent files, which `agent_files` returned, into the agents of some scopes.
+
+        Raises:
+            WorkerError: Agents cannot load them; all of them are reported, and the others have loaded theirs.
+        """
+
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Return the hyper-parameters of each scope's agent that may change during a run, by name.
+
+        Raises:
+            WorkerError: Agents do not offer them; all of them are reported.
+        """
+
+    def set_hyperparameters(self, scope: int, values: Mapping[str, float]) -> None:
+        """Change hyper-parameters of the agent of one scope.
+
+        Raises:
+            WorkerError: The agent does not offer them, or refuses these.
         """
 
     def statistics(self) -> list[Statistics]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -121,9 +121,21 @@ class LocalSession:
         """Return the agent of each scope."""
         return [runner.agent for runner in self._runners]
 
-    def agent_files(self) -> list[tuple[str, bytes]]:
-        """Return the name and content of each scope's agent file."""
-        return self._agents.agent_files()
+    def agent_files(self, scopes: Collection[int]) -> dict[int, tuple[str, bytes]]:
+        """Return the name and content of the agent files of some scopes."""
+        return self._agents.agent_files(scopes)
+
+    def load_agent_files(self, files: Mapping[int, tuple[str, bytes]]) -> None:
+        """Load agent files into the agents of some scopes."""
+        self._agents.load_agent_files(files)
+
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Return the hyper-parameters of each scope's agent."""
+        return self._agents.hyperparameters()
+
+    def set_hyperparameters(self, scope: int, values: Mapping[str, float]) -> None:
+        """Change hyper-parameters of the agent of one scope."""
+        self._agents.set_hyperparameters(scope, values)
 
     def statistics(self) -> list[Statistics]:
         """Return the running statistics of each row's wrappers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
@@ -10,13 +10,22 @@ from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
 from workers.envs import EnvFactory
 from workers.envs.checking import check_num_envs, check_wrapped
-from workers.errors import AgentError, ConfigError, EnvError
+from workers.errors import AgentError, ConfigError, DivergedError, EnvError, ScopeError
 from workers.frameworks import Framework
 from workers.members import is_factory, missing_members
 from workers.scope.checks import check_agent
-from workers.types import Scope
+from workers.storage.agent_file import check_alike
+from workers.types import Scope, is_integer
 
-__all__ = ["check_agents", "checked_count", "checked_num_envs", "checked_seed", "resolve_orchestrator"]
+__all__ = [
+    "check_agents",
+    "check_clone",
+    "checked_count",
+    "checked_index",
+    "checked_num_envs",
+    "checked_seed",
+    "resolve_orchestrator",
+]
 
 
 def resolve_orchestrator(orchestrator: Any) -> Orchestrator:
@@ -59,6 +68,13 @@ def checked_count(name: str, value: Any, *, least: int) -> int:
     return count
 
 
+def checked_index(name: str, value: Any, count: int) -> int:
+    """Return `value` as the index of one of `count` scopes."""
+    if not is_integer(value) or not 0 <= value < count:
+        raise ScopeError(f"{name} is {value!r}; expected the index of a scope, from 0 to {count - 1}")
+    return int(value)
+
+
 def checked_num_envs(env: Any, framework: Framework) -> int:
     """Return the number of environments, after all checks that are possible before building."""
     if not isinstance(env, EnvFactory):
@@ -81,3 +97,23 @@ def check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
                     f"one {type(agent).__qualname__} instance is in several scopes; "
                     "build one instance for each simultaneous agent, or pass a factory for each"
                 )
+
+
+def check_clone(files: Mapping[int, tuple[str, bytes]], kinds: Sequence[str], source: int) -> None:
+    """Check that the other agents can take over what the agent of scope `source` has learnt.
+
+    Args:
+        files: The agents' files, by scope.
+        kinds: What the agents of all scopes are.
+        source: Index of the scope whose agent is copied.
+    """
+    for target in sorted(files.keys() - {source}):
+        try:
+            if kinds[target] != kinds[source]:
+                raise AgentError(f"it is a {kinds[target]}")
+            check_alike(files[source], files[target])
+        except (AgentError, DivergedError) as error:
+            raise type(error)(
+                f"the agent of scope {target} cannot take over the state of that of scope {source}, a {kinds[source]}: "
+                f"{error}"
+            ) from error

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import tqdm
 
 from orchestrator.checkpoint import read_checkpoint, write_checkpoint
+from trainer.checks import check_clone, checked_index
 from trainer.lifecycle import Lifecycle
 from trainer.versions import versions
 from workers.envs.statistics import Statistics
-from workers.errors import CheckpointError, WorkerError, build_error
+from workers.errors import CheckpointError, ScopeError, WorkerError, build_error
 from workers.threads import HeldThreads
 
 if TYPE_CHECKING:
@@ -85,6 +86,77 @@ class WorkerState:
         """
         return self._collected
 
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Return the hyper-parameters of each simultaneous agent that may change during a run, by name.
+
+        Those of `PPO` are in `workers.agents.ppo_hyperparameters.HYPERPARAMETERS`; `IndependentAgents` puts the name of
+        the group before each, as in ``"agent_0/learning_rate"``.
+
+        Raises:
+            AgentError: An agent lacks ``hyperparameters()`` or ``set_hyperparameters(values)``.
+            WorkerError: A worker failed.
+            LifecycleError: The trainer is closed or has failed, or iterations of `iterate` are under way.
+        """
+        self._lifecycle.require_ready("hyperparameters()")
+        with self._as_built_error(), self._asking():
+            return self._session.hyperparameters()
+
+    def set_hyperparameters(self, scope: int, values: Mapping[str, float]) -> None:
+        """Change hyper-parameters of the agent of one scope, between two iterations.
+
+        Checkpoints and rebuilt workers keep them.
+
+        Args:
+            scope: Index of the scope.
+            values: New values by name, of those that `hyperparameters` returns.
+
+        Raises:
+            ScopeError: There is no such scope.
+            AgentError: The agent lacks one of both methods, does not know a name or refuses a value.
+            ConfigError: The agent's configuration does not allow a value.
+            WorkerError: A worker failed.
+            LifecycleError: As for `hyperparameters`.
+        """
+        self._lifecycle.require_ready("set_hyperparameters()")
+        scope = checked_index("scope", scope, len(self.scopes))
+        with self._as_built_error(), self._asking():
+            self._session.set_hyperparameters(scope, dict(values))
+
+    def clone(self, source: int, targets: Sequence[int]) -> None:
+        """Copy what one simultaneous agent has learnt into others, between two iterations.
+
+        It is as if each of them loaded the source's file of `agent_files`: weights, optimiser, normalisers and learning
+        rate. Environments, random streams and the other hyper-parameters stay those of the target. Our agents drop
+        their rollout in progress; skrl's keep their memories. Scopes may differ in size.
+
+        Args:
+            source: Index of the scope whose agent is copied.
+            targets: Indices of the scopes whose agents take over its state.
+
+        Raises:
+            ScopeError: There is no such scope, a target is given twice, or it is the source.
+            AgentError: An agent is of another kind or shape than the source, or cannot be stored. Nothing has changed.
+            DivergedError: The source holds NaN or infinity, and a target does not. Nothing has changed.
+            WorkerError: An agent could not load the state after all, or a worker failed; the trainer can only be
+                closed.
+            LifecycleError: As for `hyperparameters`.
+        """
+        self._lifecycle.require_ready("clone()")
+        count = len(self.scopes)
+        source = checked_index("source", source, count)
+        targets = [checked_index("a target", target, count) for target in targets]
+        if source in targets or len({*targets}) < len(targets):
+            raise ScopeError(f"targets are {targets}; expected each only once, and without the source, {source}")
+        with self._as_built_error(), self._asking():
+            files = self._session.agent_files([source, *targets])
+        check_clone(files, [worker.agent for worker in self._session.workers], source)
+        try:
+            with self._asking():
+                self._session.load_agent_files(dict.fromkeys(targets, files[source]))
+        except BaseException:
+            self._lifecycle.fail()
+            raise
+
     def agent_files(self) -> list[tuple[str, bytes]]:
         """Return what each simultaneous agent has learnt so far, as file name and content.
 
@@ -97,11 +169,8 @@ class WorkerState:
             LifecycleError: The trainer is closed.
         """
         self._lifecycle.require_open("agent_files()")
-        try:
-            with self._asking():
-                return self._session.agent_files()
-        except WorkerError as error:
-            raise build_error(error.failures) from error.__cause__
+        with self._as_built_error(), self._asking():
+            return list(self._session.agent_files(range(len(self.scopes))).values())
 
     def env_statistics(self) -> list[Statistics]:
         """Return what wrappers such as NormalizeObservation hold for each environment: mean, var and count by name.
@@ -167,7 +236,7 @@ class WorkerState:
         """
         self._lifecycle.require_ready("save()")
         loop_state = _checked_loop_state(self.loop_state)
-        with self._as_checkpoint_error(), self._asking():
+        with self._as_built_error(), self._asking():
             snapshot = self._session.snapshot(allow_pickle=allow_pickle)
         about = self._about() | {"versions": versions(), "loop_state": loop_state}
         write_checkpoint(path, about, snapshot, sign=sign)
@@ -203,7 +272,7 @@ class WorkerState:
         self._check(about, str(path))
         is_staged = False
         try:
-            with self._as_checkpoint_error(), self._asking():
+            with self._as_built_error(), self._asking():
                 self._session.stage(snapshot)
             is_staged = True
             with self._asking():
@@ -254,8 +323,8 @@ class WorkerState:
             raise CheckpointError(f"the checkpoint {path!r} has {wrong[0]} {about.get(wrong[0])!r}; expected a number")
 
     @contextmanager
-    def _as_checkpoint_error(self) -> Iterator[None]:
-        """Raise the error of workers whose state cannot be kept, or does not fit, as such."""
+    def _as_built_error(self) -> Iterator[None]:
+        """Raise an error of ours that workers have raised, such as of a state that does not fit, as such."""
         try:
             yield
         except WorkerError as error:

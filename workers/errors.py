@@ -13,7 +13,7 @@ exception, so ``except ValueError`` keeps working::
     ├── LifecycleError         (RuntimeError)  a call is not allowed in the current state, such as train() after close()
     ├── ClusterError           (RuntimeError)  Ray cannot be reached, or does not provide what was requested
     ├── EvaluationError        (RuntimeError)  an evaluation during training failed
-    ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace a stored one
+    ├── DivergedError          (ArithmeticError)  an agent holds NaN or infinity and would replace another one
     └── WorkerError            (RuntimeError)  scopes failed in an iteration; `failures` has one `Failure` per scope
 
 All exceptions can be pickled: they carry only plain data.
@@ -100,7 +100,7 @@ class EvaluationError(LockstepError, RuntimeError):
 
 
 class DivergedError(LockstepError, ArithmeticError):
-    """An agent holds NaN or infinity and would replace a stored agent that does not."""
+    """An agent holds NaN or infinity and would replace one that does not."""
 
 
 def check_keys(given: Iterable[object], allowed: Sequence[str], owner: str) -> None:

@@ -16,7 +16,7 @@ from orchestrator.ray.requests import PING_TIMEOUT, Door, Request, UnreachableEr
 from orchestrator.ray.transport import Streams
 from workers.remote.actor import ControlActor
 from workers.remote.dialing import Address
-from workers.remote.service import Busy, Reply
+from workers.remote.replies import Busy, Reply
 from workers.remote.wire import Packed, check_packed
 from workers.types import Scope
 

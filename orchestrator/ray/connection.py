@@ -22,7 +22,7 @@ from workers.remote.dialing import Address, dial, dial_in_background
 from workers.remote.handshake import WORK, Session
 from workers.remote.layout import DamagedError
 from workers.remote.messages import dump_request, load_reply
-from workers.remote.service import Busy, Reply
+from workers.remote.replies import Busy, Reply
 from workers.remote.sockets import hang_up
 from workers.remote.wire import Packed
 from workers.types import Scope

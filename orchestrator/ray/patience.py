@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 
 from orchestrator.ray.requests import UnreachableError
-from workers.remote.service import Busy
+from workers.remote.replies import Busy
 
 __all__ = ["StepPatience"]
 

@@ -47,8 +47,8 @@ class Place(NamedTuple):
         return f"in {self.method}" if self.timestep is None else f"at timestep {self.timestep}"
 
 
-_STARTING_ANEW = frozenset({"restart", "stage", "restore"})
-"""Requests after which a worker that was left behind may be like the others again."""
+_FOR_THOSE_BEHIND = frozenset({"restart", "stage", "restore", "load", "set_hyperparameters"})
+"""Requests that also concern a worker that was left behind: they do not depend on where it is."""
 
 _LARGEST_SAMPLE = 4096
 """Most values of an array that a digest looks at."""
@@ -172,7 +172,7 @@ class Rebuilding:
         for seq, request in sorted((dict(journal) | owed).items()):
             owing = [index for index in self._alive if any(one.seq == seq for one in self._owed[index])]
             if seq in journal:
-                left = behind if request.method not in _STARTING_ANEW else ()
+                left = behind if request.method not in _FOR_THOSE_BEHIND else ()
                 self._play([index for index in self._alive if index not in (*owing, *left)], request, behind)
             for index in owing:
                 self._send(index, request)

@@ -20,7 +20,7 @@ __all__ = ["Recovery"]
 
 _logger = logging.getLogger("lockstep")
 
-_CHANGING = frozenset({"tick", "act", "learn", "restart", "collect", "stage", "restore"})
+_CHANGING = ITERATIONS | {"restart", "collect", "stage", "restore", "load", "set_hyperparameters"}
 """The methods of requests that change the state of a worker."""
 
 _ATTEMPTS = 5
@@ -259,8 +259,11 @@ class Recovery:
 
 
 def _size(request: Request) -> int:
-    """Return the bytes of the arrays of a request."""
-    return sum(part.size for part in request.each or () if isinstance(part, Packed))
+    """Return the bytes of the arrays and files of a request; one file may be for several workers."""
+    parts = [part for part in request.each or () if part is not None]
+    if request.method == "load":
+        return sum({id(content): len(content) for _, content in parts}.values())
+    return sum(part.size for part in parts if isinstance(part, Packed))
 
 
 def _in_short(failure: Failure) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from workers.errors import Failure, WorkerError, message_of
 from workers.remote.dialing import Address
-from workers.remote.service import Busy, Reply
+from workers.remote.replies import Busy, Reply
 
 __all__ = [
     "ITERATIONS",

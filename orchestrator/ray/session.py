@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -174,10 +174,23 @@ class RaySession:
             for given, scope, part in zip(plan.agents, plan.scopes, exported, strict=True)
         ]
 
-    def agent_files(self) -> list[tuple[str, bytes]]:
-        """Return the name and content of each scope's agent file."""
-        files: list[tuple[str, bytes]] = self._request("store")
-        return files
+    def agent_files(self, scopes: Collection[int]) -> dict[int, tuple[str, bytes]]:
+        """Return the name and content of the agent files of some scopes."""
+        files = self._request("store", each=[scope.index in scopes for scope in self._plan.scopes])
+        return {index: file for index, file in enumerate(files) if file}
+
+    def load_agent_files(self, files: Mapping[int, tuple[str, bytes]]) -> None:
+        """Load agent files into the agents of some scopes."""
+        self._request("load", each=[files.get(scope.index) for scope in self._plan.scopes])
+
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Return the hyper-parameters of each scope's agent."""
+        return self._request("hyperparameters")
+
+    def set_hyperparameters(self, scope: int, values: Mapping[str, float]) -> None:
+        """Change hyper-parameters of the agent of one scope."""
+        each = [values if one.index == scope else None for one in self._plan.scopes]
+        self._request("set_hyperparameters", each=each)
 
     def statistics(self) -> list[Statistics]:
         """Return the running statistics of each row's wrappers."""

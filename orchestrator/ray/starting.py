@@ -16,7 +16,7 @@ from orchestrator.ray.deaths import death, uncoloured
 from orchestrator.ray.requests import Door, UnreachableError
 from workers.errors import ClusterError, Failure, WorkerError
 from workers.node import socket_domain
-from workers.remote.service import Busy
+from workers.remote.replies import Busy
 from workers.types import Phase, Scope
 
 __all__ = ["MISSING", "StartPatience", "StartTime", "open_doors", "with_hint"]

@@ -26,7 +26,7 @@ from workers.errors import ClusterError, Failure
 from workers.remote.layout import DamagedError
 from workers.remote.log import LogEntry
 from workers.remote.messages import check_reply
-from workers.remote.service import Busy, Reply
+from workers.remote.replies import Busy, Reply
 from workers.types import Scope
 
 __all__ = ["Streams"]

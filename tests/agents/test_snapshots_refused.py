@@ -190,7 +190,7 @@ def team_of(*kinds: Any) -> IndependentAgents:
 
 def test_a_team_has_a_snapshot_if_every_agent_has_one():
     agents = team_of(SavedCounter, Counter)
-    message = "Counter of the group 'right' lacks snapshot, restore; IndependentAgents has a snapshot only if every"
+    message = "Counter of the group 'right' lacks snapshot, restore; IndependentAgents can do this only if every"
     with pytest.raises(AgentError, match=message):
         agents.snapshot()
     with pytest.raises(AgentError, match=message):

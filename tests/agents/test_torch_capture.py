@@ -98,6 +98,23 @@ def test_memory_stays_in_place_after_a_restore(case):
     iterate(agent, case, ROLLOUTS + 1)
 
 
+def test_other_hyperparameters_are_captured_again():
+    values = {"discount_factor": 0.5, "ratio_clip": 0.1, "entropy_loss_scale": 0.1, "kl_threshold": 0.0}
+    states = []
+    for captured in (True, False):
+        agent = build("gaussian", captured=captured)
+        iterate(agent, "gaussian", 3 * ROLLOUTS + 1)
+        agent.set_hyperparameters(values)
+        iterate(agent, "gaussian", 3 * ROLLOUTS, 3 * ROLLOUTS + 1)
+        states.append(agent.snapshot())
+    assert_same(states[0], states[1])
+    agent = build("gaussian", captured=True)
+    iterate(agent, "gaussian", 2 * ROLLOUTS)
+    agent.cfg.entropy_loss_scale = 0.1  # of other kernels than those in the graph
+    with pytest.raises(CaptureError):
+        iterate(agent, "gaussian", ROLLOUTS, 2 * ROLLOUTS)
+
+
 def test_next_values_are_the_same_with_and_without_a_look_at_the_mask(monkeypatch):
     """On a CPU, steps without truncations skip the critic; on a GPU, its values are masked."""
     agents = [build("gaussian"), build("gaussian")]

@@ -13,7 +13,7 @@ from orchestrator.ray.patience import StepPatience
 from orchestrator.ray.session import RaySession
 from workers.errors import WorkerError
 from workers.frameworks import load_framework
-from workers.remote.service import Reply
+from workers.remote.replies import Reply
 from workers.remote.wire import Packed, to_wire
 from workers.types import Mode, Outcome, Scope, Tick
 

@@ -27,7 +27,7 @@ from tests.support.schedule import full_or_short, only_long
 from workers.envs import EnvFactory
 from workers.errors import ClusterError, WorkerError
 from workers.remote.dialing import Address
-from workers.remote.service import Busy
+from workers.remote.replies import Busy
 from workers.types import Scope
 
 REMEDY = "if it may take longer, increase RayOrchestrator(start_timeout=…)"

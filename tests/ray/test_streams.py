@@ -19,7 +19,7 @@ from tests.support.agents import NullAgent
 from workers.errors import ClusterError
 from workers.frameworks import load_framework
 from workers.remote.log import LogEntry
-from workers.remote.service import Busy, Reply
+from workers.remote.replies import Busy, Reply
 from workers.types import Scope
 
 CALLS = "if a single call may hold Python's interpreter for longer, increase RayOrchestrator(hang_timeout=…)"

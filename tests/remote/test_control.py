@@ -20,8 +20,9 @@ from workers.remote.channel import Channel
 from workers.remote.control import Controls
 from workers.remote.dialing import Address, dial
 from workers.remote.handshake import CONTROL
+from workers.remote.replies import Busy
 from workers.remote.server import Server
-from workers.remote.service import Busy, Service
+from workers.remote.service import Service
 
 
 class Worker:

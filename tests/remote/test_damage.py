@@ -37,8 +37,8 @@ from workers.remote.layout import DamagedError
 from workers.remote.listener import Listener
 from workers.remote.log import LogEntry
 from workers.remote.messages import check_reply, dump_reply, dump_request, load_reply
+from workers.remote.replies import Reply
 from workers.remote.segment import Offer
-from workers.remote.service import Reply
 from workers.remote.wire import Packed, read_outcome, to_wire
 from workers.types import Outcome
 

@@ -15,7 +15,8 @@ from workers.pickling import dumps
 from workers.remote.layout import DamagedError
 from workers.remote.log import LogEntry
 from workers.remote.messages import check_reply, dump_request, load_request
-from workers.remote.service import PAYLOADS, Reply, Service
+from workers.remote.replies import PAYLOADS, Reply
+from workers.remote.service import Service
 from workers.remote.wire import to_wire
 from workers.storage.export import ExportedAgent
 from workers.storage.snapshot import Part, Snapshot
@@ -29,7 +30,10 @@ RESULTS: dict[str, list[Any]] = {
     "act": [PACKED],
     "learn": [None],
     "collect": [{"a": 1.0}],
-    "store": [("state.safetensors", b"")],
+    "store": [("state.safetensors", b""), None],
+    "load": [None],
+    "hyperparameters": [{"a": 1.0}],
+    "set_hyperparameters": [None],
     "statistics": [PACKED],
     "restart": [None],
     "export": [ExportedAgent("pickle", b"")],

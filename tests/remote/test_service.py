@@ -21,7 +21,7 @@ from tests.support.service import SCOPE, Client, FailingAgent, LiveRecordingAgen
 from workers.envs import EnvFactory
 from workers.frameworks import load_framework
 from workers.node import node_name
-from workers.remote.service import Busy, Reply
+from workers.remote.replies import Busy, Reply
 from workers.remote.spec import WorkerSpec
 from workers.remote.wire import from_wire, read_outcome, to_wire
 from workers.storage.export import ExportedAgent

@@ -16,8 +16,9 @@ from tests.support.processes import PATIENCE
 from tests.support.service import spec
 from workers.pickling import dumps
 from workers.remote.handshake import SERVE, WORK, Session, handshake
+from workers.remote.replies import Reply
 from workers.remote.server import Server
-from workers.remote.service import Reply, Service
+from workers.remote.service import Service
 from workers.remote.sockets import prepare
 
 KEY = b"k" * 32

@@ -10,7 +10,8 @@ from tests.support.envs import CountingEnv, counting_factory
 from trainer.config import StepTrainerCfg
 from workers.errors import Failure
 from workers.node import node_name
-from workers.remote.service import Reply, Service
+from workers.remote.replies import Reply
+from workers.remote.service import Service
 from workers.remote.spec import WorkerSpec
 from workers.types import Mode, Scope, Tick
 

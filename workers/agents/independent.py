@@ -226,7 +226,7 @@ class IndependentAgents(Learner):
         Raises:
             AgentError: A single agent lacks `snapshot` or `restore`.
         """
-        self._check_snapshots()
+        self._check_members("snapshot", "restore")
         members = {group: member.snapshot() for group, member in self.members.items()}
         return to_plain(self._own_parts(), self._framework) | {"members": members}
 
@@ -237,7 +237,7 @@ class IndependentAgents(Learner):
             AgentError: `state` has other groups or does not fit an agent. All agents remain unchanged. Or a single
                 agent lacks `snapshot` or `restore`.
         """
-        self._check_snapshots()
+        self._check_members("snapshot", "restore")
         with fitting("snapshot"):
             given = {**state}
             members = given.pop("members", None)
@@ -246,15 +246,47 @@ class IndependentAgents(Learner):
         self._load_members(members, "snapshot", "restore")
         self.training, self.tracked = given["training"], given["tracked"]
 
+    def hyperparameters(self) -> dict[str, float]:
+        """Return those of every group, with names such as ``"agent_0/learning_rate"``.
+
+        Raises:
+            AgentError: A single agent lacks `hyperparameters` or `set_hyperparameters`.
+        """
+        self._check_members("hyperparameters", "set_hyperparameters")
+        return {
+            f"{group}/{name}": value
+            for group, member in self.members.items()
+            for name, value in member.hyperparameters().items()
+        }
+
+    def set_hyperparameters(self, values: Mapping[str, float]) -> None:
+        """Change some hyper-parameters between two iterations.
+
+        Args:
+            values: New values by name, of those that `hyperparameters` returns.
+
+        Raises:
+            AgentError: A name is unknown, or a single agent refuses a value. All agents remain unchanged. Or a single
+                agent lacks `hyperparameters` or `set_hyperparameters`.
+        """
+        known = self.hyperparameters()
+        if unknown := [name for name in values if name not in known]:
+            raise AgentError(f"{unknown[0]!r} cannot be changed during a run; expected one of {list(known)}")
+        by_group: dict[str, dict[str, float]] = {group: {} for group in self.members}
+        for path, value in values.items():
+            group, _, name = path.rpartition("/")
+            by_group[group][name] = value
+        self._load_members(by_group, "hyperparameters", "set_hyperparameters")
+
     def _own_parts(self) -> dict[str, Any]:
         return {"training": self.training, "tracked": self.tracked}
 
-    def _check_snapshots(self) -> None:
+    def _check_members(self, *methods: str) -> None:
         for group, member in self.members.items():
-            if missing := [name for name in ("snapshot", "restore") if not hasattr(member, name)]:
+            if missing := [name for name in methods if not hasattr(member, name)]:
                 raise AgentError(
                     f"{type(member).__qualname__} of the group {group!r} lacks {', '.join(missing)}; IndependentAgents "
-                    "has a snapshot only if every single agent has one: implement both"
+                    "can do this only if every single agent can: implement both methods"
                 )
 
     def _load_members(self, states: Mapping[str, Any], save: str, load: str) -> None:

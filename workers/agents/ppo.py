@@ -19,7 +19,7 @@ from workers.agents.base import discrete_components, space_width
 from workers.agents.initial_layers import initial_layers
 from workers.agents.masks import legal_actions
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
-from workers.agents.ppo_saving import PPOSaving
+from workers.agents.ppo_hyperparameters import PPOHyperparameters
 from workers.errors import AgentError, ConfigError
 
 __all__ = ["PPO", "PPOCfg"]
@@ -28,7 +28,7 @@ INPUT_LIMIT = 10.0
 """Normalised observations and states are clipped to ``[-INPUT_LIMIT, INPUT_LIMIT]``."""
 
 
-class PPO(PPOSaving):
+class PPO(PPOHyperparameters):
     """The framework-independent part of Proximal Policy Optimization (https://arxiv.org/abs/1707.06347).
 
     Actions of a Box space are Gaussian, with a log standard deviation that does not depend on the observation; how
@@ -48,7 +48,7 @@ class PPO(PPOSaving):
     bit for bit like the original. Between two iterations, `snapshot` and `restore` do the same without pickle.
     `state_dict` and `save` cover what was learned, without the rollout and the random stream. Names and shapes are the
     same in every framework, so an agent of one framework can load the state of an agent of another. The values of
-    ``cfg`` are compiled in and must not be changed after construction.
+    ``cfg`` are compiled in: only `set_hyperparameters` changes some of them after construction.
 
     Args:
         observation_space: Observation space of one environment.

@@ -16,8 +16,9 @@ from workers.pickling import dumper
 from workers.remote.control import Controls
 from workers.remote.dialing import Address
 from workers.remote.log import LogCollector
+from workers.remote.replies import Busy
 from workers.remote.server import Server
-from workers.remote.service import Busy, Service
+from workers.remote.service import Service
 from workers.remote.spec import WorkerSpec
 from workers.remote.wire import Packed, check_packed
 from workers.threads import THREAD_VARIABLES

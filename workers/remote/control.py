@@ -12,7 +12,8 @@ from workers.remote.channel import Channel, UnreadableError
 from workers.remote.dialing import Address, dial
 from workers.remote.handshake import CONTROL
 from workers.remote.layout import DamagedError
-from workers.remote.service import Busy, Service
+from workers.remote.replies import Busy
+from workers.remote.service import Service
 
 __all__ = ["Controls", "answer_control"]
 

@@ -13,8 +13,8 @@ from workers.errors import Failure, type_name
 from workers.pickling import dumps, loads
 from workers.remote.layout import DamagedError
 from workers.remote.log import LogEntry
+from workers.remote.replies import PAYLOADS, Reply
 from workers.remote.segment import Offer
-from workers.remote.service import PAYLOADS, Reply
 from workers.remote.wire import Packed
 from workers.storage.snapshot import Part
 from workers.types import Mode, Tick
@@ -38,8 +38,9 @@ _CONTENT: dict[str, Callable[[Any], bool]] = {
         [*map(type, worker)] == [str, str, int, tuple, tuple, str]
         and all(type(text) is str for text in (*worker.team, *worker.notes))
     ),
-    "collect": lambda scalars: all(type(tag) is str and isinstance(value, Real) for tag, value in scalars.items()),
-    "store": lambda file: [*map(type, file)] == [str, bytes],
+    "collect": lambda scalars: _are_numbers(scalars),
+    "hyperparameters": lambda values: _are_numbers(values),
+    "store": lambda file: file is None or [*map(type, file)] == [str, bytes],
     "export": lambda agent: [*map(type, agent)] == [str, bytes],
     "snapshot": lambda snapshot: _are_parts(snapshot.agents) and _are_rows(snapshot.envs),
 }
@@ -113,6 +114,10 @@ def check_reply(reply: Reply, method: str) -> None:
     if not is_valid or type(log) is not tuple or (log and not all(map(_is_entry, log))):
         said = short(status) if type(status) is str else f"a {type_name(type(status))}"
         raise DamagedError(f"the reply to {method!r} is {said} with a {type_name(type(payload))}")
+
+
+def _are_numbers(values: dict[Any, Any]) -> bool:
+    return all(type(name) is str and isinstance(value, Real) for name, value in values.items())
 
 
 def _are_parts(values: Any) -> bool:

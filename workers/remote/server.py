@@ -19,8 +19,9 @@ from workers.remote.handshake import CONTROL, WORK, Session
 from workers.remote.layout import DamagedError
 from workers.remote.listener import Listener
 from workers.remote.messages import dump_reply, load_request
+from workers.remote.replies import Reply
 from workers.remote.segment import Segment, attach
-from workers.remote.service import Reply, Service
+from workers.remote.service import Service
 from workers.remote.sockets import hang_up
 
 __all__ = ["Server"]

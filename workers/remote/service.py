@@ -14,77 +14,32 @@ import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
-from types import NoneType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from workers.errors import CheckpointError, Failure, WorkerError, close_or_log, ends_process
 from workers.frameworks import Framework, load_framework
 from workers.node import node_name
 from workers.pickling import loads
-from workers.remote.log import LogCollector, LogEntry
+from workers.remote.log import LogCollector
+from workers.remote.replies import PAYLOADS, Busy, Reply
 from workers.remote.spec import WorkerSpec, check_spec
 from workers.remote.wire import Packed, from_wire, to_wire
 from workers.scope.agent_group import AgentGroup
 from workers.scope.agent_runner import AgentRunner
 from workers.scope.env_slice import EnvSlice
 from workers.scope.worker import ScopeWorker
-from workers.storage.export import ExportedAgent, export_agent
+from workers.storage.export import export_agent
 from workers.storage.snapshot import Snapshot
 from workers.threads import HeldThreads
 from workers.types import Description, Phase, Scope, Tick
 
-__all__ = ["PAYLOADS", "Busy", "Reply", "Service"]
-
-PAYLOADS: dict[str, tuple[type, ...]] = {
-    "build": (Description,),
-    "tick": (Packed, NoneType),
-    "act": (Packed,),
-    "learn": (NoneType,),
-    "collect": (dict,),
-    "store": (tuple,),
-    "statistics": (Packed,),
-    "restart": (NoneType,),
-    "export": (ExportedAgent,),
-    "snapshot": (Snapshot,),
-    "stage": (NoneType,),
-    "restore": (bool,),
-    "lose": (NoneType,),
-    "close": (NoneType,),
-}
-"""The methods of requests, and of which types the payloads of their replies are."""
+__all__ = ["Service"]
 
 _FARTHEST = 1000
 """How far the number of a request may lie ahead of the last one: after a damaged one, all others would be late."""
 
-
-class Reply(NamedTuple):
-    """The reply to request `seq`.
-
-    Attributes:
-        status: Whether the request was handled.
-        seq: Number of the request.
-        payload: Its result, or a tuple of `Failure`.
-        log: What the worker logged since its last reply.
-    """
-
-    status: Literal["ok", "error"]
-    seq: int
-    payload: Any
-    log: tuple[LogEntry, ...] = ()
-
-
-class Busy(NamedTuple):
-    """What a worker is busy with.
-
-    Attributes:
-        seq: The request that it is handling; None if it is idle.
-        seconds: For how long; of several iterations, the current one.
-        doing: What it does while it is built, such as ``"building its agent"``; else empty.
-    """
-
-    seq: int | None
-    seconds: float
-    doing: str = ""
+_BY_RUNNER = frozenset({"act", "learn", "collect", "store", "load", "hyperparameters", "set_hyperparameters"})
+"""The methods whose phase the runner of the agent knows."""
 
 
 class Service:
@@ -299,8 +254,19 @@ class Service:
     def _collect(self) -> dict[str, float]:
         return self._built_runner.collect() if self._worker is None else self._worker.collect()[0]
 
-    def _store(self) -> tuple[str, bytes]:
-        return self._built_runner.agent_file()
+    def _store(self, is_asked: bool = True) -> tuple[str, bytes] | None:
+        return self._built_runner.agent_file() if is_asked else None
+
+    def _load(self, file: tuple[str, bytes] | None = None) -> None:
+        if file is not None:
+            self._built_runner.load_agent_file(*file)
+
+    def _hyperparameters(self) -> dict[str, float]:
+        return self._built_runner.hyperparameters()
+
+    def _set_hyperparameters(self, values: dict[str, float] | None = None) -> None:
+        if values is not None:
+            self._built_runner.set_hyperparameters(values)
 
     def _statistics(self) -> Packed:
         return to_wire(tuple(self._owned_worker.statistics()), load_framework("numpy"), self._into, dumps=self._dumps)
@@ -384,7 +350,7 @@ class Service:
         if method == "tick" and runner is not None and worker is not None:
             phase = worker.env_slice.phase
             return (runner.phase if phase in (Phase.ACT, Phase.RECORD) else phase).value, worker.timestep
-        if method in ("act", "learn", "collect", "store") and runner is not None:
+        if method in _BY_RUNNER and runner is not None:
             return runner.phase.value, self._timestep
         return method, None
 

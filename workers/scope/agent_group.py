@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -79,9 +79,23 @@ class AgentGroup:
         """Return the scalars of every agent since the last call, by tag."""
         return self._each(AgentRunner.collect)
 
-    def agent_files(self) -> list[tuple[str, bytes]]:
-        """Return the name and content of every agent's file."""
-        return self._each(AgentRunner.agent_file)
+    def agent_files(self, scopes: Collection[int]) -> dict[int, tuple[str, bytes]]:
+        """Return the name and content of the files of the agents of some scopes, by scope."""
+        files = self._each(lambda runner: runner.agent_file() if runner.scope.index in scopes else None)
+        return {runner.scope.index: file for runner, file in zip(self.runners, files, strict=True) if file}
+
+    def load_agent_files(self, files: Mapping[int, tuple[str, bytes]]) -> None:
+        """Load files into the agents of some scopes; see `AgentRunner.load_agent_file`."""
+        given = [files.get(runner.scope.index) for runner in self.runners]
+        self._each(lambda runner, file: file and runner.load_agent_file(*file), given)
+
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Return the hyper-parameters of every agent; see `AgentRunner.hyperparameters`."""
+        return self._each(AgentRunner.hyperparameters)
+
+    def set_hyperparameters(self, scope: int, values: Mapping[str, float]) -> None:
+        """Change hyper-parameters of the agent of one scope; see `AgentRunner.set_hyperparameters`."""
+        self._each(lambda runner: runner.set_hyperparameters(values) if runner.scope.index == scope else None)
 
     def snapshot(self, *, allow_pickle: bool) -> Sequence[Part]:
         """Return the whole state of every agent; see `AgentRunner.snapshot`."""

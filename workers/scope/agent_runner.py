@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 from workers.by_agent import map_arrays
-from workers.errors import AgentError, CheckpointError, message_of
+from workers.errors import AgentError
 from workers.frameworks import Framework
 from workers.members import is_factory, is_of_skrl, takes_infos
 from workers.node import node_name
+from workers.scope.agent_keeper import AgentKeeper
 from workers.scope.agent_log import AgentLog
-from workers.scope.agent_state import agent_tree, load_agent_tree, plain_infos, reason_not_kept
+from workers.scope.agent_state import reason_not_kept
 from workers.scope.checks import asked_shapes, build_agent, check_fit, checked_pair
 from workers.scope.tracking import AgentTracking
 from workers.seeding import GlobalStream, RandomStream, skrl_key
-from workers.storage.agent_file import dump_agent
-from workers.storage.snapshot import Part, decode_part, encode_part
 from workers.types import Arrays, Description, Mode, Phase, Scope, Tick
 
 __all__ = ["AgentRunner"]
@@ -28,7 +26,7 @@ _FLUSH_INTERVAL = 1000
 """Iterations between flushes of what an agent tracks, even if not requested, so that its lists stay bounded."""
 
 
-class AgentRunner:
+class AgentRunner(AgentKeeper):
     """One simultaneous agent on its scope.
 
     Attributes:
@@ -293,90 +291,6 @@ class AgentRunner:
     def timestep(self) -> int:
         """Timestep of the last iteration."""
         return self._last_tick.timestep
-
-    @contextmanager
-    def as_handed_over(self) -> Iterator[Any]:
-        """Yield the agent without the trainer's changes to it."""
-        self._tracking.stop()
-        try:
-            yield self.agent
-        finally:
-            self._tracking.start()
-
-    def agent_file(self) -> tuple[str, bytes]:
-        """Return the name and content of the agent's file; see `workers.storage.agent_file.dump_agent`."""
-        self.phase = Phase.STORE
-        with self.as_handed_over() as agent:
-            return dump_agent(agent, self._framework)
-
-    def snapshot(self, *, allow_pickle: bool) -> Part:
-        """Return the whole state between two iterations.
-
-        Args:
-            allow_pickle: Whether to pickle an agent that does not offer its state as plain data.
-
-        Raises:
-            CheckpointError: The state cannot be kept.
-        """
-        self.phase = Phase.STORE
-        with self.as_handed_over():
-            state = self._state(allow_pickle=allow_pickle)
-            return encode_part(
-                state, self._framework, allow_pickle=allow_pickle, what=self._what, pickler=self._pickler
-            )
-
-    def stage(self, part: Part) -> None:
-        """Check that a snapshot fits, and keep it for `restore`; nothing changes.
-
-        Raises:
-            CheckpointError: It does not fit.
-        """
-        self.phase = Phase.STORE
-        state = decode_part(part, self._framework, what=self._what)
-        before = self._state(allow_pickle=True)
-        try:
-            self._load(state, is_trial=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit {self._what.removesuffix(',')}: {message_of(error)}"
-            ) from error
-        finally:
-            self._load(before, is_trial=True)
-        self._staged = state
-
-    def restore(self) -> None:
-        """Go on from the snapshot of `stage`."""
-        self.phase = Phase.STORE
-        state, self._staged = self._staged, None
-        self._load(state)
-
-    @property
-    def _what(self) -> str:
-        return f"the agent of scope {self.scope.index}, {type(self.agent).__qualname__},"
-
-    def _state(self, *, allow_pickle: bool) -> dict[str, Any]:
-        tick = self._last_tick
-        return {
-            "agent": agent_tree(self.agent, self._framework, what=self._what, allow_pickle=allow_pickle),
-            "tick": [tick.mode.value, tick.timestep, tick.timesteps],
-            "is_reset": self._last_tick is self._reset_tick,
-            "infos": plain_infos(self._infos, self._framework) if self._takes_infos or self.agents else {},
-            "unflushed": self._unflushed,
-            "log": self._log.state(),
-            "tracked": self._tracking.writer.scalars.state(),
-            "stream": self._stream.state(self.agent),
-        }
-
-    def _load(self, state: dict[str, Any], *, is_trial: bool = False) -> None:
-        with self.as_handed_over() as agent:
-            load_agent_tree(agent, state["agent"], self._framework, is_trial=is_trial)
-        mode, timestep, timesteps = state["tick"]
-        tick = Tick(Mode(mode), int(timestep), int(timesteps))
-        self._last_tick, self._reset_tick = tick, tick if state["is_reset"] else tick._replace()
-        self._infos, self._unflushed = dict(state["infos"]), int(state["unflushed"])
-        self._log.load(state["log"])
-        self._tracking.writer.scalars.load(state["tracked"])
-        self._stream.load(state["stream"], self.agent)  # last: what is above may draw random numbers
 
     def release(self) -> None:
         """Undo the trainer's changes to the agent."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from workers.errors import AgentError
-from workers.frameworks import Framework
-from workers.storage.export import dump_file, load_file, load_modules, module_states
-from workers.storage.state_file import decode_state, encode_state
+import numpy as np
 
-__all__ = ["FILE_NAMES", "OWN", "STATE", "dump_agent", "load_agent", "offers_state"]
+from workers.errors import AgentError, DivergedError
+from workers.frameworks import Framework, load_framework
+from workers.storage.export import dump_file, load_file, load_modules, module_states
+from workers.storage.state_file import decode_state, encode_state, nonfinite_values
+
+__all__ = ["FILE_NAMES", "OWN", "STATE", "check_alike", "dump_agent", "load_agent", "offers_state"]
 
 STATE, OWN = "state.safetensors", "agent.bin"
 FILE_NAMES = (STATE, OWN)
@@ -94,3 +97,39 @@ def _has_state(agent: Any) -> bool:
 
 def _has_file(agent: Any) -> bool:
     return hasattr(agent, "save") and hasattr(agent, "load")
+
+
+def check_alike(file: tuple[str, bytes], own: tuple[str, bytes]) -> None:
+    """Check that an agent can load the file of another one, as far as both files tell.
+
+    Args:
+        file: The other agent's, from `dump_agent`.
+        own: The agent's own. What it does not hold yet, such as the moments of an optimiser, may be in the other.
+
+    Raises:
+        AgentError: It cannot.
+        DivergedError: The file holds NaN or infinity, and the agent does not.
+    """
+    if file[0] != own[0]:
+        raise AgentError(f"the file is {file[0]}; expected {own[0]}")
+    if file[0] != STATE:
+        return
+    numpy = load_framework("numpy")
+    _check_shapes(decode_state(file[1], numpy), decode_state(own[1], numpy), "state")
+    found, held = nonfinite_values(file[1]), nonfinite_values(own[1])
+    if new := [path for path in found if held.get(path) != found[path]]:
+        raise DivergedError(f"the state holds {found[new[0]]} in {new[0]}")
+
+
+def _check_shapes(given: Any, own: Any, path: str) -> None:
+    """Check that two trees hold arrays of the same names and shapes, where both hold some."""
+    if isinstance(given, np.ndarray) and isinstance(own, np.ndarray) and given.shape != own.shape:
+        raise AgentError(f"{path} has shape {given.shape}; expected {own.shape}")
+    if not isinstance(given, Mapping) or not isinstance(own, Mapping):
+        return
+    names, expected = ([name for name in tree if isinstance(tree[name], np.ndarray)] for tree in (given, own))
+    if names and expected and (other := {*names} ^ {*expected}):
+        first = next(name for name in names + expected if name in other)
+        raise AgentError(f"{path} {'has an unexpected' if first in names else 'lacks the'} array {first!r}")
+    for name in [name for name in given if name in own]:
+        _check_shapes(given[name], own[name], f"{path}[{name!r}]")

@@ -34,7 +34,7 @@ class PPO(ppo.PPO):
     """Proximal Policy Optimization in JAX.
 
     The constructor draws a seed from NumPy's global generator; all randomness comes from this seed. Acting, recording
-    and a whole update are one compiled call each. The values of ``cfg`` are compiled in: later changes have no effect.
+    and a whole update are one compiled call each. The values of ``cfg`` are compiled in.
     Agents with equal spaces, ``num_envs`` and ``cfg`` share their compiled functions.
 
     Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a `jax.Device` or a name such as
@@ -57,7 +57,7 @@ class PPO(ppo.PPO):
                     "or set jax_enable_x64"
                 )
         specification = programs.Specification(
-            cfg=programs.StaticCfg(**{field.name: getattr(self.cfg, field.name) for field in fields(ppo.PPOCfg)}),
+            cfg=self._static_cfg(),
             input_widths=tuple(self._input_widths.items()),
             critic_input=self._critic_input,
             components=self._components,
@@ -76,6 +76,12 @@ class PPO(ppo.PPO):
         )
         self._rollout: Any = None
         self._rate: tuple[float, Array] | None = None  # the last `learning_rate`, and the same on the device
+
+    def _static_cfg(self) -> programs.StaticCfg:
+        return programs.StaticCfg(**{field.name: getattr(self.cfg, field.name) for field in fields(ppo.PPOCfg)})
+
+    def _forget_compiled(self) -> None:
+        self._specification = programs.the_one(self._specification._replace(cfg=self._static_cfg()))
 
     def _use_action_map(self, mapping: npt.NDArray[np.float32] | None) -> None:
         self._action_map = jax.device_put(mapping, self.device, may_alias=False)

@@ -30,8 +30,7 @@ class PPO(ppo.PPO):
 
     All randomness comes from torch's global generators: the initial weights from that of the CPU; one draw in every
     `act`, and the orders of an update, from that of the device. On a GPU, acting with `num_envs` rows, the end of a
-    transition and an update are captured as CUDA graphs, with the values of ``cfg`` in them: later changes have no
-    effect.
+    transition and an update are captured as CUDA graphs, with the values of ``cfg`` in them.
 
     Arguments and errors are those of `workers.agents.ppo.PPO`; ``device`` is a torch device.
     """
@@ -140,6 +139,9 @@ class PPO(ppo.PPO):
             torch._foreach_copy_(self._action_map, list(torch.tensor(mapping)))
             return
         self._action_map = None if mapping is None else list(torch.tensor(mapping, device=self.device))
+        self._workspace.forget_graphs()
+
+    def _forget_compiled(self) -> None:
         self._workspace.forget_graphs()
 
     def _store_transition(

@@ -78,7 +78,6 @@ class Adam:
     Args:
         shapes: Shape of each parameter.
         parts: Parts of each gradient; a step adds them.
-        max_norm: The gradients of all parameters together are scaled down to this norm; 0 for no limit.
         rate: Learning rate, ``(1,)`` float64; each step reads it.
 
     Attributes:
@@ -89,7 +88,7 @@ class Adam:
         steps: Number of steps, ``(1,)`` int32.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, parts: int, max_norm: float, rate: wp.array) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, parts: int, rate: wp.array) -> None:
         places: dict[str, slice] = {}
         size = 0
         for name, shape in shapes.items():
@@ -98,7 +97,7 @@ class Adam:
         self._values, self._means, self._variances, self._gradients = (wp.zeros(size, dtype=float) for _ in range(4))
         self._parts = wp.zeros((parts, size), dtype=float)
         self._squares, self._factors = wp.zeros(math.ceil(size / TILE), dtype=float), wp.zeros(3, dtype=float)
-        self._max_norm, self._rate = max_norm, rate
+        self._rate = rate
         self.steps = wp.zeros(1, dtype=int)
         self.values, self.exp_avg, self.exp_avg_sq = (
             {name: flat[place].reshape(shapes[name]) for name, place in places.items()}
@@ -117,12 +116,17 @@ class Adam:
             for name, place in places.items()
         }
 
-    def step(self, parts: int) -> None:
-        """Take a step with the sum of the first parts of the gradients."""
+    def step(self, parts: int, max_norm: float) -> None:
+        """Take a step.
+
+        Args:
+            parts: The step takes the sum of so many parts of each gradient, the first ones.
+            max_norm: The gradients of all parameters together are scaled down to this norm; 0 for no limit.
+        """
         device, blocks = self._values.device, self._squares.size
         options = {"device": device, "block_dim": BLOCK}
         wp.launch_tiled(add_parts, dim=blocks, inputs=[self._parts, parts, self._gradients, self._squares], **options)
-        inputs = [self._squares, self._max_norm, self._rate, self.steps, self._factors]
+        inputs = [self._squares, max_norm, self._rate, self.steps, self._factors]
         wp.launch_tiled(begin_step, dim=1, inputs=inputs, **options)
         inputs = [self._gradients, self._factors, self._means, self._variances, self._values]
         wp.launch_tiled(take_step, dim=blocks, inputs=inputs, **options)

@@ -30,11 +30,9 @@ KEPT = ("_acting", "_legal", "_own", "_action_map")
 class PPO(ppo.PPO):
     """Proximal Policy Optimization in Warp.
 
-    The constructor draws a seed from NumPy's global generator; all randomness comes from this seed. Acting and the
-    steps of an update are captured as graphs, even on a CPU. The values of ``cfg`` are part of the graphs: later
-    changes may have no effect. On a CPU, equal agents give bit-identical results. No kernel adds atomically, so sums
-    have a fixed order on a GPU too; a GPU has other tiles, though, and draws the orders of samples itself, so its
-    results differ from those of a CPU.
+    The constructor draws a seed from NumPy's global generator: the source of all randomness. Acting and the steps of
+    an update are captured as graphs, with the values of ``cfg``. No kernel adds atomically, so sums have a fixed order;
+    a GPU has other tiles, though, and draws the orders of samples itself, so its results differ from a CPU's.
 
     On a GPU, everything runs on the device's current stream, so agents can use streams of their own within
     `wp.ScopedStream`. Neither `act` nor `record_transition` wait for the device if they are given arrays on it and no
@@ -72,7 +70,7 @@ class PPO(ppo.PPO):
             shapes |= {f"{prefix}.{name}": shape for name, shape in layer_shapes(sizes).items()}
         self._rate = wp.zeros(1, dtype=wp.float64)
         parts = count_parts(self.device, max(self._mini_batch_sizes()))
-        self._optimizer = Adam(shapes, parts=parts, max_norm=cfg.grad_norm_clip, rate=self._rate)
+        self._optimizer = Adam(shapes, parts=parts, rate=self._rate)
         parameters, gradients = self._optimizer.values, self._optimizer.gradients
         network, self._value = (
             Perceptron(within(prefix, parameters), within(prefix, gradients), cfg.activation) for prefix in networks
@@ -174,6 +172,9 @@ class PPO(ppo.PPO):
         self._action_map = None if mapping is None else wp.array(mapping, device=self.device)
         self._graphs.clear()  # captured with the map before
 
+    def _forget_compiled(self) -> None:
+        self._graphs.clear()
+
     def _sample_actions(self, observations: wp.array, action_mask: wp.array | None) -> tuple[Any, wp.array, wp.array]:
         rows = observations.shape[0]
         cast(observations, self._raw_observations(rows))
@@ -252,17 +253,16 @@ class PPO(ppo.PPO):
         return wp.array([np.resize(order, self._rows.size) for order in drawn], dtype=wp.int32, device=self.device)
 
     def _update(self, orders: wp.array) -> Callable[[], dict[str, float]]:
-        cfg = self.cfg
         cast(orders, self._orders)
         self._position.zero_()
         self._acted_rows = self._rows_that_acted()
         self._prepare_update()
         self._totals.zero_()
         self._rate.fill_(self.learning_rate)
-        for epoch in range(cfg.learning_epochs):
+        for epoch in range(self.cfg.learning_epochs):
             for size in self._mini_batch_sizes():
                 self._run(self._step, size)
-            inputs = [epoch, self._rows.size, cfg.kl_threshold or 0.0, self._log_std]
+            inputs = [epoch, self._rows.size, self.cfg.kl_threshold or 0.0, self._log_std]
             launch(losses.end_epoch, 1, inputs, [self._totals, self._rate, self._report])
         for name in self._input_widths:
             if name in self._normalizers:
@@ -362,7 +362,7 @@ class PPO(ppo.PPO):
         by_head = self._policy.backward(head, by_log_prob, -cfg.entropy_loss_scale / size, rows, *self._taken())
         self._policy.network.backward(batch["observations"], by_head)
         self._value.backward(batch[self._critic_input], by_value)
-        self._optimizer.step(parts)
+        self._optimizer.step(parts, cfg.grad_norm_clip)
 
     # Saving.
 
