@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _end_after(seconds: float, what: signal.Signals) -> None:
 
     groups = Loop.groups
 
-    def timed(loop: Loop) -> Iterator[int]:
+    def timed(loop: Loop) -> Generator[int]:
         timer = threading.Timer(seconds, os.kill, (os.getpid(), what))
         timer.daemon = True
         timer.start()

@@ -281,10 +281,11 @@ def test_refusals():
     alone = pytest.raises(ConfigError, match="put an Evaluator before it")
     with trainer_of(env, agents=[NullAgent, NullAgent]) as trainer, alone:
         Loop(trainer, [EarlyStopping(patience=1)]).run()
-    bad: dict[str, int]
+    bad: dict[str, Any]
+    wrong: dict[str, Any]
     for bad in ({"every": 0}, {"every": 1, "episodes": 0}, {"every": 1, "seed": -1}):
         with pytest.raises(ConfigError):
             Evaluator(**bad)
     for wrong in ({}, {"patience": 0}, {"patience": 1, "min_improvement": -1.0}):
         with pytest.raises(ConfigError):
-            EarlyStopping(**wrong)  # type: ignore[arg-type]
+            EarlyStopping(**wrong)

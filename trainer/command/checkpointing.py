@@ -168,8 +168,8 @@ class Checkpoints(Callback):
         self._schedule.attempted(seconds)
 
     def _tell_best(self, evaluation: Evaluated) -> None:
-        best = {"timestep": evaluation.timestep, "return": evaluation.mean}
-        best["scopes"] = [result.mean for result in evaluation.results]
+        means = [result.mean for result in evaluation.results]
+        best = {"timestep": evaluation.timestep, "return": evaluation.mean, "scopes": means}
         try:
             self._directory.write("best.json", json.dumps(best, indent=1))
         except OSError as error:
