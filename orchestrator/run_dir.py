@@ -45,6 +45,7 @@ class RunDirectory:
     Contents::
 
         config.yaml       the configuration from which `lockstep train` reproduces the run
+        spaces.json       the spaces of one environment, from which agents can be built without it
         versions.json     the versions of everything that the numbers depend on
         metrics.csv       the scalars of all scopes; tensorboard/ has the same for TensorBoard
         status.json       whether the run is running, interrupted, failed or finished, and the timestep of agents/
@@ -139,7 +140,7 @@ class RunDirectory:
         Raises:
             ConfigError: This is not a run directory.
         """
-        status = self._read_json("status.json")
+        status = self.read_json("status.json")
         state, timestep = status.get("state"), status.get("timestep")
         if state not in _STATES or type(timestep) is not int or timestep < 0:
             raise ConfigError(
@@ -367,7 +368,12 @@ class RunDirectory:
         except AgentError as error:
             raise AgentError(f"{self.url}/{name}: {error}") from error
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the dictionary in a file.
+
+        Raises:
+            ConfigError: There is none.
+        """
         try:
             found = json.loads(self._read(name, LARGEST_TEXT))
             if not isinstance(found, dict):

@@ -19,8 +19,8 @@ from tests.support.parity import assert_same, copied_outputs, run
 from workers.envs import EnvFactory, wrap_env
 from workers.envs.envpool import build
 from workers.envs.making import build_rows
-from workers.envs.spaces import action_width
 from workers.errors import EnvError
+from workers.spaces import action_width
 
 ROWS = 4
 

@@ -19,8 +19,8 @@ from tests.support.parity import assert_same
 from workers.envs import wrap_env
 from workers.envs.gymnasium import GymnasiumWrapper
 from workers.envs.sample_rows import SampleRows
-from workers.envs.spaces import action_width, unflatten_actions
 from workers.errors import EnvError, marked_row
+from workers.spaces import action_width, unflatten_actions
 
 MODES = list(AutoresetMode)
 ROWS = 3

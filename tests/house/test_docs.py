@@ -7,12 +7,8 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from gymnasium.spaces import Box
 
 from orchestrator.ray import RayOrchestrator
 from tests.support.processes import ROOT, python
@@ -20,7 +16,6 @@ from tests.support.schedule import only_long
 from trainer.config import StepTrainerCfg
 from trainer.torch import StepTrainer
 from workers import errors
-from workers.agents.torch import PPO
 from workers.threads import THREAD_VARIABLES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,48 +100,27 @@ def test_the_script_of_the_page_for_skrl_runs_locally_and_in_ray(tmp_path: Path)
 
 
 COMPARE = """
-expected = policy(observations.numpy()).argmax(-1)
-assert (outputs["mean_actions"].numpy()[:, 0] == expected).all() and len(set(expected)) == 2
+expected = policy(observations).argmax(-1)
+assert len(set(expected)) == 2
+assert (agent.predict(observations) == expected).all() and (actions[:, 0] == expected).all()
+np.testing.assert_allclose(logits, policy(observations), rtol=1e-5, atol=1e-5)
 """
 
 
 def test_a_trained_policy_acts_as_the_page_says(tmp_path: Path):
-    run_dir = tmp_path / "run"
+    run_dir, model = tmp_path / "run", tmp_path / "policy.onnx"
     settings = ["trainer.timesteps=64", "trainer.disable_progressbar=true", "evaluation.episodes=0"]
-    done = python(
-        "-m", "trainer", "train", "examples/cartpole.yaml", "--set", f"logging.directory={run_dir}", *settings
-    )
-    assert done.returncode == 0, done.stderr
-    with_lockstep, without, _ = blocks(ROOT / "docs" / "trained-policy.md", "python")
-    program = f"import torch\nobservations = torch.randn(64, 4)\n{with_lockstep}{without}{COMPARE}"
-    for program_or_file in (["-c", program.replace("runs/mine", str(run_dir))], ["examples/use_policy.py", run_dir]):
-        done = python(*program_or_file)
+    program = "".join(blocks(ROOT / "docs" / "trained-policy.md", "python")) + COMPARE
+    program = program.replace("runs/mine", str(run_dir)).replace("policy.onnx", str(model))
+    for arguments in (
+        ["-m", "trainer", "train", "examples/cartpole.yaml", "--set", f"logging.directory={run_dir}", *settings],
+        ["-m", "trainer", "export", run_dir, model, "--scope", "0"],
+        ["-c", program],
+        ["examples/use_policy.py", run_dir],
+    ):
+        done = python(*arguments)
         assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"return \d+\.0\n", done.stdout)
-
-
-@pytest.mark.parametrize("action_bounds", ["none", "clip", "rescale"])
-def test_a_trained_policy_keeps_to_its_bounds_as_the_page_says(action_bounds: str, tmp_path: Path):
-    most = np.finfo(np.float32).max  # as good as infinite
-    low = np.array([2, -0.1, -3e38, -np.inf, -most], np.float32)
-    high = np.array([7, 0.3, 3e38, np.inf, most], np.float32)
-    cfg = {"action_bounds": action_bounds, "normalize_observations": False}
-    agent = PPO(observation_space=Box(-1, 1, (4,)), action_space=Box(low, high), num_envs=64, cfg=cfg)
-    state = agent.state_dict()
-    state["models"]["policy.network.4.weight"].mul_(300.0)  # so that some means are beyond the bounds
-    agent.load_state_dict(state)
-    agent.save(tmp_path / "agent")
-    observations = torch.randn(64, 4)
-    _, outputs = agent.act(observations, None, timestep=0, timesteps=1)
-    _, *without = blocks(ROOT / "docs" / "trained-policy.md", "python")
-    page: dict[str, Any] = {}
-    exec("".join(without).replace("runs/mine/agents/0/state.safetensors", str(tmp_path / "agent")), page)
-    means = page["policy"](observations.numpy())
-    given = page["bounded"](means, low, high)
-    sizes = np.array([1.0, 1.0, 1e38, 1.0, 1.0])
-    np.testing.assert_allclose(outputs["mean_actions"].numpy() / sizes, given / sizes, rtol=1e-5, atol=1e-5)
-    is_mapped = [action_bounds != "none"] * 2 + [action_bounds == "rescale", False, False]
-    assert (given != means).any(0).tolist() == is_mapped
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

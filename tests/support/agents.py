@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from workers.envs.spaces import action_width
 from workers.frameworks import Framework, load_framework
+from workers.spaces import action_width
 from workers.types import Scope
 
 

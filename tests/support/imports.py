@@ -24,6 +24,10 @@ FRAMEWORKS = {
 # the rooms of the house, highest first: a module may import from its own room and lower ones, not from one beside it
 ROOMS = (
     ("trainer.__main__",),
+    ("trainer.command.cli",),
+    ("trainer.command.parser",),
+    ("trainer.command.verbs",),
+    ("trainer.policies",),
     ("trainer.command",),
     ("trainer",),
     ("orchestrator.ray",),
@@ -39,12 +43,13 @@ ROOMS = (
         "workers.info_rows",
         "workers.infos",
         "workers.seeding",
+        "workers.spaces",
         "workers.threads",
     ),
     ("workers.frameworks",),
     ("workers",),
 )
-RULES = ROOMS[9]  # these count as one room
+RULES = ROOMS[13]  # these count as one room
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 NEVER = ("skrl", "tests", "examples", "benchmarks")

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces.utils import flatten
 
 from tests.support.agents import copied
 from tests.support.parity import assert_same, ppo
@@ -91,6 +92,20 @@ def state_of(agent: PPO) -> dict[str, Any]:
     return state
 
 
+def learned(agent: PPO) -> dict[str, Any]:
+    """Return a state whose statistics are no initial ones, and whose actions depend much on observations."""
+    state = state_of(agent)
+    rng, models = np.random.default_rng(11), state["models"]
+    for name, array in models.items():
+        if name.startswith("normalizers.") and not name.endswith("count"):
+            array[...] = rng.uniform(0.2, 2.0, array.shape)
+        elif name.endswith("bias"):
+            array[...] = 0.2 * rng.normal(size=array.shape)
+    heads = [name for name in models if name.startswith("policy.network.") and name.endswith("weight")]
+    models[heads[-1]][...] *= 300.0
+    return state
+
+
 def same(first: Any, second: Any) -> bool:
     """Return whether two trees are equal bit for bit."""
     try:
@@ -122,6 +137,12 @@ def assert_close(given: Any, expected: Any, tolerance: float, path: str = "") ->
     assert np.shape(given) == np.shape(expected), f"{path}: {np.shape(given)} is not {np.shape(expected)}"
     limit = tolerance * float(np.abs(expected).max())
     np.testing.assert_allclose(given, expected, rtol=0.0, atol=limit, err_msg=path)
+
+
+def flat(space: gymnasium.Space[Any], samples: list[Any]) -> npt.NDArray[np.float32]:
+    """Return samples of a space as flat rows."""
+    rows: list[Any] = [flatten(space, sample) for sample in samples]
+    return np.stack(rows).astype(np.float32)
 
 
 # Interaction.

@@ -16,9 +16,9 @@ from pettingzoo import ParallelEnv
 
 from tests.support.agents import copied
 from workers.envs import wrap_env
-from workers.envs.spaces import flat_actions as flat
 from workers.envs.states import EnvState
 from workers.frameworks import Framework
+from workers.spaces import flat_actions as flat
 from workers.storage.state_file import decode_state, encode_state
 
 ROWS = 3

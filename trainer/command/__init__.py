@@ -1,4 +1,4 @@
 """The `lockstep` command: run configurations, training, evaluation and the doctor.
 
-Uses the library as a user does. Within the library, only ``trainer.__main__`` imports it.
+Uses the library as a user does. Within the library, only ``trainer.__main__`` and `trainer.policies` import it.
 """

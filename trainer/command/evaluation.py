@@ -14,7 +14,7 @@ from trainer.evaluation import evaluate as evaluate_agents
 from trainer.step import StepTrainer
 from workers.frameworks import load_framework
 
-__all__ = ["evaluate"]
+__all__ = ["as_stored", "evaluate"]
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
     wanted, framework = config.evaluation, load_framework(config.framework)
     options = {name: value for name, value in config.orchestrator.options.items() if name == "num_threads"}
     run = prepare(
-        dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options), agents=_as_stored(config.agents)),
+        dataclasses.replace(config, orchestrator=OrchestratorConfig(options=options), agents=as_stored(config.agents)),
         resumes=True,
     )
     cfg = dataclasses.replace(config.trainer, timesteps=wanted.max_timesteps, disable_progressbar=True)
@@ -55,7 +55,7 @@ def evaluate(
         return evaluate_agents(trainer, statistics, episodes=wanted.episodes, max_timesteps=wanted.max_timesteps)
 
 
-def _as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:
+def as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:
     """Return the agents of a run directory; one without ``action_bounds`` is older than this option, so it had none."""
     return [
         dataclasses.replace(agent, cfg={"action_bounds": "none"} | agent.cfg) if agent.agent in OURS else agent

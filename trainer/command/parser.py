@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run(add("resume", verbs.resume, "go on with a run that was stopped", "RUN_DIR ", run_dir))
     _add_eval(add("eval", verbs.evaluate, "evaluate the agents of a run", "RUN_DIR ", f"{run_dir} --video"))
+    _add_export(
+        add(
+            "export", verbs.export, "write a trained policy as an ONNX model", "RUN_DIR FILE.onnx ", f"{run_dir} a.onnx"
+        )
+    )
     _add_doctor(
         add("doctor", verbs.doctor, "check this machine or a cluster, and a configuration", "[CONFIG.yaml] ", config)
     )
@@ -123,6 +128,13 @@ def _scope(text: str) -> int:
     return int(text)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run directory written by lockstep train")
+    parser.add_argument("path", metavar="FILE.onnx", help="the file; for a team, a folder for a file of each group")
+    parser.add_argument("--scope", metavar="N", type=int, default=0, help="which simultaneous agent; default: 0")
+    _add_trust(parser)
+
+
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="a configuration to check as well")
     there = parser.add_mutually_exclusive_group()
@@ -155,7 +167,7 @@ def _add_working_dir(parser: argparse.ArgumentParser) -> None:
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
     """Add the options of every verb that reads a configuration."""
-    parser.add_argument("--trust", action="store_true", help="run code from another user's run directory")
+    _add_trust(parser)
     parser.add_argument(
         "--set",
         metavar="key=value",
@@ -165,3 +177,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change values; lockstep config lists all keys",
     )
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="run code from another user's run directory")

@@ -32,7 +32,18 @@ from workers.frameworks import load_framework
 from workers.threads import HeldThreads, thread_variables
 from workers.types import Scope
 
-__all__ = ["OURS", "Run", "build_orchestrator", "factory_takes", "imported", "prepare", "resolve"]
+__all__ = [
+    "OURS",
+    "AgentFactory",
+    "Run",
+    "build_orchestrator",
+    "check_spaces",
+    "factory_takes",
+    "find_spaces",
+    "imported",
+    "prepare",
+    "resolve",
+]
 
 _SPACES = ("observation_space", "action_space", "state_space")
 _TEAM = ("possible_agents", "observation_spaces", "action_spaces", "state_spaces")
@@ -128,7 +139,7 @@ def prepare(config: RunConfig, *, trust: bool = False, resumes: bool = False) ->
     run = Run(config=config, env=env, agents=factories, orchestrator=orchestrator)
     try:
         for i, agent in enumerate(agents):
-            _check_spaces(agent, f"agents.{i}", spaces)
+            check_spaces(agent, f"agents.{i}", spaces)
     except ConfigError:
         run.close()
         raise
@@ -156,6 +167,19 @@ def factory_takes(config: RunConfig, name: str) -> bool:
     _find_modules(config)
     factory = config.env.factory
     return factory is not None and name in _parameters(imported(factory, "env.factory"))
+
+
+def find_spaces(config: RunConfig) -> dict[str, Any]:
+    """Return what agents are built from, by argument name: an environment is built and closed for that.
+
+    Raises:
+        ConfigError: It cannot be built.
+    """
+    _find_modules(config)
+    env, spaces = _environment(replace(config.env, num_envs=1), config.framework, config.device)
+    if not isinstance(env, EnvFactory):
+        close_or_log("the environment that was built to learn the spaces", env.close)
+    return spaces
 
 
 def _find_modules(config: RunConfig) -> None:
@@ -234,8 +258,12 @@ def _resolved(agent: AgentConfig, key: str, config: RunConfig) -> AgentConfig:
     return agent
 
 
-def _check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> None:
-    """Check that one of Lockstep's own agents fits the kind of environment."""
+def check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> None:
+    """Check that one of Lockstep's own agents fits the kind of environment.
+
+    Raises:
+        ConfigError: It does not.
+    """
     names = spaces.get("possible_agents")
     if agent.agent == "ppo" and names:
         raise ConfigError(

@@ -240,7 +240,9 @@ class RunConfig:
         _require(every is None or every >= 1, "evaluation.every", every, "an integer of at least 1, or null")
         _require(not best or every is not None, "checkpoint.keep_best", best, "0, or evaluation.every to be set")
         _require(not best or kept > 0, "checkpoint.keep_best", best, "0 if checkpoint.keep_last is 0")
-        _require(every is None or evaluation.episodes > 0, "evaluation.every", every, "null if evaluation.episodes is 0")
+        _require(
+            every is None or evaluation.episodes > 0, "evaluation.every", every, "null if evaluation.episodes is 0"
+        )
         for name, least in (("episodes", 0), ("seed", 0), ("max_timesteps", 1)):
             value = getattr(evaluation, name)
             _require(value >= least, f"evaluation.{name}", value, f"an integer of at least {least}")

@@ -22,6 +22,7 @@ from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import StoredAgents, begin, go_on
 from trainer.command.signals import stop_on_signals
+from trainer.command.stored_spaces import write_spaces
 from trainer.command.sweep import results_table
 from trainer.evaluation import Evaluated, Evaluation, rounded
 from workers.agents.ppo import PPOCfg
@@ -96,6 +97,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
                 go_on(config, loop, directory, agents, metrics, trust=trust)
             else:
                 begin(config, loop, directory, agents)
+            write_spaces(directory, run.agents[0].spaces)
             yield str(trainer)
             yield from [factory.initial.told for factory in run.agents if factory.initial is not None]
             yield f"run directory: {redacted(directory.url)}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
     from trainer.command.submit import Job
 
-__all__ = ["config", "doctor", "evaluate", "resume", "submit", "sweep", "train"]
+__all__ = ["config", "doctor", "evaluate", "export", "resume", "submit", "sweep", "train"]
 
 
 def train(options: argparse.Namespace) -> Iterator[str]:
@@ -101,6 +101,15 @@ def evaluate(options: argparse.Namespace) -> Iterator[str]:
         from trainer.command.video import record
 
         yield from record(config, directory, options.video, trust=options.trust)
+
+
+def export(options: argparse.Namespace) -> Iterator[str]:
+    """Write the trained policy of a simultaneous agent as an ONNX model, which runs without Lockstep."""
+    from trainer.command.job import lasting
+    from trainer.policies import export_onnx
+
+    for path in export_onnx(lasting(options.run_dir), options.path, options.scope, trust=options.trust):
+        yield shown(f"wrote {path}")
 
 
 def doctor(options: argparse.Namespace) -> Iterator[str]:

@@ -166,6 +166,33 @@ class IndependentAgents(Learner):
             outputs |= {name: {"mean_actions": means[name]} if means else {} for name in names}
         return actions, outputs
 
+    def predict(
+        self, observations: Mapping[str, Any], *, action_mask: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the most likely actions of agents, by name; nothing of them changes.
+
+        Args:
+            observations: Observations by agent name, such as what the `reset` of a PettingZoo environment returns, each
+                in any form that the `predict` of its single agent takes. Agents may be missing, such as dead ones.
+            action_mask: Legal actions by agent name; agents may be missing here, too.
+
+        Raises:
+            AgentError: An agent is unknown, its observations do not fit, or its single agent has no `predict`.
+        """
+        masks = action_mask or {}
+        if unknown := [name for name in (*observations, *masks) if name not in self.possible_agents]:
+            raise AgentError(f"predict got {unknown[0]!r}; expected only agents from {self.possible_agents}")
+        members = {name: self.members[group] for group, names in self.groups.items() for name in names}
+        actions = {}
+        for name, given in observations.items():
+            if not hasattr(members[name], "predict"):
+                raise AgentError(f"{type(members[name]).__qualname__} of {name!r} has no predict(); implement it")
+            try:
+                actions[name] = members[name].predict(given, action_mask=masks.get(name))
+            except AgentError as error:
+                raise AgentError(f"{name!r}: {error}") from error
+        return actions
+
     def record_transition(self, *, infos: Mapping[str, Any], timestep: int, timesteps: int, **arrays: Any) -> None:
         """Pass each single agent its part of a transition; see `workers.types.Agent`.
 

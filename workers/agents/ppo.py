@@ -1,4 +1,6 @@
-"""The framework-independent part of Proximal Policy Optimization: the rollout logic. Saving is in `ppo_saving`.
+"""The framework-independent part of Proximal Policy Optimization: the rollout logic.
+
+Prediction is in `ppo_prediction`, saving in `ppo_saving`.
 
 Each framework subclasses `PPO` and implements the abstract methods: networks, storage and the update.
 
@@ -20,6 +22,7 @@ from workers.agents.initial_layers import initial_layers
 from workers.agents.masks import legal_actions
 from workers.agents.ppo_cfg import PPOCfg, resolve_cfg
 from workers.agents.ppo_hyperparameters import PPOHyperparameters
+from workers.agents.ppo_prediction import PPOPrediction
 from workers.errors import AgentError, ConfigError
 
 __all__ = ["PPO", "PPOCfg"]
@@ -28,7 +31,7 @@ INPUT_LIMIT = 10.0
 """Normalised observations and states are clipped to ``[-INPUT_LIMIT, INPUT_LIMIT]``."""
 
 
-class PPO(PPOHyperparameters):
+class PPO(PPOPrediction, PPOHyperparameters):
     """The framework-independent part of Proximal Policy Optimization (https://arxiv.org/abs/1707.06347).
 
     Actions of a Box space are Gaussian, with a log standard deviation that does not depend on the observation; how
@@ -43,6 +46,8 @@ class PPO(PPOHyperparameters):
     flags of such a row are credited to the row's last transition, so an agent that takes turns learns from the
     outcome of the others' moves. If a transition is still waiting for them when the rollout is full, it is bootstrapped
     from the observation at that time.
+
+    `predict` acts on what an environment gives, without a trainer.
 
     ``pickle`` and ``copy.deepcopy`` copy the whole agent, including the rollout in progress; the copy continues
     bit for bit like the original. Between two iterations, `snapshot` and `restore` do the same without pickle.

@@ -20,11 +20,11 @@ from workers.envs.checking import check_wrapped, is_multi_agent, is_wrapped
 from workers.envs.making import build_rows, closed_on_error, closers_of, wrap_env
 from workers.envs.outputs import EnvChecks
 from workers.envs.samples import checked_reset, checked_step
-from workers.envs.spaces import flat_actions
 from workers.errors import EnvError, close_all, marked_row, message_of
 from workers.frameworks import Framework, load_framework
 from workers.info_rows import check_infos
 from workers.infos import take_rows
+from workers.spaces import flat_actions
 from workers.types import Outcome
 
 __all__ = ["check_env"]

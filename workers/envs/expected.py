@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import gymnasium
 from gymnasium.spaces.utils import flatdim
 
-from workers.envs.spaces import action_width
 from workers.errors import EnvError
 from workers.members import is_of_skrl
+from workers.spaces import action_width
 
 __all__ = ["FLAGS", "Expected", "expected_of", "spaces_of"]
 

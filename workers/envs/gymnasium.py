@@ -16,7 +16,11 @@ from workers.envs.copies import CheckedSyncVectorEnv, check_copies
 from workers.envs.reset_mask import check_class, prove_reset_mask, reset_rows
 from workers.envs.sample_rows import SampleRows
 from workers.envs.samples import RESERVED, check_reserved, checked_reset, checked_step
-from workers.envs.spaces import (
+from workers.errors import EnvError, marks_row, type_name
+from workers.frameworks import load_framework
+from workers.info_rows import add_row, check_infos
+from workers.infos import mask_rows, overlay
+from workers.spaces import (
     action_width,
     check_space,
     column,
@@ -24,10 +28,6 @@ from workers.envs.spaces import (
     mask_columns,
     native_actions,
 )
-from workers.errors import EnvError, marks_row, type_name
-from workers.frameworks import load_framework
-from workers.info_rows import add_row, check_infos
-from workers.infos import mask_rows, overlay
 from workers.types import Array
 
 __all__ = ["GymnasiumWrapper"]

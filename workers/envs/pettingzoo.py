@@ -15,12 +15,12 @@ from gymnasium.vector.utils import batch_space, iterate
 from workers.copying import copy_containers
 from workers.envs.base import MultiAgentEnvWrapper
 from workers.envs.sample_rows import SampleRows
-from workers.envs.spaces import action_width, check_space, mask_columns, native_actions
 from workers.envs.states.log import ActionLog
 from workers.envs.team_copy import ByAgent, TeamCopy, as_parallel, check_alike, reserved_keys
 from workers.errors import EnvError, close_all, mark_row
 from workers.frameworks import load_framework
 from workers.info_rows import merge_rows
+from workers.spaces import action_width, check_space, mask_columns, native_actions
 from workers.types import Array
 
 __all__ = ["PettingZooWrapper", "States"]

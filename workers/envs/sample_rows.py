@@ -11,8 +11,8 @@ from gymnasium.vector.utils import create_empty_array
 
 from workers.copying import copy_containers
 from workers.envs.samples import row_writer
-from workers.envs.spaces import flatten_rows
 from workers.errors import EnvError, mark_row, marked_row
+from workers.spaces import flatten_rows
 
 __all__ = ["SampleRows"]
 
@@ -27,7 +27,7 @@ class SampleRows:
         """Start without samples.
 
         Args:
-            space: Space of a single environment; see `workers.envs.spaces.check_space`.
+            space: Space of a single environment; see `workers.spaces.check_space`.
             num_envs: Number of rows.
             what: What the samples are, for errors, such as ``"a state"``.
             owner: The environment that steps the copies, for errors.

@@ -17,17 +17,16 @@ from gymnasium.spaces import Dict, Tuple
 from workers.copying import copy_containers
 from workers.errors import EnvError, type_name
 from workers.info_rows import check_infos
+from workers.spaces import check_members, converted
 
 __all__ = [
     "RESERVED",
-    "check_members",
     "check_reserved",
     "checked_flag",
     "checked_infos",
     "checked_number",
     "checked_reset",
     "checked_step",
-    "converted",
     "row_writer",
 ]
 
@@ -45,7 +44,7 @@ def row_writer(space: Space[Any], batch: Any, what: str = "an observation") -> C
     """Return a function ``(row, sample)`` that copies a sample into its row of a batch.
 
     Args:
-        space: Space of a single environment; see `workers.envs.spaces.check_space`.
+        space: Space of a single environment; see `workers.spaces.check_space`.
         batch: Arrays to write to, in a vector environment's format.
         what: What the samples are, for errors.
 
@@ -74,23 +73,6 @@ def row_writer(space: Space[Any], batch: Any, what: str = "an observation") -> C
     return put
 
 
-def check_members(sample: Any, space: Space[Any], keys: list[Any], what: str) -> None:
-    """Check that a sample (or a batch) of a Dict or Tuple space has its members.
-
-    Raises:
-        EnvError: It has not.
-    """
-    if isinstance(space, Dict):
-        if not isinstance(sample, Mapping):
-            raise EnvError(f"{what} is of type {type_name(type(sample))}; expected a dictionary with the keys {keys}")
-        if sample.keys() != set(keys):
-            raise EnvError(f"{what} has the keys {list(sample)}; expected {keys}")
-    elif not isinstance(sample, (tuple, list)):
-        raise EnvError(f"{what} is of type {type_name(type(sample))}; expected a tuple of {len(keys)}")
-    elif len(sample) != len(keys):
-        raise EnvError(f"{what} is a tuple of {len(sample)}; expected {len(keys)} members")
-
-
 def _fitting(sample: Any, space: Space[Any], what: str) -> NumpyArray:
     """Return a sample as an array of the space's shape and dtype."""
     if not isinstance(sample, _NATIVE):
@@ -108,25 +90,6 @@ def _fitting(sample: Any, space: Space[Any], what: str) -> NumpyArray:
     if array.shape != space.shape:
         raise EnvError(f"{what} has shape {array.shape}; expected {space.shape}, as in {space}")
     return converted(array, space.dtype, what)
-
-
-def converted(array: NumpyArray, dtype: Any, what: str) -> NumpyArray:
-    """Return an array in another dtype, if that loses nothing but floating-point precision.
-
-    Raises:
-        EnvError: Numbers would be truncated or wrap around, or these are no numbers.
-    """
-    if array.dtype == dtype:
-        return array
-    if array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.dtype(dtype).kind == "f"):
-        with np.errstate(over="ignore"):  # infinity is reported as such
-            cast = array.astype(dtype)
-        if cast.dtype.kind == "f" or np.array_equal(cast, array):
-            return cast
-        raise EnvError(
-            f"{what} has values from {array.min()} to {array.max()}; expected values that fit {np.dtype(dtype)}"
-        )
-    raise EnvError(f"{what} has dtype {array.dtype}; expected {np.dtype(dtype)}")
 
 
 def checked_number(value: Any, what: str) -> float:

@@ -87,8 +87,15 @@ class PPO(ppo.PPO):
         self._action_map = jax.device_put(mapping, self.device, may_alias=False)
 
     def _sample_actions(self, observations: Array, action_mask: Array | None) -> tuple[Array | None, Array, Array]:
+        own, actions, mean_actions, self._key = self._act(observations, action_mask)
+        return own, actions, mean_actions
+
+    def _mean_actions(self, observations: Array, action_mask: Array | None) -> Array:
+        return self._act(observations, action_mask)[2]
+
+    def _act(self, observations: Array, action_mask: Array | None) -> tuple[Array | None, Array, Array, Array]:
         given = self._here({"observations": observations, "action_mask": action_mask})
-        own, actions, mean_actions, self._key = programs.act(
+        acted: tuple[Array | None, Array, Array, Array] = programs.act(
             self._specification,
             self._weights["policy"],
             self._normalizers,
@@ -97,7 +104,7 @@ class PPO(ppo.PPO):
             given["observations"],
             given["action_mask"],
         )
-        return own, actions, mean_actions
+        return acted
 
     def _legal_on_device(self, mask: Array) -> Array:
         return programs.legal(self._specification, self._here({"action_mask": mask})["action_mask"])

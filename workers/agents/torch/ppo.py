@@ -94,9 +94,7 @@ class PPO(ppo.PPO):
         rows, workspace, policy = len(observations), self._workspace, self._policy
         with self._no_grad:
             if not workspace.captures or rows != self.num_envs:  # else each number of rows would have its own memory
-                copy = observations.to(
-                    self.device, torch.float32, copy=True, memory_format=torch.contiguous_format
-                )  # the memory layout does not depend on what was given
+                copy = self._own_copy(observations)
                 noise = policy.draw(copy.new_empty(rows, policy.noise_width))
                 return self._act(copy, noise, None if action_mask is None else action_mask.to(self.device))
             given, noise, legal = self._acting_buffers()
@@ -107,6 +105,16 @@ class PPO(ppo.PPO):
             own, *results = workspace.run(self._act_again, action_mask is not None)
             actions, mean_actions = workspace.kept(results)
         return own, actions, mean_actions
+
+    def _mean_actions(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
+        with self._no_grad:
+            copy = self._own_copy(observations)
+            stillness = copy.new_ones(len(copy), self._policy.noise_width)  # in place of noise: nothing is drawn
+            return self._act(copy, stillness, None if action_mask is None else action_mask.to(self.device))[2]
+
+    def _own_copy(self, observations: Tensor) -> Tensor:
+        """Return a float32 copy on the device, whose memory layout does not depend on what was given."""
+        return observations.to(self.device, torch.float32, copy=True, memory_format=torch.contiguous_format)
 
     def _acting_buffers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the static tensors for observations, noise and legal actions."""

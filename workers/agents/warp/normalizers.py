@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import warp as wp
 
@@ -22,7 +23,7 @@ from workers.agents.warp.kernels import (
     part_of,
 )
 
-__all__ = ["Moments", "Normalizer"]
+__all__ = ["Moments", "Normalizer", "statistics_of"]
 
 
 @kernel
@@ -142,3 +143,12 @@ class Normalizer:
         values = self._scratch("values", *normal.shape)
         launch(denormalize, normal.shape, [normal, self.mean, self.variance], [values])
         return values
+
+
+def statistics_of(normalizers: Mapping[str, Normalizer]) -> dict[str, wp.array]:
+    """Return the arrays of normalisers, by their names in an agent's state."""
+    return {
+        f"normalizers.{name}.{statistic}": getattr(normalizer, statistic)
+        for name, normalizer in normalizers.items()
+        for statistic in ("mean", "variance", "count")
+    }

@@ -13,9 +13,9 @@ import warp as wp
 from workers.agents import ppo
 from workers.agents.warp import kernels, losses
 from workers.agents.warp.adam import Adam
-from workers.agents.warp.array_trees import fill, within
+from workers.agents.warp.array_trees import fill, unchanged, within
 from workers.agents.warp.kernels import Scratch, cast, count_parts, launch, part_of, read
-from workers.agents.warp.normalizers import Moments, Normalizer
+from workers.agents.warp.normalizers import Moments, Normalizer, statistics_of
 from workers.agents.warp.orders import draw_orders, select
 from workers.agents.warp.perceptron import Perceptron, layer_shapes
 from workers.agents.warp.policies import CategoricalPolicy, GaussianPolicy, map_actions
@@ -88,15 +88,10 @@ class PPO(ppo.PPO):
             self._normalizers = {name: Normalizer(width, ppo.INPUT_LIMIT) for name, width in widths.items()}
         if cfg.normalize_values:
             self._normalizers["returns"] = Normalizer(1)
-        statistics = {
-            f"normalizers.{name}.{statistic}": getattr(normalizer, statistic)
-            for name, normalizer in self._normalizers.items()
-            for statistic in ("mean", "variance", "count")
-        }
         # named as in `state_dict`; the arrays share the memory of networks, normalisers and optimiser
         moments = {"exp_avg": self._optimizer.exp_avg, "exp_avg_sq": self._optimizer.exp_avg_sq}
         self._learnt: dict[str, Any] = {
-            "models": parameters | statistics,
+            "models": parameters | statistics_of(self._normalizers),
             "optimizer": {"step": self._optimizer.steps, **moments},
         }
 
@@ -183,6 +178,10 @@ class PPO(ppo.PPO):
         own, *results = self._run(self._act if action_mask is None else self._act_legally, rows)
         actions, mean_actions = (wp.clone(array, requires_grad=False) for array in results)
         return own, actions, mean_actions
+
+    def _mean_actions(self, observations: wp.array, action_mask: wp.array | None) -> wp.array:
+        with unchanged(self._noise, self._own):
+            return self._sample_actions(observations, action_mask)[2]
 
     def _act(self, rows: int, *legal: wp.array) -> tuple[Any, wp.array, wp.array]:
         """Return the results of `_sample_actions`, which the next call on as many rows overwrites."""

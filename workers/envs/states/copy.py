@@ -11,8 +11,8 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector.utils import batch_space
 
 from workers.envs.base import MultiAgentEnvWrapper, Wrapper
-from workers.envs.spaces import flat_actions
 from workers.frameworks import Framework
+from workers.spaces import flat_actions
 
 __all__ = ["SingleCopy", "WholeCopy", "choose", "progress", "set_progress", "step"]
 

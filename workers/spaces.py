@@ -8,6 +8,7 @@ Converting row by row, as Gymnasium's ``flatten`` does, takes 10 to 70 times as 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.spaces.utils import flatdim
 
-from workers.envs.samples import check_members, converted
 from workers.errors import EnvError, mark_row, type_name
 
 __all__ = [
     "action_width",
+    "check_members",
     "check_space",
     "column",
+    "converted",
     "flat_actions",
     "flatten_rows",
     "mask_columns",
@@ -51,6 +53,23 @@ def check_space(space: Any, owner: str) -> None:
             f"{owner}: {space} is not supported; "
             "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these"
         )
+
+
+def check_members(sample: Any, space: Space[Any], keys: list[Any], what: str) -> None:
+    """Check that a sample (or a batch) of a Dict or Tuple space has its members.
+
+    Raises:
+        EnvError: It has not.
+    """
+    if isinstance(space, Dict):
+        if not isinstance(sample, Mapping):
+            raise EnvError(f"{what} is of type {type_name(type(sample))}; expected a dictionary with the keys {keys}")
+        if sample.keys() != set(keys):
+            raise EnvError(f"{what} has the keys {list(sample)}; expected {keys}")
+    elif not isinstance(sample, (tuple, list)):
+        raise EnvError(f"{what} is of type {type_name(type(sample))}; expected a tuple of {len(keys)}")
+    elif len(sample) != len(keys):
+        raise EnvError(f"{what} is a tuple of {len(sample)}; expected {len(keys)} members")
 
 
 def flatten_rows(space: Space[Any], batch: Any, what: str = "an observation") -> NumpyArray:
@@ -209,6 +228,25 @@ def _array(space: Space[Any], batch: Any, what: str) -> NumpyArray:
     if batch.shape[1:] != space.shape or not batch.ndim:
         raise EnvError(f"observations have shape {batch.shape}; expected (num_envs, *{space.shape}), as in {space}")
     return batch if batch.dtype == space.dtype else converted(batch, space.dtype, f"{what} of {space}")
+
+
+def converted(array: NumpyArray, dtype: Any, what: str) -> NumpyArray:
+    """Return an array in another dtype, if that loses nothing but floating-point precision.
+
+    Raises:
+        EnvError: Numbers would be truncated or wrap around, or these are no numbers.
+    """
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.dtype(dtype).kind == "f"):
+        with np.errstate(over="ignore"):  # infinity is reported as such
+            cast = array.astype(dtype)
+        if cast.dtype.kind == "f" or np.array_equal(cast, array):
+            return cast
+        raise EnvError(
+            f"{what} has values from {array.min()} to {array.max()}; expected values that fit {np.dtype(dtype)}"
+        )
+    raise EnvError(f"{what} has dtype {array.dtype}; expected {np.dtype(dtype)}")
 
 
 def _one_hot(space: Space[Any], rows: NumpyArray, start: Any, sizes: Any, what: str) -> NumpyArray:
