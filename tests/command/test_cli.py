@@ -70,6 +70,7 @@ def test_the_same_run_locally_in_ray_and_from_its_own_configuration(
         "evaluation.json",
         "metrics.csv",
         "origin.json",
+        "spaces.json",
         "status.json",
         "versions.json",
     ]

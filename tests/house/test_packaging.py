@@ -21,7 +21,8 @@ REQUIREMENTS = sorted({*PROJECT["dependencies"], *(line for lines in EXTRAS.valu
 
 
 def test_the_extras():
-    assert {"torch", "jax", "warp", "skrl", "mujoco", "envpool", "multiagent", "dev", "all"} == set(EXTRAS)
+    used = {"torch", "jax", "warp", "skrl", "mujoco", "envpool", "multiagent", "onnx", "report", "video"}
+    assert used | {"wandb", "mlflow", "trackio", "dev", "all"} == set(EXTRAS)
     (everything,) = map(Requirement, EXTRAS["all"])
     assert everything.name == PROJECT["name"] == "lockstep-rl"
     assert everything.extras == set(EXTRAS) - {"all", "dev"}

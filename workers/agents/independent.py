@@ -287,14 +287,13 @@ class IndependentAgents(Learner):
         }
 
     def set_hyperparameters(self, values: Mapping[str, float]) -> None:
-        """Change some hyper-parameters between two iterations.
+        """Change some of those that `hyperparameters` returns between two iterations.
 
         Args:
-            values: New values by name, of those that `hyperparameters` returns.
+            values: New values by name.
 
         Raises:
-            AgentError: A name is unknown, or a single agent refuses a value. All agents remain unchanged. Or a single
-                agent lacks `hyperparameters` or `set_hyperparameters`.
+            AgentError: A name is unknown, or a single agent refuses a value or lacks a method. Nothing has changed.
         """
         known = self.hyperparameters()
         if unknown := [name for name in values if name not in known]:
