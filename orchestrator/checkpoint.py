@@ -163,4 +163,4 @@ def _place(path: str | os.PathLike[str]) -> CheckpointFolder | CheckpointStore:
         if not isinstance(filesystem, LocalFileSystem):
             return CheckpointStore(url, filesystem, inside)
         given = inside
-    return CheckpointFolder(os.path.realpath(given))
+    return CheckpointFolder(os.path.realpath(os.path.expanduser(given)))

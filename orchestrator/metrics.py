@@ -53,7 +53,8 @@ class MetricsWriter:
         """Set the directory; nothing is created before the first `write`.
 
         Args:
-            directory: A folder, or a URL that fsspec supports. Rows are appended to an existing ``metrics.csv``.
+            directory: A folder, or a URL that fsspec supports. The rows of an earlier writer are kept, if
+                they are of earlier timesteps.
 
         Raises:
             ConfigError: The kind of URL is unknown, or a package that it needs is not installed.
@@ -62,6 +63,7 @@ class MetricsWriter:
         self._directory = path if isinstance(self._filesystem, LocalFileSystem) else url
         self._folder, self._csv = path, f"{path}/metrics.csv"
         self._events: dict[int, EventFileWriter] = {}
+        self._continues = False  # whether what was there before ends earlier
 
     def write(self, timestep: int, scalars: Sequence[Mapping[str, float]]) -> None:
         """Write the scalars of every scope.
@@ -71,6 +73,7 @@ class MetricsWriter:
             scalars: The scalars of each scope, by tag, in scope order.
 
         Raises:
+            ConfigError: An earlier writer has written this timestep or later ones.
             OSError: The files cannot be written.
         """
         rows: list[Row] = [
@@ -79,6 +82,8 @@ class MetricsWriter:
             for tag, value in by_tag.items()
         ]
         if rows:
+            if not self._continues:
+                self._check_later(timestep)
             self._append(rows)
             for scope, by_tag in enumerate(scalars):
                 self._write_events(timestep, scope, by_tag, time.time())
@@ -114,6 +119,7 @@ class MetricsWriter:
                 self._write_events(step, scope, by_tag, times.get((scope, step), time.time()))
             for path in old:
                 self._filesystem.rm(path)
+        self._continues = True
 
     def sync(self) -> None:
         """Make sure that ``metrics.csv`` outlasts a failure of the machine, if it is on a local disk.
@@ -138,6 +144,15 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_later(self, timestep: int) -> None:
+        last = max((row[0] for row in self._read()), default=-1) if self._filesystem.exists(self._csv) else -1
+        if timestep <= last:
+            raise ConfigError(
+                f"{self._csv} goes up to timestep {last}, and these metrics are of timestep {timestep}; use a new "
+                "folder for each run, or call cut(timestep) to go on from there"
+            )
+        self._continues = True
 
     def _read(self) -> Iterator[Row]:
         """Yield the rows of ``metrics.csv``; the process that wrote it may have been killed within the last one."""

@@ -29,10 +29,6 @@ _NODE_ID = "ray.io/node-id"
 """Label that has the id of a node."""
 
 _LOOK_INTERVAL = 1.0
-_REMEDY = (
-    "use fewer simultaneous agents, fewer resources for each (RayOrchestrator(num_cpus=…)) or a larger cluster, and "
-    "close() unused trainers"
-)
 
 
 def reserve(cluster: Cluster, bundles: Sequence[Bundle], *, strategy: Strategy, time: StartTime) -> PlacementGroup:
@@ -125,7 +121,12 @@ def release(cluster: Cluster, group: PlacementGroup) -> None:
 def _no_room(cluster: Cluster, bundles: Sequence[Bundle], strategy: Strategy, waited: str = "") -> ClusterError:
     details = _details(cluster, bundles, strategy)
     request = asked(bundles, strategy)
-    return ClusterError(f"{request} were requested, but Ray has no room for them{waited}:{details}\n  {_REMEDY}")
+    options = ", ".join(f"{name}=…" for name in Bundle._fields if any(getattr(bundle, name) for bundle in bundles))
+    return ClusterError(
+        f"{request} were requested, but Ray has no room for them{waited}:{details}\n"
+        f"  use fewer simultaneous agents, fewer resources for each (RayOrchestrator({options})) or a larger cluster, "
+        "and close() unused trainers"
+    )
 
 
 def _details(cluster: Cluster, bundles: Sequence[Bundle], strategy: Strategy) -> str:

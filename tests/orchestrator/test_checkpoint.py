@@ -44,6 +44,16 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object], *,
     path.write_text(json.dumps(signed(manifest) if sign else manifest))
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_checkpoint("~/mine", ABOUT, snapshot(1))
+    for given in ("~/mine", Path("~/mine"), tmp_path / "home" / "mine"):
+        assert read_checkpoint(given, allow_pickle=False) == (ABOUT, snapshot(1))
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     """A checkpoint with pickles."""

@@ -155,6 +155,20 @@ def test_a_second_writer_goes_on(url: str):
         assert repr(sorted(events(url, scope).items())) == repr(sorted(expected.items()))
 
 
+@pytest.mark.parametrize("timestep", [1, 2])
+def test_a_second_run_is_not_mixed_with_the_first(url: str, timestep: int):
+    with MetricsWriter(url) as metrics:
+        metrics.write(1, FIRST)
+        metrics.write(2, SECOND)
+    with MetricsWriter(url) as metrics:
+        with pytest.raises(ConfigError, match=rf"metrics.csv goes up to timestep 2, .* timestep {timestep}; .*cut\("):
+            metrics.write(timestep, FIRST)
+        assert rows(url) == expected_rows((1, FIRST), (2, SECOND))
+        metrics.cut(timestep - 1)
+        metrics.write(timestep, FIRST)
+    assert rows(url) == expected_rows(*[(1, FIRST)][: timestep - 1], (timestep, FIRST))
+
+
 def test_the_home_folder_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()

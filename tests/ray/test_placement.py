@@ -202,6 +202,14 @@ def test_what_does_not_fit_on_a_cluster_that_cannot_grow_is_refused_at_once():
     ]
 
 
+def test_the_remedy_names_what_was_asked_for():
+    asked = [Bundle(1, 0.5), Bundle(0, 1, {"a": 1}, {"zone": "a"})]
+    with pytest.raises(ClusterError) as caught:
+        reserve(Fake(2), asked, strategy="PACK", time=StartTime(60))  # type: ignore[arg-type]
+    options = "RayOrchestrator(num_cpus=…, num_gpus=…, resources=…, label_selector=…)"
+    assert f"fewer resources for each ({options}) or a larger cluster" in str(caught.value)
+
+
 def test_a_cluster_that_may_grow_is_waited_for_and_the_wait_is_explained(ray_cluster, caplog, monkeypatch):
     monkeypatch.setattr(placement, "_LOOK_INTERVAL", 0.05)
     cluster = Cluster(connection="here")
