@@ -21,7 +21,9 @@ from workers.agents.jax import PPO
 from workers.envs import EnvFactory, Wrapper
 from workers.types import Scope
 
-STEPS_PER_EPISODE, DT = 200, 0.05
+TIMESTEPS = 2000
+STEPS_PER_EPISODE = 200
+DT = 0.05
 
 
 class Pendulum(Wrapper):
@@ -104,12 +106,11 @@ def make_agent(scope: Scope) -> PPO:
 
 def main() -> None:
     """Train two simultaneous agents."""
-    timesteps = 2000
-    cfg = {"timesteps": timesteps, "headless": True, "disable_progressbar": True}
+    cfg = {"timesteps": TIMESTEPS, "headless": True, "disable_progressbar": True}
     env = EnvFactory(build, num_envs=256)
     with StepTrainer(env=env, agents=[make_agent] * 2, cfg=cfg, seed=0) as trainer:
         total: Any = 0.0
-        for timestep in range(timesteps):
+        for timestep in range(TIMESTEPS):
             _, rewards, *_ = trainer.train(timestep=timestep)
             total += rewards.mean(axis=1)
             if timestep % STEPS_PER_EPISODE == STEPS_PER_EPISODE - 1:

@@ -23,7 +23,9 @@ from workers.agents.torch import PPO
 from workers.envs import EnvFactory, Wrapper
 from workers.types import Scope
 
-STEPS_PER_EPISODE, DT = 200, 0.05
+TIMESTEPS = 2000
+STEPS_PER_EPISODE = 200
+DT = 0.05
 
 
 class Pendulum(Wrapper):
@@ -124,14 +126,14 @@ def make_agent(scope: Scope, device: str) -> PPO:
 def main() -> None:
     """Train two simultaneous agents on one device."""
     device = sys.argv[1] if len(sys.argv) > 1 else default_device()
-    num_envs, timesteps = 64 if device == "cpu" else 4096, 2000
-    cfg = {"timesteps": timesteps, "headless": True, "disable_progressbar": True}
+    num_envs = 64 if device == "cpu" else 4096
+    cfg = {"timesteps": TIMESTEPS, "headless": True, "disable_progressbar": True}
     env = EnvFactory(functools.partial(build, device=device), num_envs=num_envs)
     agents = [functools.partial(make_agent, device=device)] * 2
     with StepTrainer(env=env, agents=agents, cfg=cfg, seed=0) as trainer:
         print(trainer)
         total: Any = 0.0
-        for timestep in range(timesteps):
+        for timestep in range(TIMESTEPS):
             _, rewards, *_ = trainer.train(timestep=timestep)
             total = total + rewards.mean(dim=1)
             if timestep % STEPS_PER_EPISODE == STEPS_PER_EPISODE - 1:

@@ -116,11 +116,9 @@ def test_a_trained_policy_acts_as_the_page_says(tmp_path: Path):
         ["-m", "trainer", "train", "examples/cartpole.yaml", "--set", f"logging.directory={run_dir}", *settings],
         ["-m", "trainer", "export", run_dir, model, "--scope", "0"],
         ["-c", program],
-        ["examples/use_policy.py", run_dir],
     ):
         done = python(*arguments)
         assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"return \d+\.0\n", done.stdout)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
