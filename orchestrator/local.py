@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -58,6 +60,34 @@ class LocalOrchestrator:
             return LocalSession(plan, replay_limit=self.replay_limit)
 
 
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Keep a KeyboardInterrupt that comes while Python deletes an object, and would discard it.
+
+    Yields:
+        A function that raises it then, and otherwise returns True.
+    """
+    lost: list[type[BaseException]] = []
+    before = sys.unraisablehook
+
+    def note(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            lost.append(unraisable.exc_type)
+        else:
+            before(unraisable)
+
+    def goes_on() -> bool:
+        if lost:
+            raise lost[0]
+        return True
+
+    sys.unraisablehook = note
+    try:
+        yield goes_on
+    finally:
+        sys.unraisablehook = before
+
+
 class LocalSession:
     """The environments and agents in this process; see `orchestrator.base.Session`."""
 
@@ -107,7 +137,10 @@ class LocalSession:
 
     def result(self) -> Outcome:
         """Run the oldest submission and return the outcome of its last iteration."""
-        return share_outcome(self._worker.run(*self._submitted.popleft()), self._plan.scopes, self._plan.framework)
+        with _interruptible() as goes_on:
+            outcome = self._worker.run(*self._submitted.popleft(), goes_on=goes_on)
+            goes_on()
+        return share_outcome(outcome, self._plan.scopes, self._plan.framework)
 
     def restart(self) -> None:
         """Make the next iteration reset the environments."""

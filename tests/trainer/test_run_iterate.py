@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -216,3 +217,27 @@ def test_the_deadline_is_for_each_iteration(mode: str):
     env = EnvFactory(build, num_envs=5)
     with trainer_of(mode, [NullAgent, NullAgent], env, step_timeout=3) as trainer:
         trainer.run(5)
+
+
+class Deleted:
+    """Ctrl-C comes while it is deleted, where Python discards what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("last", [3, 6])
+def test_an_interrupt_within_a_deletion_is_not_lost(last: int):
+    class Deleting(NullAgent):
+        def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+            done.append(timestep)
+            if timestep == last:
+                Deleted()
+
+    done: list[int] = []
+    hook = sys.unraisablehook
+    with trainer_of(agents=(NullAgent, lambda scope: Deleting())) as trainer:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run(6)
+        assert done == list(range(1, last + 1))
+    assert sys.unraisablehook is hook
