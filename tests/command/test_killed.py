@@ -25,18 +25,28 @@ class Case(NamedTuple):
         env: Its environments.
         agent: Its agents, without scope.
         timesteps: Number of timesteps.
+        beside: What else is in it.
     """
 
     env: dict[str, Any]
     agent: dict[str, Any]
     timesteps: int
+    beside: dict[str, Any] = {}  # noqa: RUF012 - read, never written
 
 
 PPO = {"agent": "ppo", "cfg": {"rollouts": 16, "mini_batches": 2, "learning_epochs": 2, "hidden_sizes": [16]}}
 TEAM = {"max_cycles": 60, "spawn_delay": 1, "max_zombies": 20, "line_death": True}
 GROUPS = {"archers": ["archer_0", "archer_1"], "knights": ["knight_0", "knight_1"]}
+BESIDE = {
+    "evaluation": {"episodes": 5, "max_timesteps": 200, "every": 250},
+    "callbacks": [
+        {"callback": "population", "cfg": {"every": 100, "hyperparameters": {"learning_rate": [1e-5, 1e-2]}}}
+    ],
+}
+"""Evaluations during the run, and agents that copy each other."""
+
 CASES = {
-    "CartPole": Case({"id": "CartPole-v1"}, PPO, 2000),
+    "CartPole": Case({"id": "CartPole-v1"}, PPO, 2000, BESIDE),
     "HalfCheetah": Case({"id": "HalfCheetah-v5", "kwargs": {"max_episode_steps": 50}}, PPO, 1500),
     "team": Case(
         {"id": "butterfly/knights_archers_zombies_v11", "kwargs": TEAM, "states": "none"},
@@ -52,7 +62,7 @@ CASES = {
 
 def written(case: str, framework: str, folder: Path, **changes: Any) -> Path:
     """Write the configuration of a case."""
-    env, agent, timesteps = CASES[case]
+    env, agent, timesteps, beside = CASES[case]
     config: dict[str, Any] = {
         "framework": framework,
         "env": {**env, "num_envs": 5},
@@ -63,7 +73,7 @@ def written(case: str, framework: str, folder: Path, **changes: Any) -> Path:
         "evaluation": {"episodes": 5, "max_timesteps": 200},
     }
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config | changes))
+    path.write_text(yaml.safe_dump(config | beside | changes))
     return path
 
 

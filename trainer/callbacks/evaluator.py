@@ -83,7 +83,6 @@ class Evaluator(Callback):
         self._builder(loop.trainer)
         if self._repeats:
             self._begin(loop)
-        self._tell_what_is_known(loop)
 
     def on_step(self, loop: Loop) -> None:
         """Begin an evaluation if it is time, and tell the results of the last one if they are known."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from orchestrator.metrics import MetricsWriter
+from trainer.callbacks.evaluator import Evaluator
 from trainer.callbacks.loop import Callback, Loop
 from trainer.evaluation import Evaluated
 
@@ -26,8 +27,16 @@ class Metrics(Callback):
         self._written = 0
 
     def on_start(self, loop: Loop) -> None:
-        """Note where the loop begins."""
+        """Remove what was written after the checkpoint from which the loop goes on, if it does.
+
+        Raises:
+            ConfigError: ``metrics.csv`` has been damaged.
+            OSError: The files cannot be read or written.
+        """
         self._written = loop.timestep
+        if loop.timestep:
+            evaluations = max((one.told for one in loop.callbacks if isinstance(one, Evaluator)), default=None)
+            self._writer.cut(loop.trainer.metrics_timestep, evaluations=evaluations)
 
     def on_step(self, loop: Loop) -> None:
         """Write the scalars, if they were collected."""

@@ -12,7 +12,6 @@ from typing import Any
 from orchestrator.base import Recovered
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
-from trainer.callbacks.evaluator import Evaluator
 from trainer.callbacks.loop import Callback, Loop
 from trainer.command.run_config import RunConfig, dump_config
 from trainer.command.signals import Stop
@@ -54,7 +53,7 @@ def go_on(
         loop: The loop, which is set to the timestep of the checkpoint.
         directory: The run directory.
         agents: The callback that stores the agents.
-        metrics: The writer of the run's metrics, which are cut.
+        metrics: The writer of the run's metrics.
         trust: Whether to load pickles that this user did not write.
 
     Raises:
@@ -68,8 +67,7 @@ def go_on(
 
     if directory.checkpoints().load(load, trust=trust) is None:
         _check_nothing_lost(directory)
-    evaluations = max((one.told for one in loop.callbacks if isinstance(one, Evaluator)), default=0)
-    metrics.cut(loop.trainer.metrics_timestep, evaluations=evaluations)
+        metrics.cut(0)
     directory.write_config(_stored(config))
     directory.remove("evaluation.json")
     directory.clean()
