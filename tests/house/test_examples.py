@@ -24,6 +24,9 @@ OURS = ("rollouts=8", "learning_epochs=1")
 SHORT = {"ppo": OURS, "ippo": OURS, "mappo": OURS, "examples.skrl_ppo:make_agent": OURS[:1]}
 """Options that make the updates of an agent small."""
 
+BESIDE = {"population": ("evaluation.every=12", "callbacks.0.cfg.every=12")}
+"""Options that make callbacks act within a short run."""
+
 
 def configuration(name: str) -> Any:
     return yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -31,9 +34,10 @@ def configuration(name: str) -> Any:
 
 def train(name: str, run_dir: Path, *changes: str) -> None:
     """Train for three short rollouts."""
-    agents = [agent["agent"] for agent in configuration(name)["agents"]]
+    agents = [agent.get("agent", "ppo") for agent in configuration(name)["agents"]]
     options = [f"agents.{index}.cfg.{one}" for index, agent in enumerate(agents) for one in SHORT.get(agent, ())]
-    short = ["trainer.timesteps=24", "evaluation.episodes=5", "evaluation.max_timesteps=50", *options, *changes]
+    short = ["trainer.timesteps=24", "evaluation.episodes=5", "evaluation.max_timesteps=50", *options]
+    short += [*BESIDE.get(name, ()), *changes]
     settings = [f"logging.directory={run_dir}", "trainer.disable_progressbar=true", *short]
     assert main(["train", str(EXAMPLES / f"{name}.yaml"), "--set", *settings]) == 0
 
