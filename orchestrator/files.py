@@ -65,13 +65,16 @@ def open_url(url: str, what: str = "run directory") -> tuple[str, Any, str]:
     return url if is_root else trimmed, filesystem, path.rstrip("/") or path
 
 
-def read_file(path: str, most: int | None = None, *, only: int = -1, may_be_pipe: bool = False) -> bytes:
+def read_file(
+    path: str, most: int | None = None, *, only: int = -1, start: int = 0, may_be_pipe: bool = False
+) -> bytes:
     """Return the content of a file on this machine. Anything else, such as a device, is refused without waiting for it.
 
     Args:
         path: Path of the file.
         most: Most bytes that it may have; None: no limit.
-        only: Number of bytes to read from its start, where there is no limit; -1: all.
+        only: Number of bytes to read, where there is no limit; -1: all.
+        start: Number of bytes to leave out at its start.
         may_be_pipe: Whether it may be a pipe, such as that of ``<(command)`` in a shell. A pipe needs a limit.
 
     Raises:
@@ -84,12 +87,13 @@ def read_file(path: str, most: int | None = None, *, only: int = -1, may_be_pipe
         if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path!r} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}; expected a file")
         _check_size(path, found.st_size, most)
+        file.seek(start)
         data = file.read(only if most is None else most + 1) or b""
         _check_size(path, len(data), most)  # it may have grown, and files of /proc have size 0
         return data
 
 
-def read_at(filesystem: Any, path: str, most: int | None = None, *, only: int = -1) -> bytes:
+def read_at(filesystem: Any, path: str, most: int | None = None, *, only: int = -1, start: int = 0) -> bytes:
     """Return the content of a file.
 
     Args:
@@ -97,18 +101,20 @@ def read_at(filesystem: Any, path: str, most: int | None = None, *, only: int = 
         path: Its path there.
         most: See `read_file`.
         only: See `read_file`.
+        start: See `read_file`.
 
     Raises:
         OSError: See `read_file`.
     """
     if isinstance(filesystem, LocalFileSystem):
-        return read_file(path, most, only=only)
+        return read_file(path, most, only=only, start=start)
     with named_errors():
         found = filesystem.info(path)
         if found["type"] != "file":
             raise OSError(f"{path!r} is a {found['type']}; expected a file")
         _check_size(path, found.get("size") or 0, most)
         with filesystem.open(path, "rb") as file:
+            file.seek(start)
             data: bytes = file.read(only if most is None else most + 1)
         _check_size(path, len(data), most)
         return data

@@ -21,9 +21,9 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from orchestrator.files import named_errors, open_url, read_at, replace_at
 from workers.errors import ConfigError
 
-__all__ = ["MetricsWriter"]
+__all__ = ["COLUMNS", "MetricsWriter"]
 
-_COLUMNS = ("timestep", "scope", "tag", "value")
+COLUMNS = ("timestep", "scope", "tag", "value")
 
 _EVALUATION = "Evaluation / "
 """What the tags of evaluations begin with."""
@@ -111,7 +111,7 @@ class MetricsWriter:
             old = [path for path in self._filesystem.find(f"{self._folder}/tensorboard") if "tfevents" in path]
             times = {key: seconds for path in old for key, seconds in self._times(path)}
             if rows:
-                replace_at(self._filesystem, self._csv, _text([_COLUMNS, *rows]))
+                replace_at(self._filesystem, self._csv, _text([COLUMNS, *rows]))
             elif self._filesystem.exists(self._csv):
                 self._filesystem.rm(self._csv)
             for (step, scope), group in groupby(rows, key=lambda row: row[:2]):
@@ -162,8 +162,8 @@ class MetricsWriter:
             return
         try:
             lines = csv.reader(io.StringIO(whole.decode(), newline=""))
-            if tuple(next(lines, ())) != _COLUMNS:
-                raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
+            if tuple(next(lines, ())) != COLUMNS:
+                raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
             for timestep, scope, tag, value in lines:
                 float(value)
                 yield int(timestep), int(scope), tag, value
@@ -183,7 +183,7 @@ class MetricsWriter:
         is_new = not self._filesystem.exists(self._csv) or not self._filesystem.size(self._csv)
         if is_new:
             self._filesystem.makedirs(self._filesystem._parent(self._csv), exist_ok=True)
-        added = _text([_COLUMNS, *rows] if is_new else rows)
+        added = _text([COLUMNS, *rows] if is_new else rows)
         if not isinstance(self._filesystem, LocalFileSystem):  # object stores cannot append
             before = b"" if is_new else self._filesystem.cat_file(self._csv)
             self._filesystem.pipe_file(self._csv, before + added)

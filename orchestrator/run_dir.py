@@ -24,13 +24,13 @@ from workers.frameworks import Framework, load_framework
 from workers.storage.agent_file import FILE_NAMES, OWN, STATE, load_agent, offers_state
 from workers.storage.state_file import check_start, decode_state, encode_state, nonfinite_values
 
-__all__ = ["CONFIG", "RunDirectory"]
+__all__ = ["CONFIG", "LOCK", "RunDirectory"]
 
 CONFIG = "config.yaml"
 """Name of the configuration in a run directory."""
 
-_LOCK = ".lock"
-_BEFORE = re.compile(rf"/({re.escape(ORIGIN)}|{re.escape(_LOCK)})$|{PARTIAL.pattern}")
+LOCK = ".lock"
+_BEFORE = re.compile(rf"/({re.escape(ORIGIN)}|{re.escape(LOCK)})$|{PARTIAL.pattern}")
 """What is written before the configuration."""
 
 _STATISTICS = "statistics.safetensors"
@@ -202,7 +202,7 @@ class RunDirectory:
         if not isinstance(self._filesystem, LocalFileSystem):
             yield
             return
-        path = f"{self._path}/{_LOCK}"
+        path = f"{self._path}/{LOCK}"
         try:
             make_folder(self._filesystem, self._path, private=self._private)
             lock = open(path, "ab")  # noqa: SIM115 - closed below

@@ -1,5 +1,6 @@
 """Callbacks: what is done beside the training, between groups of iterations, on the driver."""
 
+from trainer.callbacks.console import Console
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.evaluator import Evaluator
 from trainer.callbacks.loggers import MlflowLogger, TrackioLogger, WandbLogger
@@ -9,6 +10,7 @@ from trainer.callbacks.population import Population
 
 __all__ = [
     "Callback",
+    "Console",
     "EarlyStopping",
     "Evaluator",
     "Loop",
