@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
             "export", verbs.export, "write a trained policy as an ONNX model", "RUN_DIR FILE.onnx ", f"{run_dir} a.onnx"
         )
     )
+    add("watch", verbs.watch, "show a run that trains elsewhere", "RUN_DIR ", run_dir).add_argument(
+        "run_dir", metavar="RUN_DIR", help="a run directory, or its URL"
+    )
+    _add_report(add("report", verbs.report, "draw one or several runs", "RUN_DIR ... ", f"{run_dir} runs/other"))
     _add_doctor(
         add("doctor", verbs.doctor, "check this machine or a cluster, and a configuration", "[CONFIG.yaml] ", config)
     )
@@ -133,6 +137,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="FILE.onnx", help="the file; for a team, a folder for a file of each group")
     parser.add_argument("--scope", metavar="N", type=int, default=0, help="which simultaneous agent; default: 0")
     _add_trust(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory, or its URL")
+    parser.add_argument("--output", metavar="FOLDER", default="report", help="where to write it; default: report")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.command.run_config import RunConfig
     from trainer.command.submit import Job
 
-__all__ = ["config", "doctor", "evaluate", "export", "resume", "submit", "sweep", "train"]
+__all__ = ["config", "doctor", "evaluate", "export", "report", "resume", "submit", "sweep", "train", "watch"]
 
 
 def train(options: argparse.Namespace) -> Iterator[str]:
@@ -110,6 +110,20 @@ def export(options: argparse.Namespace) -> Iterator[str]:
 
     for path in export_onnx(lasting(options.run_dir), options.path, options.scope, trust=options.trust):
         yield shown(f"wrote {path}")
+
+
+def watch(options: argparse.Namespace) -> Iterator[str]:
+    """Show a run until it ends: as a table in a terminal, else as lines. Ctrl-C ends the watching, not the run."""
+    from trainer.command import watch as watching
+
+    yield from watching.watch(options.run_dir)
+
+
+def report(options: argparse.Namespace) -> Iterator[str]:
+    """Write a page, report.html, and pictures of one or several runs: returns, throughput, phases, losses, faults."""
+    from trainer.command.report import write_report
+
+    yield from write_report(options.run_dirs, options.output)
 
 
 def doctor(options: argparse.Namespace) -> Iterator[str]:
