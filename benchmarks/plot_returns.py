@@ -5,36 +5,29 @@ Also prints about ten points of the curves as a table.
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections import defaultdict
-from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import yaml
 
-TAG = "Episode / Return (mean)"
+from trainer.callbacks.view import RETURN
+from trainer.command.run_reader import RunReader
 
 
 def main() -> None:
-    run_dir, picture = map(Path, sys.argv[1:])
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    num_envs = config["env"]["num_envs"]
-    curves = defaultdict(list)
-    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["tag"] == TAG:
-                curves[row["scope"]].append((int(row["timestep"]) * num_envs, float(row["value"])))
+    run_dir, picture = sys.argv[1:]
+    run = RunReader(run_dir)
+    curves = {
+        scope: [(timestep * run.num_envs, value) for timestep, value in zip(*series, strict=True)]
+        for scope, series in run.metrics[RETURN].items()
+    }
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for scope, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=f"scope {scope}")
-    axes.set(
-        xlabel="environment steps of all scopes", ylabel="mean return of ended episodes", title=config["env"]["id"]
-    )
+    axes.set(xlabel="environment steps of all scopes", ylabel="mean return of ended episodes", title=run.env)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=120)

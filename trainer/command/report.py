@@ -1,0 +1,56 @@
+"""`lockstep report`: a page and pictures of one or several runs, from their run directories."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from orchestrator.files import make_folder, open_url, replace_at
+from trainer._redaction import escaped, redacted
+from trainer.command.report_figures import Figures
+from trainer.command.report_page import page
+from trainer.command.run_reader import RunReader
+from workers.errors import ConfigError
+
+__all__ = ["write_report"]
+
+_LONGEST = 48
+"""Most characters of a run's name in a legend."""
+
+
+def write_report(urls: Sequence[str], output: str) -> Iterator[str]:
+    """Write ``report.html``, which has everything in it, and each figure as a PNG beside it.
+
+    Args:
+        urls: The run directories.
+        output: A folder, or a URL that fsspec supports; files of an earlier report are replaced.
+
+    Yields:
+        Lines that tell what was written.
+
+    Raises:
+        ConfigError: One of them is no run directory, matplotlib is not installed, or the folder cannot be written.
+    """
+    runs = [RunReader(url) for url in urls]
+    names = _names(runs)
+    pictures = Figures(runs, names).draw()
+    files = {f"{name}.png": data for name, data in pictures.items()} | {"report.html": page(runs, names, pictures)}
+    url, filesystem, path = open_url(output, "folder of the report")
+    try:
+        make_folder(filesystem, path, private=False)
+        for name, data in files.items():
+            replace_at(filesystem, f"{path}/{name}", data)
+    except OSError as error:
+        raise ConfigError(f"the folder of the report {url!r} cannot be written: {error}") from error
+    for run, name in zip(runs, names, strict=True):
+        yield from (f"{name}: {file}: {told}" for file, told in run.problems.items())
+    yield from (redacted(os.path.join(url, name)) for name in files)
+
+
+def _names(runs: Sequence[RunReader]) -> list[str]:
+    """Return what each run is called: the name of its directory or, where two have the same, its whole path."""
+    count = Counter(run.name for run in runs)
+    names = [" ".join(escaped(run.name if count[run.name] == 1 else run.url).split()) for run in runs]
+    short = [name if len(name) <= _LONGEST else f"...{name[-_LONGEST:]}" for name in names]
+    return [f" {name}" if name.startswith("_") else name for name in short]  # matplotlib hides labels that begin so
