@@ -119,7 +119,7 @@ def test_few_agents_have_a_line_each_and_many_have_bands(tmp_path: Path):
 
 
 def test_several_runs_are_compared(tmp_path: Path):
-    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", scopes=5, seed=7)
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", scopes=5, config={"seed": 7})
     for folder in (one, other):
         add_rows(folder, 30, 2, {"Evaluation / Return (mean)": 1.0})
     figures = figures_of(one, other)
@@ -139,7 +139,7 @@ def test_several_runs_are_compared(tmp_path: Path):
 def test_texts_of_strangers_are_harmless(tmp_path: Path):
     attack = "<script>alert(1)</script>\x1b[31m\u202e & $x^{$ \"'"
     env = {"id": attack, "num_envs": 2, "kwargs": {"api_key": "hunter22", "url": "https://a:pass-word@h"}}
-    folder = make_run(tmp_path / "<img src=x onerror=alert(2)> $x^{$", env=env, **{attack: attack})
+    folder = make_run(tmp_path / "<img src=x onerror=alert(2)> $x^{$", config={"env": env, attack: attack})
     (folder / "recoveries" / "000000000000.json").write_text(json.dumps([{**RECOVERY, "message": attack}]))
     (folder / "versions.json").write_text(json.dumps({attack: attack}))
     (folder / "evaluation.json").write_text(json.dumps([{"weights": attack, "returns": [1.0, "x", None]}]))
@@ -185,7 +185,7 @@ def test_damage_at_random_never_ends_in_a_traceback(tmp_path: Path):
             data = damaged_bytes(good[name], rng)
         else:
             load, dump = (yaml.safe_load, yaml.safe_dump) if name == "config.yaml" else (json.loads, json.dumps)
-            data = dump(damaged_data(load(good[name]), rng)).encode("utf-8", "surrogatepass")  # type: ignore[operator]
+            data = dump(damaged_data(load(good[name]), rng)).encode("utf-8", "surrogatepass")
         (folder / name).write_bytes(data)
         try:
             Page(page_of(folder).text)

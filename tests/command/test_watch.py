@@ -30,8 +30,8 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_TELLING", 0.0)
 
 
-def set_state(folder: Path, state: str, timestep: int = 30) -> None:
-    (folder / "status.json").write_text(json.dumps({"state": state, "timestep": timestep}))
+def set_state(folder: Path, state: str, timestep: int = 30, **more: str) -> None:
+    (folder / "status.json").write_text(json.dumps({"state": state, "timestep": timestep, **more}))
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -71,7 +71,12 @@ def test_only_what_is_new_is_read_and_a_run_that_was_cut_is_read_anew(tmp_path: 
     reader = RunReader(str(folder))
     read: list[int] = []
     original = RunReader._add
-    monkeypatch.setattr(RunReader, "_add", lambda self, row: (read.append(int(row[0])), original(self, row))[1])
+
+    def add(self: RunReader, row: list[str]) -> None:
+        read.append(int(row[0]))
+        original(self, row)
+
+    monkeypatch.setattr(RunReader, "_add", add)
     reader.read()
     assert read == []
     add_rows(folder, 30, 2)
@@ -125,6 +130,13 @@ def test_evaluations_are_shown_with_the_best(tmp_path: Path):
     assert view.evaluation == 30
     assert [scope.best for scope in view.scopes] == [15.0, 115.0]
     assert view.scopes[1].scalars["Evaluation / Return (mean)"] == 110.0
+
+
+def test_a_run_that_a_callback_stopped_says_why(tmp_path: Path):
+    folder = make_run(tmp_path / "mine")
+    set_state(folder, "finished", stopped="no better for 5 evaluations")
+    assert view_of(RunReader(str(folder))).state == "stopped: no better for 5 evaluations"
+    assert list(watch(str(folder)))[-1] == f"{folder} is finished, because no better for 5 evaluations"
 
 
 def test_a_run_at_a_url_is_followed(tmp_path: Path):

@@ -20,7 +20,9 @@ TAGS = {
 """Tags, and what they add to the values."""
 
 
-def make_run(folder: Path, scopes: int = 2, timesteps: Iterable[int] = (10, 20, 30), **config: Any) -> Path:
+def make_run(
+    folder: Path, scopes: int = 2, timesteps: Iterable[int] = (10, 20, 30), config: dict[str, Any] | None = None
+) -> Path:
     """Write a finished run of 30 timesteps with a value of ``100 scope + timestep`` for the returns; return `folder`.
 
     Args:
@@ -36,7 +38,7 @@ def make_run(folder: Path, scopes: int = 2, timesteps: Iterable[int] = (10, 20, 
         "trainer": {"timesteps": 30},
         "seed": 0,
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump({**known, **config}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({**known, **(config or {})}))
     (folder / "versions.json").write_text(json.dumps({"python": "3.11.1", "skrl": None}))
     (folder / "status.json").write_text(json.dumps({"state": "finished", "timestep": 30}))
     (folder / "metrics.csv").write_text("timestep,scope,tag,value\n")

@@ -73,6 +73,13 @@ def test_without_a_terminal_there_are_lines():
     assert all(line.endswith("environment steps/s") for line in lines)
 
 
+def test_without_a_terminal_an_evaluation_is_a_line():
+    results = [Evaluation(returns=[10.0, 20.0], lengths=[1, 1]), Evaluation()]
+    told = At(4, lambda loop: loop.tell_evaluation(Evaluated(timestep=2, results=results, known_by=4)))
+    lines = show(told, is_terminal=False).splitlines()
+    assert lines[1] == "evaluation after 2 timesteps: mean returns 15 and (no episode ended)"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), RuntimeError("it broke\x1b[2J")])
 def test_the_terminal_is_given_back_after_an_error(error: BaseException, capfd: pytest.CaptureFixture[str]):
     file = Terminal()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
 from time import perf_counter
 
 import rich.console
@@ -10,7 +10,7 @@ import rich.console
 from orchestrator.base import Recovered
 from trainer.callbacks.loop import Callback, Loop
 from trainer.callbacks.table import Screen
-from trainer.callbacks.view import EVALUATED, RunView, ScopeView
+from trainer.callbacks.view import EVALUATED, RunView, ScopeView, in_short
 from trainer.evaluation import Evaluated
 
 __all__ = ["Console"]
@@ -20,11 +20,12 @@ _TELLING = 10.0
 
 
 class Console(Callback):
-    """Shows the run on standard output: as a table in a terminal, else as a line every 10 seconds at most.
+    """Shows the run on standard output: as a table in a terminal, else as lines.
 
-    The table has the returns, environment steps per second, times of the phases and learning rates of the last
-    `Loop.metrics_every` timesteps, by simultaneous agent. Messages and printed lines go above it. Set
-    ``disable_progressbar`` in the trainer's configuration: a progress bar would be in the way.
+    There is a line every 10 seconds at most, and one for each evaluation. The table has the returns, environment steps
+    per second, times of the phases and learning rates of the last `Loop.metrics_every` timesteps, by simultaneous
+    agent. Messages and printed lines go above it. Set ``disable_progressbar`` in the trainer's configuration: a
+    progress bar would be in the way.
     """
 
     def __init__(self, name: str = "", *, console: rich.console.Console | None = None) -> None:
@@ -38,9 +39,8 @@ class Console(Callback):
         self._screen: Screen | None = None
         self._began = self._told = perf_counter()
         self._first = 0
-        self._scalars: list[dict[str, float]] = []
+        self._scalars: defaultdict[int, dict[str, float]] = defaultdict(dict)
         self._best: dict[int, float] = {}
-        self._nodes: Sequence[str] = ()
         self._checkpoint: int | None = None
         self._evaluation: int | None = None
         self._fault = ""
@@ -49,15 +49,14 @@ class Console(Callback):
         """Draw the empty table."""
         self._began = self._told = perf_counter()
         self._first = loop.timestep
-        self._scalars = [{} for _ in loop.trainer.scopes]
         if self._console.is_terminal:
             self._screen = Screen(self._console)
             self._screen.draw(self._view(loop, "running"))
 
     def on_step(self, loop: Loop) -> None:
         """Show what is new."""
-        for scalars, new in zip(self._scalars, loop.scalars, strict=False):
-            scalars.update(new)
+        for index, scalars in enumerate(loop.scalars):
+            self._scalars[index].update(scalars)
         if self._screen is not None:
             if self._screen.is_due():
                 self._screen.draw(self._view(loop, "running"))
@@ -72,6 +71,9 @@ class Console(Callback):
             if result.returns:
                 self._scalars[index][EVALUATED] = result.mean
                 self._best[index] = max(result.mean, self._best.get(index, result.mean))
+        if self._screen is None:
+            means = in_short([result.mean for result in evaluation.results])
+            self._console.out(f"evaluation after {evaluation.timestep:,} timesteps: mean {means}", highlight=False)
 
     def on_checkpoint(self, loop: Loop, path: str) -> None:
         """Note the timestep."""
@@ -112,8 +114,8 @@ class Console(Callback):
             timestep=loop.timestep,
             timesteps=loop.timesteps,
             scopes=[
-                ScopeView(index=index, scalars=scalars, best=self._best.get(index), node=worker.node)
-                for index, (scalars, worker) in enumerate(zip(self._scalars, workers, strict=True))
+                ScopeView(index=index, scalars=self._scalars[index], best=self._best.get(index), node=worker.node)
+                for index, worker in enumerate(workers)
             ],
             seconds=seconds,
             remaining=seconds / done * (loop.timesteps - loop.timestep) if done and state == "running" else None,

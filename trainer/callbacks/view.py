@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -9,7 +10,18 @@ from datetime import timedelta
 from trainer.callbacks.loop import RATE
 from trainer.evaluation import rounded
 
-__all__ = ["EVALUATED", "PHASES", "RATE", "RETURN", "RunView", "ScopeView", "duration", "progress", "scalar"]
+__all__ = [
+    "EVALUATED",
+    "PHASES",
+    "RATE",
+    "RETURN",
+    "RunView",
+    "ScopeView",
+    "duration",
+    "in_short",
+    "progress",
+    "scalar",
+]
 
 RETURN, EVALUATED = "Episode / Return (mean)", "Evaluation / Return (mean)"
 
@@ -95,14 +107,23 @@ def progress(scalars: Sequence[Mapping[str, float]]) -> str:
         scalars: The scalars of each scope, by tag.
     """
     rate = f"{sum(one.get(RATE, 0.0) for one in scalars):,.0f} environment steps/s"
-    found = [one[RETURN] for one in scalars if RETURN in one]
-    if not found:
-        return f"no episode ended; {rate}"
-    if len(scalars) > _MOST_SCOPES:
-        return f"returns {rounded(min(found))} to {rounded(max(found))} in {len(scalars)} scopes; {rate}"
-    *most, last = [rounded(one[RETURN]) if RETURN in one else "(no episode ended)" for one in scalars]
-    returns = f"returns {', '.join(most)} and" if most else "return"
-    return f"{returns} {last}; {rate}"
+    found = [one.get(RETURN, math.nan) for one in scalars]
+    return f"{in_short(found)}; {rate}"
+
+
+def in_short(returns: Sequence[float]) -> str:
+    """Return the return of each scope, or the range of many; those that are NaN are not known.
+
+    Args:
+        returns: The returns, in scope order.
+    """
+    known = [one for one in returns if not math.isnan(one)]
+    if not known:
+        return "no episode ended"
+    if len(returns) > _MOST_SCOPES:
+        return f"returns {rounded(min(known))} to {rounded(max(known))} in {len(returns)} scopes"
+    *most, last = ["(no episode ended)" if math.isnan(one) else rounded(one) for one in returns]
+    return f"returns {', '.join(most)} and {last}" if most else f"return {last}"
 
 
 def scalar(scalars: Mapping[str, float], tag: str) -> float | None:

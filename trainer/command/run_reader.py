@@ -59,6 +59,7 @@ class RunReader:
         config: The configuration as plain data, without its secrets.
         versions: Version by package.
         state: ``"running"``, ``"interrupted"``, ``"failed"`` or ``"finished"``; ``"unknown"`` if that is not known.
+        stopped: Why a callback stopped the run; empty if none did.
         timestep: Number of timesteps that are known to be done.
         metrics: The series by tag and scope.
         recoveries: The recoveries; see `orchestrator.base.Recovered`.
@@ -86,7 +87,7 @@ class RunReader:
         data = redacted(load_yaml(self._directory.config()))
         self.config: dict[str, Any] = data if isinstance(data, dict) else {}
         self.versions = self._json("versions.json", dict, LARGEST_TEXT)
-        self.state, self.timestep = "unknown", 0
+        self.state, self.stopped, self.timestep = "unknown", "", 0
         self.metrics: dict[str, dict[int, Series]] = {}
         self.recoveries: list[dict[str, Any]] = []
         self.checkpoints: list[int] = []
@@ -141,7 +142,7 @@ class RunReader:
             self._filesystem.invalidate_cache()
         try:
             status = self._directory.status()
-            self.state, self.timestep = status["state"], status["timestep"]
+            self.state, self.stopped, self.timestep = status["state"], status["stopped"], status["timestep"]
         except ConfigError as error:
             self.state, self.problems["status.json"] = "unknown", str(error)
         try:

@@ -82,6 +82,8 @@ def view_of(reader: RunReader) -> RunView:
             one[EVALUATED] = fmean(returns)
     evaluated = reader.metrics.get(EVALUATED, {})
     state = "killed" if reader.state == "running" and reader.is_held is False else reader.state
+    if state == "finished" and reader.stopped:
+        state = f"stopped: {reader.stopped}"
     seconds = None
     if reader.began is not None and reader.written is not None:
         seconds = max(0.0, (time.time() if state == "running" else reader.written) - reader.began)
@@ -127,7 +129,7 @@ def _fault(reader: RunReader, state: str) -> str:
 def _ending(reader: RunReader) -> str:
     """Return how the run ended."""
     if reader.state != "running":
-        return f"{reader.url} is {reader.state}"
+        return f"{reader.url} is {reader.state}" + (f", because {reader.stopped}" if reader.stopped else "")
     when = "?" if reader.written is None else f"{datetime.fromtimestamp(reader.written):%Y-%m-%d %H:%M:%S}"
     told = f"{reader.url} was killed: no process trains there, and nothing was written since {when}"
     return f"{told}; to go on: lockstep resume {reader.url}"
