@@ -40,7 +40,7 @@ def main() -> None:
         runs = {
             "one-agent": train(folder, "one-agent", 1, 32, 2000),
             "two-agents": train(folder, "two-agents", 2, 64, 2000),
-            "64-agents": train(folder, "64-agents", 64, 128, 600, output, chromium),
+            "64-agents": train(folder, "64-agents", 64, 256, 480, output, chromium),
         }
         for name, run in runs.items():
             report(chromium, folder, [run], output / f"report-{name}.png", 1240)
@@ -60,7 +60,8 @@ def train(
         f"agents=[{', '.join([agent] * agents)}]",
         f"trainer.timesteps={timesteps}",
         "trainer.disable_progressbar=true",
-        "evaluation.episodes=8",
+        f"evaluation.every={timesteps // 3}",
+        "evaluation.episodes=2",
         f"logging.directory={run}",
     ]
     config = HERE.parents[1] / "examples" / "cartpole.yaml"
@@ -69,7 +70,7 @@ def train(
         end = time.monotonic() + PATIENCE
         while output is not None and time.monotonic() < end and process.poll() is None:
             time.sleep(0.2)
-            if (run / "metrics.csv").exists() and (reader := RunReader(str(run))).timestep >= 0.7 * timesteps:
+            if (run / "metrics.csv").exists() and (reader := RunReader(str(run))).timestep >= 0.75 * timesteps:
                 for size, (width, height) in SIZES.items():
                     table(chromium, reader, output / f"table-{name}-{size}.png", width, height)
                 break

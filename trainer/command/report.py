@@ -15,7 +15,7 @@ from workers.errors import ConfigError
 
 __all__ = ["write_report"]
 
-_LONGEST = 48
+_LONGEST = 36
 """Most characters of a run's name in a legend."""
 
 
@@ -52,5 +52,5 @@ def _names(runs: Sequence[RunReader]) -> list[str]:
     """Return what each run is called: the name of its directory or, where two have the same, its whole path."""
     count = Counter(run.name for run in runs)
     names = [" ".join(escaped(run.name if count[run.name] == 1 else run.url).split()) for run in runs]
-    short = [name if len(name) <= _LONGEST else f"...{name[-_LONGEST:]}" for name in names]
+    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}" for name in names]
     return [f" {name}" if name.startswith("_") else name for name in short]  # matplotlib hides labels that begin so

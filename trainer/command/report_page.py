@@ -35,7 +35,8 @@ th, td { padding: .22rem .9rem .22rem 0; text-align: left; border-bottom: 1px so
   max-width: 30rem; overflow-wrap: break-word }
 th { font-weight: 600; color: var(--dim); overflow-wrap: normal }
 td.number, th.number { text-align: right }
-table.summary td, td.number { white-space: nowrap }
+table.summary td, td.number { white-space: pre }
+table.summary td:first-child { white-space: normal; min-width: 9rem }
 tr.other td { background: var(--mark) } summary { cursor: pointer; color: var(--dim); margin: .4rem 0 }
 i.run { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em }
 .failed, .killed { color: #d0394b } .finished { color: #2f8f5b }
@@ -164,11 +165,11 @@ def _summed(run: RunReader) -> list[str]:
 
 
 def _range(values: Sequence[float]) -> str:
-    """Format the mean over agents, and their range."""
+    """Format the mean over agents and, in a second line, their range."""
     if not values:
         return "-"
     mean = rounded(fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({rounded(min(values))} to {rounded(max(values))})"
+    return mean if len(values) == 1 else f"{mean}\n{rounded(min(values))} to {rounded(max(values))}"
 
 
 def _evaluations(body: Element, runs: Sequence[RunReader], names: Sequence[str]) -> None:
