@@ -43,9 +43,9 @@ def main() -> None:
             "64-agents": train(folder, "64-agents", 64, 256, 480, output, chromium),
         }
         for name, run in runs.items():
-            report(chromium, folder, [run], output / f"report-{name}.png", 1240)
+            report(chromium, folder, [run], output / f"report-{name}.png", 1300)
         several = [runs["one-agent"], runs["two-agents"], runs["64-agents"]]
-        report(chromium, folder, several, output / "report.png", 1500)
+        report(chromium, folder, several, output / "report.png", 1230)
         report(chromium, folder, several, output / "report-dark.png", 1500, DARK)
 
 
@@ -60,7 +60,7 @@ def train(
         f"agents=[{', '.join([agent] * agents)}]",
         f"trainer.timesteps={timesteps}",
         "trainer.disable_progressbar=true",
-        f"evaluation.every={timesteps // 3}",
+        f"evaluation.every={timesteps // 6}",
         "evaluation.episodes=2",
         f"logging.directory={run}",
     ]
@@ -96,7 +96,7 @@ def report(chromium: str, folder: Path, runs: list[Path], path: Path, height: in
     """Take the picture of the report of some runs."""
     output = folder / f"report-{path.stem}"
     list(write_report([str(run) for run in runs], str(output)))
-    shoot(chromium, output / "report.html", path, 1000, height, *options)
+    shoot(chromium, output / "report.html", path, 1100, height, *options)
 
 
 def shoot(chromium: str, page: Path, path: Path, width: int, height: int, *options: str) -> None:
@@ -104,7 +104,7 @@ def shoot(chromium: str, page: Path, path: Path, width: int, height: int, *optio
     flags: list[Any] = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *options]
     size = [f"--window-size={width},{height}", f"--screenshot={path}"]
     subprocess.run([chromium, *flags, *size, page.as_uri()], check=True, capture_output=True, timeout=PATIENCE)
-    Image.open(path).convert("RGB").quantize(160).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 if __name__ == "__main__":

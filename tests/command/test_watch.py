@@ -110,7 +110,10 @@ def test_a_killed_run_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixt
     assert lines[-1].startswith(f"{folder} was killed: no process trains there, and nothing was written since {since}")
 
 
-def test_the_table_is_drawn_in_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_table_is_drawn_in_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TERM", "xterm")
     folder = make_run(tmp_path / "mine", scopes=64)
     (folder / "recoveries" / "000000000000.json").write_text(json.dumps([{"scopes": [3], "timestep": 9, "cause": "X"}]))
     console = rich.console.Console(force_terminal=True, width=80, height=24, color_system=None)
@@ -118,6 +121,26 @@ def test_the_table_is_drawn_in_a_terminal(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     for told in ("CartPole-v1, 64 simultaneous agents", "checkpoint 30", "recoveries 1", "more", "mean", "finished"):
         assert told in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+
+
+def test_ctrl_c_gives_the_terminal_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = make_run(tmp_path / "mine")
+    set_state(folder, "running")
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching.time, "sleep", interrupt)
+    code, _, messages = run(capsys, "watch", folder)
+    assert (code, messages) == (130, "lockstep: interrupted\n")
+    monkeypatch.setenv("TERM", "xterm")
+    console = rich.console.Console(force_terminal=True, width=80, height=24)
+    with pytest.raises(KeyboardInterrupt):
+        list(watching._drawn(RunReader(str(folder)), console))
+    text = capsys.readouterr().out
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
 
 

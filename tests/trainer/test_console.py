@@ -39,6 +39,11 @@ class At(Callback):
             self.act(loop)
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def show(*callbacks: Callback, is_terminal: bool = True, name: str = "Counting") -> str:
     """Run 8 timesteps of two agents, and return what was written."""
     file = Terminal()
@@ -71,6 +76,11 @@ def test_without_a_terminal_there_are_lines():
     lines = show(is_terminal=False).splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"timestep {2 * i} of 8" for i in (1, 2, 3, 4)]
     assert all(line.endswith("environment steps/s") for line in lines)
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert show().startswith("timestep 2 of 8: ")
 
 
 def test_without_a_terminal_an_evaluation_is_a_line():

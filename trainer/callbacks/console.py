@@ -49,7 +49,7 @@ class Console(Callback):
         """Draw the empty table."""
         self._began = self._told = perf_counter()
         self._first = loop.timestep
-        if self._console.is_terminal:
+        if Screen.is_possible(self._console):
             self._screen = Screen(self._console)
             self._screen.draw(self._view(loop, "running"))
 

@@ -215,6 +215,11 @@ class Screen:
         )
         self._next = 0.0
 
+    @staticmethod
+    def is_possible(console: Console) -> bool:
+        """Return whether the output is a terminal that can move its cursor."""
+        return console.is_terminal and not console.is_dumb_terminal
+
     def is_due(self) -> bool:
         """Return whether it is time to draw again."""
         return perf_counter() >= self._next

@@ -31,12 +31,12 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6r
 h3 { font-size: .95rem; margin: 1.2rem 0 .4rem } p { margin: .3rem 0 } .dim { color: var(--dim) }
 img { width: 100%; height: auto; display: block; margin: .8rem 0 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
-th, td { padding: .22rem .9rem .22rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
+th, td { padding: .22rem .75rem .22rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
   max-width: 30rem; overflow-wrap: break-word }
 th { font-weight: 600; color: var(--dim); overflow-wrap: normal }
 td.number, th.number { text-align: right }
 table.summary td, td.number { white-space: pre }
-table.summary td:first-child { white-space: normal; min-width: 9rem }
+table.summary td:first-child { white-space: normal; min-width: 8rem }
 tr.other td { background: var(--mark) } summary { cursor: pointer; color: var(--dim); margin: .4rem 0 }
 i.run { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em }
 .failed, .killed { color: #d0394b } .finished { color: #2f8f5b }

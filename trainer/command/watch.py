@@ -40,7 +40,7 @@ def watch(url: str) -> Iterator[str]:
         SystemExit: The run has failed, or was killed.
     """
     reader, console = RunReader(url), rich.console.Console()
-    lines = _drawn(reader, console) if console.is_terminal else _told(reader)
+    lines = _drawn(reader, console) if Screen.is_possible(console) else _told(reader)
     yield from lines
     yield _ending(reader)
     if reader.state not in ("finished", "interrupted"):
