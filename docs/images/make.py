@@ -43,9 +43,9 @@ def main() -> None:
             "64-agents": train(folder, "64-agents", 64, 256, 480, output, chromium),
         }
         for name, run in runs.items():
-            report(chromium, folder, [run], output / f"report-{name}.png", 1300)
+            report(chromium, folder, [run], output / f"report-{name}.png", 1200)
         several = [runs["one-agent"], runs["two-agents"], runs["64-agents"]]
-        report(chromium, folder, several, output / "report.png", 1230)
+        report(chromium, folder, several, output / "report.png", 1010)
         report(chromium, folder, several, output / "report-dark.png", 1500, DARK)
 
 
