@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from orchestrator.files import LARGEST_TEXT, read_file
+from orchestrator.files import LARGEST_TEXT, read_at, read_file
 from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
 from workers.errors import AgentError, ConfigError
@@ -264,6 +264,18 @@ STATUS = {
     '{"state": "' + "x" * 2**20 + '", "timestep": 1}': f"expected at most {LARGEST_TEXT}",
     '{"state": "' + "x" * 2**17 + '", "timestep": 1}': r"state 'x+\.\.\.x+' and",
 }
+
+
+def test_the_start_of_a_file_can_be_left_out(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"0123456789")
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/left_out", b"0123456789")
+    for filesystem, path in ((fsspec.filesystem("file"), str(tmp_path / "file")), (memory, "/left_out")):
+        assert read_at(filesystem, path, 10, start=7) == b"789"
+        assert read_at(filesystem, path, 10, start=12) == b""
+        with pytest.raises(OSError, match="expected at most 9"):  # the whole counts
+            read_at(filesystem, path, 9, start=7)
+    memory.rm("/left_out")
 
 
 @pytest.mark.parametrize("text", STATUS, ids=lambda text: text[:40])
