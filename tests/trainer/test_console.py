@@ -78,6 +78,19 @@ def test_without_a_terminal_there_are_lines():
     assert all(line.endswith("environment steps/s") for line in lines)
 
 
+def test_the_last_table_has_the_metrics_that_others_collect_at_the_end():
+    class Rest(Callback):
+        def on_end(self, loop: Loop) -> None:
+            for scope, scalars in enumerate(loop.rest()):
+                scalars["Learning / Learning rate"] = 0.5 + scope
+
+    file = Terminal()
+    where = rich.console.Console(file=file, force_terminal=True, width=100, height=30, color_system=None)
+    with step_trainer("torch")(env=counting_factory(4), agents=[NullAgent], cfg={**CFG, "timesteps": 8}) as trainer:
+        Loop(trainer, [Console(console=where), Rest()], metrics_every=5).run()
+    assert "learning rate" in file.getvalue()
+
+
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "dumb")
     assert show().startswith("timestep 2 of 8: ")

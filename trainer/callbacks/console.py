@@ -25,7 +25,7 @@ class Console(Callback):
     There is a line every 10 seconds at most, and one for each evaluation. The table has the returns, environment steps
     per second, times of the phases and learning rates of the last `Loop.metrics_every` timesteps, by simultaneous
     agent. Messages and printed lines go above it. Set ``disable_progressbar`` in the trainer's configuration: a
-    progress bar would be in the way.
+    progress bar would be in the way. Put it first in the list: then the last table knows what others do at the end.
     """
 
     def __init__(self, name: str = "", *, console: rich.console.Console | None = None) -> None:
@@ -55,8 +55,7 @@ class Console(Callback):
 
     def on_step(self, loop: Loop) -> None:
         """Show what is new."""
-        for index, scalars in enumerate(loop.scalars):
-            self._scalars[index].update(scalars)
+        self._note(loop)
         if self._screen is not None:
             if self._screen.is_due():
                 self._screen.draw(self._view(loop, "running"))
@@ -93,6 +92,7 @@ class Console(Callback):
         """Draw the table a last time, and give the terminal back."""
         if self._screen is None:
             return
+        self._note(loop)  # other callbacks may have collected the rest
         if loop.error is not None:
             state = "failed" if isinstance(loop.error, Exception) else "interrupted"
         elif loop.timestep >= loop.timesteps:
@@ -104,6 +104,10 @@ class Console(Callback):
         finally:
             self._screen.close()
             self._screen = None
+
+    def _note(self, loop: Loop) -> None:
+        for index, scalars in enumerate(loop.scalars):
+            self._scalars[index].update(scalars)
 
     def _view(self, loop: Loop, state: str) -> RunView:
         seconds, done = perf_counter() - self._began, loop.timestep - self._first
