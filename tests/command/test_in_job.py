@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import Shown
+from trainer.callbacks.view import progress
 from trainer.command import job
-from trainer.command.training import progress
 
 IN_JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "x", "job_name": "x"}})
 
@@ -50,19 +50,17 @@ def test_a_job_of_another_version_is_told(
     assert line.startswith(f"run directory: {tmp_path}/home/runs/my cart's-20")
 
 
-def test_progress_is_told_where_there_is_no_progress_bar(
+def test_progress_is_told_where_there_is_no_terminal(
     project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
 ):
     options = ("train", "my cart's.yaml", "--set", "evaluation.episodes=0")
     _, lines, _ = command.run(*options)
     assert not any(line.startswith("timestep ") for line in lines)  # a short run stays tidy
-    monkeypatch.setattr("trainer.command.training._TELLING", 0.0)
+    monkeypatch.setattr("trainer.callbacks.console._TELLING", 0.0)
     _, lines, _ = command.run(*options)
     told = [line for line in lines if line.startswith("timestep ")]
     assert [line.partition(":")[0] for line in told] == [f"timestep {i} of 120" for i in range(20, 121, 20)]
     assert told[-1].endswith(" environment steps/s")
-    _, lines, _ = command.run(*options, "trainer.disable_progressbar=false")
-    assert not any(line.startswith("timestep ") for line in lines)
 
 
 def test_progress_is_one_line_for_any_number_of_scopes():

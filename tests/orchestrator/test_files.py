@@ -286,7 +286,7 @@ def test_a_status_that_is_none(text: str, tmp_path: Path):
         run.status()
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
     run.write("status.json", json.dumps({"state": "failed", "timestep": 7, "more": 1}))
-    assert run.status() == {"state": "failed", "timestep": 7}
+    assert run.status() == {"state": "failed", "timestep": 7, "stopped": ""}
 
 
 GOOD = {"mean": np.zeros(4), "var": np.ones(4), "count": np.array(5.0)}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from time import perf_counter
 from typing import Any
+
+import rich.console
 
 from orchestrator.run_dir import RunDirectory
 from trainer._redaction import redacted
-from trainer.callbacks.loop import RATE, Callback, Loop
+from trainer.callbacks.console import Console
+from trainer.callbacks.loop import Loop
 from trainer.callbacks.metrics import Metrics
 from trainer.command.callbacks import build_callbacks
 from trainer.command.checkpointing import Checkpoints
@@ -24,7 +25,7 @@ from trainer.command.run_log import StoredAgents, begin, go_on
 from trainer.command.signals import stop_on_signals
 from trainer.command.stored_spaces import write_spaces
 from trainer.command.sweep import results_table
-from trainer.evaluation import Evaluated, Evaluation, rounded
+from trainer.evaluation import Evaluation
 from workers.agents.ppo import PPOCfg
 from workers.errors import ConfigError
 
@@ -34,14 +35,6 @@ _logger = logging.getLogger("lockstep")
 
 _DIGITS = 8
 """Number of digits of a digest in the printed lines."""
-
-_TELLING = 10.0
-"""Seconds between two lines of progress."""
-
-_MOST_SCOPES = 4
-"""Number of scopes whose returns a line of progress tells one by one."""
-
-_RETURN = "Episode / Return (mean)"
 
 
 def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, trust: bool = False) -> Iterator[str]:
@@ -83,16 +76,16 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         with ExitStack() as stack:
             callbacks = build_callbacks(config)
             run = prepare(config, trust=trust, resumes=resumes and directory.checkpoints().any())
-            trainer = stack.enter_context(run.opened())
+            trainer = stack.enter_context(run.opened(cfg=dataclasses.replace(config.trainer, disable_progressbar=True)))
             metrics = stack.enter_context(directory.metrics())
             stop = stack.enter_context(stop_on_signals())
             stack.enter_context(directory.locked())
-            agents, lines = StoredAgents(directory, stop), Lines()
+            agents = StoredAgents(directory, stop)
             every = config.evaluation.every
             checkpoints = Checkpoints(config.checkpoint, directory, metrics, agents, evaluated_every=every)
-            around = [agents, Metrics(metrics), lines, checkpoints]
+            around = [agents, Metrics(metrics), checkpoints]
             interval = config.logging.interval
-            loop = Loop(trainer, [*callbacks, *around], metrics_every=interval)
+            loop = Loop(trainer, [_console(config), *callbacks, *around], metrics_every=interval)
             if resumes:
                 go_on(config, loop, directory, agents, metrics, trust=trust)
             else:
@@ -105,10 +98,8 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
                 yield f"resumed at timestep {loop.timestep}"
             with closing(loop.groups()) as groups:
                 for _ in groups:
-                    yield from lines.new()
                     if stop.signal:
                         break
-            yield from lines.new()
             if stop.signal:
                 yield f"stopped at timestep {agents.timestep}; the agents are stored in {redacted(directory.url)}"
                 raise SystemExit(128 + stop.signal)
@@ -173,48 +164,10 @@ def _is_finished(directory: RunDirectory, timesteps: int) -> bool:
     return status["state"] == "finished" and (status["timestep"] >= timesteps or bool(status["stopped"]))
 
 
-class Lines(Callback):
-    """Callback that makes lines of progress, if no progress bar is shown."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._told = perf_counter()
-
-    def new(self) -> list[str]:
-        """Return the lines since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
-
-    def on_step(self, loop: Loop) -> None:
-        """Make a line, if metrics were collected and the last line is some seconds old."""
-        bar = loop.trainer.cfg.disable_progressbar
-        has_bar = bar is False or (bar is None and sys.stdout.isatty())
-        if loop.scalars and not has_bar and perf_counter() - self._told >= _TELLING:
-            self._lines.append(f"timestep {loop.timestep:,} of {loop.timesteps:,}: {progress(loop.scalars)}")
-            self._told = perf_counter()
-
-    def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
-        """Make a line with the results."""
-        means = [rounded(result.mean) for result in evaluation.results]
-        told = f"{min(means)} to {max(means)} in {len(means)} scopes" if len(means) > _MOST_SCOPES else ", ".join(means)
-        self._lines.append(f"evaluation after {evaluation.timestep:,} timesteps: mean returns {told}")
-
-
-def progress(scalars: Sequence[Mapping[str, float]]) -> str:
-    """Return the mean return of each scope, or the range of many, and the environment steps per second of all.
-
-    Args:
-        scalars: The scalars of each scope, by tag.
-    """
-    rate = f"{sum(one[RATE] for one in scalars):,.0f} environment steps/s"
-    found = [one[_RETURN] for one in scalars if _RETURN in one]
-    if not found:
-        return f"no episode ended; {rate}"
-    if len(scalars) > _MOST_SCOPES:
-        return f"returns {rounded(min(found))} to {rounded(max(found))} in {len(scalars)} scopes; {rate}"
-    *most, last = [rounded(one[_RETURN]) if _RETURN in one else "(no episode ended)" for one in scalars]
-    returns = f"returns {', '.join(most)} and" if most else "return"
-    return f"{returns} {last}; {rate}"
+def _console(config: RunConfig) -> Console:
+    """Return what shows the run: a table in a terminal, unless it is disabled, or lines."""
+    is_terminal = False if config.trainer.disable_progressbar else None  # None: as it is
+    return Console(config.env.id or config.env.factory or "", console=rich.console.Console(force_terminal=is_terminal))
 
 
 def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirectory) -> Iterator[str]:
