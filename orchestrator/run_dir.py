@@ -52,7 +52,7 @@ class RunDirectory:
         agents/0/         the learned state of scope 0's agent; see `workers.storage.agent_file.dump_agent`; and
                           statistics.safetensors, if wrappers of its environments hold any
         evaluation.json   the returns that were printed at the end
-        best.json         the evaluation during training with the highest mean return, if checkpoints are kept by it
+        best/             a run directory of the agents with the highest mean return in evaluations during training
         recoveries/       what was done about lost workers, by the timestep from which a process trained
         checkpoints/      the last checkpoints, from which the run can go on; see `orchestrator.run_checkpoints`
         origin.json       proof that this user wrote the files that can run code: config.yaml, every agent.bin, and

@@ -81,11 +81,15 @@ class Evaluated:
         results: The results of each simultaneous agent, in scope order.
         known_by: Number of timesteps by which every mode knows the results: what depends on them has to wait until
             then, so that it is the same everywhere. See `Loop.stop`.
+        files: The file of each agent that was evaluated, as `StepTrainer.agent_files` returns it.
+        statistics: The statistics of the environments of each scope, by row.
     """
 
     timestep: int
     results: Sequence[Evaluation]
     known_by: int
+    files: Sequence[tuple[str, bytes]] = ()
+    statistics: Sequence[Sequence[Statistics]] = ()
 
     @property
     def mean(self) -> float:

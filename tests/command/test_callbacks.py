@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_evaluations_are_in_the_metrics_and_the_best_checkpoints_stay(
 ):
     folder = tmp_path / "run"
     checkpoint = {"interval": 25, "keep_last": 1, "keep_best": 2}
-    lines = trained(capsys, folder, checkpoint=checkpoint)
+    trained_lines = trained(capsys, folder, checkpoint=checkpoint)
     found = rows(folder, "Evaluation / Return (mean)")
     assert [(timestep, scope) for timestep, scope, _ in found] == [(n, i) for n in (30, 60, 90, 120) for i in (0, 1)]
     final = json.loads((folder / "evaluation.json").read_text())
@@ -72,9 +73,12 @@ def test_evaluations_are_in_the_metrics_and_the_best_checkpoints_stay(
     ranked = sorted(means, key=lambda timestep: (-means[timestep], timestep))
     kept = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
     assert kept == sorted({120, *ranked[:2]})
-    best = json.loads((folder / "best.json").read_text())
-    assert (best["timestep"], best["return"]) == (ranked[0], means[ranked[0]])
-    assert sum(line.startswith("evaluation after ") for line in lines) == 4
+    assert json.loads((folder / "best" / "status.json").read_text())["timestep"] == ranked[0]
+    code, lines, errors = run(capsys, "eval", folder / "best")
+    assert code == 0, errors
+    returns = [float(re.search("return (.*) ±", line)[1]) for line in lines]  # type: ignore[index]
+    assert sum(returns) / 2 == pytest.approx(means[ranked[0]], rel=1e-3)
+    assert sum(line.startswith("evaluation after ") for line in trained_lines) == 4
 
 
 def test_evaluations_change_no_number_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -50,9 +50,7 @@ def test_a_job_of_another_version_is_told(
     assert line.startswith(f"run directory: {tmp_path}/home/runs/my cart's-20")
 
 
-def test_progress_is_told_where_there_is_no_terminal(
-    project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown
-):
+def test_progress_is_told_where_there_is_no_terminal(project: Path, monkeypatch: pytest.MonkeyPatch, command: Shown):
     options = ("train", "my cart's.yaml", "--set", "evaluation.episodes=0")
     _, lines, _ = command.run(*options)
     assert not any(line.startswith("timestep ") for line in lines)  # a short run stays tidy

@@ -66,7 +66,7 @@ def _end_after(seconds: float, what: signal.Signals) -> None:
         timer.start()
         yield from groups(loop)
 
-    Loop.groups = timed  # type: ignore[method-assign]
+    Loop.groups = timed  # type: ignore[method-assign,assignment]
 
 
 def lockstep(moment: str | None, *arguments: object) -> subprocess.CompletedProcess[str]:

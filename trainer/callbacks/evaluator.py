@@ -67,9 +67,8 @@ class Evaluator(Callback):
         self._seed = checked_count("seed", seed, least=0)
         self._max_timesteps = checked_count("max_timesteps", max_timesteps, least=1)
         self._env, self._agents = env, agents
-        self._pending: tuple[int, Result[list[Evaluation]]] | None = None
-        self._known: tuple[int, list[Evaluation]] | None = None  # of a checkpoint, or for one; not told yet
-        self._told = self._now = 0
+        self._pending: tuple[int, Evaluations, Result[list[Evaluation]]] | None = None
+        self._told = 0
         self._repeats = False
 
     @property
@@ -79,47 +78,36 @@ class Evaluator(Callback):
 
     def on_start(self, loop: Loop) -> None:
         """Check that environments and agents can be built; repeat an evaluation that a checkpoint could not keep."""
-        self._now = loop.timestep
         self._builder(loop.trainer)
         if self._repeats:
             self._begin(loop)
 
     def on_step(self, loop: Loop) -> None:
         """Begin an evaluation if it is time, and tell the results of the last one if they are known."""
-        self._now = loop.timestep
-        is_due = not loop.timestep % self.every
-        if is_due:
-            self._wait()
-        self._tell_what_is_known(loop)
-        if is_due:
+        if not loop.timestep % self.every:
+            self._finish(loop)
             self._begin(loop)
-        if loop.is_over:
-            self._wait()
-        self._tell_what_is_known(loop)
+        if loop.is_over or (self._pending is not None and self._pending[2].is_known()):
+            self._finish(loop)
+
+    def before_checkpoint(self, loop: Loop) -> None:
+        """Wait for an evaluation of earlier agents; one of these very agents can be repeated."""
+        if self._pending is not None and self._pending[0] < loop.timestep:
+            self._finish(loop)
 
     def on_end(self, loop: Loop) -> None:
         """End an evaluation whose results nobody waits for."""
         if self._pending is not None:
-            self._pending[1].cancel()
+            self._pending[2].cancel()
             self._pending = None
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return what has been told, and what is not told yet."""
-        state: dict[str, Any] = {"told": self._told}
-        if self._pending is not None and self._pending[0] == self._now:
-            return state | {"repeats": True}  # the checkpoint has these very agents
-        self._wait()
-        if self._known is not None:
-            timestep, results = self._known
-            state["known"] = {"timestep": timestep, "results": [dataclasses.asdict(result) for result in results]}
-        return state
+        """Return what has been told, and whether an evaluation of the agents as they are is under way."""
+        return {"told": self._told, "repeats": self._pending is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned."""
-        self._told, self._repeats = state["told"], state.get("repeats", False)
-        self._pending, known = None, state.get("known")
-        results = [Evaluation(**result) for result in known["results"]] if known else []
-        self._known = (known["timestep"], results) if known else None
+        self._told, self._repeats, self._pending = state["told"], state["repeats"], None
 
     def _begin(self, loop: Loop) -> None:
         trainer, self._repeats = loop.trainer, False
@@ -132,30 +120,24 @@ class Evaluator(Callback):
             max_timesteps=self._max_timesteps,
         )
         try:
-            self._pending = loop.timestep, trainer.beside(evaluations)
+            self._pending = loop.timestep, evaluations, trainer.beside(evaluations)
         except Exception as error:
             raise self._failed(error, loop.timestep) from error
 
-    def _wait(self) -> None:
-        """Wait for the results of the evaluation under way, if there is one."""
+    def _finish(self, loop: Loop) -> None:
+        """Wait for the results of the evaluation under way, if there is one, and tell them."""
         if self._pending is None:
             return
-        (timestep, result), self._pending = self._pending, None
+        (timestep, evaluations, result), self._pending = self._pending, None
         try:
-            self._known = timestep, result.wait()
+            results = result.wait()
         except ClusterError:
             raise
         except Exception as error:
             raise self._failed(error, timestep) from error
-
-    def _tell_what_is_known(self, loop: Loop) -> None:
-        if self._pending is not None and self._pending[1].is_known():
-            self._wait()
-        if self._known is None:
-            return
-        (timestep, results), self._known = self._known, None
-        self._told, known_by = timestep, min(timestep + self.every, loop.timesteps)
-        self.last = Evaluated(timestep, results, known_by)
+        known_by = min(timestep + self.every, loop.timesteps)
+        self._told = timestep
+        self.last = Evaluated(timestep, results, known_by, evaluations.files, evaluations.statistics)
         loop.tell_evaluation(self.last)
 
     def _builder(self, trainer: StepTrainer[Any]) -> Any:

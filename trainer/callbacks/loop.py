@@ -47,6 +47,9 @@ class Callback:
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Called with the results of an evaluation. In Ray they may be of an earlier timestep; see `Evaluator`."""
 
+    def before_checkpoint(self, loop: Loop) -> None:
+        """Called before the states of the callbacks are stored, to finish what `state_dict` could not keep."""
+
     def on_checkpoint(self, loop: Loop, path: str) -> None:
         """Called when a checkpoint has been written."""
 
@@ -190,7 +193,7 @@ class Loop:
         Raises:
             CheckpointError, WorkerError, LifecycleError: As for `StepTrainer.save`.
         """
-        self._measure()
+        self.settle()
         self.trainer.loop_state["callbacks"] = {
             name: dict(state) for name, callback in self._named() if (state := callback.state_dict())
         }
@@ -219,6 +222,12 @@ class Loop:
         self._collected, self._since_timestep = self.trainer.metrics_timestep, self.timestep
         self._since, self._is_measuring = perf_counter(), True
         return self.timestep
+
+    def settle(self) -> None:
+        """Let the callbacks finish what a checkpoint could not keep, such as an evaluation. `save` calls it."""
+        self._measure()
+        for callback in self.callbacks:
+            callback.before_checkpoint(self)
 
     def tell_evaluation(self, evaluation: Evaluated) -> None:
         """Call `Callback.on_evaluation` of all callbacks."""

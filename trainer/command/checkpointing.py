@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -94,8 +93,6 @@ class Checkpoints(Callback):
         self._returns[evaluation.timestep] = evaluation.mean
         best = sorted(self._returns, key=lambda timestep: (-self._returns[timestep], timestep))
         self._returns = {timestep: self._returns[timestep] for timestep in best[: self._config.keep_best]}
-        if evaluation.timestep == best[0]:
-            self._tell_best(evaluation)
 
     def on_end(self, loop: Loop) -> None:
         """Write the last checkpoint, from which a run goes on as if it had not been stopped.
@@ -141,6 +138,7 @@ class Checkpoints(Callback):
             loop.save(url, allow_pickle=config.allow_pickle, sign=sign)
 
         try:
+            loop.settle()
             self._agents.store(loop)  # one that has diverged is in no checkpoint, either
             self._metrics.sync()
             self._checkpoints.save(done, save, keep_last=config.keep_last, keep={*self._returns, *self._awaited})
@@ -166,14 +164,6 @@ class Checkpoints(Callback):
         before = "there is none before it" if last is None else f"the last one is that of timestep {last}"
         _logger.error("no checkpoint of timestep %d (%s); training continues: %s", done, before, error)
         self._schedule.attempted(seconds)
-
-    def _tell_best(self, evaluation: Evaluated) -> None:
-        means = [result.mean for result in evaluation.results]
-        best = {"timestep": evaluation.timestep, "return": evaluation.mean, "scopes": means}
-        try:
-            self._directory.write("best.json", json.dumps(best, indent=1))
-        except OSError as error:
-            _logger.error("best.json cannot be written; training continues: %s", error)
 
 
 class _Schedule:

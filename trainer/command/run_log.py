@@ -20,7 +20,7 @@ from trainer.versions import versions
 from workers.envs.statistics import Statistics
 from workers.errors import CheckpointError, ConfigError, DivergedError
 
-__all__ = ["StoredAgents", "begin", "go_on"]
+__all__ = ["StoredAgents", "begin", "go_on", "stored"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -33,7 +33,7 @@ def begin(config: RunConfig, loop: Loop, directory: RunDirectory, agents: Stored
         AgentError: An agent cannot be stored.
     """
     files = loop.trainer.agent_files()  # an agent that cannot be stored fails now, not at the end
-    directory.create(_stored(config))
+    directory.create(stored(config))
     _start(loop, directory, agents, files)
 
 
@@ -68,7 +68,7 @@ def go_on(
     if directory.checkpoints().load(load, trust=trust) is None:
         _check_nothing_lost(directory)
         metrics.cut(0)
-    directory.write_config(_stored(config))
+    directory.write_config(stored(config))
     directory.remove("evaluation.json")
     directory.clean()
     _start(loop, directory, agents, loop.trainer.agent_files())
@@ -199,6 +199,6 @@ def _statistics(trainer: StepTrainer[Any]) -> list[list[Statistics]]:
     return [rows[start:stop] for start, stop in trainer.scopes]
 
 
-def _stored(config: RunConfig) -> str:
+def stored(config: RunConfig) -> str:
     """Return the configuration as it is stored: the directory belongs to this run only."""
     return dump_config(dataclasses.replace(config, logging=dataclasses.replace(config.logging, directory=None)))

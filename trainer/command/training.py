@@ -16,6 +16,7 @@ from trainer._redaction import redacted
 from trainer.callbacks.console import Console
 from trainer.callbacks.loop import Loop
 from trainer.callbacks.metrics import Metrics
+from trainer.command.best_agents import BestAgents
 from trainer.command.callbacks import build_callbacks
 from trainer.command.checkpointing import Checkpoints
 from trainer.command.evaluation import evaluate
@@ -83,7 +84,8 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
             agents = StoredAgents(directory, stop)
             every = config.evaluation.every
             checkpoints = Checkpoints(config.checkpoint, directory, metrics, agents, evaluated_every=every)
-            around = [agents, Metrics(metrics), checkpoints]
+            best = [BestAgents(directory, run.config, run.agents[0].spaces)] if every else []
+            around = [agents, *best, Metrics(metrics), checkpoints]
             interval = config.logging.interval
             loop = Loop(trainer, [_console(config), *callbacks, *around], metrics_every=interval)
             if resumes:
