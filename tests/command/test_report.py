@@ -19,7 +19,7 @@ from tests.support.command import run
 from tests.support.damage import damaged_bytes, damaged_data
 from tests.support.run_dirs import add_rows, make_run
 from tests.support.schedule import examples
-from trainer.command.report import write_report
+from trainer.command.report import _curves, write_report
 from trainer.command.report_figures import Figures, _band
 from trainer.command.report_page import page
 from trainer.command.run_reader import RunReader
@@ -214,3 +214,16 @@ def test_a_missing_library_and_a_folder_that_cannot_be_written_are_named_errors(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'lockstep-rl\[report\]'"):
         list(write_report([str(folder)], str(tmp_path / "out")))
+
+
+def test_the_agents_of_a_sweep_are_drawn_by_configuration(tmp_path: Path):
+    agents = [{"agent": "ppo", "cfg": {"learning_rate": rate, "rollouts": 8}} for rate in (0.1, 0.1, 0.2, 0.2)]
+    reader = RunReader(str(make_run(tmp_path / "run", scopes=4, config={"agents": agents})))
+    parts, names = _curves([reader], ["run"])
+    assert names == ["learning_rate=0.1", "learning_rate=0.2"]
+    # a value is 100 scope + timestep
+    assert [_band(part, ["Episode / Return (mean)"]).values[:, 0].tolist() for part in parts] == [[10, 110], [210, 310]]
+    reader.config["agents"] = agents[:1] * 4
+    assert _curves([reader], ["run"]) == ([reader], ["run"])
+    reader.config["agents"] = [3, agents[0]]
+    assert _curves([reader], ["run"]) == ([reader], ["run"])

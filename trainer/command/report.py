@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.files import make_folder, open_url, replace_at
 from trainer._redaction import escaped, redacted
-from trainer.command.report_figures import Figures
+from trainer.command.report_figures import COLOURS, Figures
 from trainer.command.report_page import page
 from trainer.command.run_reader import RunReader
+from trainer.command.sweep import grouped
 from workers.errors import ConfigError
 
 __all__ = ["write_report"]
 
-_LONGEST = 36
+_LONGEST = 50
 """Most characters of a run's name in a legend."""
 
 
@@ -34,7 +35,7 @@ def write_report(urls: Sequence[str], output: str) -> Iterator[str]:
     """
     runs = [RunReader(url) for url in urls]
     names = _names(runs)
-    pictures = Figures(runs, names).draw()
+    pictures = Figures(*_curves(runs, names)).draw()
     files = {f"{name}.png": data for name, data in pictures.items()} | {"report.html": page(runs, names, pictures)}
     url, filesystem, path = open_url(output, "folder of the report")
     try:
@@ -48,9 +49,27 @@ def write_report(urls: Sequence[str], output: str) -> Iterator[str]:
     yield from (redacted(os.path.join(url, name)) for name in files)
 
 
+def _curves(runs: Sequence[RunReader], names: Sequence[str]) -> tuple[Sequence[RunReader], Sequence[str]]:
+    """Return what is drawn, and its names: the runs or, of a single one, the agents of each of its configurations."""
+    agents = runs[0].config.get("agents")
+    if len(runs) > 1 or not isinstance(agents, list) or not all(isinstance(agent, dict) for agent in agents):
+        return runs, names
+    groups = grouped(agents)
+    if not 1 < len(groups) < len(agents) or len(groups) > len(COLOURS):
+        return runs, names
+    return [runs[0].only(scopes) for scopes in groups.values()], [
+        _shortened(label.replace("cfg.", "")) for label in groups
+    ]
+
+
 def _names(runs: Sequence[RunReader]) -> list[str]:
     """Return what each run is called: the name of its directory or, where two have the same, its whole path."""
     count = Counter(run.name for run in runs)
     names = [" ".join(escaped(run.name if count[run.name] == 1 else run.url).split()) for run in runs]
-    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}" for name in names]
-    return [f" {name}" if name.startswith("_") else name for name in short]  # matplotlib hides labels that begin so
+    return [_shortened(name) for name in names]
+
+
+def _shortened(name: str) -> str:
+    """Return a name for a legend, from which matplotlib would leave out one that begins with an underscore."""
+    short = name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
+    return f" {short}" if short.startswith("_") else short

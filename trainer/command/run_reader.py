@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import fcntl
 import io
@@ -10,9 +11,10 @@ import math
 import reprlib
 import time
 from array import array
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -109,6 +111,15 @@ class RunReader:
         agents = self.config.get("agents")
         seen = [scope + 1 for series in self.metrics.values() for scope in series]
         return max([1, *seen, len(agents) if isinstance(agents, list) else 1])
+
+    def only(self, scopes: Collection[int]) -> Self:
+        """Return a reader that knows the metrics of some scopes only."""
+        part = copy.copy(self)
+        part.metrics = {
+            tag: {scope: series for scope, series in of_tag.items() if scope in scopes}
+            for tag, of_tag in self.metrics.items()
+        }
+        return part
 
     @property
     def name(self) -> str:

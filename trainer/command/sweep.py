@@ -15,7 +15,7 @@ from trainer.command.run_config import AgentConfig, RunConfig, in_line, parse
 from trainer.evaluation import Evaluation, rounded
 from workers.errors import ConfigError
 
-__all__ = ["expand", "results_table"]
+__all__ = ["expand", "grouped", "results_table"]
 
 
 _FEW = 2
@@ -81,14 +81,7 @@ def results_table(agents: Sequence[AgentConfig], results: Sequence[Evaluation]) 
     """
     if len(agents) <= _FEW:
         return
-    flat = [dict(_flat(dataclasses.asdict(agent) | {"scope": None})) for agent in agents]
-    differing = [
-        key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1
-    ]
-    groups: dict[str, list[int]] = {}
-    for index, one in enumerate(flat):
-        label = ", ".join(f"{key}={one.get(key, 'default')}" for key in differing) or "all agents"
-        groups.setdefault(label, []).append(index)
+    groups = grouped([dataclasses.asdict(agent) for agent in agents])
     means = {label: [results[index].mean for index in members] for label, members in groups.items()}
     ranked = sorted(groups, key=lambda label: -np.nan_to_num(np.mean(means[label]), nan=-np.inf))
     rows = [("configuration", "agents", "return", "worst", "best", "scopes")]
@@ -100,6 +93,22 @@ def results_table(agents: Sequence[AgentConfig], results: Sequence[Evaluation]) 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def grouped(agents: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Return the indices of the agents with equal configurations, by what tells these apart.
+
+    Args:
+        agents: The configuration of each simultaneous agent, as plain data.
+    """
+    flat = [dict(_flat({**agent, "scope": None})) for agent in agents]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(flat):
+        label = ", ".join(f"{key}={one.get(key, 'default')}" for key in differing) or "all agents"
+        groups.setdefault(label, []).append(index)
+    return groups
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
