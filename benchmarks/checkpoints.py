@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from trainer.callbacks import Loop, Metrics
 from trainer.command.checkpointing import Checkpoints
 from trainer.command.run import prepare
 from trainer.command.run_config import RunConfig, load_config
-from trainer.command.run_log import StoredAgents, begin
+from trainer.command.run_log import Status, StoredAgents, begin
 from trainer.command.signals import Stop
 
 _ENDLESS = 10**9
@@ -68,7 +67,8 @@ class Writer:
         begin(config, loop, self._directory, agents)
 
     def _loop(self) -> tuple[Loop, StoredAgents]:
-        agents = StoredAgents(self._directory, self._stop)
+        status = Status(self._directory, self._stop)
+        agents = StoredAgents(self._directory, status)
         checkpoints = Checkpoints(self._config.checkpoint, self._directory, self._metrics, agents)
         save = checkpoints._save
 
@@ -78,19 +78,19 @@ class Writer:
             self._saving.append(time.perf_counter() - start)
 
         vars(checkpoints)["_save"] = timed
-        callbacks = [agents, Metrics(self._metrics), checkpoints]
+        callbacks = [status, agents, Metrics(self._metrics), checkpoints]
         return Loop(self._trainer, callbacks, metrics_every=self._config.logging.interval), agents
 
     def rate(self, done: int, seconds: float) -> tuple[int, float, list[float]]:
         """Train for some seconds; return the timestep, the timesteps per second and the seconds of each checkpoint."""
         loop, _ = self._loop()
-        loop.timestep, self._stop.signal = done, 0
+        self._stop.signal = 0
         self._saving.clear()
         timer = threading.Timer(seconds, vars(self._stop).update, [{"signal": 15}])
         timer.start()
         start = time.perf_counter()
-        with closing(loop.groups()) as groups:
-            for timestep in groups:
+        with loop:
+            for timestep in loop.groups():
                 after, taken, saving = timestep, time.perf_counter() - start, list(self._saving)
                 if self._stop.signal:
                     break
@@ -117,7 +117,7 @@ def measure(name: str, repetitions: int, seconds: float, folder: Path) -> list[s
             )
             for key, keep in (("without", 0), ("with", 2))
         }
-        done = trainer._next_timestep
+        done = trainer.next_timestep
         for repetition in range(-1, repetitions):
             for key, writer in writers.items():
                 done, rate, saving = writer.rate(done, seconds if repetition >= 0 else 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ class RunCheckpoints:
         save: Callable[[str, Callable[[bytes], None]], None],
         *,
         keep_last: int,
-        keep: Container[int] = (),
+        keep: Callable[[int], bool] = lambda timestep: False,
     ) -> None:
         """Write a checkpoint, and then delete old ones.
 
@@ -63,7 +63,7 @@ class RunCheckpoints:
             timestep: Number of timesteps that are done.
             save: Writes a checkpoint to a path or URL, and calls its second argument with the manifest before.
             keep_last: Number of checkpoints to keep, at least 1.
-            keep: Timesteps whose checkpoints are kept as well.
+            keep: Returns whether the checkpoint of a timestep is kept as well.
 
         Raises:
             CheckpointError: It cannot be written. Those before it are kept.
@@ -76,7 +76,7 @@ class RunCheckpoints:
             if not self._is_committed(name):  # a part of one, which would count
                 self._delete([name])
             raise
-        self._delete([name for name in self._names()[keep_last:] if int(name) not in keep])
+        self._delete([name for name in self._names()[keep_last:] if not keep(int(name))])
 
     def _sign(self, name: str, data: bytes) -> None:
         """Record that this user wrote a checkpoint with pickles; only then are they loaded again."""

@@ -33,8 +33,8 @@ class WorkerState:
     """The part of `trainer.step.StepTrainer` that asks its workers for what they hold.
 
     Attributes:
-        loop_state: What your own loop has to remember, such as a best return: plain data for JSON, by any names. `save`
-            keeps it and `load` sets it.
+        loop_state: What your own loop has to remember, such as a best return: plain data for JSON, by any name but
+            ``"callbacks"``, which is that of `trainer.callbacks.Loop`. `save` keeps it and `load` sets it.
     """
 
     framework: ClassVar[str]
@@ -76,6 +76,11 @@ class WorkerState:
         iterations were played back.
         """
         return self._session.recoveries
+
+    @property
+    def next_timestep(self) -> int:
+        """The timestep that follows the last iteration: 0 before the first one, after `load` what that returned."""
+        return self._next_timestep
 
     @property
     def metrics_timestep(self) -> int:

@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from tests.support.command import run
+from tests.support.dying import results
 from trainer.callbacks import Callback, EarlyStopping, Evaluator, Loop, Population
 from trainer.callbacks.loggers import Logger
 from trainer.command.callbacks import build_callbacks
 from trainer.command.run_config import load_config
+from trainer.command.trust import code
 from trainer.evaluation import Evaluated
 from workers.errors import ConfigError
 
@@ -47,8 +49,8 @@ def not_a_callback() -> int:
 def trained(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str, **changes: Any) -> list[str]:
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump({**CONFIG, **changes}))
-    code, lines, errors = run(capsys, "train", path, "--set", f"logging.directory={folder}", *overrides)
-    assert code == 0, errors
+    number, lines, errors = run(capsys, "train", path, "--set", f"logging.directory={folder}", *overrides)
+    assert number == 0, errors
     return lines
 
 
@@ -63,22 +65,24 @@ def test_evaluations_are_in_the_metrics_and_the_best_checkpoints_stay(
 ):
     folder = tmp_path / "run"
     checkpoint = {"interval": 25, "keep_last": 1, "keep_best": 2}
-    trained_lines = trained(capsys, folder, checkpoint=checkpoint)
+    evaluation = {"every": 10, "episodes": 4}
+    trained_lines = trained(capsys, folder, checkpoint=checkpoint, evaluation=evaluation)
+    timesteps = range(10, 121, 10)
     found = rows(folder, "Evaluation / Return (mean)")
-    assert [(timestep, scope) for timestep, scope, _ in found] == [(n, i) for n in (30, 60, 90, 120) for i in (0, 1)]
+    assert [(timestep, scope) for timestep, scope, _ in found] == [(n, i) for n in timesteps for i in (0, 1)]
     final = json.loads((folder / "evaluation.json").read_text())
     for scope, result in enumerate(final):  # the evaluation at the end is that of the last timestep
         assert found[-2 + scope][2] == pytest.approx(sum(result["returns"]) / 4)
-    means = {timestep: (found[2 * i][2] + found[2 * i + 1][2]) / 2 for i, timestep in enumerate((30, 60, 90, 120))}
+    means = {timestep: (found[2 * i][2] + found[2 * i + 1][2]) / 2 for i, timestep in enumerate(timesteps)}
     ranked = sorted(means, key=lambda timestep: (-means[timestep], timestep))
     kept = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
     assert kept == sorted({120, *ranked[:2]})
     assert json.loads((folder / "best" / "status.json").read_text())["timestep"] == ranked[0]
-    code, lines, errors = run(capsys, "eval", folder / "best")
-    assert code == 0, errors
+    number, lines, errors = run(capsys, "eval", folder / "best")
+    assert number == 0, errors
     returns = [float(re.search("return (.*) ±", line)[1]) for line in lines]  # type: ignore[index]
     assert sum(returns) / 2 == pytest.approx(means[ranked[0]], rel=1e-3)
-    assert sum(line.startswith("evaluation after ") for line in trained_lines) == 4
+    assert sum(line.startswith("evaluation after ") for line in trained_lines) == 12
 
 
 def test_evaluations_change_no_number_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -93,8 +97,8 @@ def test_a_run_that_a_callback_stops_is_finished(tmp_path: Path, capsys: pytest.
     lines = trained(capsys, folder, callbacks=[{"callback": f"{__name__}:Counter", "cfg": {"limit": 2}}])
     assert "stopped at timestep 60: enough\\x1b[2J" in lines
     assert json.loads((folder / "status.json").read_text())["timestep"] == 60
-    code, lines, errors = run(capsys, "resume", folder)
-    assert code == 0, errors
+    number, lines, errors = run(capsys, "resume", folder)
+    assert number == 0, errors
     assert "is finished, because 'enough\\x1b[2J'" in lines[0]
     assert (folder / "evaluation.json").exists()
 
@@ -110,12 +114,13 @@ def test_callbacks_by_name():
         "env": {"id": "CartPole-v1", "num_envs": 4, "kwargs": {"password": "hunter22"}},
     }
     built = build_callbacks(load_config(yaml.safe_dump(config)))
-    assert [type(one) for one in built[:3]] == [Evaluator, EarlyStopping, Population]
-    logger = built[3]
+    assert [type(one) for one in built[:2]] == [EarlyStopping, Population]
+    _, _, logger, evaluator = built  # which evaluates what callbacks have changed
+    assert isinstance(evaluator, Evaluator)
+    assert evaluator.every == 30
     assert isinstance(logger, Logger)
     assert logger._options == {"project": "mine"}
     assert logger._config["env"]["kwargs"] == {"password": "***"}
-    assert built[0].every == 30
 
 
 @pytest.mark.parametrize(
@@ -146,3 +151,74 @@ def test_refusals(callback: dict[str, Any], message: str):
 def test_keys_that_do_not_fit(changes: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         load_config(yaml.safe_dump(CONFIG | changes))
+
+
+class Fails(Callback):
+    """Callback that raises something at one place."""
+
+    every = 60
+
+    def __init__(self, at: str, interrupts: bool = False) -> None:
+        self.at, self.error = at, KeyboardInterrupt() if interrupts else ValueError("mine")
+
+    def on_start(self, loop: Loop) -> None:
+        if self.at == "start":
+            raise self.error
+
+    def on_step(self, loop: Loop) -> None:
+        if self.at == "step" and loop.timestep == 60:
+            raise self.error
+
+    def on_end(self, loop: Loop) -> None:
+        if self.at == "end":
+            raise self.error
+
+
+def failing(at: str, **cfg: Any) -> list[dict[str, Any]]:
+    return [{"callback": f"{__name__}:Fails", "cfg": {"at": at, **cfg}}]
+
+
+@pytest.mark.parametrize(("at", "timestep"), [("start", 0), ("step", 60), ("end", 120)])
+def test_a_run_whose_callback_fails_has_failed(
+    at: str, timestep: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, folder = tmp_path / "run.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump({**CONFIG, "callbacks": failing(at)}))
+    number, _, errors = run(capsys, "train", path, "--set", f"logging.directory={folder}")
+    assert number == 1
+    assert "ValueError: mine" in errors
+    status = json.loads((folder / "status.json").read_text())
+    assert status == {"state": "failed", "timestep": timestep}
+    kept = [int(path.name) for path in (folder / "checkpoints").iterdir()] if at != "start" else []
+    assert 60 not in kept  # callbacks after it were not called in timestep 60
+
+
+@pytest.mark.parametrize("interval", [1000, 25])
+def test_what_was_written_after_the_last_checkpoint_is_not_there_twice(
+    interval: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    trained(capsys, tmp_path / "whole", checkpoint={"interval": interval})
+    path, folder = tmp_path / "run.yaml", tmp_path / "run"
+    changes = {"callbacks": failing("step", interrupts=True), "checkpoint": {"interval": interval}}
+    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    number, _, _ = run(capsys, "train", path, "--set", f"logging.directory={folder}")
+    assert number == 130
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    number, lines, errors = run(capsys, "resume", folder, "--set", "callbacks=[]")
+    assert number == 0, errors
+    assert f"resumed at timestep {50 if interval == 25 else 0}" in lines
+    assert results(folder) == results(tmp_path / "whole")
+
+
+def test_code_of_callbacks_is_for_training_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "run"
+    trained(capsys, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["callbacks"] = [{"callback": "theirs:Callback"}, {"callback": "wandb", "cfg": {"project": "theirs"}}]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))  # it is not signed any more
+    assert code(load_config(yaml.safe_dump(config))) == {}
+    number, _, errors = run(capsys, "eval", folder)
+    assert number == 0, errors
+    number, _, errors = run(capsys, "resume", folder)
+    assert number == 2
+    assert "callbacks.0.callback = 'theirs:Callback', callbacks.1.callback = 'wandb'" in errors

@@ -71,6 +71,8 @@ def test_the_table():
         "cfg.rollouts=8   2       2 ± 1   1      3     0 to 1",
     ]
     assert list(results_table(agents[:2], results[:2])) == []
+    secret = [AgentConfig(cfg={"api_key": f"SECRET{n}", "size": n}) for n in (8, 16, 32)]
+    assert not any("SECRET" in line for line in results_table(secret, results[:3]))
     (_, only) = results_table(agents[:1] * 3, results[:3])
     assert only.split() == ["all", "agents", "3", "4.667", "±", "3.859", "1", "10", "0", "to", "2"]
 

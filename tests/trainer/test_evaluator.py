@@ -168,10 +168,10 @@ def test_a_checkpoint_keeps_an_evaluation_under_way(at: int, tmp_path: Path, lat
         def on_step(self, loop: Loop) -> None:
             if loop.timestep == at:
                 loop.save(tmp_path / "checkpoint")
-                loop.stop("saved")
+                raise KeyboardInterrupt
 
     first, second = Told(), Told()
-    with trainer_of(counting_factory(4), timesteps=20) as trainer:
+    with trainer_of(counting_factory(4), timesteps=20) as trainer, pytest.raises(KeyboardInterrupt):
         Loop(trainer, [Evaluator(10, episodes=2), first, Saving()]).run()
     # the checkpoint of timestep 10 has the agents that were evaluated; for that of timestep 14, the loop waits
     assert first.timesteps == ([(14, 10)] if at == 14 else [])
@@ -181,6 +181,20 @@ def test_a_checkpoint_keeps_an_evaluation_under_way(at: int, tmp_path: Path, lat
         loop.load(tmp_path / "checkpoint")
         loop.run()
     assert [evaluation.timestep for _, evaluation in first.told + second.told] == [10, 20]
+
+
+def test_a_loop_that_is_stopped_waits_for_the_evaluation_under_way(later: list[Later]):
+    class Stop(Callback):
+        every = 23
+
+        def on_step(self, loop: Loop) -> None:
+            if loop.timestep == 23:
+                loop.stop("enough")
+
+    told = Told()
+    with trainer_of(counting_factory(4)) as trainer:
+        Loop(trainer, [Evaluator(10, episodes=2), told, Stop()]).run()
+    assert told.timesteps == [(20, 10), (23, 20)]
 
 
 def test_nobody_waits_after_an_error(later: list[Later]):
@@ -265,6 +279,24 @@ def test_a_decision_to_stop_survives(tmp_path: Path):
         assert (loop.timestep, loop.stop_reason) == (20, "the mean return of an evaluation is 1, the target 1")
 
 
+def test_what_is_decided_stays_decided():
+    with trainer_of(counting_factory(4), timesteps=70) as trainer:
+        stopping = EarlyStopping(target=1)
+        loop = Loop(trainer, [Evaluator(1000), stopping, Means(*[2.0] * 7)])
+        loop.run()
+        assert loop.timestep == 20
+        assert stopping.state_dict()["decided"][1] == 20
+
+
+def test_an_evaluation_that_comes_too_late_is_told(caplog: pytest.LogCaptureFixture):
+    with trainer_of(counting_factory(4), timesteps=3) as trainer:
+        Loop(trainer, [Evaluator(10)]).run()
+        two = Loop(trainer, [Evaluator(10), Evaluator(10)])
+        with pytest.raises(ConfigError, match="several Evaluators"):
+            two.run()
+    assert "evaluations are every 10 timesteps, but the loop ends at 3" in caplog.text
+
+
 def test_refusals():
     env = counting_factory(4)
     foreign = wrap_env(env.build(4, 0), framework="torch")
@@ -277,7 +309,7 @@ def test_refusals():
     for options, message in cases:
         with trainer_of(options.pop("env", env), **options) as trainer, pytest.raises(ConfigError, match=message):
             Loop(trainer, [Evaluator(10)]).run()
-    alone = pytest.raises(ConfigError, match="put an Evaluator before it")
+    alone = pytest.raises(ConfigError, match="add an Evaluator")
     with trainer_of(env, agents=[NullAgent, NullAgent]) as trainer, alone:
         Loop(trainer, [EarlyStopping(patience=1)]).run()
     bad: list[dict[str, Any]] = [{"every": 0}, {"every": 1, "episodes": 0}, {"every": 1, "seed": -1}]

@@ -88,8 +88,9 @@ RETURNS = [(3, 0.6), (6, 30.6), (9, 60.6)]
 
 def test_points_are_named_by_scope_and_tag_and_the_rest_comes_at_the_end(loop_of: BuildLoop):
     logger = ListLogger()
-    for timestep in (loop := loop_of(logger, Late())):
-        loop.trainer.train(timestep=timestep)
+    with loop_of(logger, Late()) as loop:
+        for timestep in loop:
+            loop.trainer.train(timestep=timestep)
     assert logger.returns() == RETURNS
     training = [(timestep, sorted(metrics)) for mark, timestep, metrics in logger.points if mark == "lockstep/training"]
     assert [timestep for timestep, _ in training] == [3, 6, 9, 10]
@@ -104,23 +105,28 @@ def test_points_are_named_by_scope_and_tag_and_the_rest_comes_at_the_end(loop_of
 
 
 def test_a_resumed_loop_goes_on_with_the_run_and_logs_nothing_twice(loop_of: BuildLoop, tmp_path: Path):
+    class Saving(Callback):
+        every = 5
+
+        def on_step(self, loop: Loop) -> None:
+            if loop.timestep == 5:
+                loop.save(tmp_path / "checkpoint", allow_pickle=True)
+
     first = ListLogger()
-    for timestep in (loop := loop_of(first, Late())):
-        loop.trainer.train(timestep=timestep)
-        if timestep == 4:
-            loop.save(tmp_path / "checkpoint", allow_pickle=True)
-        if timestep == 8:  # as if it were killed, after the evaluation
-            break
+    with loop_of(first, Late(), Saving()) as loop:
+        for timestep in loop:
+            loop.trainer.train(timestep=timestep)
+            if timestep == 8:  # as if it were killed, after the evaluation
+                break
     assert [point[:2] for point in first.points] == [
         ("lockstep/training", 3),
         ("lockstep/training", 6),
         ("lockstep/evaluation", 4),
     ]
     second = ListLogger(first.points)
-    resumed = loop_of(second, Late())
+    resumed = loop_of(second, Late(), Callback())
     assert resumed.load(tmp_path / "checkpoint", allow_pickle=True) == 5
-    for timestep in resumed:
-        resumed.trainer.train(timestep=timestep)
+    resumed.run()
     assert second.run_id == "seven"
     assert second.returns() == RETURNS
     assert [timestep for mark, timestep, _ in second.points if mark == "lockstep/evaluation"] == [4]

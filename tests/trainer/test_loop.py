@@ -16,7 +16,7 @@ from trainer.callbacks.loop import RATE
 from trainer.torch import StepTrainer
 from workers.agents.torch import PPO
 from workers.envs import EnvFactory
-from workers.errors import CheckpointError, ConfigError, WorkerError
+from workers.errors import CheckpointError, ConfigError, LifecycleError, WorkerError
 from workers.types import Scope
 
 Call = tuple[str, str, Any]
@@ -76,7 +76,6 @@ def steps(calls: list[Call], name: str) -> list[int]:
 def test_groups_end_where_a_callback_or_the_metrics_need_it():
     calls: list[Call] = []
     with counting() as trainer:
-        trainer.run(3)  # before the loop: iterations are fast from its first group on
         loop = Loop(trainer, [Recorder("a", calls, every=4), Recorder("b", calls)], metrics_every=10)
         loop.run()
     assert calls[:2] == [("a", "start", 0), ("b", "start", 0)]
@@ -96,13 +95,13 @@ def test_every_1_makes_each_iteration_a_group():
 def test_the_loop_stays_in_your_hands():
     calls: list[Call] = []
     with counting() as trainer:
-        loop, bodies = Loop(trainer, [Recorder("a", calls)], timesteps=50), []
-        for timestep in loop:
-            trainer.train(timestep=timestep)
-            bodies.append(timestep)
-            if timestep == 6:
-                break
-        del loop
+        bodies = []
+        with Loop(trainer, [Recorder("a", calls)], timesteps=50) as loop:
+            for timestep in loop:
+                trainer.train(timestep=timestep)
+                bodies.append(timestep)
+                if timestep == 6:
+                    break
     assert bodies == [0, 1, 2, 3, 4, 5, 6]
     assert calls == [("a", "start", 0), *(("a", "step", (n, True)) for n in range(1, 7)), ("a", "end", None)]
 
@@ -112,9 +111,15 @@ def test_a_loop_does_what_train_does():
         for timestep in range(40):
             trainer.train(timestep=timestep)
         expected = trainer.agent_files()
-    for drive in (Loop.run, lambda loop: [loop.trainer.train(timestep=timestep) for timestep in loop]):
+    for is_yours in (False, True):
         with noisy() as trainer:
-            drive(Loop(trainer, [Recorder("a", [], every=7)], metrics_every=9))
+            loop = Loop(trainer, [Recorder("a", [], every=7)], metrics_every=9)
+            if is_yours:
+                with loop:
+                    for timestep in loop:
+                        trainer.train(timestep=timestep)
+            else:
+                loop.run()
             assert_same(trainer.agent_files(), expected)
 
 
@@ -281,3 +286,74 @@ def test_refusals():
             Loop(trainer, [Recorder("a", [], every=0)])
         with pytest.raises(ConfigError, match="metrics_every is 0"):
             Loop(trainer, metrics_every=0)
+
+
+def test_a_checkpoint_is_not_written_before_all_callbacks_were_called(tmp_path: Path):
+    class Early(Callback):
+        def on_step(self, loop: Loop) -> None:
+            assert not loop.is_settled
+            with pytest.raises(LifecycleError, match="before all callbacks were called"):
+                loop.save(tmp_path / "checkpoint")
+
+    calls: list[Call] = []
+    with noisy(timesteps=3) as trainer, Loop(trainer, [Early(), Recorder("a", calls)]) as loop:
+        for timestep in loop:
+            trainer.train(timestep=timestep)
+            with pytest.raises(LifecycleError, match="before all callbacks were called"):
+                loop.save(tmp_path / "checkpoint")
+        assert loop.is_settled
+        loop.save(tmp_path / "checkpoint")
+    assert steps(calls, "a") == [1, 2, 3]
+
+
+def test_an_error_in_the_body_of_your_loop_is_told_and_the_first_one_is_raised(caplog: pytest.LogCaptureFixture):
+    calls: list[Call] = []
+    broken = Broken(OSError("no disk"), "end")
+
+    def yours(trainer: StepTrainer[Any]) -> None:
+        with Loop(trainer, [Recorder("a", calls), broken, Recorder("b", calls)]) as loop:
+            for timestep in loop:
+                trainer.train(timestep=timestep)
+                raise ValueError("mine")
+
+    with counting() as trainer, pytest.raises(ValueError, match="mine"):
+        yours(trainer)
+    assert [(who, what) for who, what, _ in calls[2:]] == [("a", "fault"), ("b", "fault"), ("b", "end"), ("a", "end")]
+    assert all(str(error) == "mine" for _, _, error in calls[2:])
+    assert "on_end raised at the end: OSError: no disk" in caplog.text
+
+
+def test_a_loop_has_to_be_entered():
+    with counting() as trainer:
+        loop = Loop(trainer)
+        with pytest.raises(LifecycleError, match="with Loop"):
+            next(iter(loop))
+        with pytest.raises(LifecycleError, match="with Loop"):
+            next(loop.groups())
+
+
+def test_a_loop_begins_where_its_trainer_is():
+    calls: list[Call] = []
+    with counting() as trainer:
+        trainer.run(15, timestep=0)
+        Loop(trainer, [Recorder("a", calls, every=1)]).run()
+        Loop(trainer, [Recorder("b", calls)]).run()
+    assert steps(calls, "a") == [16, 17, 18, 19, 20]
+    assert [what for who, what, _ in calls if who == "b"] == ["start", "end"]
+
+
+def test_a_reason_to_stop_later_is_none_before():
+    reasons = []
+
+    class Stop(Callback):
+        every = 5
+
+        def on_step(self, loop: Loop) -> None:
+            if loop.timestep == 5:
+                loop.stop("later", at=12)
+            reasons.append((loop.timestep, loop.stop_reason))
+
+    with counting() as trainer:
+        Loop(trainer, [Stop()], metrics_every=50).run()
+    assert {reason for timestep, reason in reasons if timestep < 12} == {""}
+    assert reasons[-1] == (12, "later")

@@ -19,7 +19,7 @@ class EarlyStopping(Callback):
     """Callback that stops the loop when the mean return of all simultaneous agents in the evaluations gets no better.
 
     The loop ends when the next evaluation is due, also where results are known earlier: so it ends at the same timestep
-    in every mode. It needs an `Evaluator`, before it in the list.
+    in every mode. It needs an `Evaluator` in the list.
 
     Attributes:
         best: The best mean return so far; None before the first evaluation.
@@ -55,13 +55,15 @@ class EarlyStopping(Callback):
             ConfigError: There is no `Evaluator`.
         """
         if not any(isinstance(callback, Evaluator) for callback in loop.callbacks):
-            raise ConfigError("EarlyStopping needs evaluations; put an Evaluator before it (evaluation.every in a run)")
+            raise ConfigError("EarlyStopping needs evaluations; add an Evaluator (evaluation.every in a run)")
         if self._decided:
             reason, at = self._decided
             loop.stop(reason, at=at)
 
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Stop the loop if it is time to."""
+        if self._decided:
+            return
         mean = evaluation.mean
         if mean > (-math.inf if self.best is None else self.best + self._min_improvement):
             self.best, self._waited = mean, 0

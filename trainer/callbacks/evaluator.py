@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from workers.members import is_factory
 
 __all__ = ["Evaluator"]
 
+_logger = logging.getLogger("lockstep")
+
 
 class Evaluator(Callback):
     """Callback that evaluates the agents as they are after every `every` timesteps.
@@ -29,7 +32,8 @@ class Evaluator(Callback):
     mode. In local mode, it is done at once. In Ray, it is done beside the training, and its results are told when they
     are known: when the next evaluation is due at the latest, for which the training then waits.
 
-    Put it before the callbacks that use its results. A checkpoint waits for an evaluation that began before it.
+    Put it after callbacks that change agents, such as `Population`: it evaluates the agents as they are when it is
+    called. A checkpoint waits for an evaluation that began before it.
 
     Attributes:
         every: Number of timesteps between two evaluations.
@@ -76,9 +80,22 @@ class Evaluator(Callback):
         """Timestep of the last evaluation whose results were told, also before a checkpoint was loaded; else 0."""
         return self._told
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the evaluation of the timestep of a loaded checkpoint is done again, because it was under way."""
+        return self._repeats
+
     def on_start(self, loop: Loop) -> None:
-        """Check that environments and agents can be built; repeat an evaluation that a checkpoint could not keep."""
+        """Check that environments and agents can be built; repeat an evaluation that a checkpoint could not keep.
+
+        Raises:
+            ConfigError: They cannot be built, they share seeds with the training, or there is another `Evaluator`.
+        """
+        if sum(isinstance(callback, Evaluator) for callback in loop.callbacks) > 1:
+            raise ConfigError("the loop has several Evaluators, whose results would have the same names; leave one")
         self._builder(loop.trainer)
+        if self.every > loop.timesteps:
+            _logger.warning("evaluations are every %d timesteps, but the loop ends at %d", self.every, loop.timesteps)
         if self._repeats:
             self._begin(loop)
 
@@ -87,12 +104,12 @@ class Evaluator(Callback):
         if not loop.timestep % self.every:
             self._finish(loop)
             self._begin(loop)
-        if loop.is_over or (self._pending is not None and self._pending[2].is_known()):
+        if self._pending is not None and self._pending[2].is_known():
             self._finish(loop)
 
-    def before_checkpoint(self, loop: Loop) -> None:
-        """Wait for an evaluation of earlier agents; one of these very agents can be repeated."""
-        if self._pending is not None and self._pending[0] < loop.timestep:
+    def settle(self, loop: Loop) -> None:
+        """Wait for the evaluation under way; before a checkpoint of the very agents, it can be repeated instead."""
+        if self._pending is not None and (self._pending[0] < loop.timestep or loop.is_over):
             self._finish(loop)
 
     def on_end(self, loop: Loop) -> None:
@@ -110,7 +127,7 @@ class Evaluator(Callback):
         self._told, self._repeats, self._pending = state["told"], state["repeats"], None
 
     def _begin(self, loop: Loop) -> None:
-        trainer, self._repeats = loop.trainer, False
+        trainer = loop.trainer
         rows = trainer.env_statistics()
         evaluations = Evaluations(
             build=self._builder(trainer),
@@ -128,17 +145,18 @@ class Evaluator(Callback):
         """Wait for the results of the evaluation under way, if there is one, and tell them."""
         if self._pending is None:
             return
-        (timestep, evaluations, result), self._pending = self._pending, None
+        timestep, evaluations, result = self._pending
         try:
             results = result.wait()
         except ClusterError:
             raise
         except Exception as error:
             raise self._failed(error, timestep) from error
+        self._pending, self._repeats = None, False
         known_by = min(timestep + self.every, loop.timesteps)
-        self._told = timestep
         self.last = Evaluated(timestep, results, known_by, evaluations.files, evaluations.statistics)
         loop.tell_evaluation(self.last)
+        self._told = timestep
 
     def _builder(self, trainer: StepTrainer[Any]) -> Any:
         """Return what builds the trainer of an evaluation.

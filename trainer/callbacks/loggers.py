@@ -95,7 +95,7 @@ class Logger(Callback):
             return
         self._is_open = False
         try:
-            if _ending(loop) == "finished" and loop.timestep == loop.timesteps:
+            if _ending(loop) == "finished" and not loop.stop_reason:
                 # otherwise the loop may be resumed, and then the scalars of this interval come as a whole
                 self._log("training", loop.timestep, loop.rest())
         finally:
@@ -295,7 +295,7 @@ def _mark(kind: Kind) -> str:
 def _ending(loop: Loop) -> Ending:
     if loop.error is not None:
         return "killed" if isinstance(loop.error, (KeyboardInterrupt, SystemExit)) else "failed"
-    return "finished" if loop.timestep == loop.timesteps or loop.stop_reason else "killed"
+    return "finished" if loop.is_over else "killed"
 
 
 def _allowed(name: str) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from time import perf_counter
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from orchestrator.base import Recovered
 from trainer.checks import checked_count
 from trainer.evaluation import Evaluated
 from trainer.step import StepTrainer
-from workers.errors import ConfigError, WorkerError
+from workers.errors import ConfigError, LifecycleError, WorkerError
 
 __all__ = ["RATE", "Callback", "Loop"]
+
+_logger = logging.getLogger("lockstep")
 
 RATE = "Rate / Environment steps per second"
 
@@ -47,8 +50,8 @@ class Callback:
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Called with the results of an evaluation. In Ray they may be of an earlier timestep; see `Evaluator`."""
 
-    def before_checkpoint(self, loop: Loop) -> None:
-        """Called before the states of the callbacks are stored, to finish what `state_dict` could not keep."""
+    def settle(self, loop: Loop) -> None:
+        """Called before a checkpoint, and before the end, to finish what `state_dict` could not keep."""
 
     def on_checkpoint(self, loop: Loop, path: str) -> None:
         """Called when a checkpoint has been written."""
@@ -72,13 +75,16 @@ class Loop:
 
     You may keep the loop in your hands, and train as you like in its body::
 
-        for timestep in Loop(trainer, [EarlyStopping(patience=5), Evaluator(every=1000)]):
-            trainer.train(timestep=timestep)
+        with Loop(trainer, [EarlyStopping(patience=5), Evaluator(every=1000)]) as loop:
+            for timestep in loop:
+                trainer.train(timestep=timestep)
 
     or leave the iterations to it. They then run in groups, in which workers need not wait for each other; the results
     are the same::
 
         Loop(trainer, callbacks).run()
+
+    It begins at the timestep that follows the trainer's last one: at 0 with a new trainer.
 
     Attributes:
         trainer: The trainer.
@@ -88,7 +94,7 @@ class Loop:
         metrics_every: Number of timesteps between two collections of metrics.
         scalars: The scalars of each scope by tag, if metrics were collected in this step; else empty. They are those of
             `StepTrainer.collect_metrics` and ``"Rate / Environment steps per second"``.
-        stop_reason: Why a callback has asked the loop to stop; empty if none has.
+        is_resumed: Whether it goes on from a checkpoint.
         error: The error that ended the training, if one did.
     """
 
@@ -121,21 +127,45 @@ class Loop:
         for callback in self.callbacks:
             if callback.every is not None:
                 checked_count(f"{type(callback).__name__}.every", callback.every, least=1)
-        self.timestep = 0
+        self.timestep = self._collected = self._since_timestep = trainer.next_timestep
         self.scalars: Sequence[dict[str, float]] = []
-        self.stop_reason = ""
+        self.is_resumed = self._is_measuring = self._has_begun = False
         self.error: BaseException | None = None
-        self._last = self.timesteps
-        self._collected = self._since_timestep = self._told = 0
+        self._last, self._reason = self.timesteps, ""
+        self._told = len(trainer.recoveries)
         self._since = perf_counter()
-        self._is_measuring = False
+        self._started: list[Callback] = []
+        self._is_behind = False  # whether callbacks before the last one have not been called in this timestep
+
+    def __enter__(self) -> Self:
+        """Call `Callback.on_start` of all callbacks."""
+        self._measure()
+        self._has_begun, self.error, self._started = True, None, []
+        try:
+            for callback in self.callbacks:
+                self._started.append(callback)
+                callback.on_start(self)
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Call `Callback.on_fault` after an error, and `Callback.on_end`."""
+        self._end(error)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield each timestep; your loop body trains. After it, the callbacks are called."""
-        with self._running():
-            while not self.is_over:
-                yield self.timestep
-                self._after(1)
+        """Yield each timestep; your loop body trains. After it, the callbacks are called.
+
+        Raises:
+            LifecycleError: The loop is not entered.
+        """
+        self._require_begun("a loop over it")
+        while not self.is_over:
+            yield self.timestep
+            self._after(1)
 
     def run(self) -> None:
         """Train to the end, or until a callback stops the loop.
@@ -144,34 +174,41 @@ class Loop:
             WorkerError: As for `StepTrainer.train`.
             ClusterError: As for `StepTrainer.train`.
         """
-        for _ in self.groups():
-            pass
+        with self:
+            for _ in self.groups():
+                pass
 
     def groups(self) -> Generator[int]:
         """Train, and yield the number of timesteps that are done after each group of iterations and its callbacks.
 
-        To leave it early, close it (``contextlib.closing``): the callbacks then hear of the end at once.
+        Raises:
+            LifecycleError: The loop is not entered.
         """
-        with self._running():
-            count = 1
-            while not self.is_over:
-                count = min(count, self._until_due())
-                began = perf_counter()
-                try:
-                    self.trainer.run(count, timestep=self.timestep, timesteps=self.timesteps)
-                except WorkerError as error:
-                    known = [one.timestep for one in error.failures if one.timestep is not None]
-                    self.timestep = min(known, default=self.timestep)  # the other scopes stopped near it
-                    raise
-                seconds = perf_counter() - began
-                self._after(count)
-                yield self.timestep
-                count = max(1, int(count * _MOMENT / seconds))
+        self._require_begun("groups()")
+        count = 1
+        while not self.is_over:
+            count = min(count, self._until_due())
+            began = perf_counter()
+            try:
+                self.trainer.run(count, timestep=self.timestep, timesteps=self.timesteps)
+            except WorkerError as error:
+                known = [one.timestep for one in error.failures if one.timestep is not None]
+                self.timestep = min(known, default=self.timestep)  # the other scopes stopped near it
+                raise
+            seconds = perf_counter() - began
+            self._after(count)
+            yield self.timestep
+            count = max(1, int(count * _MOMENT / seconds))
 
     @property
     def is_over(self) -> bool:
-        """Whether all timesteps are done."""
+        """Whether all timesteps are done, or a callback has stopped the loop."""
         return self.timestep >= self._last
+
+    @property
+    def stop_reason(self) -> str:
+        """Why a callback has stopped the loop; empty if none has, or not yet."""
+        return self._reason if self.is_over else ""
 
     def stop(self, reason: str, *, at: int = 0) -> None:
         """End the loop after this step, or after the timestep `at`, if it is later.
@@ -181,18 +218,30 @@ class Loop:
             at: A number of timesteps.
         """
         if (last := max(at, self.timestep)) < self._last:
-            self._last, self.stop_reason = last, reason
+            self._last, self._reason = last, reason
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to do in this timestep, so that a checkpoint can go on after it."""
+        return not self._is_behind and self.trainer.next_timestep == self.timestep
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write a checkpoint of the trainer, with the state of the callbacks; then tell the callbacks.
+
+        Call it in the `on_step` of the last callback: a run that goes on from it goes on with the next timestep.
 
         Args:
             path: See `StepTrainer.save`.
             options: Other arguments of `StepTrainer.save`.
 
         Raises:
-            CheckpointError, WorkerError, LifecycleError: As for `StepTrainer.save`.
+            CheckpointError, WorkerError: As for `StepTrainer.save`.
+            LifecycleError: As for `StepTrainer.save`, or callbacks have not been called in this timestep.
         """
+        if not self.is_settled:
+            raise LifecycleError(
+                f"save() before all callbacks were called at timestep {self.timestep}; call it in on_step of the last one"
+            )
         self.settle()
         self.trainer.loop_state["callbacks"] = {
             name: dict(state) for name, callback in self._named() if (state := callback.state_dict())
@@ -220,14 +269,15 @@ class Loop:
             if name in states:
                 callback.load_state_dict(states[name])
         self._collected, self._since_timestep = self.trainer.metrics_timestep, self.timestep
-        self._since, self._is_measuring = perf_counter(), True
+        self._since = perf_counter()
+        self.is_resumed = self._is_measuring = True
         return self.timestep
 
     def settle(self) -> None:
         """Let the callbacks finish what a checkpoint could not keep, such as an evaluation. `save` calls it."""
         self._measure()
         for callback in self.callbacks:
-            callback.before_checkpoint(self)
+            callback.settle(self)
 
     def tell_evaluation(self, evaluation: Evaluated) -> None:
         """Call `Callback.on_evaluation` of all callbacks."""
@@ -240,6 +290,10 @@ class Loop:
             self._collect()
         return self.scalars
 
+    def _require_begun(self, call: str) -> None:
+        if not self._has_begun:
+            raise LifecycleError(f"{call} needs a loop that is entered; write: with Loop(...) as loop: ...")
+
     def _named(self) -> Iterator[tuple[str, Callback]]:
         """Yield each callback with a name for its state: that of its class, numbered from the second on."""
         seen: Counter[str] = Counter()
@@ -248,31 +302,22 @@ class Loop:
             seen[name] += 1
             yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        self._measure()
-        started: list[Callback] = []
-        with ExitStack() as stack:
+    def _end(self, error: BaseException | None) -> None:
+        """Tell all callbacks of the end; an error of theirs is raised if it is the first one, or an interrupt."""
+        self.error, started, broken = error, self._started, None
+        self._started = []
+        calls = [(callback.on_fault, (self, error)) for callback in started] if error is not None else []
+        for call, arguments in [*calls, *((callback.on_end, (self,)) for callback in reversed(started))]:
             try:
-                for callback in self.callbacks:
-                    started.append(callback)
-                    stack.callback(self._end, callback)  # the last first, whatever raises
-                    callback.on_start(self)
-                yield
-            except GeneratorExit:  # the loop was left early
-                pass
-            except BaseException as error:
-                self.error = error
-                for callback in started:
-                    callback.on_fault(self, error)
-                raise
-
-    def _end(self, callback: Callback) -> None:
-        try:
-            callback.on_end(self)
-        except BaseException as error:
-            self.error = self.error or error
-            raise
+                call(*arguments)  # type: ignore[operator]
+            except BaseException as other:
+                if self.error is None or not isinstance(other, Exception):
+                    broken = other
+                else:
+                    _logger.error("%s raised at the end: %s: %s", call.__qualname__, type(other).__name__, other)
+                self.error = self.error or other
+        if broken is not None:
+            raise broken
 
     def _measure(self) -> None:
         """Start the measurement of metrics, if it has not been started."""
@@ -288,6 +333,7 @@ class Loop:
     def _after(self, count: int) -> None:
         """Call the callbacks after `count` iterations."""
         self.timestep += count
+        self._is_behind = True
         for fault in self.trainer.recoveries[self._told :]:
             self._told += 1
             for callback in self.callbacks:
@@ -295,8 +341,13 @@ class Loop:
         self.scalars = []
         if not self.timestep % self.metrics_every:
             self._collect()
-        for callback in self.callbacks:
+        for callback in self.callbacks[:-1]:
             callback.on_step(self)
+        self._is_behind = False
+        for callback in self.callbacks[-1:]:
+            callback.on_step(self)
+        if self.is_over:
+            self.settle()
 
     def _collect(self) -> None:
         scalars = self.trainer.collect_metrics()

@@ -18,13 +18,16 @@ _logger = logging.getLogger("lockstep")
 class Metrics(Callback):
     """Callback that writes the scalars of every scope with a `MetricsWriter`.
 
-    A write that fails is told, and the training goes on: a disk that is full now may have space at the end.
+    A write that fails is told, and the training goes on. What it could not write is written with the next.
     """
 
     def __init__(self, writer: MetricsWriter) -> None:
         """Take the writer, which the caller closes."""
         self._writer = writer
-        self._written = 0
+        self._collected = self._evaluated = 0  # the last timesteps that were written
+        self._taken = 0  # the last timestep whose scalars are written or waiting
+        self._waiting: list[tuple[bool, int, Sequence[dict[str, float]]]] = []
+        self._has_failed = False
 
     def on_start(self, loop: Loop) -> None:
         """Remove what was written after the checkpoint from which the loop goes on, if it does.
@@ -33,41 +36,61 @@ class Metrics(Callback):
             ConfigError: ``metrics.csv`` has been damaged.
             OSError: The files cannot be read or written.
         """
-        self._written = loop.timestep
-        if loop.timestep:
-            evaluations = max((one.told for one in loop.callbacks if isinstance(one, Evaluator)), default=None)
-            self._writer.cut(loop.trainer.metrics_timestep, evaluations=evaluations)
+        self._taken = loop.timestep
+        self._collected = self._evaluated = loop.trainer.metrics_timestep
+        for one in loop.callbacks:
+            if isinstance(one, Evaluator):
+                self._evaluated = max(one.told, loop.timestep - 1 if one.repeats else self._collected)
+        if loop.is_resumed:
+            self._writer.cut(self._collected, evaluations=self._evaluated)
 
     def on_step(self, loop: Loop) -> None:
         """Write the scalars, if they were collected."""
         if loop.scalars:
-            try:
-                self._write(loop, loop.scalars)
-            except OSError:
-                _logger.exception("the metrics cannot be written; training continues")
+            self._take(loop, loop.scalars)
+            self._try()
 
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Write the results, at the timestep at which the agents were evaluated."""
-        try:
-            self._writer.write(evaluation.timestep, [result.scalars for result in evaluation.results])
-        except OSError:
-            _logger.exception("the results of the evaluation cannot be written; training continues")
+        self._waiting.append((True, evaluation.timestep, [result.scalars for result in evaluation.results]))
+        self._try()
 
     def on_end(self, loop: Loop) -> None:
-        """Write what has not been written.
+        """Write what has not been written, unless the loop was interrupted: that would need a request to the workers.
 
         Raises:
             OSError: It cannot be written.
         """
-        if self._written == loop.timestep:
+        if isinstance(loop.error, KeyboardInterrupt):
             return
-        try:
-            self._write(loop, loop.rest())
-        except Exception as error:
-            if loop.error is None:
-                raise
-            _logger.error("the last metrics cannot be written: %s", error)
+        if self._taken != loop.timestep:
+            self._take(loop, loop.rest())
+        self._write()
 
-    def _write(self, loop: Loop, scalars: Sequence[dict[str, float]]) -> None:
-        self._writer.write(loop.timestep, scalars)
-        self._written = loop.timestep
+    def _take(self, loop: Loop, scalars: Sequence[dict[str, float]]) -> None:
+        self._taken = loop.timestep
+        self._waiting.append((False, loop.timestep, scalars))
+
+    def _try(self) -> None:
+        try:
+            self._write()
+        except OSError:
+            _logger.exception("the metrics cannot be written; training continues")
+
+    def _write(self) -> None:
+        """Write what is waiting. A write that failed may have left a part, which is removed first."""
+        while self._waiting:
+            is_evaluation, timestep, scalars = self._waiting[0]
+            if self._has_failed:
+                self._writer.cut(self._collected, evaluations=self._evaluated)
+            try:
+                self._writer.write(timestep, scalars)
+            except OSError:
+                self._has_failed = True
+                raise
+            self._has_failed = False
+            if is_evaluation:
+                self._evaluated = timestep
+            else:
+                self._collected = timestep
+            del self._waiting[0]

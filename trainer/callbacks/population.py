@@ -24,9 +24,10 @@ class Population(Callback):
     """Callback for population-based training (Jaderberg et al., https://arxiv.org/abs/1711.09846).
 
     Every `every` timesteps, the worst agents take over what better ones have learnt (`StepTrainer.clone`), with the
-    hyper-parameters of those, each multiplied by one of `factors`. An agent's score is the mean return of its episodes
-    since the last time; one without an episode is neither copied nor replaced. It is the truncation selection of the
-    paper: a replaced agent copies one of the best at random, if its score is higher.
+    hyper-parameters of those, each multiplied by one of `factors`. It is the truncation selection of the paper: a
+    replaced agent copies one of the best at random, if its score is higher. A score is the mean of an agent's
+    ``Episode / Return (mean)`` over the collections of metrics since the last time. An agent without one is neither
+    copied nor replaced.
 
     The random choices depend on `seed` and the timestep alone, and the scores are kept in checkpoints. So the results
     are the same in all modes, and in a run that was resumed.
@@ -102,7 +103,7 @@ class Population(Callback):
             if _RETURN in scalars:
                 self._sums[scope] += scalars[_RETURN]
                 self._counts[scope] += 1
-        if loop.timestep % self.every or loop.is_over:
+        if loop.timestep % self.every:
             return
         scores = {scope: self._sums[scope] / n for scope, n in enumerate(self._counts) if n}
         self._forget(len(self._counts))

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.callbacks import Callback, EarlyStopping, Evaluator, MlflowLogger, Population, TrackioLogger, WandbLogger
 from trainer.callbacks.loggers import Logger
-from trainer.command.run import imported
+from trainer.command.importing import find_modules, imported, told
 from trainer.command.run_config import CallbackConfig, RunConfig, in_line
 from workers.errors import ConfigError
 
@@ -25,24 +25,22 @@ _OURS: dict[str, type[Callback]] = {
 
 
 def build_callbacks(config: RunConfig) -> list[Callback]:
-    """Build the callbacks of a configuration; the evaluation is the first one. Loggers store the configuration.
+    """Build the callbacks of a configuration; the evaluation is the last one. Loggers store the configuration.
 
     Raises:
         ConfigError: A callback cannot be built; the message names the key.
     """
-    callbacks: list[Callback] = []
-    if config.evaluation.every is not None:
-        wanted = config.evaluation
-        callbacks.append(
-            Evaluator(
-                config.evaluation.every,
-                episodes=wanted.episodes,
-                seed=wanted.seed,
-                max_timesteps=wanted.max_timesteps,
-            )
-        )
-    stored = dataclasses.asdict(config)
-    return [*callbacks, *(_built(one, f"callbacks.{index}", stored) for index, one in enumerate(config.callbacks))]
+    if any(":" in one.callback for one in config.callbacks):
+        find_modules()
+    stored, wanted = dataclasses.asdict(config), config.evaluation
+    callbacks = [_built(one, f"callbacks.{index}", stored) for index, one in enumerate(config.callbacks)]
+    if wanted.every is None:
+        for index, callback in enumerate(callbacks):
+            if isinstance(callback, EarlyStopping):
+                raise ConfigError(f"callbacks.{index} is early_stopping, which needs evaluation.every; set it")
+        return callbacks
+    evaluator = Evaluator(wanted.every, episodes=wanted.episodes, seed=wanted.seed, max_timesteps=wanted.max_timesteps)
+    return [*callbacks, evaluator]  # after those that change agents
 
 
 def _built(config: CallbackConfig, key: str, stored: dict[str, Any]) -> Callback:
@@ -65,8 +63,7 @@ def _built(config: CallbackConfig, key: str, stored: dict[str, Any]) -> Callback
         raise ConfigError(f"{key}.cfg: {error}") from error
     except Exception as error:  # the user's class may raise anything
         arguments = ", ".join(map(in_line, config.cfg)) or "nothing"
-        told = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{key}.cfg: {in_line(name)} cannot be called with {arguments}: {told}") from error
+        raise ConfigError(f"{key}.cfg: {in_line(name)} cannot be called with {arguments}: {told(error)}") from error
     if not isinstance(callback, Callback):
         raise ConfigError(f"{key}.callback: {name!r} returned a {type(callback).__name__}; expected a Callback")
     return callback

@@ -55,8 +55,9 @@ class Checkpoints(Callback):
         self._checkpoints, self._schedule = directory.checkpoints(), _Schedule(config)
         self._saves = config.keep_last > 0
         self._evaluated_every = evaluated_every if config.keep_best else None
-        self._returns: dict[int, float] = {}  # mean returns by timestep, of those that may be the best
-        self._awaited: set[int] = set()  # timesteps whose evaluation is not known yet
+        self._returns: dict[int, float] = {}  # mean returns of the best checkpoints, by timestep
+        self._evaluated = 0  # the last timestep whose evaluation is known
+        self._failed: set[int] = set()  # timesteps whose checkpoints could not be written
 
     @property
     def remedy(self) -> str:
@@ -77,22 +78,26 @@ class Checkpoints(Callback):
             CheckpointError: It cannot be written, and is required.
             DivergedError: An agent holds NaN or infinity.
         """
-        evaluated = self._evaluated_every is not None and not loop.timestep % self._evaluated_every
-        if evaluated and loop.timestep not in self._returns:
-            self._awaited.add(loop.timestep)
-        if evaluated or self._schedule.is_due(loop.timestep):
+        if self._is_evaluated(loop.timestep) or self._schedule.is_due(loop.timestep):
             self._save(loop)
+
+    def _is_evaluated(self, timestep: int) -> bool:
+        return self._evaluated_every is not None and not timestep % self._evaluated_every
+
+    def _is_kept(self, timestep: int) -> bool:
+        """Return whether a checkpoint is one of the best, or may be: its evaluation is not known yet."""
+        return timestep in self._returns or (timestep > self._evaluated and self._is_evaluated(timestep))
 
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Keep the checkpoint of the evaluated agents, if they are among the best."""
         if self._evaluated_every is None:
             return
-        self._awaited.discard(evaluation.timestep)
-        if math.isnan(evaluation.mean):  # not all episodes ended
+        self._evaluated = evaluation.timestep
+        if math.isnan(evaluation.mean) or evaluation.timestep in self._failed:  # NaN: some episodes did not end
             return
-        self._returns[evaluation.timestep] = evaluation.mean
-        best = sorted(self._returns, key=lambda timestep: (-self._returns[timestep], timestep))
-        self._returns = {timestep: self._returns[timestep] for timestep in best[: self._config.keep_best]}
+        returns = self._returns | {evaluation.timestep: evaluation.mean}
+        best = sorted(returns, key=lambda timestep: (-returns[timestep], timestep))
+        self._returns = {timestep: returns[timestep] for timestep in best[: self._config.keep_best]}
 
     def on_end(self, loop: Loop) -> None:
         """Write the last checkpoint, from which a run goes on as if it had not been stopped.
@@ -105,9 +110,11 @@ class Checkpoints(Callback):
             return
         if isinstance(error, ClusterError):  # at once: Ray may end this process before anybody else tells it
             _logger.error("%s%s", error, self.remedy)
+        if not loop.is_settled:  # an iteration or a callback has failed half-way: there is nothing to go on from
+            return
         try:
             self._save(loop)
-        except LifecycleError:  # an iteration has failed half-way: there is nothing to go on from
+        except LifecycleError:  # likewise
             pass
         except Exception as broken:
             if error is None:
@@ -115,12 +122,14 @@ class Checkpoints(Callback):
             _logger.error("%s", broken)
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return the mean returns of the best checkpoints, by timestep."""
-        return {"returns": {str(timestep): mean for timestep, mean in self._returns.items()}}
+        """Return the mean returns of the best checkpoints by timestep, and the last evaluation that is known."""
+        returns = {str(timestep): mean for timestep, mean in self._returns.items()}
+        return {"returns": returns, "evaluated": self._evaluated}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned."""
         self._returns = {int(timestep): mean for timestep, mean in state["returns"].items()}
+        self._evaluated = state["evaluated"]
 
     def _save(self, loop: Loop) -> None:
         """Write a checkpoint, unless there is one of this timestep already, or none is wanted.
@@ -141,8 +150,10 @@ class Checkpoints(Callback):
             loop.settle()
             self._agents.store(loop)  # one that has diverged is in no checkpoint, either
             self._metrics.sync()
-            self._checkpoints.save(done, save, keep_last=config.keep_last, keep={*self._returns, *self._awaited})
+            self._checkpoints.save(done, save, keep_last=config.keep_last, keep=self._is_kept)
         except (CheckpointError, OSError) as error:
+            self._failed.add(done)
+            self._returns.pop(done, None)
             self._missed(done, error, perf_counter() - start)
         else:
             self._schedule.saved(done, perf_counter() - start)

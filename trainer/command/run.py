@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +14,7 @@ from typing import Any
 from orchestrator import LocalOrchestrator
 from orchestrator.base import Orchestrator
 from trainer._redaction import hide, redacted, secrets_in
+from trainer.command.importing import find_modules, imported, told
 from trainer.command.initial import InitialAgent, find_initial
 from trainer.command.run_config import AgentConfig, EnvConfig, OrchestratorConfig, RunConfig, in_line, named, parse
 from trainer.command.trust import code
@@ -40,7 +38,6 @@ __all__ = [
     "check_spaces",
     "factory_takes",
     "find_spaces",
-    "imported",
     "prepare",
     "resolve",
 ]
@@ -183,12 +180,12 @@ def find_spaces(config: RunConfig) -> dict[str, Any]:
 
 
 def _find_modules(config: RunConfig) -> None:
-    """Make modules in the current folder known, which a console script lacks, if the configuration names any.
+    """Let the modules be found that the environments and agents of a configuration name, if they name any.
 
-    Where it names none, the folder may be that of a stranger.
+    Where they name none, the current folder may be that of a stranger.
     """
-    if code(config) and (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)
+    if code(config):
+        find_modules()
 
 
 @dataclass(frozen=True)
@@ -294,25 +291,6 @@ def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
     return imported(name, key)
 
 
-def imported(path: str, key: str) -> Callable[..., Any]:
-    """Return the class or function at an import path.
-
-    Raises:
-        ConfigError: It cannot be imported, or is not callable.
-    """
-    name, _, attribute = path.partition(":")
-    try:
-        value: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise ConfigError(f"{key} is {path!r}, which cannot be imported: {_told(error)}") from error
-    if not callable(value):
-        raise ConfigError(f"{key} is {path!r}, which is a {type(value).__qualname__}; expected a class or a function")
-    made: Callable[..., Any] = value
-    return made
-
-
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
@@ -353,10 +331,8 @@ def _environment(config: EnvConfig, framework: str, device: str | None) -> tuple
     except LockstepError as error:
         raise ConfigError(hide(f"{key}: {error}", secrets_in(config.kwargs))) from error
     except Exception as error:  # the user's environments may raise anything
-        told = _told(error, secrets_in(config.kwargs))
-        raise ConfigError(
-            f"{key}: {config.id or config.factory} cannot be built with env.kwargs {redacted(config.kwargs)}: {told}"
-        ) from error
+        what = f"{key}: {config.id or config.factory} cannot be built with env.kwargs {redacted(config.kwargs)}"
+        raise ConfigError(f"{what}: {told(error, secrets_in(config.kwargs))}") from error
 
 
 def _with_states(build: Callable[[int, int], Any], framework: str, states: str, num_envs: int, first_env: int) -> Any:
@@ -384,13 +360,3 @@ def build_orchestrator(config: OrchestratorConfig) -> Orchestrator:
         kind = RayOrchestrator
     orchestrator: Orchestrator = parse(kind, config.options, "orchestrator.options")
     return orchestrator
-
-
-def _told(error: BaseException, secrets: Iterable[str] = ()) -> str:
-    """Describe an error in the user's code in one line, without secrets: what and where."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    where = f" (at {frames[-1].filename}:{frames[-1].lineno})"
-    if isinstance(error, ModuleNotFoundError):
-        where = f"; the module search path includes {os.getcwd()}"
-    text = hide(str(error), secrets).replace("\n", "\\n")
-    return f"{type(error).__name__}: {text}{where}"

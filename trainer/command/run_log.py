@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.base import Recovered
-from orchestrator.metrics import MetricsWriter
 from orchestrator.run_dir import RunDirectory
 from trainer.callbacks.loop import Callback, Loop
 from trainer.command.run_config import RunConfig, dump_config
@@ -20,7 +19,7 @@ from trainer.versions import versions
 from workers.envs.statistics import Statistics
 from workers.errors import CheckpointError, ConfigError, DivergedError
 
-__all__ = ["StoredAgents", "begin", "go_on", "stored"]
+__all__ = ["Status", "StoredAgents", "begin", "go_on", "stored"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -42,7 +41,6 @@ def go_on(
     loop: Loop,
     directory: RunDirectory,
     agents: StoredAgents,
-    metrics: MetricsWriter,
     *,
     trust: bool,
 ) -> None:
@@ -53,7 +51,6 @@ def go_on(
         loop: The loop, which is set to the timestep of the checkpoint.
         directory: The run directory.
         agents: The callback that stores the agents.
-        metrics: The writer of the run's metrics.
         trust: Whether to load pickles that this user did not write.
 
     Raises:
@@ -67,7 +64,7 @@ def go_on(
 
     if directory.checkpoints().load(load, trust=trust) is None:
         _check_nothing_lost(directory)
-        metrics.cut(0)
+        loop.is_resumed = True  # what was written before is cut
     directory.write_config(stored(config))
     directory.remove("evaluation.json")
     directory.clean()
@@ -97,8 +94,8 @@ def _start(loop: Loop, directory: RunDirectory, agents: StoredAgents, files: Seq
         raise ConfigError(f"logging.directory: {directory.url!r} cannot be written: {error}") from error
 
 
-class StoredAgents(Callback):
-    """Callback that stores the agents whenever metrics are collected, and the state of the run.
+class Status(Callback):
+    """Callback that writes the state of the run. It is the first one in a list, so that it is the last one at the end.
 
     Attributes:
         timestep: Number of timesteps after which the agents were last stored.
@@ -108,6 +105,35 @@ class StoredAgents(Callback):
         """Take the run directory, and what tells whether a signal stops the run."""
         self.timestep = 0
         self._directory, self._stop = directory, stop
+
+    def write(self, state: str, *, stopped: str = "") -> None:
+        """Write the state.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        status = {"state": state, "timestep": self.timestep} | ({"stopped": stopped} if stopped else {})
+        self._directory.write("status.json", json.dumps(status))
+
+    def on_end(self, loop: Loop) -> None:
+        """Write how the run has ended.
+
+        Raises:
+            OSError: After a training without an error: it cannot be written.
+        """
+        if loop.error is None:
+            self.write("interrupted" if self._stop.signal else "finished", stopped=loop.stop_reason)
+            return
+        with suppress(OSError):  # it is not worth hiding why the run ends
+            self.write("interrupted" if isinstance(loop.error, KeyboardInterrupt) else "failed")
+
+
+class StoredAgents(Callback):
+    """Callback that stores the agents whenever metrics are collected, and what was done about lost workers."""
+
+    def __init__(self, directory: RunDirectory, status: Status) -> None:
+        """Take the run directory, and the callback that writes its state."""
+        self._directory, self._status = directory, status
         self._began = 0  # the timestep from which this process trains
         self._diverged = False
 
@@ -123,15 +149,15 @@ class StoredAgents(Callback):
             OSError: A file cannot be written.
         """
         trainer, timestep = loop.trainer, loop.timestep
-        if files is None and (timestep == self.timestep or self._diverged):
+        if files is None and (timestep == self._status.timestep or self._diverged):
             return
         try:
             self._directory.write_agents(trainer.agent_files() if files is None else files, _statistics(trainer))
         except DivergedError:
             self._diverged = True  # told once
             raise
-        self.timestep = timestep
-        self._status("running")
+        self._status.timestep = timestep
+        self._status.write("running")
 
     def on_start(self, loop: Loop) -> None:
         """Note where this process begins."""
@@ -160,37 +186,20 @@ class StoredAgents(Callback):
                 _logger.error("the recoveries cannot be written; training continues: %s", error)
 
     def on_end(self, loop: Loop) -> None:
-        """Store the agents, unless the run is interrupted at once, and write the state of the run.
+        """Store the agents, unless the run is interrupted at once: that would need a request to the workers.
 
         Raises:
             OSError, DivergedError: After a training without an error: they cannot be stored.
         """
-        error = loop.error
-        if isinstance(error, KeyboardInterrupt):  # store nothing that needs a request to a worker
-            self._try_status("interrupted")
-        elif error is None:
-            try:
-                self.store(loop)
-                self._status("interrupted" if self._stop.signal else "finished", stopped=loop.stop_reason)
-            except BaseException:
-                self._try_status("failed")
+        if isinstance(loop.error, KeyboardInterrupt):
+            return
+        try:
+            self.store(loop)
+        except Exception as error:
+            if loop.error is None:
                 raise
-        else:
-            try:
-                self.store(loop)
-            except Exception as broken:
-                timestep = self.timestep
-                _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", timestep, broken)
-            self._try_status("failed")
-
-    def _try_status(self, state: str) -> None:
-        """Write the state of the run, if that is possible: it is not worth hiding why the run ends."""
-        with suppress(OSError):
-            self._status(state)
-
-    def _status(self, state: str, *, stopped: str = "") -> None:
-        status = {"state": state, "timestep": self.timestep} | ({"stopped": stopped} if stopped else {})
-        self._directory.write("status.json", json.dumps(status))
+            timestep = self._status.timestep
+            _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", timestep, error)
 
 
 def _statistics(trainer: StepTrainer[Any]) -> list[list[Statistics]]:

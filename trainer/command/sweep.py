@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer._redaction import redacted
 from trainer.command.config_file import load_yaml
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, parse
 from trainer.evaluation import Evaluation, rounded
@@ -99,9 +100,9 @@ def grouped(agents: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """Return the indices of the agents with equal configurations, by what tells these apart.
 
     Args:
-        agents: The configuration of each simultaneous agent, as plain data.
+        agents: The configuration of each simultaneous agent, as plain data. Its secrets are not told.
     """
-    flat = [dict(_flat({**agent, "scope": None})) for agent in agents]
+    flat = [dict(_flat(redacted({**agent, "scope": None}))) for agent in agents]
     keys = dict.fromkeys(key for one in flat for key in one)
     differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
     groups: dict[str, list[int]] = {}

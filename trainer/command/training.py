@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import rich.console
@@ -22,7 +22,7 @@ from trainer.command.checkpointing import Checkpoints
 from trainer.command.evaluation import evaluate
 from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
-from trainer.command.run_log import StoredAgents, begin, go_on
+from trainer.command.run_log import Status, StoredAgents, begin, go_on
 from trainer.command.signals import stop_on_signals
 from trainer.command.stored_spaces import write_spaces
 from trainer.command.sweep import results_table
@@ -67,7 +67,8 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         directory.check_new()
     if resumes and _is_finished(directory, timesteps):
         if why := directory.status()["stopped"]:
-            yield f"{redacted(directory.url)} is finished, because {in_line(why)}"
+            remedy = "to train its agents on, start a new run with agents.*.init"
+            yield f"{redacted(directory.url)} is finished, because {in_line(why)}; {remedy}"
         else:
             yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
         yield f"run directory: {redacted(directory.url)}"
@@ -81,15 +82,16 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
             metrics = stack.enter_context(directory.metrics())
             stop = stack.enter_context(stop_on_signals())
             stack.enter_context(directory.locked())
-            agents = StoredAgents(directory, stop)
+            status = Status(directory, stop)
+            agents = StoredAgents(directory, status)
             every = config.evaluation.every
             checkpoints = Checkpoints(config.checkpoint, directory, metrics, agents, evaluated_every=every)
             best = [BestAgents(directory, run.config, run.agents[0].spaces)] if every else []
             around = [agents, *best, Metrics(metrics), checkpoints]
             interval = config.logging.interval
-            loop = Loop(trainer, [_console(config), *callbacks, *around], metrics_every=interval)
+            loop = Loop(trainer, [status, _console(config), *callbacks, *around], metrics_every=interval)
             if resumes:
-                go_on(config, loop, directory, agents, metrics, trust=trust)
+                go_on(config, loop, directory, agents, trust=trust)
             else:
                 begin(config, loop, directory, agents)
             write_spaces(directory, run.agents[0].spaces)
@@ -98,12 +100,12 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
             yield f"run directory: {redacted(directory.url)}"
             if resumes:
                 yield f"resumed at timestep {loop.timestep}"
-            with closing(loop.groups()) as groups:
-                for _ in groups:
+            with loop:
+                for _ in loop.groups():
                     if stop.signal:
                         break
             if stop.signal:
-                yield f"stopped at timestep {agents.timestep}; the agents are stored in {redacted(directory.url)}"
+                yield f"stopped at timestep {status.timestep}; the agents are stored in {redacted(directory.url)}"
                 raise SystemExit(128 + stop.signal)
             if loop.stop_reason:
                 yield f"stopped at timestep {loop.timestep}: {loop.stop_reason}"

@@ -41,9 +41,9 @@ _MOST_TEXTS, _LONGEST = 20, 200
 
 
 def code(config: RunConfig) -> dict[Key, str]:
-    """Return the values of a configuration that name code, by key: import paths, modules, and what sends data away.
+    """Return the values that name code of environments and agents, by key: import paths, and names of modules.
 
-    Among the keyword arguments of environments, agents and callbacks, these are all texts with a colon or a slash: some
+    Among the keyword arguments of environments and agents, these are all texts with a colon or a slash: some
     environments make another one by its name, which may be an import path, and others open files and URLs.
     """
     found: dict[Key, str] = {}
@@ -57,11 +57,22 @@ def code(config: RunConfig) -> dict[Key, str]:
         if ":" in agent.agent:
             found["agents", str(index), "agent"] = agent.agent
         arguments += _texts(agent.cfg, ("agents", str(index), "cfg"))
+    return found | _marked(arguments)
+
+
+def _callbacks(config: RunConfig) -> dict[Key, str]:
+    """Return the values that name code of callbacks, which only training runs, by key, and what sends data away."""
+    found: dict[Key, str] = {}
+    arguments: list[tuple[Key, str]] = []
     for index, callback in enumerate(config.callbacks):
         if ":" in callback.callback or callback.callback in _SENDING:
             found["callbacks", str(index), "callback"] = callback.callback
         arguments += _texts(callback.cfg, ("callbacks", str(index), "cfg"))
-    return found | {key: text for key, text in arguments if any(mark in text for mark in ":/\\")}
+    return found | _marked(arguments)
+
+
+def _marked(arguments: list[tuple[Key, str]]) -> dict[Key, str]:
+    return {key: text for key, text in arguments if any(mark in text for mark in ":/\\")}
 
 
 def check_run(directory: RunDirectory, text: str, config: RunConfig, overrides: Sequence[str]) -> None:
@@ -77,8 +88,7 @@ def check_run(directory: RunDirectory, text: str, config: RunConfig, overrides: 
         ConfigError: There is more; the message names it.
         AgentError: An agent is not stored.
     """
-    named = {key: value for key, value in code(config).items() if key[0] != "callbacks"}  # these are for training
-    told, reasons = _foreign(directory, text, named, overrides)
+    told, reasons = _foreign(directory, text, code(config), overrides)
     for index, agent in enumerate(config.agents):
         if ":" in agent.agent:  # ours never load what can run code
             name, data = directory.agent_file(index)
@@ -120,7 +130,7 @@ def check_resumed(directory: RunDirectory, text: str, config: RunConfig, overrid
     Raises:
         ConfigError: There is more; the message names it.
     """
-    named = code(config)
+    named = code(config) | _callbacks(config)
     address, folder = config.orchestrator.options.get("address"), config.logging.directory
     if address not in (None, "auto"):
         named["orchestrator", "options", "address"] = address
