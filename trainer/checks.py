@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "checked_index",
     "checked_num_envs",
     "checked_seed",
+    "is_number",
     "resolve_orchestrator",
 ]
 
@@ -73,6 +75,11 @@ def checked_index(name: str, value: Any, count: int) -> int:
     if not is_integer(value) or not 0 <= value < count:
         raise ScopeError(f"{name} is {value!r}; expected the index of a scope, from 0 to {count - 1}")
     return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def checked_num_envs(env: Any, framework: Framework) -> int:

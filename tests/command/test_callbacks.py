@@ -99,8 +99,11 @@ def test_a_run_that_a_callback_stops_is_finished(tmp_path: Path, capsys: pytest.
     assert json.loads((folder / "status.json").read_text())["timestep"] == 60
     number, lines, errors = run(capsys, "resume", folder)
     assert number == 0, errors
-    assert "is finished, because 'enough\\x1b[2J'" in lines[0]
+    assert "is finished, because 'enough\\x1b[2J'; to train on, change the callbacks" in lines[0]
     assert (folder / "evaluation.json").exists()
+    number, lines, errors = run(capsys, "resume", folder, "--set", "callbacks=[]")
+    assert number == 0, errors
+    assert json.loads((folder / "status.json").read_text()) == {"state": "finished", "timestep": 120}
 
 
 def test_callbacks_by_name():
@@ -128,6 +131,15 @@ def test_callbacks_by_name():
     [
         ({"callback": "early"}, r"callbacks\.0\.callback is 'early'; expected one of 'early_stopping'"),
         ({"callback": "early_stopping"}, r"callbacks\.0\.cfg: EarlyStopping has neither"),
+        ({"callback": "early_stopping", "cfg": {"target": "475"}}, r"callbacks\.0\.cfg: target is '475'; expected a"),
+        (
+            {"callback": "population", "cfg": {"every": 40, "hyperparameters": {"learning_rate": 0.01}}},
+            r"callbacks\.0\.cfg: hyperparameters\['learning_rate'\] is 0\.01; expected the least and the largest",
+        ),
+        (
+            {"callback": "population", "cfg": {"every": 4, "hyperparameters": {"learning_rate": [0.01, 0.1]}}},
+            r"callbacks\.0: metrics are collected every 20 timesteps",
+        ),
         ({"callback": "early_stopping", "cfg": {"patient": 1}}, r"callbacks\.0\.cfg: .* cannot be called with patient"),
         ({"callback": "nowhere:Callback"}, r"callbacks\.0\.callback is 'nowhere:Callback', which cannot be imported"),
         ({"callback": f"{__name__}:not_a_callback"}, "returned a int; expected a Callback"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.command import run
-from trainer.command.run_config import AgentConfig, load_config
+from trainer.command.run_config import AgentConfig, CallbackConfig, load_config
 from trainer.command.sweep import expand, results_table
 from trainer.evaluation import Evaluation
 from workers.errors import ConfigError
@@ -65,16 +66,23 @@ def test_refusals(vary: str, message: str):
 def test_the_table():
     agents = [AgentConfig(cfg={"rollouts": n}) for n in (8, 8, 16, 16)]
     results = [Evaluation([mean, mean], [1, 1]) for mean in (1.0, 3.0, 10.0, 20.0)]
-    assert list(results_table(agents, results)) == [
-        "configuration    agents  return  worst  best  scopes",
-        "cfg.rollouts=16  2       15 ± 5  10     20    2 to 3",
-        "cfg.rollouts=8   2       2 ± 1   1      3     0 to 1",
+    run_config = config_of()
+
+    def table(agents: list[AgentConfig], results: list[Evaluation], **changes: Any) -> list[str]:
+        return list(results_table(replace(run_config, agents=agents, **changes), results))
+
+    assert table(agents, results) == [
+        "configuration    agents  return  worst         best          scopes",
+        "cfg.rollouts=16  2       15 ± 5  10 (scope 2)  20 (scope 3)  2 to 3",
+        "cfg.rollouts=8   2       2 ± 1   1 (scope 0)   3 (scope 1)   0 to 1",
     ]
-    assert list(results_table(agents[:2], results[:2])) == []
+    assert len(table(agents[1:3], results[1:3])) == 3
+    assert table(agents, results, callbacks=[CallbackConfig(callback="population")]) == []
+    assert table(agents[:2], results[:2]) == []
     secret = [AgentConfig(cfg={"api_key": f"SECRET{n}", "size": n}) for n in (8, 16, 32)]
-    assert not any("SECRET" in line for line in results_table(secret, results[:3]))
-    (_, only) = results_table(agents[:1] * 3, results[:3])
-    assert only.split() == ["all", "agents", "3", "4.667", "±", "3.859", "1", "10", "0", "to", "2"]
+    assert not any("SECRET" in line for line in table(secret, results[:3]))
+    (_, only) = table(agents[:1] * 3, results[:3])
+    assert only.split()[:6] == ["all", "agents", "3", "4.667", "±", "3.859"]
 
 
 def test_a_sweep_is_a_run_with_its_agents(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

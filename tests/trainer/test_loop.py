@@ -357,3 +357,20 @@ def test_a_reason_to_stop_later_is_none_before():
         Loop(trainer, [Stop()], metrics_every=50).run()
     assert {reason for timestep, reason in reasons if timestep < 12} == {""}
     assert reasons[-1] == (12, "later")
+
+
+def test_an_error_of_a_callback_says_which_and_when(caplog: pytest.LogCaptureFixture):
+    with counting() as trainer, pytest.raises(ValueError, match="mine") as caught:
+        Loop(trainer, [Broken(ValueError("mine"), "step")], metrics_every=1).run()
+    assert caught.value.__notes__ == ["in the callback Broken.on_step, at timestep 1"]
+
+    class Misspelt(Callback):
+        def on_steps(self, loop: Loop) -> None:
+            pass
+
+        def on_my_own(self) -> None:
+            pass
+
+    assert [message.partition(".Misspelt")[2] or message for message in caplog.messages][-1].endswith(
+        "on_steps is never called; did you mean on_step?"
+    )

@@ -147,7 +147,7 @@ def test_refusals():
         ({"fraction": 0.6}, "fraction is 0.6"),
         ({"factors": ()}, "factors are"),
         ({"factors": (0.0,)}, "factors are"),
-        ({"hyperparameters": {}}, "hyperparameters is empty"),
+        ({"hyperparameters": {}}, "hyperparameters is {}; expected at least one"),
         ({"hyperparameters": {"learning_rate": (1.0, 0.1)}}, "expected the least and the largest value"),
     ]
     for options, message in cases:

@@ -7,11 +7,14 @@ from trainer.callbacks.loggers import MlflowLogger, TrackioLogger, WandbLogger
 from trainer.callbacks.loop import Callback, Loop
 from trainer.callbacks.metrics import Metrics
 from trainer.callbacks.population import Population
+from trainer.evaluation import Evaluated, Evaluation
 
 __all__ = [
     "Callback",
     "Console",
     "EarlyStopping",
+    "Evaluated",
+    "Evaluation",
     "Evaluator",
     "Loop",
     "Metrics",

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.callbacks.evaluator import Evaluator
 from trainer.callbacks.loop import Callback, Loop
-from trainer.checks import checked_count
+from trainer.checks import checked_count, is_number
 from trainer.evaluation import Evaluated
 from workers.errors import ConfigError
 
@@ -40,8 +40,10 @@ class EarlyStopping(Callback):
         """
         if patience is None and target is None:
             raise ConfigError("EarlyStopping has neither patience nor target; give at least one of them")
-        if not min_improvement >= 0:
-            raise ConfigError(f"min_improvement is {min_improvement}; expected 0 or more")
+        if not is_number(min_improvement) or not min_improvement >= 0:
+            raise ConfigError(f"min_improvement is {min_improvement!r}; expected a number of at least 0")
+        if target is not None and not is_number(target):
+            raise ConfigError(f"target is {target!r}; expected a number, or None")
         self._patience = None if patience is None else checked_count("patience", patience, least=1)
         self._min_improvement, self._target = min_improvement, target
         self.best: float | None = None

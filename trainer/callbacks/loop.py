@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ from orchestrator.base import Recovered
 from trainer.checks import checked_count
 from trainer.evaluation import Evaluated
 from trainer.step import StepTrainer
-from workers.errors import ConfigError, LifecycleError, WorkerError
+from workers.errors import ConfigError, LifecycleError, LockstepError, WorkerError
 
 __all__ = ["RATE", "Callback", "Loop"]
 
@@ -61,6 +62,14 @@ class Callback:
 
     def on_end(self, loop: Loop) -> None:
         """Called at the end, in reverse order, also after an error (``loop.error``) if `on_start` was called."""
+
+    def __init_subclass__(cls) -> None:
+        """Warn of a method that looks like one of these and would never be called."""
+        super().__init_subclass__()
+        known = [name for name in vars(Callback) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in known and (close := get_close_matches(name, known, n=1)):
+                _logger.warning("%s.%s is never called; did you mean %s?", cls.__qualname__, name, close[0])
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return what the callback has to know after a checkpoint is loaded, as plain data that JSON can hold."""
@@ -144,7 +153,7 @@ class Loop:
         try:
             for callback in self.callbacks:
                 self._started.append(callback)
-                callback.on_start(self)
+                self._call(callback.on_start)
         except BaseException as error:
             self._end(error)
             raise
@@ -240,7 +249,7 @@ class Loop:
         """
         if not self.is_settled:
             raise LifecycleError(
-                f"save() before all callbacks were called at timestep {self.timestep}; call it in on_step of the last one"
+                f"save() before all callbacks were called at timestep {self.timestep}; call it in on_step of the last"
             )
         self.settle()
         self.trainer.loop_state["callbacks"] = {
@@ -248,7 +257,7 @@ class Loop:
         }
         self.trainer.save(path, **options)
         for callback in self.callbacks:
-            callback.on_checkpoint(self, str(path))
+            self._call(callback.on_checkpoint, str(path))
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> int:
         """Go on from a checkpoint of `save`: set the trainer, the callbacks and `timestep`.
@@ -277,12 +286,12 @@ class Loop:
         """Let the callbacks finish what a checkpoint could not keep, such as an evaluation. `save` calls it."""
         self._measure()
         for callback in self.callbacks:
-            callback.settle(self)
+            self._call(callback.settle)
 
     def tell_evaluation(self, evaluation: Evaluated) -> None:
         """Call `Callback.on_evaluation` of all callbacks."""
         for callback in self.callbacks:
-            callback.on_evaluation(self, evaluation)
+            self._call(callback.on_evaluation, evaluation)
 
     def rest(self) -> Sequence[dict[str, float]]:
         """Collect metrics if some are left, and return those of this timestep, for `Callback.on_end`."""
@@ -306,18 +315,28 @@ class Loop:
         """Tell all callbacks of the end; an error of theirs is raised if it is the first one, or an interrupt."""
         self.error, started, broken = error, self._started, None
         self._started = []
-        calls = [(callback.on_fault, (self, error)) for callback in started] if error is not None else []
-        for call, arguments in [*calls, *((callback.on_end, (self,)) for callback in reversed(started))]:
+        calls = [(callback.on_fault, [error]) for callback in started] if error is not None else []
+        for method, arguments in [*calls, *((callback.on_end, []) for callback in reversed(started))]:
             try:
-                call(*arguments)  # type: ignore[operator]
+                self._call(method, *arguments)
             except BaseException as other:
                 if self.error is None or not isinstance(other, Exception):
                     broken = other
                 else:
-                    _logger.error("%s raised at the end: %s: %s", call.__qualname__, type(other).__name__, other)
+                    _logger.error("%s raised at the end: %s: %s", method.__qualname__, type(other).__name__, other)
                 self.error = self.error or other
         if broken is not None:
             raise broken
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        """Call a method of a callback; an error that is not Lockstep's says where it was raised."""
+        try:
+            method(self, *arguments)
+        except LockstepError:
+            raise
+        except Exception as error:
+            error.add_note(f"in the callback {method.__qualname__}, at timestep {self.timestep}")
+            raise
 
     def _measure(self) -> None:
         """Start the measurement of metrics, if it has not been started."""
@@ -337,15 +356,15 @@ class Loop:
         for fault in self.trainer.recoveries[self._told :]:
             self._told += 1
             for callback in self.callbacks:
-                callback.on_fault(self, fault)
+                self._call(callback.on_fault, fault)
         self.scalars = []
         if not self.timestep % self.metrics_every:
             self._collect()
         for callback in self.callbacks[:-1]:
-            callback.on_step(self)
+            self._call(callback.on_step)
         self._is_behind = False
         for callback in self.callbacks[-1:]:
-            callback.on_step(self)
+            self._call(callback.on_step)
         if self.is_over:
             self.settle()
 

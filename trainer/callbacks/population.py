@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.callbacks.loop import Callback, Loop
-from trainer.checks import checked_count
+from trainer.checks import checked_count, is_number
 from workers.errors import ConfigError
 
 __all__ = ["Population"]
@@ -62,34 +62,51 @@ class Population(Callback):
         """
         self.every = checked_count("every", every, least=1)
         self._seed = checked_count("seed", seed, least=0)
-        if not 0 < fraction <= 0.5:
-            raise ConfigError(f"fraction is {fraction}; expected more than 0 and at most 0.5")
-        if not factors or not all(factor > 0 for factor in factors):
-            raise ConfigError(f"factors are {factors}; expected at least one, and all more than 0")
-        if not hyperparameters:
-            raise ConfigError("hyperparameters is empty; expected at least one with its bounds, such as learning_rate")
+        if not is_number(fraction) or not 0 < fraction <= 0.5:
+            raise ConfigError(f"fraction is {fraction!r}; expected more than 0 and at most 0.5")
+        if not factors or not all(is_number(factor) and factor > 0 for factor in factors):
+            raise ConfigError(f"factors are {factors!r}; expected at least one, and all more than 0")
+        if not isinstance(hyperparameters, Mapping) or not hyperparameters:
+            raise ConfigError(
+                f"hyperparameters is {hyperparameters!r}; expected at least one with its bounds, such as "
+                "{'learning_rate': (1e-5, 1e-2)}"
+            )
         for name, bounds in hyperparameters.items():
-            if len(bounds) != 2 or not bounds[0] <= bounds[1]:
-                raise ConfigError(f"hyperparameters[{name!r}] is {bounds}; expected the least and the largest value")
+            pair = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else ()
+            if not pair or not all(map(is_number, pair)) or pair[0] > pair[1]:
+                raise ConfigError(f"hyperparameters[{name!r}] is {bounds!r}; expected the least and the largest value")
         self._bounds = {name: (float(low), float(high)) for name, (low, high) in hyperparameters.items()}
         self._fraction, self._factors = fraction, tuple(factors)
         self._sums: list[float] = []
         self._counts: list[int] = []
 
+    def check(self, num_agents: int, metrics_every: int) -> None:
+        """Check that a loop suits it, as far as that is known before there is one.
+
+        Args:
+            num_agents: Number of simultaneous agents.
+            metrics_every: See `Loop`.
+
+        Raises:
+            ConfigError: There is only one agent, or metrics are collected too seldom.
+        """
+        if num_agents < 2:
+            raise ConfigError("a population has several simultaneous agents; the trainer has one")
+        if metrics_every > self.every:
+            raise ConfigError(
+                f"metrics are collected every {metrics_every} timesteps (logging.interval in a run) and the population "
+                f"changes every {self.every}; expected metrics at least as often: returns are the scores"
+            )
+
     def on_start(self, loop: Loop) -> None:
         """Check that the agents have these hyper-parameters.
 
         Raises:
-            ConfigError: There is only one agent, metrics are collected too seldom, or a hyper-parameter is missing.
+            ConfigError: See `check`; or a hyper-parameter is missing.
             AgentError: Agents have no hyper-parameters that may change.
         """
-        if (count := len(loop.trainer.scopes)) < 2:
-            raise ConfigError("a population has several simultaneous agents; the trainer has one")
-        if loop.metrics_every > self.every:
-            raise ConfigError(
-                f"metrics are collected every {loop.metrics_every} timesteps (logging.interval in a run) and the "
-                f"population changes every {self.every}; expected metrics at least as often: returns are the scores"
-            )
+        count = len(loop.trainer.scopes)
+        self.check(count, loop.metrics_every)
         for scope, values in enumerate(loop.trainer.hyperparameters()):
             if missing := [name for name in self._bounds if not _matching(name, values)]:
                 known = ", ".join(dict.fromkeys(name.rpartition("/")[2] for name in values))

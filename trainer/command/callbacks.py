@@ -9,7 +9,7 @@ from typing import Any
 from trainer.callbacks import Callback, EarlyStopping, Evaluator, MlflowLogger, Population, TrackioLogger, WandbLogger
 from trainer.callbacks.loggers import Logger
 from trainer.command.importing import find_modules, imported, told
-from trainer.command.run_config import CallbackConfig, RunConfig, in_line
+from trainer.command.run_config import CallbackConfig, RunConfig, in_line, named
 from workers.errors import ConfigError
 
 __all__ = ["build_callbacks"]
@@ -34,10 +34,14 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         find_modules()
     stored, wanted = dataclasses.asdict(config), config.evaluation
     callbacks = [_built(one, f"callbacks.{index}", stored) for index, one in enumerate(config.callbacks)]
+    interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
+    for index, callback in enumerate(callbacks):  # before anything is written
+        if isinstance(callback, EarlyStopping) and wanted.every is None:
+            raise ConfigError(f"callbacks.{index} is early_stopping, which needs evaluation.every; set it")
+        if isinstance(callback, Population):
+            with named(f"callbacks.{index}"):
+                callback.check(len(config.agents), interval)
     if wanted.every is None:
-        for index, callback in enumerate(callbacks):
-            if isinstance(callback, EarlyStopping):
-                raise ConfigError(f"callbacks.{index} is early_stopping, which needs evaluation.every; set it")
         return callbacks
     evaluator = Evaluator(wanted.every, episodes=wanted.episodes, seed=wanted.seed, max_timesteps=wanted.max_timesteps)
     return [*callbacks, evaluator]  # after those that change agents

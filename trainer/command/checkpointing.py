@@ -30,6 +30,7 @@ class Checkpoints(Callback):
 
     Attributes:
         every: Number of timesteps between two; None if it is measured in seconds.
+        saves: Whether checkpoints are written.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Checkpoints(Callback):
         self.every = config.interval if isinstance(config.interval, int) else None
         self._config, self._directory, self._metrics, self._agents = config, directory, metrics, agents
         self._checkpoints, self._schedule = directory.checkpoints(), _Schedule(config)
-        self._saves = config.keep_last > 0
+        self.saves = config.keep_last > 0
         self._evaluated_every = evaluated_every if config.keep_best else None
         self._returns: dict[int, float] = {}  # mean returns of the best checkpoints, by timestep
         self._evaluated = 0  # the last timestep whose evaluation is known
@@ -62,7 +63,7 @@ class Checkpoints(Callback):
     @property
     def remedy(self) -> str:
         """How to go on after a failure; empty if there is no way."""
-        return f"; then: lockstep resume {redacted(self._directory.url)}" if self._saves else ""
+        return f"; then: lockstep resume {redacted(self._directory.url)}" if self.saves else ""
 
     def on_start(self, loop: Loop) -> None:
         """Write the first checkpoint of a new run."""
@@ -139,7 +140,7 @@ class Checkpoints(Callback):
             DivergedError: An agent diverged; nothing is replaced.
         """
         done, config = loop.timestep, self._config
-        if self._schedule.last == done or not self._saves:
+        if self._schedule.last == done or not self.saves:
             return
         start = perf_counter()
 
@@ -168,7 +169,7 @@ class Checkpoints(Callback):
             raise CheckpointError(f"no checkpoint of timestep {done}: {error}") from error
         last = self._schedule.last
         if last is None and not isinstance(error.__cause__ or error, OSError):  # it would never succeed
-            self._saves = False
+            self.saves = False
             remedy = "checkpoint.allow_pickle = true lets it use pickle, and checkpoint.keep_last = 0 ends this warning"
             _logger.warning("this run writes no checkpoints, so it cannot be resumed: %s; %s", error, remedy)
             return

@@ -20,7 +20,7 @@ __all__ = ["expand", "grouped", "results_table"]
 
 
 _FEW = 2
-"""Number of agents whose results need no table."""
+"""Number of equal agents whose results need no table."""
 
 
 def expand(config: RunConfig, *, seeds: int, vary: Sequence[str]) -> RunConfig:
@@ -73,16 +73,20 @@ def _put(data: dict[str, Any], name: str, value: Any) -> None:
     data[last] = value
 
 
-def results_table(agents: Sequence[AgentConfig], results: Sequence[Evaluation]) -> Iterator[str]:
-    """Yield the lines of a table of the different configurations, the best first; nothing for one or two agents.
+def results_table(config: RunConfig, results: Sequence[Evaluation]) -> Iterator[str]:
+    """Yield the lines of a table of the different configurations of agents, the best first.
 
     Args:
-        agents: The configuration of each simultaneous agent.
-        results: The results of each.
+        config: The configuration of the run.
+        results: The results of each simultaneous agent.
+
+    Yields:
+        Nothing for one or two equal agents, and for those of a population: their hyper-parameters have changed.
     """
-    if len(agents) <= _FEW:
+    groups = grouped([dataclasses.asdict(agent) for agent in config.agents])
+    changes = any(callback.callback == "population" for callback in config.callbacks)
+    if changes or (len(results) <= _FEW and len(groups) == 1):
         return
-    groups = grouped([dataclasses.asdict(agent) for agent in agents])
     means = {label: [results[index].mean for index in members] for label, members in groups.items()}
     ranked = sorted(groups, key=lambda label: -np.nan_to_num(np.mean(means[label]), nan=-np.inf))
     rows = [("configuration", "agents", "return", "worst", "best", "scopes")]
@@ -90,7 +94,8 @@ def results_table(agents: Sequence[AgentConfig], results: Sequence[Evaluation]) 
         found, members = means[label], groups[label]
         spread = f"{rounded(np.mean(found))} ± {rounded(np.std(found))}"
         scopes = f"{members[0]} to {members[-1]}" if len(members) > 1 else f"{members[0]}"
-        rows.append((label, str(len(found)), spread, rounded(min(found)), rounded(max(found)), scopes))
+        ends = [f"{rounded(found[at])} (scope {members[at]})" for at in (int(np.argmin(found)), int(np.argmax(found)))]
+        rows.append((label, str(len(found)), spread, *ends, scopes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -61,13 +61,14 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         KeyboardInterrupt: A second signal stopped the run at once; what was stored last is kept.
     """
     config, timesteps = resolve(config), config.trainer.timesteps
+    before = load_config(directory.config()) if resumes else config
     if resumes:
-        check_same(load_config(directory.config()), config)
+        check_same(before, config)
     else:
         directory.check_new()
-    if resumes and _is_finished(directory, timesteps):
+    if resumes and _is_finished(directory, timesteps, is_same=before.callbacks == config.callbacks):
         if why := directory.status()["stopped"]:
-            remedy = "to train its agents on, start a new run with agents.*.init"
+            remedy = "to train on, change the callbacks, such as --set callbacks=[]"
             yield f"{redacted(directory.url)} is finished, because {in_line(why)}; {remedy}"
         else:
             yield f"{redacted(directory.url)} is finished; to train on, set trainer.timesteps to more than {timesteps}"
@@ -106,6 +107,8 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
                         break
             if stop.signal:
                 yield f"stopped at timestep {status.timestep}; the agents are stored in {redacted(directory.url)}"
+                if checkpoints.saves:
+                    yield f"to go on: lockstep resume {redacted(directory.url)}"
                 raise SystemExit(128 + stop.signal)
             if loop.stop_reason:
                 yield f"stopped at timestep {loop.timestep}: {loop.stop_reason}"
@@ -160,12 +163,13 @@ def _different(one: Any, other: Any, key: str) -> Iterator[str]:
         yield in_line(key)
 
 
-def _is_finished(directory: RunDirectory, timesteps: int) -> bool:
+def _is_finished(directory: RunDirectory, timesteps: int, *, is_same: bool) -> bool:
+    """Return whether there is nothing to do; `is_same`: whether the callbacks are those that may have stopped it."""
     try:
         status = directory.status()
     except ConfigError:  # the run was killed while it began
         return False
-    return status["state"] == "finished" and (status["timestep"] >= timesteps or bool(status["stopped"]))
+    return status["state"] == "finished" and (status["timestep"] >= timesteps or (is_same and bool(status["stopped"])))
 
 
 def _console(config: RunConfig) -> Console:
@@ -189,4 +193,4 @@ def report(results: Sequence[Evaluation], config: RunConfig, directory: RunDirec
                 wanted.episodes,
                 wanted.max_timesteps,
             )
-    yield from results_table(config.agents, results)
+    yield from results_table(config, results)
