@@ -315,8 +315,11 @@ class Loop:
         """Tell all callbacks of the end; an error of theirs is raised if it is the first one, or an interrupt."""
         self.error, started, broken = error, self._started, None
         self._started = []
-        calls = [(callback.on_fault, [error]) for callback in started] if error is not None else []
-        for method, arguments in [*calls, *((callback.on_end, []) for callback in reversed(started))]:
+        calls: list[tuple[Callable[..., None], list[Any]]] = []
+        if error is not None:
+            calls += [(callback.on_fault, [error]) for callback in started]
+        calls += [(callback.on_end, []) for callback in reversed(started)]
+        for method, arguments in calls:
             try:
                 self._call(method, *arguments)
             except BaseException as other:

@@ -89,7 +89,7 @@ def results_table(config: RunConfig, results: Sequence[Evaluation]) -> Iterator[
         return
     means = {label: [results[index].mean for index in members] for label, members in groups.items()}
     ranked = sorted(groups, key=lambda label: -np.nan_to_num(np.mean(means[label]), nan=-np.inf))
-    rows = [("configuration", "agents", "return", "worst", "best", "scopes")]
+    rows: list[tuple[str, ...]] = [("configuration", "agents", "return", "worst", "best", "scopes")]
     for label in ranked:
         found, members = means[label], groups[label]
         spread = f"{rounded(np.mean(found))} ± {rounded(np.std(found))}"
