@@ -36,8 +36,8 @@ class Callback:
     Attributes:
         every: A group of iterations ends at each multiple of this number of timesteps. None: wherever the other
             callbacks and the loop end it, after about 0.3 seconds at most. With 1, each iteration is a group of its
-            own. In Ray, workers then wait for each other and for the driver in every iteration, as with `train`: for
-            cheap environments that costs more than the iteration itself.
+            own, which costs some 10 microseconds in local mode. In Ray, workers then wait for each other and for the
+            driver in every iteration, as with `train`: for cheap environments that costs more than the iteration.
     """
 
     every: int | None = None
