@@ -230,7 +230,9 @@ def same(given: Any) -> Any:
 def ours(env: Any, framework: str, **members: Any) -> Any:
     """Return a wrapper by our contract with the members of a wrapper of another library."""
     base: Any = MultiAgentEnvWrapper if isinstance(env, OddForeignTeam) else Wrapper
-    names = base.__abstractmethods__ | {name for name in ("state", "state_space", "state_spaces") if hasattr(env, name)}
+    spaces = (f"{kind}_space{plural}" for kind in ("observation", "action", "state") for plural in ("", "s"))
+    others = ("num_envs", "possible_agents", "state", *spaces)
+    names = base.__abstractmethods__ | {name for name in others if hasattr(env, name)}
     return type("Ours", (base,), {name: getattr(env, name) for name in names} | {"framework": framework} | members)()
 
 
