@@ -19,9 +19,11 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from tests.support.processes import ROOT
+from tests.support.rendered import PLAYERS, Pictured, PicturedTeam
 from tests.support.schedule import full_or_short
 from trainer.command import video
 from trainer.command.run_config import RunConfig, load_config
+from workers.errors import EnvError
 
 ENVS = "tests.support.rendered"
 PPO = {"rollouts": 4, "mini_batches": 1, "learning_epochs": 1}
@@ -74,6 +76,57 @@ def bands(run: Path, scope: int) -> list[list[int]]:
     """Return what each frame says; see `Pictured`."""
     frames = frames_of(run, scope, 48, 64)
     return [[round(float(frame[top : top + 12].mean()) / 20) for top in (2, 18, 34)] for frame in frames]
+
+
+@pytest.mark.parametrize("kind", [Pictured, PicturedTeam])
+@pytest.mark.parametrize(("rate", "steps"), [(5, 7), (20, 10), (50, 11), (60, 5)])
+def test_no_frame_is_lost_at_lengths_that_rounding_would_cut(kind: Any, rate: int, steps: int, tmp_path: Path):
+    assert int(sum([1 / rate] * (steps + 1)) * rate) == steps  # as moviepy counts the frames of a clip
+    env = kind(length=steps, render_mode="rgb_array")
+    env.metadata = env.metadata | {"render_fps": rate}
+    recorder = video._recorder(env, scope=0, folder=str(tmp_path))
+    recorder.reset()
+    for _ in range(steps):
+        recorder.step(dict.fromkeys(PLAYERS, 0) if kind is PicturedTeam else 0)
+    recorder.close()
+    (tmp_path / "videos").symlink_to(tmp_path / "0")
+    assert bands(tmp_path, 0) == [[0, 0, step] for step in range(steps + 1)]
+
+
+def recorded(folder: Path, *pictures: npt.NDArray[Any]) -> str:
+    """Record an episode with these pictures; return what ffmpeg says of the video."""
+    env = Pictured(length=9, render_mode="rgb_array")
+    recorder = video._recorder(env, scope=0, folder=str(folder))
+    for number, picture in enumerate(pictures):
+        env.image = picture
+        recorder.step(0) if number else recorder.reset()
+    recorder.close()
+    name = folder / "0" / "scope_0-episode-0.mp4"
+    return subprocess.run([get_ffmpeg_exe(), "-i", str(name)], capture_output=True, text=True).stderr
+
+
+def test_a_picture_of_an_odd_size_is_padded_so_that_every_player_takes_it(tmp_path: Path):
+    assert "yuv420p(progressive), 102x100," in recorded(tmp_path, np.zeros((99, 101, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (
+            [np.zeros((48, 64))],
+            r"gave an array of shape \(48, 64\) and dtype float64; expected an RGB picture, an array",
+        ),
+        ([np.zeros((48, 64, 3))], r"gave an array of shape \(48, 64, 3\) and dtype float64; expected an RGB picture"),
+        ([np.zeros((48, 64, 4), np.uint8)], r"gave an array of shape \(48, 64, 4\) and dtype uint8; expected an RGB"),
+        (
+            [np.zeros((48, 64, 3), np.uint8), np.zeros((50, 64, 3), np.uint8)],
+            r"gave pictures of shapes \[\(48, 64, 3\), \(50, 64, 3\)\]; expected one shape",
+        ),
+    ],
+)
+def test_pictures_that_are_refused(pictures: list[npt.NDArray[Any]], message: str, tmp_path: Path):
+    with pytest.raises(EnvError, match=message):
+        recorded(tmp_path, *pictures)
 
 
 @pytest.mark.parametrize(("kind", "agent"), [("Pictured", "ppo"), ("PicturedTeam", "ippo")])

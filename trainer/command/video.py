@@ -142,17 +142,42 @@ def _recorder(env: Any, *, scope: int, folder: str) -> Any:
     if kind is RecordVideoParallel and not isinstance(env, ParallelEnv):
         raise EnvError(f"--video cannot record {type(env).__qualname__}; expected a pettingzoo.ParallelEnv or AECEnv")
     env.render = partial(_picture, env.render, env)
-    return kind(
+    recorder = kind(
         env,
         video_folder=str(Path(folder, str(scope))),
         name_prefix=f"scope_{scope}",
         episode_trigger=lambda episode: episode == 0,
         gc_trigger=None,
     )
+    recorder.stop_recording = partial(_write, recorder)
+    return recorder
+
+
+def _write(recorder: Any) -> None:
+    """Write the video of a recorder. Its own method would lose the last frame, by rounding, at many lengths.
+
+    Raises:
+        EnvError: The pictures are of several sizes.
+        OSError: The video cannot be written.
+    """
+    from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+    frames, recorder.recorded_frames, recorder.recording = recorder.recorded_frames, [], False
+    if not frames:  # the first picture failed
+        return
+    shape, *others = dict.fromkeys(frame.shape for frame in frames)
+    if others:
+        raise EnvError(f"render() of {recorder.env} gave pictures of shapes {[shape, *others]}; expected one shape")
+    path = f"{recorder.video_folder}/{recorder.name_prefix}-episode-0.mp4"
+    with FFMPEG_VideoWriter(path, (shape[1], shape[0]), recorder.frames_per_sec) as writer:
+        for frame in frames:
+            writer.write_frame(frame)
 
 
 def _picture(render: Callable[[], Any], env: Any) -> Any:
-    """Return a picture of an environment, which may draw the next one into the same array.
+    """Return a picture of an environment, which may draw the next one into the same array, in an even size.
+
+    Of an odd size, videos would have a pixel format that many players refuse.
 
     Raises:
         EnvError: It cannot be rendered, or gives something else.
@@ -167,7 +192,10 @@ def _picture(render: Callable[[], Any], env: Any) -> Any:
                 "the system (libegl1 or libosmesa6)"
             )
         raise EnvError(message) from error
-    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        given = f"of shape {picture.shape}" if isinstance(picture, np.ndarray) else f"a {type(picture).__qualname__}"
+    if not isinstance(picture, np.ndarray) or picture.shape[2:] != (3,) or picture.dtype != np.uint8:
+        given = f"a {type(picture).__qualname__}"
+        if isinstance(picture, np.ndarray):
+            given = f"an array of shape {picture.shape} and dtype {picture.dtype}"
         raise EnvError(f"render() of {env} gave {given}; expected an RGB picture, an array (height, width, 3) of uint8")
-    return picture.copy()
+    height, width, _ = picture.shape
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
