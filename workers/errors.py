@@ -46,6 +46,7 @@ __all__ = [
     "check_keys",
     "close_all",
     "close_or_log",
+    "did_you_mean",
     "ends_process",
     "ends_program",
     "mark_row",
@@ -121,9 +122,14 @@ def check_keys(given: Iterable[object], allowed: Sequence[str], owner: str) -> N
 
 def which_keys(unknown: Iterable[object], allowed: Sequence[str]) -> str:
     """Return what to use instead of unknown keys, in words."""
+    hint = did_you_mean(unknown, allowed)
+    return f"{f'{hint} Allowed' if hint else 'allowed'} keys: {', '.join(allowed)}"
+
+
+def did_you_mean(unknown: Iterable[object], allowed: Sequence[str]) -> str:
+    """Return the question whether those were meant that are spelt alike; empty if there are none."""
     alike = [close for key in unknown for close in difflib.get_close_matches(str(key), allowed, n=1)]
-    hint = f"did you mean {', '.join(map(repr, dict.fromkeys(alike)))}? Allowed" if alike else "allowed"
-    return f"{hint} keys: {', '.join(allowed)}"
+    return f"did you mean {', '.join(map(repr, dict.fromkeys(alike)))}?" if alike else ""
 
 
 def mark_row(error: BaseException, row: int, owner: object) -> None:

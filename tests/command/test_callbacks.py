@@ -14,6 +14,7 @@ from tests.support.command import run
 from tests.support.dying import results
 from trainer.callbacks import Callback, EarlyStopping, Evaluator, Loop, Population
 from trainer.callbacks.loggers import Logger
+from trainer.callbacks.view import duration
 from trainer.command.callbacks import build_callbacks
 from trainer.command.run_config import load_config
 from trainer.command.trust import code
@@ -44,6 +45,10 @@ class Counter(Callback):
 
 def not_a_callback() -> int:
     return 3
+
+
+def calls_lockstep_wrongly() -> None:
+    duration("long")  # type: ignore[arg-type]
 
 
 def trained(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str, **changes: Any) -> list[str]:
@@ -130,6 +135,7 @@ def test_callbacks_by_name():
     ("callback", "message"),
     [
         ({"callback": "early"}, r"callbacks\.0\.callback is 'early'; expected one of 'early_stopping'"),
+        ({"callback": "early_stoping"}, r"'package\.module:name'; did you mean 'early_stopping'\?$"),
         ({"callback": "early_stopping"}, r"callbacks\.0\.cfg: EarlyStopping has neither"),
         ({"callback": "early_stopping", "cfg": {"target": "475"}}, r"callbacks\.0\.cfg: target is '475'; expected a"),
         (
@@ -140,14 +146,19 @@ def test_callbacks_by_name():
             {"callback": "population", "cfg": {"every": 4, "hyperparameters": {"learning_rate": [0.01, 0.1]}}},
             r"callbacks\.0: metrics are collected every 20 timesteps",
         ),
-        ({"callback": "early_stopping", "cfg": {"patient": 1}}, r"callbacks\.0\.cfg: .* cannot be called with patient"),
+        (
+            {"callback": "early_stopping", "cfg": {"patient": 1}},
+            r"called with patient: TypeError: .* argument 'patient'",
+        ),
         ({"callback": "nowhere:Callback"}, r"callbacks\.0\.callback is 'nowhere:Callback', which cannot be imported"),
+        ({"callback": f"{__name__}:calls_lockstep_wrongly"}, r"TypeError: .* \(at .*test_callbacks\.py:\d+\)$"),
         ({"callback": f"{__name__}:not_a_callback"}, "returned a int; expected a Callback"),
     ],
 )
 def test_refusals(callback: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         build_callbacks(load_config(yaml.safe_dump(CONFIG | {"callbacks": [callback]})))
+    assert "trainer/" not in str(caught.value)  # a place in Lockstep says nothing to a user
 
 
 @pytest.mark.parametrize(

@@ -98,18 +98,22 @@ def error_of(data: Any, *overrides: str) -> str:
         # objects that cannot be imported or built
         (
             "agents.0.agent=pppo",
-            "agents.0.agent is 'pppo'; expected one of 'ppo', 'ippo', 'mappo', or an import path",
+            "agents.0.agent is 'pppo'; expected one of 'ppo', 'ippo', 'mappo', or an import path such as "
+            "'package.module:name'; did you mean 'ppo'?",
         ),
         ("agents.1.agent=nowhere:Agent", "agents.1.agent is 'nowhere:Agent', which cannot be imported: ModuleNotFound"),
         ("agents.1.agent=examples.no_such:Agent", "; the module search path includes /"),
         ("agents.1.agent=tests.support.exits:Agent", "which cannot be imported: SystemExit: this module exits"),
         ("agents.1.agent=os:nothing", "agents.1.agent is 'os:nothing', which cannot be imported: AttributeError"),
+        ("agents.1.agent=os:getcmd", "AttributeError: module 'os' has no attribute 'getcmd'; did you mean 'getcwd'?"),
         ("agents.1.agent=os:path", "agents.1.agent is 'os:path', which is a module; expected a class or a function"),
         ("agents.1.cfg={speed: 1}", "agents.1.cfg: examples.custom_agent:Greedy cannot be called with scope"),
         ("env.id=Nothing-v0", "env.id: gymnasium cannot make 'Nothing-v0'"),
         ("env.id=nowhere:Nothing-v0", "env.id: nowhere:Nothing-v0 cannot be built with env.kwargs {}: ModuleNotFoundE"),
         ("env.kwargs={gravity: 1}", "env.id: CartPole-v1 cannot be built with env.kwargs {'gravity': 1}: TypeError"),
         ("env={factory: nowhere:build}", "env.factory is 'nowhere:build', which cannot be imported"),
+        ("env={factory: os}", "env.factory is 'os'; expected an import path such as 'package.module:name'"),
+        ("env={factory: 'os:'}", "env.factory is 'os:'; expected an import path such as 'package.module:name'"),
         ("env={factory: os:getcwd}", "env.factory: getcwd cannot be called as build(num_envs, first_env)"),
         ("env={factory: builtins:range}", "env.factory: builtins.range cannot be wrapped; expected"),
     ],

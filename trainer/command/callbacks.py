@@ -54,13 +54,8 @@ def _built(config: CallbackConfig, key: str, stored: dict[str, Any]) -> Callback
         make = _OURS[name]
         if issubclass(_OURS[name], Logger):
             given = {"config": stored} | given
-    elif ":" in name:
-        make = imported(name, f"{key}.callback")
     else:
-        known = ", ".join(map(repr, _OURS))
-        raise ConfigError(
-            f"{key}.callback is {name!r}; expected one of {known}, or an import path such as 'module:name'"
-        )
+        make = imported(name, f"{key}.callback", list(_OURS))
     try:
         callback = make(**given)
     except ConfigError as error:

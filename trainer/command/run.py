@@ -283,12 +283,7 @@ def check_spaces(agent: AgentConfig, key: str, spaces: Mapping[str, Any]) -> Non
 def _agent_maker(name: str, framework: str, key: str) -> Callable[..., Any]:
     if name in OURS:
         return load_ppo(framework)
-    if ":" not in name:
-        known = ", ".join(map(repr, OURS))
-        raise ConfigError(
-            f"{key} is {name!r}; expected one of {known}, or an import path such as 'package.module:name'"
-        )
-    return imported(name, key)
+    return imported(name, key, OURS)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
