@@ -127,11 +127,14 @@ class RunDirectory:
         """Return the configuration of the run.
 
         Raises:
-            ConfigError: This is not a run directory.
+            ConfigError: This is not a run directory, or does not exist.
         """
         try:
             return self._read(CONFIG, LARGEST_TEXT).decode()
         except (OSError, UnicodeDecodeError) as error:
+            with suppress(OSError):
+                if isinstance(error, FileNotFoundError) and not self.exists(""):
+                    raise ConfigError(f"the run directory {self.url!r} does not exist") from error
             raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {CONFIG} ({error})") from error
 
     def status(self) -> dict[str, Any]:

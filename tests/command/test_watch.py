@@ -182,9 +182,31 @@ def test_a_run_at_a_url_is_followed(tmp_path: Path):
         memory.rm("memory://watched", recursive=True)
 
 
-def test_what_is_no_run_directory_is_a_named_error(tmp_path: Path):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_run_that_is_about_to_begin_is_waited_for(is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "mine"
+    if is_there:
+        folder.mkdir()
+    pauses: list[float] = []
+
+    def begin(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            make_run(tmp_path / "made").rename(folder)
+
+    monkeypatch.setattr(watching.time, "sleep", begin)
+    lines = list(watch(str(folder)))
+    assert lines[0] == f"waiting up to 10 seconds for a run to begin in {folder}"
+    assert lines[1].startswith("timestep 30 of 30:")
+    assert len(pauses) == 3
+
+
+def test_what_is_no_run_directory_is_a_named_error_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watching, "_PATIENCE", 0.01)
     with pytest.raises(ConfigError, match="is not a run directory"):
-        next(watch(str(tmp_path)))
+        list(watch(str(tmp_path)))
+    with pytest.raises(ConfigError, match="missing' does not exist"):
+        list(watch(str(tmp_path / "missing")))
 
 
 def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path: Path):

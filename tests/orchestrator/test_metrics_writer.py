@@ -237,6 +237,9 @@ def test_a_url_of_an_unknown_kind(url: str, reason: str):
 
 def test_something_else_is_no_run(url: str):
     run = RunDirectory(url)
+    with pytest.raises(ConfigError, match=f"^the run directory '{url}' does not exist$"):
+        run.config()
+    run.write("other", "")
     for method, name in ((run.config, "config.yaml"), (run.status, "status.json")):
         with pytest.raises(ConfigError, match=f"mine' is not a run directory: it has no readable {name}"):
             method()

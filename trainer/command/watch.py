@@ -10,6 +10,8 @@ from statistics import fmean
 
 import rich.console
 
+from orchestrator.run_dir import CONFIG, RunDirectory
+from trainer._redaction import redacted
 from trainer.callbacks.table import Screen
 from trainer.callbacks.view import EVALUATED, RATE, RunView, ScopeView, duration
 from trainer.command.run_reader import RunReader, returns_of
@@ -22,6 +24,9 @@ _PAUSE, _PAUSE_AT_URL = 1.0, 5.0
 _TELLING = 10.0
 """Seconds between two lines of progress."""
 
+_PATIENCE = 10.0
+"""Seconds to wait for a run that may be about to begin."""
+
 _LONG = 60.0
 """Seconds without a write after which it is said."""
 
@@ -33,18 +38,30 @@ def watch(url: str) -> Iterator[str]:
         url: The run directory.
 
     Yields:
-        Lines; in a terminal only the last one.
+        Lines; in a terminal only the last one, and the first one where the run has yet to begin.
 
     Raises:
-        ConfigError: It is no run directory.
+        ConfigError: It is no run directory, also after a while.
+        OSError: It cannot be read.
         SystemExit: The run has failed, or was killed.
     """
+    yield from _awaited(RunDirectory(url))
     reader, console = RunReader(url), rich.console.Console()
     lines = _drawn(reader, console) if Screen.is_possible(console) else _told(reader)
     yield from lines
     yield _ending(reader)
     if reader.state not in ("finished", "interrupted"):
         raise SystemExit(1)
+
+
+def _awaited(directory: RunDirectory) -> Iterator[str]:
+    """Wait until a run has begun in a directory, but not for long."""
+    if directory.exists(CONFIG):
+        return
+    yield f"waiting up to {_PATIENCE:g} seconds for a run to begin in {redacted(directory.url)}"
+    deadline = time.monotonic() + _PATIENCE
+    while not directory.exists(CONFIG) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
 
 
 def _drawn(reader: RunReader, console: rich.console.Console) -> Iterator[str]:
