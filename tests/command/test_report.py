@@ -82,6 +82,16 @@ def test_a_report_is_a_page_that_needs_nothing_else(tmp_path: Path, capsys: pyte
     assert "python 3.11.1" in text
 
 
+def test_the_best_evaluation_is_that_of_each_agent(tmp_path: Path):
+    folder = make_run(tmp_path / "mine")
+    with (folder / "metrics.csv").open("a") as file:
+        for row in ("10,0,{},50.0", "10,1,{},4.0", "20,0,{},2.0", "20,1,{},70.0"):
+            file.write(row.format("Evaluation / Return (mean)") + "\n")
+    text = page_of(folder).text
+    assert "best evaluation of each agent\n" in text
+    assert "\n60\n50 to 70\n" in text  # the mean, and the range
+
+
 def test_a_band_has_every_agent_where_it_stands(tmp_path: Path):
     folder = make_run(tmp_path / "mine", scopes=3)
     with (folder / "metrics.csv").open("a") as file:

@@ -35,8 +35,8 @@ th, td { padding: .22rem .75rem .22rem 0; text-align: left; border-bottom: 1px s
   max-width: 30rem; overflow-wrap: break-word }
 th { font-weight: 600; color: var(--dim); overflow-wrap: normal }
 td.number, th.number { text-align: right }
-table.summary td, td.number { white-space: pre }
-table.summary td:first-child { white-space: normal; min-width: 8rem }
+td.number { white-space: pre } table.summary td { white-space: pre-line }
+table.summary td:nth-child(-n+2) { min-width: 8rem; overflow-wrap: anywhere }
 tr.other td { background: var(--mark) } summary { cursor: pointer; color: var(--dim); margin: .4rem 0 }
 i.run { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em }
 .failed, .killed { color: #d0394b } .finished { color: #2f8f5b }
@@ -129,7 +129,8 @@ def _details(parent: Element, told: str, *, is_open: bool) -> Element:
 
 
 def _summary(body: Element, runs: Sequence[RunReader], names: Sequence[str]) -> None:
-    numbers = ("timesteps", "agents", "last returns", "best evaluation", "final evaluation", "steps/s", "recoveries")
+    best = "best evaluation of each agent"  # which may be of several timesteps
+    numbers = ("timesteps", "agents", "last returns", best, "final evaluation", "steps/s", "recoveries")
     columns = ("run", "environment", "state", *numbers, "time")
     rows = [[name, *_summed(run)] for run, name in zip(runs, names, strict=True)]
     known = [index for index, cells in enumerate(zip(*rows, strict=True)) if set(cells) != {"-"}]
