@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import pytest
 from orchestrator.run_dir import RunDirectory
 from tests.support.command import RAY, run
 from tests.support.processes import PATIENCE, ROOT, descendants, still_alive
+from trainer.command import cli
 from trainer.command.cli import main
 from trainer.command.evaluation import evaluate
 from trainer.command.run_config import load_config
@@ -319,3 +322,11 @@ def wait_for(process: subprocess.Popen[str], ready: Any) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         select.select([], [], [], 0.05)
+
+
+def test_a_line_that_the_terminal_lacks_characters_for(monkeypatch: pytest.MonkeyPatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(cli, "parsed", lambda _: argparse.Namespace(verb=lambda _: iter(["return 500 ± 0", "end"])))
+    assert cli.main([]) == 0
+    assert output.buffer.getvalue() == b"return 500 \\xb1 0\nend\n"

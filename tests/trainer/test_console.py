@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rich.console
 
@@ -94,6 +96,59 @@ def test_the_last_table_has_the_metrics_that_others_collect_at_the_end():
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "dumb")
     assert show().startswith("timestep 2 of 8: ")
+
+
+def test_a_terminal_that_lacks_characters_gets_lines():
+    class Ascii(Terminal):
+        encoding = "ascii"
+
+    assert not table.Screen.is_possible(rich.console.Console(file=Ascii(), force_terminal=True))
+    assert table.Screen.is_possible(rich.console.Console(file=Terminal(), force_terminal=True))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(), UnicodeError("too odd")])
+def test_an_output_that_nobody_reads_does_not_end_the_training(
+    error: Exception, is_terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise error
+
+    where = rich.console.Console(file=Gone(), force_terminal=is_terminal, width=100, height=30)
+    with (
+        (tmp_path / "output").open("w") as output,  # for rich, which redirects it
+        step_trainer("torch")(env=counting_factory(4), agents=[NullAgent], cfg={**CFG, "timesteps": 8}) as trainer,
+    ):
+        monkeypatch.setattr(sys, "stdout", output)
+        loop = Loop(trainer, [Console(console=where)], metrics_every=2)
+        loop.run()
+        assert loop.timestep == 8
+    assert where._buffer == []  # it does not grow
+
+
+def test_a_signal_while_it_writes_is_heard():
+    where = rich.console.Console(file=io.StringIO())
+    with pytest.raises(SystemExit), table.showing(where):
+        raise SystemExit(143)
+
+
+def test_a_second_loop_knows_nothing_of_the_first():
+    where = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100, height=30, color_system=None)
+    shown = Console("Counting", console=where)
+    evaluated = Evaluated(timestep=2, results=[Evaluation(returns=[np.nan, 3.0], lengths=[1, 1])], known_by=4)
+    better = Evaluated(timestep=3, results=[Evaluation(returns=[777.0], lengths=[1])], known_by=4)
+
+    def happen(loop: Loop) -> None:
+        loop.tell_evaluation(evaluated)
+        loop.tell_evaluation(better)
+        shown.on_fault(loop, RuntimeError("it broke"))
+
+    for callbacks in ([At(4, happen)], []):
+        where.file = file = Terminal()
+        with step_trainer("torch")(env=counting_factory(4), agents=[NullAgent], cfg={**CFG, "timesteps": 8}) as trainer:
+            Loop(trainer, [*callbacks, shown]).run()
+        assert ("777" in file.getvalue()) == ("it broke" in file.getvalue()) == bool(callbacks)
 
 
 def test_without_a_terminal_an_evaluation_is_a_line():

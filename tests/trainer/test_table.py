@@ -39,6 +39,26 @@ def lines_of(view: RunView, width: int = 160, height: int = 50, encoding: str = 
 
 
 @pytest.mark.parametrize("count", [1, 2, 64])
+def test_in_a_low_terminal_the_agents_are_shown(count: int):
+    view = view_of(count, fault="x" * 500, recoveries=3, checkpoint=10**9, seconds=1.0, remaining=1.0)
+    lines = lines_of(view, 25, 6)[:6]  # the terminal has no more
+    head = next(number for number, line in enumerate(lines) if line.startswith("sc"))
+    assert lines[head + 1].split()[:2] == (["0", "100"] if count < 64 else ["9", "163"])
+
+
+def test_an_agent_whose_return_is_nan_is_the_worst_and_does_not_count():
+    scopes = [ScopeView(index=i, scalars={RETURN: float("nan") if i == 0 else 100.0 + i}) for i in range(20)]
+    rows = [line.split() for line in lines_of(view_of(1, scopes=scopes), 80, 16)]
+    assert next(row[0] for row in rows if row and row[0].isdigit()) == "19"
+    assert [row for row in rows if row and row[0] in ("0", "min", "mean", "max")] == [
+        ["0", "nan"],
+        ["min", "101"],
+        ["mean", "110"],
+        ["max", "119"],
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 64])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_it_fits_every_terminal(count: int, width: int, height: int):
     lines = lines_of(view_of(count, fault="x" * 500, recoveries=3, checkpoint=10**9), width, height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from time import perf_counter
 
@@ -9,7 +10,7 @@ import rich.console
 
 from orchestrator.base import Recovered
 from trainer.callbacks.loop import Callback, Loop
-from trainer.callbacks.table import Screen
+from trainer.callbacks.table import Screen, showing
 from trainer.callbacks.view import EVALUATED, RunView, ScopeView, in_short
 from trainer.evaluation import Evaluated
 
@@ -37,6 +38,10 @@ class Console(Callback):
         """
         self._name, self._console = name, console or rich.console.Console()
         self._screen: Screen | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with a run of which nothing is known."""
         self._began = self._told = perf_counter()
         self._first = 0
         self._scalars: defaultdict[int, dict[str, float]] = defaultdict(dict)
@@ -47,7 +52,7 @@ class Console(Callback):
 
     def on_start(self, loop: Loop) -> None:
         """Draw the empty table."""
-        self._began = self._told = perf_counter()
+        self._forget()
         self._first = loop.timestep
         if Screen.is_possible(self._console):
             self._screen = Screen(self._console)
@@ -61,7 +66,7 @@ class Console(Callback):
                 self._screen.draw(self._view(loop, "running"))
         elif loop.scalars and perf_counter() - self._told >= _TELLING:
             self._told = perf_counter()
-            self._console.out(self._view(loop, "running"), highlight=False)
+            self._tell(str(self._view(loop, "running")))
 
     def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
         """Note the returns."""
@@ -69,10 +74,11 @@ class Console(Callback):
         for index, result in enumerate(evaluation.results):
             if result.returns:
                 self._scalars[index][EVALUATED] = result.mean
+            if not math.isnan(result.mean):
                 self._best[index] = max(result.mean, self._best.get(index, result.mean))
         if self._screen is None:
             means = in_short([result.mean for result in evaluation.results])
-            self._console.out(f"evaluation after {evaluation.timestep:,} timesteps: mean {means}", highlight=False)
+            self._tell(f"evaluation after {evaluation.timestep:,} timesteps: mean {means}")
 
     def on_checkpoint(self, loop: Loop, path: str) -> None:
         """Note the timestep."""
@@ -104,6 +110,10 @@ class Console(Callback):
         finally:
             self._screen.close()
             self._screen = None
+
+    def _tell(self, line: str) -> None:
+        with showing(self._console):
+            self._console.out(line, highlight=False)
 
     def _note(self, loop: Loop) -> None:
         for index, scalars in enumerate(loop.scalars):

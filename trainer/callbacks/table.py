@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from time import perf_counter
@@ -21,13 +22,16 @@ from trainer._console import shown
 from trainer.callbacks.view import EVALUATED, PHASES, RATE, RETURN, RunView, ScopeView, duration, scalar
 from trainer.evaluation import rounded
 
-__all__ = ["RunTable", "Screen"]
+__all__ = ["RunTable", "Screen", "showing"]
 
 _STYLES = {"running": "bold cyan", "finished": "bold green", "failed": "bold red"}
 
 _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"min": min, "mean": fmean, "max": max}
 _LEAST_SCOPES = 3
 """From this number of scopes on, the aggregates are shown as well."""
+
+_LEAST_LINES = 6
+"""Lines of a table of two scopes, without what there is to say of the whole run."""
 
 _PADDING = 2
 """Columns of the terminal between two of the table."""
@@ -82,13 +86,13 @@ class RunTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         view, width = self._view, options.max_width
-        head = [line for line in _head(view, width) if line]
+        head = [line for line in _head(view, width) if line][: max(0, console.size.height - _LEAST_LINES)]
         yield Rule(_text(f"{view.name}, {_counted(len(view.scopes), 'simultaneous agent')}"), align="left")
         yield _progress(view, width)
         yield from head
         yield Text()
         is_aggregated = len(view.scopes) >= _LEAST_SCOPES
-        taken = len(head) + 6 + (4 if is_aggregated else 0)
+        taken = len(head) + _LEAST_LINES + (4 if is_aggregated else 0)
         chosen, left_out = _chosen(view.scopes, max(2, console.size.height - taken))
         yield _table(view.scopes, chosen, left_out, width, is_aggregated=is_aggregated)
 
@@ -138,7 +142,7 @@ def _chosen(scopes: Sequence[ScopeView], room: int) -> tuple[list[ScopeView], in
     if len(scopes) <= room:
         return list(scopes), 0
     tag = EVALUATED if all(_of(RETURN)(scope) is None for scope in scopes) else RETURN
-    known = {scope.index: value for scope in scopes if (value := _of(tag)(scope)) is not None}
+    known = {scope.index: value for scope in scopes if (value := _of(tag)(scope)) is not None and not math.isnan(value)}
     ordered = sorted(scopes, key=lambda scope: -known.get(scope.index, float("-inf")))
     best = room // 2  # one row says how many are left out
     worst = room - 1 - best
@@ -185,7 +189,7 @@ def _cell(column: _Column, scope: ScopeView) -> str:
 
 
 def _summed(column: _Column, scopes: Sequence[ScopeView]) -> list[str]:
-    found = [value for scope in scopes if (value := column.value(scope)) is not None]
+    found = [value for scope in scopes if (value := column.value(scope)) is not None and not math.isnan(value)]
     return [column.form(one(found)) if found else "-" for one in _AGGREGATES.values()]
 
 
@@ -198,10 +202,24 @@ def _text(text: str, style: str = "") -> Text:
     return Text(" ".join(shown(text).split()), style=style)
 
 
-class Screen:
-    """A terminal on which the table is kept up to date, below whatever else is printed.
+@contextmanager
+def showing(console: Console) -> Iterator[None]:
+    """Write to a console. What it cannot show is dropped, and everything is if nobody reads it, or it is closed."""
+    try:
+        yield
+    except (OSError, UnicodeError):
+        before, console.quiet = console.quiet, True
+        console.out("")  # rich forgets what it could not write
+        console.quiet = before
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # by which rich would end the program
+            raise
 
-    It takes at most about a hundredth of the time. Nothing happens if the terminal is closed, or cannot show a text.
+
+class Screen:
+    """A terminal of UTF-8 on which the table is kept up to date, below whatever else is printed.
+
+    It takes at most about a hundredth of the time. If the terminal is closed, nothing is drawn, and nothing is raised.
     """
 
     def __init__(self, console: Console) -> None:
@@ -217,8 +235,8 @@ class Screen:
 
     @staticmethod
     def is_possible(console: Console) -> bool:
-        """Return whether the output is a terminal that can move its cursor."""
-        return console.is_terminal and not console.is_dumb_terminal
+        """Return whether the output is a terminal that can move its cursor, and show any text that is printed."""
+        return console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
 
     def is_due(self) -> bool:
         """Return whether it is time to draw again."""
@@ -227,7 +245,7 @@ class Screen:
     def draw(self, view: RunView) -> None:
         """Draw the table."""
         start = perf_counter()
-        with suppress(OSError, UnicodeError):
+        with showing(self._live.console), self._live.console:  # written at once: it has begun, or has not
             self._live.start()
             self._live.update(RunTable(view), refresh=True)
         end = perf_counter()
@@ -235,5 +253,5 @@ class Screen:
 
     def close(self) -> None:
         """Leave the last table where it is, and give the terminal back. A second time does nothing."""
-        with suppress(OSError, UnicodeError):
+        with showing(self._live.console):
             self._live.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import traceback
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 1 after a failure, 2 if the command line or a configuration is invalid, 128 plus
         the signal number if a signal ended the command.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a line may have characters that a terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     conceal(())  # what an earlier call has set
     options = parsed(arguments)
     conceal(secrets_in(vars(options)))
