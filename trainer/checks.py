@@ -16,7 +16,7 @@ from workers.frameworks import Framework
 from workers.members import is_factory, missing_members
 from workers.scope.checks import check_agent
 from workers.storage.agent_file import check_alike
-from workers.types import Scope, is_integer
+from workers.types import Description, Scope, is_integer
 
 __all__ = [
     "check_agents",
@@ -106,21 +106,25 @@ def check_agents(agents: Sequence[Any], scopes: Sequence[Scope]) -> None:
                 )
 
 
-def check_clone(files: Mapping[int, tuple[str, bytes]], kinds: Sequence[str], source: int) -> None:
+def check_clone(files: Mapping[int, tuple[str, bytes]], workers: Sequence[Description], source: int) -> None:
     """Check that the other agents can take over what the agent of scope `source` has learnt.
 
     Args:
         files: The agents' files, by scope.
-        kinds: What the agents of all scopes are.
+        workers: Description of the workers of all scopes.
         source: Index of the scope whose agent is copied.
     """
+    given = workers[source]
     for target in sorted(files.keys() - {source}):
+        own = workers[target]
         try:
-            if kinds[target] != kinds[source]:
-                raise AgentError(f"it is a {kinds[target]}")
+            if own.agent != given.agent:
+                raise AgentError(f"it is a {own.agent}")
+            if own.architecture != given.architecture:
+                raise AgentError(f"it has {own.architecture or 'no architecture'}; expected {given.architecture}")
             check_alike(files[source], files[target])
         except (AgentError, DivergedError) as error:
             raise type(error)(
-                f"the agent of scope {target} cannot take over the state of that of scope {source}, a {kinds[source]}: "
+                f"the agent of scope {target} cannot take over the state of that of scope {source}, a {given.agent}: "
                 f"{error}"
             ) from error

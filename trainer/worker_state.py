@@ -154,7 +154,7 @@ class WorkerState:
             raise ScopeError(f"targets are {targets}; expected each only once, and without the source, {source}")
         with self._as_built_error(), self._asking():
             files = self._session.agent_files([source, *targets])
-        check_clone(files, [worker.agent for worker in self._session.workers], source)
+        check_clone(files, self._session.workers, source)
         try:
             with self._asking():
                 self._session.load_agent_files(dict.fromkeys(targets, files[source]))

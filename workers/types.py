@@ -159,6 +159,7 @@ class Description(NamedTuple):
         team: Names of the agents of a multi-agent environment; empty in a single-agent environment.
         notes: Notes that Lockstep logs once per run.
         device: Device of its agent, such as ``"cuda:0"``; empty if the agent does not say.
+        architecture: See `workers.agents.base.Learner`; empty for other agents than Lockstep's.
     """
 
     agent: str
@@ -167,6 +168,7 @@ class Description(NamedTuple):
     team: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     device: str = ""
+    architecture: str = ""
 
 
 class Env(Protocol):

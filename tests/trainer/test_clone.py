@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from tests.support.agents import NullAgent
-from tests.support.parity import CFG, assert_same, copied_outputs
+from tests.support.parity import CFG, assert_same, copied_outputs, step_trainer
 from tests.support.skrl_agents import skrl_ppo
 from tests.trainer.test_save_load import make_ppo
 from trainer.torch import StepTrainer
+from workers.agents.independent import IndependentAgents
+from workers.agents.torch import PPO
 from workers.envs import make_env
 from workers.errors import AgentError, ConfigError, DivergedError, LifecycleError, ScopeError, WorkerError
 from workers.scope.agent_runner import AgentRunner
 
+TEAM = "mpe2.simple_spread_v3"
 RATES = (1e-2, 1e-3, 1e-4)
 
 
@@ -136,8 +139,9 @@ class Stated(Kept):
     ("odd", "message"),
     [
         (partial(make_ppo, hidden_sizes=(9,)), r"state\['models'\]\['policy.network.0.weight'\] has shape \(8, 4\)"),
-        (partial(make_ppo, hidden_sizes=(8, 8)), "lacks the array 'policy.network.4.weight'"),
-        (partial(make_ppo, normalize_observations=False), "has an unexpected array 'normalizers.observations.mean'"),
+        (partial(make_ppo, hidden_sizes=(8, 8)), "lacks 'policy.network.4.weight'"),
+        (partial(make_ppo, normalize_observations=False), "has the unexpected 'normalizers.observations.mean'"),
+        (partial(make_ppo, activation="relu"), "it has the activation relu; expected the activation tanh"),
         (partial(Kept, [0.0]), "it is a Kept"),
     ],
 )
@@ -150,6 +154,50 @@ def test_an_agent_that_does_not_fit_leaves_all_unchanged(odd: Any, message: str)
             trainer.clone(0, [1, 2])
         assert_same(held(trainer), before)
         trainer.train()
+
+
+class Duo(NullAgent):
+    """A multi-agent of a user's own, with a state for each of its parts."""
+
+    def __init__(self, parts: Any, _: Any) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def state_dict(self) -> Any:
+        return {name: {"values": np.zeros(2), "moments": {}} for name in self.parts}
+
+    def load_state_dict(self, state: Any) -> None:
+        raise AssertionError
+
+
+def team(scope: Any, groups: Any = None, **cfg: Any) -> IndependentAgents:
+    env: Any = make_env(TEAM, num_envs=1, framework="torch")
+    spaces = {"observation_spaces": env.observation_spaces, "action_spaces": env.action_spaces}
+    make = partial(PPO, cfg={"rollouts": 8, "hidden_sizes": (8,), **cfg})
+    return IndependentAgents(
+        make, possible_agents=env.possible_agents, **spaces, num_envs=scope.num_envs, groups=groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("agents", "message"),
+    [
+        ([partial(Duo, "ab"), partial(Duo, "ac")], "a Duo: state has the unexpected 'b'"),
+        (
+            [team, partial(team, groups={"all": ["agent_0", "agent_1", "agent_2"]})],
+            "it has 'all' of PPO with the activation tanh; expected 'agent_0' of",
+        ),
+        ([team, partial(team, activation="elu")], "it has 'agent_0' of PPO with the activation elu, 'agent_1' of"),
+    ],
+)
+def test_teams_that_do_not_fit(agents: Any, message: str):
+    with step_trainer("torch")(
+        env=make_env(TEAM, num_envs=4, framework="torch"), agents=agents, cfg={**CFG, "timesteps": 100}
+    ) as trainer:
+        before = trainer.agent_files()
+        with pytest.raises(AgentError, match=message):
+            trainer.clone(0, [1])
+        assert trainer.agent_files() == before
 
 
 def test_nan_does_not_spread():

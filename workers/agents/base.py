@@ -88,9 +88,11 @@ class Learner(ABC):
         training: Whether the agent learns from transitions.
         tracked: Scalars passed to `track_data` since the last write.
         writer: Writer used by `write_tracking_data`; the trainer sets it.
+        architecture: What else must be equal in an agent that takes over the state; empty if the state tells all.
     """
 
     framework: str
+    architecture = ""
 
     def __init__(self, *, num_envs: int) -> None:
         if not is_integer(num_envs) or num_envs < 1:

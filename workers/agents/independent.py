@@ -84,6 +84,9 @@ class IndependentAgents(Learner):
         self.members = {group: self._make(make, group, names, num_envs) for group, names in self.groups.items()}
         self.framework = next(iter(self.members.values())).framework
         super().__init__(num_envs=num_envs)
+        kinds = [(type(one).__qualname__, getattr(one, "architecture", "")) for one in self.members.values()]
+        told = [f"{kind} with {architecture}" if architecture else kind for kind, architecture in kinds]
+        self.architecture = ", ".join(f"{group!r} of {one}" for group, one in zip(self.members, told, strict=True))
         self._take_infos = {group: takes_infos(member) for group, member in self.members.items()}
 
     @property
@@ -111,11 +114,7 @@ class IndependentAgents(Learner):
         return member
 
     def init(self, *, trainer_cfg: Any = None) -> None:
-        """Prepare for a trainer; see `Learner`.
-
-        Args:
-            trainer_cfg: The trainer's configuration.
-        """
+        """Prepare for a trainer; see `Learner`."""
         for member in self.members.values():
             member.init(trainer_cfg=trainer_cfg)
 

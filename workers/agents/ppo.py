@@ -86,6 +86,7 @@ class PPO(PPOPrediction, PPOHyperparameters):
             num_envs=num_envs,
         )
         self.cfg = resolve_cfg(cfg)
+        self.architecture = f"the activation {self.cfg.activation}"
         samples = self.cfg.rollouts * num_envs
         if self.cfg.mini_batches > samples:
             raise ConfigError(

@@ -35,7 +35,7 @@ _FAILURE = [
 
 _CONTENT: dict[str, Callable[[Any], bool]] = {
     "build": lambda worker: (
-        [*map(type, worker)] == [str, str, int, tuple, tuple, str]
+        [*map(type, worker)] == [str, str, int, tuple, tuple, str, str]
         and all(type(text) is str for text in (*worker.team, *worker.notes))
     ),
     "collect": lambda scalars: _are_numbers(scalars),

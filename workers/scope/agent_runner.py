@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
+from workers.agents.base import Learner
 from workers.by_agent import map_arrays
 from workers.errors import AgentError
 from workers.frameworks import Framework
@@ -285,7 +286,8 @@ class AgentRunner(AgentKeeper):
         kind, threads = type(self.agent).__qualname__, self._framework.num_threads()
         device = getattr(self.agent, "device", None)
         name = "" if device is None else self._framework.device_name(device)
-        return Description(kind, node_name(), threads, self.agents, env_notes + self.notes, name)
+        architecture = self.agent.architecture if isinstance(self.agent, Learner) else ""
+        return Description(kind, node_name(), threads, self.agents, env_notes + self.notes, name, architecture)
 
     @property
     def timestep(self) -> int:

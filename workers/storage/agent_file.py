@@ -115,21 +115,29 @@ def check_alike(file: tuple[str, bytes], own: tuple[str, bytes]) -> None:
     if file[0] != STATE:
         return
     numpy = load_framework("numpy")
-    _check_shapes(decode_state(file[1], numpy), decode_state(own[1], numpy), "state")
+    # below, an optimiser may have no moments yet
+    _check_shapes(decode_state(file[1], numpy), decode_state(own[1], numpy), "state", (np.ndarray, Mapping))
     found, held = nonfinite_values(file[1]), nonfinite_values(own[1])
     if new := [path for path in found if held.get(path) != found[path]]:
         raise DivergedError(f"the state holds {found[new[0]]} in {new[0]}")
 
 
-def _check_shapes(given: Any, own: Any, path: str) -> None:
-    """Check that two trees hold arrays of the same names and shapes, where both hold some."""
+def _check_shapes(given: Any, own: Any, path: str, kinds: type | tuple[type, ...] = np.ndarray) -> None:
+    """Check that two trees hold arrays of the same names and shapes, where both hold some.
+
+    Args:
+        given: The one tree.
+        own: The other one.
+        path: What errors call them.
+        kinds: What must have the same names in the mapping itself.
+    """
     if isinstance(given, np.ndarray) and isinstance(own, np.ndarray) and given.shape != own.shape:
         raise AgentError(f"{path} has shape {given.shape}; expected {own.shape}")
     if not isinstance(given, Mapping) or not isinstance(own, Mapping):
         return
-    names, expected = ([name for name in tree if isinstance(tree[name], np.ndarray)] for tree in (given, own))
+    names, expected = ([name for name in tree if isinstance(tree[name], kinds)] for tree in (given, own))
     if names and expected and (other := {*names} ^ {*expected}):
         first = next(name for name in names + expected if name in other)
-        raise AgentError(f"{path} {'has an unexpected' if first in names else 'lacks the'} array {first!r}")
+        raise AgentError(f"{path} {'has the unexpected' if first in names else 'lacks'} {first!r}")
     for name in [name for name in given if name in own]:
         _check_shapes(given[name], own[name], f"{path}[{name!r}]")
