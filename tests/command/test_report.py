@@ -151,7 +151,15 @@ def test_texts_of_strangers_are_harmless(tmp_path: Path):
     env = {"id": attack, "num_envs": 2, "kwargs": {"api_key": "hunter22", "url": "https://a:pass-word@h"}}
     folder = make_run(tmp_path / "<img src=x onerror=alert(2)> $x^{$", config={"env": env, attack: attack})
     (folder / "recoveries" / "000000000000.json").write_text(json.dumps([{**RECOVERY, "message": attack}]))
-    (folder / "versions.json").write_text(json.dumps({attack: attack}))
+    secret = "at https://a:pass-word@h, token=s3cr3t-of-mine"
+    (folder / "recoveries" / "1.json").write_text(
+        json.dumps([{**RECOVERY, "message": secret, "password": "pass-word"}])
+    )
+    (folder / "recoveries" / "2.json").write_text(secret)
+    (folder / "status.json").write_text(json.dumps({"state": secret, "timestep": 30}))
+    (folder / "versions.json").write_text(json.dumps({attack: attack, "mine": secret}))
+    with (folder / "metrics.csv").open("a") as file:
+        file.write(f"{secret}\n")
     (folder / "evaluation.json").write_text(json.dumps([{"weights": attack, "returns": [1.0, "x", None]}]))
     add_rows(folder, 40, 1, {f"Loss / {attack}": 0.0})
     lines = list(write_report([str(folder), str(folder)], str(tmp_path / "out")))
@@ -162,7 +170,7 @@ def test_texts_of_strangers_are_harmless(tmp_path: Path):
     assert all(attributes.get("src", "data:").startswith("data:") for _, attributes in found.tags)  # type: ignore[union-attr]
     assert "alert(1)" in found.text
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
-    for secret in ("hunter22", "pass-word"):
+    for secret in ("hunter22", "pass-word", "s3cr3t"):
         assert secret not in text
     assert "https://a:***@h" in found.text
 
@@ -203,6 +211,16 @@ def test_damage_at_random_never_ends_in_a_traceback(tmp_path: Path):
         except ConfigError:
             assert name == "config.yaml"
         (folder / name).write_bytes(good[name])
+
+
+def test_numbers_that_are_nan_count_in_no_summary(tmp_path: Path):
+    folder = make_run(tmp_path / "mine", timesteps=[10])
+    with (folder / "metrics.csv").open("a") as file:
+        for tag in ("Episode / Return (mean)", "Evaluation / Return (mean)", "Rate / Environment steps per second"):
+            file.write(f"20,0,{tag},nan\n30,0,{tag},80\n40,0,{tag},inf\n20,1,{tag},nan\n")
+    text = re.sub(r"\s+", " ", page_of(folder).text)
+    # the rates are 10.25 and 80, and 110.25
+    assert "mine CartPole-v1 finished 40 of 30 2 95 80 to 110 80 50 0 to 100 155 0" in text
 
 
 def test_a_run_without_metrics_has_no_figures(tmp_path: Path):

@@ -16,7 +16,8 @@ import rich.console
 
 from tests.support.command import run
 from tests.support.processes import ROOT
-from tests.support.run_dirs import add_rows, make_run
+from tests.support.run_dirs import TAGS, add_rows, make_run
+from trainer.command import run_reader
 from trainer.command import watch as watching
 from trainer.command.run_reader import RunReader
 from trainer.command.watch import view_of, watch
@@ -214,13 +215,68 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path: Path):
     (folder / "status.json").write_text("{")
     with (folder / "metrics.csv").open("a") as file:
         file.write("40,0,Loss / Policy loss,1.0\nnonsense\n50,0,Loss / Policy loss,1.0\n")
+        file.write(f"-1,0,Odd,1.0\n10,99999,Odd,1.0\n{2**70},0,Odd,1.0\n10,0,{'x' * 2**18},1.0\n")
+        file.write("60,0,Loss / Policy loss,1.0\n")
     reader = RunReader(str(folder))
-    assert (reader.state, reader.timestep) == ("unknown", 40)
+    assert (reader.state, reader.timestep) == ("unknown", 60)
     assert list(reader.problems) == ["status.json", "metrics.csv"]
-    assert "'nonsense'" in reader.problems["metrics.csv"]
+    assert "'nonsense'" in reader.problems["metrics.csv"]  # the first one
     reader.read()
-    assert list(reader.metrics["Loss / Policy loss"][0].timesteps) == [10, 20, 30, 40]
+    assert list(reader.metrics["Loss / Policy loss"][0].timesteps) == [10, 20, 30, 40, 50, 60]
+    assert list(reader.metrics) == list(TAGS)
     assert "metrics.csv: it is damaged" in view_of(reader).fault
+
+
+def test_metrics_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_run(tmp_path / "mine", timesteps=range(100))
+    expected = RunReader(str(folder)).metrics
+    monkeypatch.setattr(run_reader, "_BLOCK", 300)
+    assert RunReader(str(folder)).metrics == expected
+    monkeypatch.setattr(run_reader, "_LARGEST_METRICS", 600)
+    reader = RunReader(str(folder))
+    assert "it has more than 600 bytes" in reader.problems["metrics.csv"]
+    assert 0 < len(reader.metrics["Loss / Policy loss"][0].timesteps) < 20
+
+
+def test_too_many_series_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_reader, "_MOST_SERIES", len(TAGS))
+    reader = RunReader(str(make_run(tmp_path / "mine")))
+    assert "more than 4 pairs of a scope and a tag" in reader.problems["metrics.csv"]
+    assert [list(series.timesteps) for of_tag in reader.metrics.values() for series in of_tag.values()] == [
+        [10, 20, 30]
+    ] * len(TAGS)
+
+
+@pytest.mark.parametrize("status", [None, "{"])
+def test_a_killed_run_without_a_status_is_told_as_such(status: str | None, tmp_path: Path):
+    folder = make_run(tmp_path / "mine")
+    (folder / "metrics.csv").unlink()
+    (folder / "status.json").unlink()
+    if status is not None:
+        (folder / "status.json").write_text(status)
+    (folder / ".lock").touch()
+    old = time.time() - 3600
+    for path in folder.iterdir():
+        os.utime(path, (old, old))
+    assert view_of(RunReader(str(folder))).state == "killed"
+    with pytest.raises(SystemExit, match="1"):
+        list(watch(str(folder)))
+
+
+def test_an_evaluation_that_is_nan_is_not_the_best(tmp_path: Path):
+    folder = make_run(tmp_path / "mine")
+    (folder / "evaluation.json").unlink()
+    for number in ("nan", "7", "1e35"):
+        with (folder / "metrics.csv").open("a") as file:
+            file.write(f"30,0,Evaluation / Return (mean),{number}\n30,1,Evaluation / Return (mean),nan\n")
+    assert [scope.best for scope in view_of(RunReader(str(folder))).scopes] == [7.0, None]
+
+
+def test_a_local_directory_has_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_run(tmp_path / "mine")
+    monkeypatch.chdir(folder)
+    reader = RunReader(".")
+    assert (reader.name, reader.url) == ("mine", str(folder))
 
 
 def test_it_imports_neither_ray_nor_a_framework(tmp_path: Path):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
+from operator import itemgetter
 from statistics import fmean, pstdev
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
@@ -148,14 +149,15 @@ def _summary(body: Element, runs: Sequence[RunReader], names: Sequence[str]) -> 
 
 
 def _summed(run: RunReader) -> list[str]:
-    last = [series.values[-1] for series in run.metrics.get(RETURN, {}).values()]
-    best = [max(series.values) for series in run.metrics.get(EVALUATED, {}).values()]
+    last, best, rates = (
+        [one(values) for series in run.metrics.get(tag, {}).values() if (values := series.finite)]
+        for tag, one in ((RETURN, itemgetter(-1)), (EVALUATED, max), (RATE, fmean))
+    )
     final = [fmean(returns) for result in run.evaluation if (returns := returns_of(result))]
-    rates = [fmean(series.values) for series in run.metrics.get(RATE, {}).values()]
     took = None if run.began is None or run.written is None else max(0.0, run.written - run.began)
     return [
         run.env,
-        "killed" if run.state == "running" and run.is_held is False else run.state,
+        "killed" if run.is_killed else run.state,
         f"{run.timestep:,} of {run.timesteps:,}",
         f"{run.num_scopes}",
         *map(_range, (last, best, final)),

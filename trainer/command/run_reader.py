@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.files import LARGEST_TEXT, list_names, open_url, read_at
 from orchestrator.metrics import COLUMNS
-from orchestrator.run_dir import LOCK, RunDirectory
+from orchestrator.run_dir import CONFIG, LOCK, RunDirectory
 from trainer._redaction import redacted
 from trainer.command.config_file import load_yaml
 from workers.errors import ConfigError
@@ -29,6 +29,9 @@ __all__ = ["RunReader", "Series", "at", "returns_of"]
 
 _LARGEST_METRICS, _LARGEST_RECORD = 2**30, 2**24
 """Most bytes of ``metrics.csv``, and of an evaluation or a file of recoveries."""
+
+_BLOCK = 2**22
+"""Bytes of ``metrics.csv`` that are in memory at once."""
 
 _MOST_SCOPES, _MOST_SERIES = 10_000, 200_000
 """Most simultaneous agents, and most pairs of a scope and a tag."""
@@ -52,13 +55,20 @@ class Series(NamedTuple):
     timesteps: array[int]
     values: array[float]
 
+    @property
+    def finite(self) -> list[float]:
+        """The values that are numbers."""
+        return [value for value in self.values if math.isfinite(value)]
+
 
 class RunReader:
     """Reader of a run directory, which may be somebody else's, damaged, or growing. It writes nothing there.
 
+    Secrets are left out of everything but the tags of the metrics.
+
     Attributes:
-        url: Location of the directory, without its secrets.
-        config: The configuration as plain data, without its secrets.
+        url: Location of the directory; on a disk its absolute path.
+        config: The configuration as plain data.
         versions: Version by package.
         state: ``"running"``, ``"interrupted"``, ``"failed"`` or ``"finished"``; ``"unknown"`` if that is not known.
         stopped: Why a callback stopped the run; empty if none did.
@@ -84,7 +94,7 @@ class RunReader:
         """
         opened, self._filesystem, self._path = open_url(url)
         self._directory = RunDirectory(url)
-        self.url: str = redacted(opened)
+        self.url: str = redacted(self._path if self.is_local else opened)
         self.problems: dict[str, str] = {}
         data = redacted(load_yaml(self._directory.config()))
         self.config: dict[str, Any] = data if isinstance(data, dict) else {}
@@ -142,9 +152,14 @@ class RunReader:
         return min(at(self.config, "env", "num_envs", kind=int) or 0, _LATEST)
 
     @property
+    def is_killed(self) -> bool:
+        """Whether the run did not come to its end, and no process trains it."""
+        return self.state in ("running", "unknown") and self.is_held is False
+
+    @property
     def has_ended(self) -> bool:
         """Whether nothing more will come."""
-        return self.state in ("interrupted", "failed", "finished") or self.is_held is False
+        return self.state in ("interrupted", "failed", "finished") or self.is_killed
 
     def read(self) -> None:
         """Read what is new. What cannot be read is among `problems`."""
@@ -153,58 +168,72 @@ class RunReader:
             self._filesystem.invalidate_cache()
         try:
             status = self._directory.status()
-            self.state, self.stopped, self.timestep = status["state"], status["stopped"], status["timestep"]
+            self.state, self.stopped, self.timestep = status["state"], redacted(status["stopped"]), status["timestep"]
         except ConfigError as error:
-            self.state, self.problems["status.json"] = "unknown", str(error)
+            self.state = "unknown"
+            self._note("status.json", error)
         try:
             self._read_metrics()
         except FileNotFoundError:
-            self.problems["metrics.csv"] = "there is none yet"
+            self._note("metrics.csv", "there is none yet")
         except OSError as error:
-            self.problems["metrics.csv"] = str(error)
+            self._note("metrics.csv", error)
         self._read_folders()
         self.began = self._modified("versions.json")
         times = [self._modified(name) for name in ("metrics.csv", "status.json")]
-        self.written = max((one for one in times if one is not None), default=None)
+        self.written = max((one for one in times if one is not None), default=self._modified(CONFIG))
         self.is_held = self._find_held()
 
     def _read_metrics(self) -> None:
         """Read the rows that were added. A run that was resumed may have replaced the file by another one.
 
         Raises:
-            OSError: The file cannot be read, or is too large.
+            OSError: The file cannot be read.
         """
-        start = self._done - len(self._tail)
-        data = read_at(self._filesystem, f"{self._path}/metrics.csv", _LARGEST_METRICS, start=start)
+        while self._read_block():
+            if self._done > _LARGEST_METRICS:
+                self._damage = self._damage or f"it has more than {_LARGEST_METRICS} bytes, and the rest is left out"
+                break
+        if self._damage:
+            self._note("metrics.csv", self._damage)
+
+    def _read_block(self) -> bool:
+        """Read a part of the rows that were added, and return whether there are more."""
+        path = f"{self._path}/metrics.csv"
+        data = read_at(self._filesystem, path, only=_BLOCK, start=self._done - len(self._tail))
         if not data.startswith(self._tail):
             self.metrics, self._done, self._tail, self._count, self._damage = {}, 0, b"", 0, ""
-            data = read_at(self._filesystem, f"{self._path}/metrics.csv", _LARGEST_METRICS)
+            data = read_at(self._filesystem, path, only=_BLOCK)
         whole = data[len(self._tail) : data.rfind(b"\n") + 1]  # the last row may be incomplete
-        lines = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
+        rows = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
         is_first, self._done, self._tail = not self._done, self._done + len(whole), (self._tail + whole)[-_TAIL:]
-        try:
-            if is_first and whole and tuple(next(lines, ())) != COLUMNS:
-                raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
-            for row in lines:
-                self._add(row)
-        except (ValueError, OverflowError, csv.Error) as error:
-            self._damage = f"it is damaged, and rows are left out: {error}"
-        if self._damage:
-            self.problems["metrics.csv"] = self._damage
+        while True:
+            try:
+                if is_first:
+                    is_first = False
+                    if tuple(next(rows, COLUMNS)) != COLUMNS:
+                        raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
+                for row in rows:
+                    self._add(row)
+                return bool(whole) and len(data) == _BLOCK
+            except (ValueError, csv.Error) as error:  # of this row; the next ones may be good
+                self._damage = self._damage or f"it is damaged, and rows are left out: {error}"
 
     def _add(self, row: list[str]) -> None:
         try:
             timestep, scope, tag, value = int(row[0]), int(row[1]), row[2], float(row[3])
         except (ValueError, IndexError) as error:
             raise ValueError(f"expected {', '.join(COLUMNS)}, not {reprlib.repr(row)}") from error
-        of_tag = self.metrics.setdefault(tag, {})
-        if scope not in of_tag:
+        if not (0 <= timestep < _LATEST and 0 <= scope < _MOST_SCOPES):
+            raise ValueError(f"expected a timestep, and fewer than {_MOST_SCOPES:,} scopes, not {reprlib.repr(row)}")
+        series = self.metrics.get(tag, {}).get(scope)
+        if series is None:
+            if self._count == _MOST_SERIES:
+                raise ValueError(f"it has more than {_MOST_SERIES:,} pairs of a scope and a tag")
             self._count += 1
-            if not 0 <= scope < _MOST_SCOPES or self._count > _MOST_SERIES:
-                raise ValueError(f"scope {reprlib.repr(row[1])}; expected at most {_MOST_SCOPES:,} scopes of few tags")
-            of_tag[scope] = Series(array("q"), array("d"))
-        of_tag[scope].timesteps.append(timestep)
-        of_tag[scope].values.append(value if abs(value) < _LARGEST else math.nan)
+            series = self.metrics.setdefault(tag, {})[scope] = Series(array("q"), array("d"))
+        series.timesteps.append(timestep)
+        series.values.append(value if abs(value) < _LARGEST else math.nan)
         self.timestep = max(self.timestep, timestep)
 
     def _read_folders(self) -> None:
@@ -214,7 +243,7 @@ class RunReader:
             names = list_names(self._filesystem, f"{self._path}/recoveries")
             top = list_names(self._filesystem, self._path)
         except OSError as error:
-            self.problems["the directory"] = str(error)
+            self._note("the directory", error)
             return
         if "evaluation.json" in top:
             results = self._json("evaluation.json", list, _LARGEST_RECORD)
@@ -228,11 +257,14 @@ class RunReader:
         try:
             found = json.loads(read_at(self._filesystem, f"{self._path}/{name}", most))
             if isinstance(found, kind):
-                return found
-            self.problems[name] = f"it is a {type(found).__name__}; expected a {kind.__name__}"
+                return redacted(found)
+            self._note(name, f"it is a {type(found).__name__}; expected a {kind.__name__}")
         except (OSError, ValueError, RecursionError) as error:
-            self.problems[name] = str(error)
+            self._note(name, error)
         return kind()
+
+    def _note(self, name: str, problem: object) -> None:
+        self.problems[name] = redacted(str(problem))
 
     def _modified(self, name: str) -> float | None:
         with suppress(Exception):  # not every filesystem knows
@@ -242,7 +274,7 @@ class RunReader:
     def _find_held(self) -> bool | None:
         """Return `is_held`. A lock is tried only after a silence, because whoever tries one holds it for a moment."""
         is_silent = self.written is not None and time.time() - self.written > _SILENCE
-        if self.state != "running" or not is_silent or not self.is_local:
+        if self.state not in ("running", "unknown") or not is_silent or not self.is_local:
             return None
         with suppress(OSError), open(f"{self._path}/{LOCK}", "rb") as lock:
             try:

@@ -98,7 +98,8 @@ def view_of(reader: RunReader) -> RunView:
         if returns := returns_of(result):
             one[EVALUATED] = fmean(returns)
     evaluated = reader.metrics.get(EVALUATED, {})
-    state = "killed" if reader.state == "running" and reader.is_held is False else reader.state
+    best = {scope: max(series.finite, default=None) for scope, series in evaluated.items()}
+    state = "killed" if reader.is_killed else reader.state
     if state == "finished" and reader.stopped:
         state = f"stopped: {reader.stopped}"
     seconds = None
@@ -109,10 +110,7 @@ def view_of(reader: RunReader) -> RunView:
         state=state,
         timestep=reader.timestep,
         timesteps=reader.timesteps,
-        scopes=[
-            ScopeView(index=index, scalars=one, best=max(evaluated[index].values) if index in evaluated else None)
-            for index, one in enumerate(scalars)
-        ],
+        scopes=[ScopeView(index=index, scalars=one, best=best.get(index)) for index, one in enumerate(scalars)],
         seconds=seconds,
         remaining=_remaining(reader, scalars) if state == "running" else None,
         checkpoint=reader.checkpoints[-1] if reader.checkpoints else None,
@@ -145,7 +143,7 @@ def _fault(reader: RunReader, state: str) -> str:
 
 def _ending(reader: RunReader) -> str:
     """Return how the run ended."""
-    if reader.state != "running":
+    if not reader.is_killed:
         return f"{reader.url} is {reader.state}" + (f", because {reader.stopped}" if reader.stopped else "")
     when = "?" if reader.written is None else f"{datetime.fromtimestamp(reader.written):%Y-%m-%d %H:%M:%S}"
     told = f"{reader.url} was killed: no process trains there, and nothing was written since {when}"
