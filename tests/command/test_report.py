@@ -19,7 +19,7 @@ from tests.support.command import run
 from tests.support.damage import damaged_bytes, damaged_data
 from tests.support.run_dirs import add_rows, make_run
 from tests.support.schedule import examples
-from trainer.command.report import _curves, write_report
+from trainer.command.report import _curves, _names, write_report
 from trainer.command.report_figures import Figures, _band
 from trainer.command.report_page import page
 from trainer.command.run_reader import RunReader
@@ -146,6 +146,39 @@ def test_several_runs_are_compared(tmp_path: Path):
     assert "agents.*.cfg.learning_rate 0.001" in text
 
 
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["a/one", "b/two"], ["one", "two"]),
+        (["x/a/run", "x/b/run", "c/other"], ["a", "b", "other"]),
+        (["a/run", "a/run", "b/run", "b/run (2)"], ["a", "a (2)", "b", "run (2)"]),
+        (["run", "run", "other"], ["run", "run (2)", "other"]),
+        (["run", "run/run"], ["run", "run (2)"]),
+        ([f"{'a' * 40}{i}{'b' * 40}" for i in range(2)], [label := f"{'a' * 25}...{'b' * 25}", f"{label} (2)"]),
+        (["_a\tb", "_a b"], [" _a b", " _a b (2)"]),
+    ],
+)
+def test_every_run_has_a_name_of_its_own(folders: list[str], expected: list[str], tmp_path: Path):
+    for folder in sorted({*folders}):
+        make_run(tmp_path / folder, timesteps=())
+    assert _names([RunReader(str(tmp_path / folder)) for folder in folders]) == expected
+
+
+def test_the_pictures_of_an_earlier_report_are_removed(tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in [*FIGURES, "mine.png"]:
+        (output / name).touch()
+    list(write_report([str(make_run(tmp_path / "run", timesteps=()))], str(output)))
+    assert sorted(path.name for path in output.iterdir()) == ["mine.png", "report.html"]
+
+
+def test_the_legend_has_the_runs_of_every_panel(tmp_path: Path):
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", timesteps=())
+    add_rows(other, 30, 2, {"Loss / Value loss": 0.0})
+    assert labels(figures_of(one, other)["learning"]) == ["one", "other"]
+
+
 def test_texts_of_strangers_are_harmless(tmp_path: Path):
     attack = "<script>alert(1)</script>\x1b[31m\u202e & $x^{$ \"'"
     env = {"id": attack, "num_envs": 2, "kwargs": {"api_key": "hunter22", "url": "https://a:pass-word@h"}}
@@ -228,6 +261,16 @@ def test_a_run_without_metrics_has_no_figures(tmp_path: Path):
     assert (folder / "metrics.csv").read_text() == ",".join(COLUMNS) + "\n"
     assert list(write_report([str(folder)], str(tmp_path / "out"))) == [str(tmp_path / "out" / "report.html")]
     assert "There are no metrics to draw." in page_of(folder).text
+
+
+def test_long_labels_of_configurations_differ(tmp_path: Path):
+    agents = [{"agent": "ppo", "cfg": {"hidden_sizes": [*[64] * 20, i, *[64] * 20]}} for i in (1, 1, 2, 2)]
+    reader = RunReader(str(make_run(tmp_path / "run", scopes=4, config={"agents": agents})))
+    parts, (one, other) = _curves([reader], ["run"])
+    assert one != other
+    # a value is 100 scope + timestep
+    bands = [_band(part, ["Episode / Return (mean)"]) for part in parts]
+    assert [band.values[:, 0].tolist() for band in bands if band] == [[10, 110], [210, 310]]
 
 
 def test_a_missing_library_and_a_folder_that_cannot_be_written_are_named_errors(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.files import make_folder, open_url, replace_at
+from orchestrator.files import list_names, make_folder, named_errors, open_url, replace_at
 from trainer._redaction import escaped, redacted
-from trainer.command.report_figures import COLOURS, Figures
+from trainer.command.report_figures import COLOURS, FIGURES, Figures
 from trainer.command.report_page import page
 from trainer.command.run_reader import RunReader
-from trainer.command.sweep import grouped
+from trainer.command.sweep import distinct, grouped
 from workers.errors import ConfigError
 
 __all__ = ["write_report"]
@@ -25,7 +25,7 @@ def write_report(urls: Sequence[str], output: str) -> Iterator[str]:
 
     Args:
         urls: The run directories.
-        output: A folder, or a URL that fsspec supports; files of an earlier report are replaced.
+        output: A folder, or a URL that fsspec supports; files of an earlier report are replaced or removed.
 
     Yields:
         Lines that tell what was written.
@@ -42,6 +42,9 @@ def write_report(urls: Sequence[str], output: str) -> Iterator[str]:
         make_folder(filesystem, path, private=False)
         for name, data in files.items():
             replace_at(filesystem, f"{path}/{name}", data)
+        with named_errors():
+            for name in {f"{one}.png" for one in FIGURES} - files.keys() & {*list_names(filesystem, path)}:
+                filesystem.rm(f"{path}/{name}")
     except OSError as error:
         raise ConfigError(f"the folder of the report {url!r} cannot be written: {error}") from error
     for run, name in zip(runs, names, strict=True):
@@ -57,19 +60,34 @@ def _curves(runs: Sequence[RunReader], names: Sequence[str]) -> tuple[Sequence[R
     groups = grouped(agents)
     if not 1 < len(groups) < len(agents) or len(groups) > len(COLOURS):
         return runs, names
-    return [runs[0].only(scopes) for scopes in groups.values()], [
-        _shortened(label.replace("cfg.", "")) for label in groups
-    ]
+    return [runs[0].only(scopes) for scopes in groups.values()], _labels(label.replace("cfg.", "") for label in groups)
 
 
 def _names(runs: Sequence[RunReader]) -> list[str]:
-    """Return what each run is called: the name of its directory or, where two have the same, its whole path."""
+    """Return what each run is called: the name of its directory or, where several have the same, what differs."""
     count = Counter(run.name for run in runs)
-    names = [" ".join(escaped(run.name if count[run.name] == 1 else run.url).split()) for run in runs]
-    return [_shortened(name) for name in names]
+    same = [run.url.split("/") for run in runs if count[run.name] > 1]
+    first = _shared(same)
+    last = _shared([parts[first:][::-1] for parts in same])
+    return _labels(
+        run.name if count[run.name] == 1 else "/".join(parts[first : len(parts) - last]) or run.name
+        for run, parts in ((run, run.url.split("/")) for run in runs)
+    )
+
+
+def _shared(paths: Sequence[Sequence[str]]) -> int:
+    """Return the number of parts at the start that are equal in all paths."""
+    alike = [len({*parts}) == 1 for parts in zip(*paths, strict=False)]
+    return [*alike, False].index(False)
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    """Return a different label of a legend for each name."""
+    return distinct(map(_shortened, names))
 
 
 def _shortened(name: str) -> str:
     """Return a name for a legend, from which matplotlib would leave out one that begins with an underscore."""
+    name = " ".join(escaped(name).split())
     short = name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
     return f" {short}" if short.startswith("_") else short

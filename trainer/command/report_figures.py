@@ -15,7 +15,15 @@ from trainer.callbacks.view import EVALUATED, PHASES, RATE, RETURN
 from trainer.command.run_reader import RunReader
 from workers.errors import ConfigError
 
-__all__ = ["COLOURS", "Figures"]
+__all__ = ["COLOURS", "FIGURES", "Figures"]
+
+FIGURES = {
+    "returns": "Returns by timestep",
+    "throughput": "Environment steps per second by timestep",
+    "phases": "Time of each phase",
+    "learning": "Losses and learning rate by timestep",
+}
+"""Name and content of each figure, in the order in which they are shown."""
 
 COLOURS = ("#3266ad", "#d1622b", "#2f8f5b", "#a83f8e", "#8a6d1f", "#2b99a8", "#c03b4b", "#6a5acd", "#6b7280", "#4d7c0f")
 
@@ -90,16 +98,11 @@ class Figures:
 
     def draw(self) -> dict[str, bytes]:
         """Return each figure as a PNG, by name. One that nothing is known for is left out."""
-        makers = {
-            "returns": self._returns,
-            "throughput": self._throughput,
-            "phases": self._phases,
-            "learning": self._learning,
-        }
+        makers = (self._returns, self._throughput, self._phases, self._learning)
         drawn: dict[str, bytes] = {}
         with self._matplotlib.rc_context(_STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # glyphs that the font lacks; points where no agent has a value
-            for name, make in makers.items():
+            for name, make in zip(FIGURES, makers, strict=True):
                 figure = make()
                 if figure is not None:
                     file = io.BytesIO()
@@ -216,7 +219,7 @@ class Figures:
             one.set_title(title.partition(": ")[2][:40], fontsize=9)
         for one in axes[len(shown) :]:
             one.set_visible(False)
-        _legend(figure, axes[:1])
+        _legend(figure, axes)
         return figure
 
     def _mark(self, axes: Any, run: RunReader, colour: str) -> None:

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from trainer import __version__
 from trainer._redaction import escaped
 from trainer.callbacks.view import EVALUATED, RATE, RETURN, duration
-from trainer.command.report_figures import COLOURS
+from trainer.command.report_figures import COLOURS, FIGURES
 from trainer.command.run_reader import RunReader, at, returns_of
 from trainer.evaluation import rounded
 
@@ -51,13 +51,6 @@ _MOST_FAULTS = 500
 _LONGEST = 300
 """Most characters of a value."""
 
-_ALT = {
-    "returns": "Returns by timestep",
-    "throughput": "Environment steps per second by timestep",
-    "phases": "Time of each phase",
-    "learning": "Losses and learning rate by timestep",
-}
-
 
 def page(runs: Sequence[RunReader], names: Sequence[str], pictures: Mapping[str, bytes]) -> bytes:
     """Return the page.
@@ -80,7 +73,7 @@ def page(runs: Sequence[RunReader], names: Sequence[str], pictures: Mapping[str,
     _summary(body, runs, names)
     for name, data in pictures.items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        SubElement(body, "img", src=source, alt=_ALT[name])
+        SubElement(body, "img", src=source, alt=FIGURES[name])
     if not pictures:
         _add(body, "p", "There are no metrics to draw.", "dim")
     _evaluations(body, runs, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainer.command.run_config import AgentConfig, RunConfig, in_line, parse
 from trainer.evaluation import Evaluation, rounded
 from workers.errors import ConfigError
 
-__all__ = ["expand", "grouped", "results_table"]
+__all__ = ["distinct", "expand", "grouped", "results_table"]
 
 
 _FEW = 2
@@ -110,17 +110,29 @@ def grouped(agents: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     flat = [dict(_flat(redacted({**agent, "scope": None}))) for agent in agents]
     keys = dict.fromkeys(key for one in flat for key in one)
     differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(flat):
-        label = ", ".join(f"{key}={one.get(key, 'default')}" for key in differing) or "all agents"
-        groups.setdefault(label, []).append(index)
-    return groups
+        groups.setdefault(tuple(one.get(key, "default") for key in differing), []).append(index)
+    labels = (
+        ", ".join(f"{in_line(key)}={in_line(value)}" for key, value in zip(differing, values, strict=True))
+        for values in groups
+    )
+    return dict(zip(distinct(label or "all agents" for label in labels), groups.values(), strict=True))
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Return names that differ: a second one that is equal to an earlier one ends with ``(2)``."""
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        found.append(next(one for one in itertools.chain([name], numbered) if one not in found))
+    return found
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield all values of nested mappings, as text, with their keys."""
     for name, value in data.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{in_line(name)}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{in_line(name)}", in_line(json.dumps(value, default=str))
+            yield f"{prefix}{name}", json.dumps(value, default=str)
