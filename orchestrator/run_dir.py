@@ -371,8 +371,12 @@ class RunDirectory:
         except AgentError as error:
             raise AgentError(f"{self.url}/{name}: {error}") from error
 
-    def read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str, without: str = "is not a run directory") -> dict[str, Any]:
         """Return the dictionary in a file.
+
+        Args:
+            name: Name of the file.
+            without: What the directory is without it, for the error.
 
         Raises:
             ConfigError: There is none.
@@ -382,7 +386,7 @@ class RunDirectory:
             if not isinstance(found, dict):
                 raise TypeError(f"it is a {type(found).__name__}; expected a dictionary")
         except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{self.url!r} is not a run directory: it has no readable {name} ({error})") from error
+            raise ConfigError(f"{self.url!r} {without}: it has no readable {name} ({error})") from error
         return found
 
     def _read(self, name: str, most: int | None = None) -> bytes:

@@ -21,7 +21,7 @@ from trainer.command.stored_spaces import read_spaces
 from workers.agents.independent import resolve_groups
 from workers.agents.onnx_policy import policy_model
 from workers.agents.ppo import PPOCfg
-from workers.errors import AgentError, ConfigError
+from workers.errors import AgentError, ConfigError, LockstepError
 from workers.frameworks import load_framework
 from workers.storage.agent_file import STATE
 from workers.storage.space_data import to_data
@@ -58,13 +58,20 @@ def load_agent(run_dir: str, scope: int = 0, *, device: Any = None, trust: bool 
     Raises:
         ConfigError: This is no run directory, it has no such scope, its agent is none of Lockstep's own, or its
             environment is not trusted.
-        AgentError: Nothing is stored, or it does not fit.
+        AgentError: Nothing is stored, it does not fit, or the agent cannot be built.
     """
     stored = _Stored.find(run_dir, scope, trust=trust)
     _warn_of_statistics(stored)
     cfg = dataclasses.asdict(stored.cfg) | {"rollouts": 1, "mini_batches": 1}  # so that it takes little memory
     config = dataclasses.replace(stored.config, cfg=cfg, device=device)
-    agent = AgentFactory(config, stored.framework, stored.spaces)(Scope(scope, 0, 1))
+    try:
+        agent = AgentFactory(config, stored.framework, stored.spaces)(Scope(scope, 0, 1))
+    except LockstepError:
+        raise
+    except Exception as error:  # the spaces may be those of a stranger, and too large
+        raise AgentError(
+            f"the agent of scope {scope} in {stored.directory.url!r} cannot be built: {type(error).__name__}: {error}"
+        ) from error
     stored.directory.load_agent(agent, scope, load_framework(stored.framework))
     return agent
 

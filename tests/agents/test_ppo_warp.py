@@ -27,6 +27,7 @@ from tests.support.ppo import (
     transition,
 )
 from tests.support.ppo_reference import Reference
+from workers.agents.warp.array_trees import unchanged
 from workers.agents.warp.normalizers import Normalizer
 
 LARGE = MultiDiscrete([3, 2, 4])  # a head wider than the hidden layers
@@ -128,3 +129,16 @@ def test_what_is_not_a_number_is_not_hidden():
     normalizer = Normalizer(1, 10.0)
     values = wp.array(np.array([[np.nan], [np.inf], [-11.0], [3.0]], np.float32))
     np.testing.assert_array_equal(normalizer(values).numpy()[:, 0], [np.nan, 10.0, -10.0, 3.0])
+
+
+def test_arrays_are_unchanged_after_an_error():
+    array = wp.array([1.0, 2.0], dtype=float)
+
+    def fail() -> None:
+        with unchanged(array):
+            array.fill_(3.0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    np.testing.assert_array_equal(array.numpy(), [1.0, 2.0])

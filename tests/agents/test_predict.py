@@ -161,6 +161,12 @@ def test_what_is_no_observation_is_refused(given: Any, told: str):
         make("torch").predict(given)
 
 
+def test_a_number_that_the_framework_cannot_hold_is_refused():
+    agent = agent_for("jax", Box(-(2**40), 2**40, (2,), np.int64), Discrete(2))
+    with pytest.raises(AgentError, match="1099511627776 of dtype int64 does not fit JAX's int32"):
+        agent.predict(np.array([2**40, 1]))
+
+
 def test_a_mask_that_does_not_fit_is_refused():
     with pytest.raises(AgentError, match=r"infos\['action_mask'\] has shape \(1, 2\); expected \(1, 3\)"):
         make("torch", "discrete").predict(np.zeros(WIDTH, np.float32), action_mask=np.ones(2))

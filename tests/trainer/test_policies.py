@@ -175,6 +175,7 @@ def test_refusals(tmp_path: Path):
         ({**TEAM, "possible_agents": [*NAMES, "dora"]}, "not those of an environment"),
         ({**SPACES, "action_space": Text(3)}, r"the space Text\(1, 3"),
         ({**SPACES, "action_space": Box(-1, 1, (3,))}, "cannot load the stored state"),
+        ({**SPACES, "action_space": Discrete(10**15)}, "the agent of scope 0 in '.*' cannot be built: RuntimeError: "),
         ({**SPACES, "action_space": None}, "action_space is None"),
     ):
         write_spaces(RunDirectory(str(tmp_path)), spaces)
@@ -182,6 +183,9 @@ def test_refusals(tmp_path: Path):
             load_agent(str(tmp_path))
     with pytest.raises((ConfigError, AgentError), match="action_space is None"):
         export_onnx(str(tmp_path), tmp_path / "policy.onnx")
+    (tmp_path / "spaces.json").write_text("{")
+    with pytest.raises(ConfigError, match=f"^{str(tmp_path)!r} is damaged: it has no readable spaces.json"):
+        load_agent(str(tmp_path))
 
 
 def test_an_agent_of_somebody_else_is_refused(tmp_path: Path):

@@ -51,8 +51,9 @@ def read_spaces(directory: RunDirectory, config: RunConfig, scope: int, *, trust
         if not trust:
             check_run(directory, directory.config(), config, ())
         return find_spaces(config)
+    data = directory.read_json(_SPACES, "is damaged")
     try:
-        spaces: dict[str, Any] = from_data(directory.read_json(_SPACES))
+        spaces: dict[str, Any] = from_data(data)
         if not _are_whole(spaces):
             raise ConfigError("they are not those of an environment")
         check_spaces(agent, f"agents.{scope}", spaces)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium.spaces import Dict, Tuple
 
-from workers.agents.base import Agent, Space
+from workers.agents.base import Agent
 from workers.by_agent import map_tree
 from workers.errors import AgentError, EnvError
 from workers.spaces import check_members, check_space, flatten_rows, mask_columns, unflatten_actions
@@ -48,13 +47,30 @@ class PPOPrediction(Agent):
         """
         if self._framework.is_array(observations):
             return self._predicted(observations, action_mask)
-        flat, is_batch = _flat_rows(self.observation_space, observations)
+        flat, is_batch = self._flat_rows(observations)
         if action_mask is not None and not is_batch:
             action_mask = np.reshape(action_mask, (1, -1))
-        flat_actions = self._predicted(self._framework.from_numpy(flat), action_mask)
+        flat_actions = self._predicted(flat, action_mask)
         # a copy, because JAX's cannot be written to
         actions = unflatten_actions(self.action_space, np.array(self._framework.to_numpy(flat_actions)))
         return actions if is_batch else actions[0]
+
+    def _flat_rows(self, given: Any) -> tuple[Any, bool]:
+        """Return observations as an array of the framework, ``(rows, size)``, and whether they are a batch.
+
+        Raises:
+            AgentError: They are not of the observation space, or the framework cannot hold a number.
+        """
+        try:
+            check_space(self.observation_space, "observation_space")
+            is_batch = _is_batch(self.observation_space, given)
+            batch = given if is_batch else map_tree(lambda leaf: np.asarray(leaf)[None], given)
+            return self._framework.from_numpy(flatten_rows(self.observation_space, batch)), is_batch
+        except (EnvError, ValueError) as error:
+            raise AgentError(
+                "predict takes one observation of the observation space, a batch of them, or flat observations in an "
+                f"array of the agent's framework; {error}"
+            ) from error
 
     def _predicted(self, observations: Any, action_mask: Any) -> Any:
         self._check_shape("observations", observations, self._input_widths["observations"], None)
@@ -76,24 +92,6 @@ class PPOPrediction(Agent):
 
         `action_mask` is ``(rows, categories)`` bool; None if all actions are legal.
         """
-
-
-def _flat_rows(space: Space, given: Any) -> tuple[npt.NDArray[Any], bool]:
-    """Return observations as ``(rows, size)``, and whether they are a batch.
-
-    Raises:
-        AgentError: They are not of the space.
-    """
-    try:
-        check_space(space, "observation_space")
-        is_batch = _is_batch(space, given)
-        batch = given if is_batch else map_tree(lambda leaf: np.asarray(leaf)[None], given)
-        return flatten_rows(space, batch), is_batch
-    except (EnvError, ValueError) as error:
-        raise AgentError(
-            "predict takes one observation of the observation space, a batch of them, or flat observations in an array "
-            f"of the agent's framework; {error}"
-        ) from error
 
 
 def _is_batch(space: Any, given: Any) -> bool:

@@ -30,6 +30,8 @@ def within(prefix: str, arrays: Mapping[str, wp.array]) -> dict[str, wp.array]:
 def unchanged(*arrays: wp.array | None) -> Iterator[None]:
     """Give arrays the values back at the end that they had at the beginning."""
     kept = [(array, wp.clone(array)) for array in arrays if array is not None]
-    yield
-    for array, before in kept:
-        wp.copy(array, before)
+    try:
+        yield
+    finally:
+        for array, before in kept:
+            wp.copy(array, before)
