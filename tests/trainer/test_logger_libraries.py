@@ -38,6 +38,7 @@ def train(logger, timesteps, error=None):
         logger.on_step(loop)
         if loop.timestep == 4:
             logger.on_evaluation(loop, Evaluated(3, [Evaluation([7.0], [5]), Evaluation()], known_by=4))
+    loop.is_over = loop.timestep == loop.timesteps
     logger.on_end(loop)
     return logger.state_dict()
 
