@@ -118,12 +118,12 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         except Exception:
             _logger.error("training is finished and stored in %s, but evaluation failed:", directory.url)
             raise
-        yield from report(results, config, directory)
         stored = [
             {"scope": scope, "weights": directory.digest(scope), **dataclasses.asdict(result)}
             for scope, result in enumerate(results)
         ]
-        directory.write("evaluation.json", json.dumps(stored, indent=1))
+        directory.write("evaluation.json", json.dumps(stored, indent=1))  # first: nobody may read the lines
+        yield from report(results, config, directory)
 
 
 def check_same(stored: RunConfig, config: RunConfig) -> None:
