@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.run_dir import RunDirectory
 from tests.support.command import run
 from tests.support.dying import results
 from trainer.callbacks import Callback, EarlyStopping, Evaluator, Loop, Population
@@ -245,3 +246,65 @@ def test_code_of_callbacks_is_for_training_only(tmp_path: Path, capsys: pytest.C
     number, _, errors = run(capsys, "resume", folder)
     assert number == 2
     assert "callbacks.0.callback = 'theirs:Callback', callbacks.1.callback = 'wandb'" in errors
+
+
+def test_the_last_metrics_of_a_run_that_failed_at_its_end_are_there_after_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    odd = {**CONFIG["trainer"], "timesteps": 110}
+    trained(capsys, tmp_path / "whole", trainer=odd)
+    path, folder = tmp_path / "run.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump({**CONFIG, "trainer": odd, "callbacks": failing("end")}))
+    number, _, _ = run(capsys, "train", path, "--set", f"logging.directory={folder}")
+    assert number == 1
+    number, lines, errors = run(capsys, "resume", folder, "--set", "callbacks=[]")
+    assert number == 0, errors
+    assert "resumed at timestep 110" in lines
+    assert results(folder) == results(tmp_path / "whole")
+
+
+class Diverges(Callback):
+    """Callback that makes an agent hold NaN."""
+
+    every = 45
+
+    def on_step(self, loop: Loop) -> None:
+        if loop.timestep == 45:
+            agent = loop.trainer.agents[0]
+            state = agent.state_dict()
+            state["models"]["policy.network.0.weight"][:] = float("nan")
+            agent.load_state_dict(state)
+
+
+def test_an_agent_that_diverges_is_in_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, folder = tmp_path / "run.yaml", tmp_path / "run"
+    changes = {
+        "callbacks": [{"callback": f"{__name__}:Diverges"}],
+        "checkpoint": {"interval": 45, "keep_last": 1},
+        "evaluation": {"episodes": 0},
+    }
+    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    number, _, errors = run(capsys, "train", path, "--set", f"logging.directory={folder}")
+    assert number == 1
+    assert "holds NaN" in errors
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["000000000000"]
+    number, _, errors = run(capsys, "resume", folder, "--set", "callbacks=[]")
+    assert number == 0, errors
+
+
+def test_a_full_disk_while_the_best_agents_are_stored_does_not_end_the_run(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    write = RunDirectory.write
+
+    def full(self: RunDirectory, name: str, content: str | bytes) -> None:
+        if self.url.endswith("/best"):
+            raise OSError("no space left")
+        write(self, name, content)
+
+    monkeypatch.setattr(RunDirectory, "write", full)
+    trained(capsys, tmp_path / "run")
+    assert "cannot be written; training continues" in caplog.text

@@ -157,7 +157,7 @@ def test_slow_results_are_told_when_known_or_when_the_next_is_due(later: list[La
     with trainer_of(counting_factory(4), timesteps=35) as trainer:
         Loop(trainer, [Hurry(), Evaluator(10, episodes=2), told]).run()
     assert told.timesteps == [(12, 10), (30, 20), (35, 30)]
-    assert [evaluation.known_by for _, evaluation in told.told] == [20, 30, 35]
+    assert [evaluation.known_by for _, evaluation in told.told] == [20, 30, 40]
 
 
 @pytest.mark.parametrize("at", [10, 14])
@@ -277,6 +277,29 @@ def test_a_decision_to_stop_survives(tmp_path: Path):
         assert loop.load(tmp_path / "checkpoint") == 15
         loop.run()
         assert (loop.timestep, loop.stop_reason) == (20, "the mean return of an evaluation is 1, the target 1")
+
+
+def test_no_checkpoint_has_an_evaluation_that_only_some_have_heard_of(later: list[Later], tmp_path: Path):
+    class Broken(Callback):
+        def on_evaluation(self, loop: Loop, evaluation: Evaluated) -> None:
+            raise ValueError("mine")
+
+    with trainer_of(counting_factory(4), timesteps=20) as trainer:
+        loop = Loop(trainer, [Evaluator(10, episodes=2), Broken(), Told()])
+        with pytest.raises(ValueError, match="mine"):
+            loop.run()
+        assert loop.timestep == 20
+        assert not loop.is_settled
+
+
+def test_a_decision_of_another_rule_does_not_count():
+    stopping = EarlyStopping(target=1)
+    stopping._decided = ("enough", 20)
+    same, other = EarlyStopping(target=1), EarlyStopping(target=9)
+    same.load_state_dict(stopping.state_dict())
+    other.load_state_dict(stopping.state_dict())
+    assert same._decided == ("enough", 20)
+    assert other._decided == ()
 
 
 def test_what_is_decided_stays_decided():

@@ -102,3 +102,41 @@ def test_after_an_interrupt_no_worker_is_asked(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, Interrupt())
     assert rows(tmp_path, RETURN) == [(6, pytest.approx(15.6))]
+
+
+def test_what_waits_is_kept_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Saving(Callback):
+        every = 14
+
+        def on_step(self, loop: Loop) -> None:
+            if loop.timestep == 14:
+                loop.save(tmp_path / "checkpoint", allow_pickle=True)
+                raise KeyboardInterrupt
+
+    def loop_of(trainer: StepTrainer[Any], writer: MetricsWriter) -> Loop:
+        return Loop(trainer, [Evaluations(), Metrics(writer), Saving()], metrics_every=6)
+
+    def new_trainer() -> StepTrainer[Any]:
+        cfg: Any = {**CFG, "timesteps": 20}
+        return StepTrainer(env=counting_factory(1), agents=NullAgent, cfg=cfg, seed=1)
+
+    write = MetricsWriter._append
+
+    def fails(self: MetricsWriter, rows: Any) -> None:
+        if rows[0][0] == 12:
+            raise OSError("no space left")
+        write(self, rows)
+
+    monkeypatch.setattr(MetricsWriter, "_append", fails)
+    with new_trainer() as trainer, MetricsWriter(str(tmp_path)) as writer, pytest.raises(KeyboardInterrupt):
+        loop_of(trainer, writer).run()
+    assert [step for step, _ in rows(tmp_path, RETURN)] == [6]
+    monkeypatch.setattr(MetricsWriter, "_append", write)
+    with new_trainer() as trainer, MetricsWriter(str(tmp_path)) as writer:
+        loop = loop_of(trainer, writer)
+        loop.load(tmp_path / "checkpoint", allow_pickle=True)
+        loop.run()
+    assert [step for step, _ in rows(tmp_path, RETURN)] == [6, 12, 18]
+    assert rows(tmp_path, RETURN)[1] == (12, pytest.approx(75.6))
+    assert rows(tmp_path, "Evaluation / Return (mean)") == EVALUATIONS
+    assert tags_twice(tmp_path) == 0

@@ -82,9 +82,15 @@ class EarlyStopping(Callback):
         loop.stop(reason, at=evaluation.known_by)
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return the best mean return, how many evaluations have been no better, and what is decided."""
-        return {"best": self.best, "waited": self._waited, "decided": list(self._decided)}
+        """Return the best mean return, how many evaluations have been no better, and what is decided by which rule."""
+        return {"best": self.best, "waited": self._waited, "decided": list(self._decided), "rule": self._rule}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned."""
-        self.best, self._waited, self._decided = state["best"], state["waited"], tuple(state["decided"])
+        self.best = state["best"]
+        if state["rule"] == self._rule:  # what another rule has decided does not count
+            self._waited, self._decided = state["waited"], tuple(state["decided"])
+
+    @property
+    def _rule(self) -> list[float | None]:
+        return [self._patience, self._min_improvement, self._target]

@@ -148,13 +148,13 @@ class Evaluator(Callback):
         timestep, evaluations, result = self._pending
         try:
             results = result.wait()
-        except ClusterError:
-            raise
         except Exception as error:
+            self._pending = None
+            if isinstance(error, ClusterError):
+                raise
             raise self._failed(error, timestep) from error
         self._pending, self._repeats = None, False
-        known_by = min(timestep + self.every, loop.timesteps)
-        self.last = Evaluated(timestep, results, known_by, evaluations.files, evaluations.statistics)
+        self.last = Evaluated(timestep, results, timestep + self.every, evaluations.files, evaluations.statistics)
         loop.tell_evaluation(self.last)
         self._told = timestep
 

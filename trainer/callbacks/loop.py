@@ -148,12 +148,12 @@ class Loop:
 
     def __enter__(self) -> Self:
         """Call `Callback.on_start` of all callbacks."""
-        self._measure()
         self._has_begun, self.error, self._started = True, None, []
         try:
             for callback in self.callbacks:
                 self._started.append(callback)
                 self._call(callback.on_start)
+            self._measure()
         except BaseException as error:
             self._end(error)
             raise
@@ -163,6 +163,12 @@ class Loop:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Call `Callback.on_fault` after an error, and `Callback.on_end`."""
+        if error is None:
+            try:
+                self.settle()
+            except BaseException as other:
+                self._end(other)
+                raise
         self._end(error)
 
     def __iter__(self) -> Iterator[int]:
@@ -247,17 +253,25 @@ class Loop:
             CheckpointError, WorkerError: As for `StepTrainer.save`.
             LifecycleError: As for `StepTrainer.save`, or callbacks have not been called in this timestep.
         """
+        self.settle()
+        self.write(path, **options)
+        self.tell_checkpoint(str(path))
+
+    def write(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Do the writing of `save`, between `settle` and `tell_checkpoint`, which may raise what callbacks raise."""
         if not self.is_settled:
             raise LifecycleError(
                 f"save() before all callbacks were called at timestep {self.timestep}; call it in on_step of the last"
             )
-        self.settle()
         self.trainer.loop_state["callbacks"] = {
             name: dict(state) for name, callback in self._named() if (state := callback.state_dict())
         }
         self.trainer.save(path, **options)
+
+    def tell_checkpoint(self, path: str) -> None:
+        """Call `Callback.on_checkpoint` of all callbacks."""
         for callback in self.callbacks:
-            self._call(callback.on_checkpoint, str(path))
+            self._call(callback.on_checkpoint, path)
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> int:
         """Go on from a checkpoint of `save`: set the trainer, the callbacks and `timestep`.
@@ -290,8 +304,10 @@ class Loop:
 
     def tell_evaluation(self, evaluation: Evaluated) -> None:
         """Call `Callback.on_evaluation` of all callbacks."""
+        before, self._is_behind = self._is_behind, True
         for callback in self.callbacks:
             self._call(callback.on_evaluation, evaluation)
+        self._is_behind = before  # not after an error: no checkpoint has what only some know
 
     def rest(self) -> Sequence[dict[str, float]]:
         """Collect metrics if some are left, and return those of this timestep, for `Callback.on_end`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator.metrics import MetricsWriter
 from trainer.callbacks.evaluator import Evaluator
@@ -36,11 +37,12 @@ class Metrics(Callback):
             ConfigError: ``metrics.csv`` has been damaged.
             OSError: The files cannot be read or written.
         """
-        self._taken = loop.timestep
-        self._collected = self._evaluated = loop.trainer.metrics_timestep
-        for one in loop.callbacks:
-            if isinstance(one, Evaluator):
-                self._evaluated = max(one.told, loop.timestep - 1 if one.repeats else self._collected)
+        if not self._waiting:  # what waits in a checkpoint comes after what had been written
+            self._collected, self._evaluated = loop.trainer.metrics_timestep, loop.timestep
+            for one in loop.callbacks:
+                if isinstance(one, Evaluator):
+                    self._evaluated = max(one.told, loop.timestep - 1 if one.repeats else self._collected)
+        self._taken = loop.trainer.metrics_timestep
         if loop.is_resumed:
             self._writer.cut(self._collected, evaluations=self._evaluated)
 
@@ -66,6 +68,18 @@ class Metrics(Callback):
         if self._taken != loop.timestep:
             self._take(loop, loop.rest())
         self._write()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what could not be written, and what had been written before."""
+        if not self._waiting:
+            return {}
+        waiting = [[*one[:2], [dict(scalars) for scalars in one[2]]] for one in self._waiting]
+        return {"waiting": waiting, "collected": self._collected, "evaluated": self._evaluated}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned."""
+        self._waiting = [(is_evaluation, timestep, scalars) for is_evaluation, timestep, scalars in state["waiting"]]
+        self._collected, self._evaluated = state["collected"], state["evaluated"]
 
     def _take(self, loop: Loop, scalars: Sequence[dict[str, float]]) -> None:
         self._taken = loop.timestep

@@ -15,6 +15,7 @@ from trainer.command.run_config import RunConfig
 from trainer.command.run_log import stored
 from trainer.command.stored_spaces import write_spaces
 from trainer.evaluation import Evaluated
+from workers.errors import ConfigError
 
 __all__ = ["BEST", "BestAgents"]
 
@@ -58,7 +59,7 @@ class BestAgents(Callback):
                 for scope, result in enumerate(results)
             ]
             directory.write("evaluation.json", json.dumps(scores, indent=1))
-        except OSError as error:
+        except (ConfigError, OSError) as error:  # a ConfigError if the folder cannot be written
             _logger.error("%s cannot be written; training continues: %s", directory.url, error)
         else:
             self._best = evaluation.mean

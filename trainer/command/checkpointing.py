@@ -140,15 +140,22 @@ class Checkpoints(Callback):
             DivergedError: An agent diverged; nothing is replaced.
         """
         done, config = loop.timestep, self._config
-        if self._schedule.last == done or not self.saves:
+        if self._schedule.last == done or not self.saves or self._agents.diverged:
             return
-        start = perf_counter()
-
-        def save(url: str, sign: Callable[[bytes], None]) -> None:
-            loop.save(url, allow_pickle=config.allow_pickle, sign=sign)
-
         try:
             loop.settle()
+        except Exception as error:
+            if loop.error is None:
+                raise
+            _logger.error("an evaluation is lost: %s", error)
+        start, path = perf_counter(), ""
+
+        def save(url: str, sign: Callable[[bytes], None]) -> None:
+            nonlocal path
+            loop.write(url, allow_pickle=config.allow_pickle, sign=sign)
+            path = url
+
+        try:
             self._agents.store(loop)  # one that has diverged is in no checkpoint, either
             self._metrics.sync()
             self._checkpoints.save(done, save, keep_last=config.keep_last, keep=self._is_kept)
@@ -158,6 +165,7 @@ class Checkpoints(Callback):
             self._missed(done, error, perf_counter() - start)
         else:
             self._schedule.saved(done, perf_counter() - start)
+            loop.tell_checkpoint(path)
 
     def _missed(self, done: int, error: Exception, seconds: float) -> None:
         """Say that a checkpoint could not be written.

@@ -129,13 +129,17 @@ class Status(Callback):
 
 
 class StoredAgents(Callback):
-    """Callback that stores the agents whenever metrics are collected, and what was done about lost workers."""
+    """Callback that stores the agents whenever metrics are collected, and what was done about lost workers.
+
+    Attributes:
+        diverged: Whether an agent has diverged.
+    """
 
     def __init__(self, directory: RunDirectory, status: Status) -> None:
         """Take the run directory, and the callback that writes its state."""
         self._directory, self._status = directory, status
         self._began = 0  # the timestep from which this process trains
-        self._diverged = False
+        self.diverged = False
 
     def store(self, loop: Loop, files: Sequence[tuple[str, bytes]] | None = None) -> None:
         """Store the agents, unless those of this timestep are stored, or one has diverged before.
@@ -149,12 +153,12 @@ class StoredAgents(Callback):
             OSError: A file cannot be written.
         """
         trainer, timestep = loop.trainer, loop.timestep
-        if files is None and (timestep == self._status.timestep or self._diverged):
+        if files is None and (timestep == self._status.timestep or self.diverged):
             return
         try:
             self._directory.write_agents(trainer.agent_files() if files is None else files, _statistics(trainer))
         except DivergedError:
-            self._diverged = True  # told once
+            self.diverged = True  # told once
             raise
         self._status.timestep = timestep
         self._status.write("running")
