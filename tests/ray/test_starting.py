@@ -280,7 +280,7 @@ def test_a_process_that_dies_while_it_starts_fails_at_once(started, tmp_path, fa
 def factory_of_a_module(name: str) -> Any:
     """Return a factory that a worker imports from a module that only this process has."""
     module = ModuleType(name)
-    exec("def make(scope): raise AssertionError('it was imported')", vars(module))
+    exec("def make(*scope_or_rows): raise AssertionError('it was imported')", vars(module))
     sys.modules[name] = module
     return vars(module)["make"]
 
