@@ -16,7 +16,7 @@ from workers.frameworks import load_framework
 from workers.scope.episodes import Episodes
 from workers.storage.agent_file import load_agent
 
-__all__ = ["Evaluated", "Evaluation", "Evaluations", "evaluate", "rounded"]
+__all__ = ["Evaluated", "Evaluation", "Evaluations", "evaluate", "rounded", "statistics_of"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -172,6 +172,16 @@ def evaluate(
                     results[scope_of[row]].note(name, float(episode_return), int(length))
                     remaining[row] -= not name
     return results
+
+
+def statistics_of(trainer: StepTrainer[Any]) -> list[list[Statistics]]:
+    """Return the statistics of each scope's environments, by row.
+
+    Raises:
+        WorkerError: A worker failed.
+    """
+    rows = trainer.env_statistics()
+    return [rows[start:stop] for start, stop in trainer.scopes]
 
 
 def _carry(trainer: StepTrainer[Any], statistics: Sequence[Sequence[Statistics]]) -> None:

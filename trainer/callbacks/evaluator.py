@@ -13,7 +13,7 @@ from orchestrator.base import Result
 from trainer.callbacks.loop import Callback, Loop
 from trainer.checks import checked_count
 from trainer.config import StepTrainerCfg
-from trainer.evaluation import Evaluated, Evaluation, Evaluations
+from trainer.evaluation import Evaluated, Evaluation, Evaluations, statistics_of
 from trainer.step import StepTrainer
 from workers.envs.base import EnvFactory, recipe_of
 from workers.errors import ClusterError, ConfigError, EvaluationError
@@ -38,6 +38,8 @@ class Evaluator(Callback):
     Attributes:
         every: Number of timesteps between two evaluations.
         last: The last results that were told; None before the first.
+        told: Timestep of the last evaluation whose results were told, also before a checkpoint was loaded; else 0.
+        repeats: Whether the evaluation of the timestep of a loaded checkpoint is done again, because it was under way.
     """
 
     every: int
@@ -72,18 +74,8 @@ class Evaluator(Callback):
         self._max_timesteps = checked_count("max_timesteps", max_timesteps, least=1)
         self._env, self._agents = env, agents
         self._pending: tuple[int, Evaluations, Result[list[Evaluation]]] | None = None
-        self._told = 0
-        self._repeats = False
-
-    @property
-    def told(self) -> int:
-        """Timestep of the last evaluation whose results were told, also before a checkpoint was loaded; else 0."""
-        return self._told
-
-    @property
-    def repeats(self) -> bool:
-        """Whether the evaluation of the timestep of a loaded checkpoint is done again, because it was under way."""
-        return self._repeats
+        self.told = 0
+        self.repeats = False
 
     def on_start(self, loop: Loop) -> None:
         """Check that environments and agents can be built; repeat an evaluation that a checkpoint could not keep.
@@ -96,7 +88,7 @@ class Evaluator(Callback):
         self._builder(loop.trainer)
         if self.every > loop.timesteps:
             _logger.warning("evaluations are every %d timesteps, but the loop ends at %d", self.every, loop.timesteps)
-        if self._repeats:
+        if self.repeats:
             self._begin(loop)
 
     def on_step(self, loop: Loop) -> None:
@@ -120,19 +112,18 @@ class Evaluator(Callback):
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return what has been told, and whether an evaluation of the agents as they are is under way."""
-        return {"told": self._told, "repeats": self._pending is not None}
+        return {"told": self.told, "repeats": self._pending is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned."""
-        self._told, self._repeats, self._pending = state["told"], state["repeats"], None
+        self.told, self.repeats, self._pending = state["told"], state["repeats"], None
 
     def _begin(self, loop: Loop) -> None:
         trainer = loop.trainer
-        rows = trainer.env_statistics()
         evaluations = Evaluations(
             build=self._builder(trainer),
             files=trainer.agent_files(),
-            statistics=[rows[start:stop] for start, stop in trainer.scopes],
+            statistics=statistics_of(trainer),
             episodes=self._episodes,
             max_timesteps=self._max_timesteps,
         )
@@ -153,10 +144,10 @@ class Evaluator(Callback):
             if isinstance(error, ClusterError):
                 raise
             raise self._failed(error, timestep) from error
-        self._pending, self._repeats = None, False
+        self._pending, self.repeats = None, False
         self.last = Evaluated(timestep, results, timestep + self.every, evaluations.files, evaluations.statistics)
         loop.tell_evaluation(self.last)
-        self._told = timestep
+        self.told = timestep
 
     def _builder(self, trainer: StepTrainer[Any]) -> Any:
         """Return what builds the trainer of an evaluation.

@@ -17,7 +17,7 @@ from trainer.evaluation import Evaluated
 from trainer.step import StepTrainer
 from workers.errors import ConfigError, LifecycleError, LockstepError, WorkerError
 
-__all__ = ["RATE", "Callback", "Loop"]
+__all__ = ["RATE", "Callback", "Loop", "default_metrics_every"]
 
 _logger = logging.getLogger("lockstep")
 
@@ -131,7 +131,7 @@ class Loop:
         self.trainer, self.callbacks = trainer, list(callbacks)
         self.timesteps = trainer.cfg.timesteps if timesteps is None else checked_count("timesteps", timesteps, least=0)
         if metrics_every is None:
-            metrics_every = max(1, self.timesteps // 100)
+            metrics_every = default_metrics_every(self.timesteps)
         self.metrics_every = checked_count("metrics_every", metrics_every, least=1)
         for callback in self.callbacks:
             if callback.every is not None:
@@ -384,8 +384,6 @@ class Loop:
         self._is_behind = False
         for callback in self.callbacks[-1:]:
             self._call(callback.on_step)
-        if self.is_over:
-            self.settle()
 
     def _collect(self) -> None:
         scalars = self.trainer.collect_metrics()
@@ -394,3 +392,8 @@ class Loop:
         for one, (start, stop) in zip(scalars, self.trainer.scopes, strict=True):
             one[RATE] = count * (stop - start) / seconds
         self.scalars, self._collected = scalars, self.timestep
+
+
+def default_metrics_every(timesteps: int) -> int:
+    """Return a hundredth of the timesteps, at least 1."""
+    return max(1, timesteps // 100)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -11,6 +10,7 @@ from typing import Any
 
 from orchestrator.run_dir import RunDirectory
 from trainer.callbacks.loop import Callback, Loop
+from trainer.command.evaluation import store
 from trainer.command.run_config import RunConfig
 from trainer.command.run_log import stored
 from trainer.command.stored_spaces import write_spaces
@@ -47,18 +47,14 @@ class BestAgents(Callback):
         """Store the agents, if they are the best so far. A write that fails is told, and the training goes on."""
         if not evaluation.mean > (-math.inf if self._best is None else self._best):  # NaN: some episodes did not end
             return
-        directory, results = self._directory, evaluation.results
+        directory = self._directory
         try:
             directory.write_config(stored(self._config))
             directory.write_agents(evaluation.files, evaluation.statistics)
             write_spaces(directory, self._spaces)
             status = {"state": "finished", "timestep": evaluation.timestep, "stopped": "these are the best agents"}
             directory.write("status.json", json.dumps(status))
-            scores = [
-                {"scope": scope, "weights": directory.digest(scope), **dataclasses.asdict(result)}
-                for scope, result in enumerate(results)
-            ]
-            directory.write("evaluation.json", json.dumps(scores, indent=1))
+            store(evaluation.results, directory)
         except (ConfigError, OSError) as error:  # a ConfigError if the folder cannot be written
             _logger.error("%s cannot be written; training continues: %s", directory.url, error)
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.callbacks import Callback, EarlyStopping, Evaluator, MlflowLogger, Population, TrackioLogger, WandbLogger
 from trainer.callbacks.loggers import Logger
+from trainer.callbacks.loop import default_metrics_every
 from trainer.command.importing import find_modules, imported, told
 from trainer.command.run_config import CallbackConfig, RunConfig, in_line, named
 from workers.errors import ConfigError
@@ -34,7 +35,7 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         find_modules()
     stored, wanted = dataclasses.asdict(config), config.evaluation
     callbacks = [_built(one, f"callbacks.{index}", stored) for index, one in enumerate(config.callbacks)]
-    interval = config.logging.interval or max(1, config.trainer.timesteps // 100)
+    interval = config.logging.interval or default_metrics_every(config.trainer.timesteps)
     for index, callback in enumerate(callbacks):  # before anything is written
         if isinstance(callback, EarlyStopping) and wanted.every is None:
             raise ConfigError(f"callbacks.{index} is early_stopping, which needs evaluation.every; set it")

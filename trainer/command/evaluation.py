@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.run_dir import RunDirectory
@@ -14,7 +15,7 @@ from trainer.evaluation import evaluate as evaluate_agents
 from trainer.step import StepTrainer
 from workers.frameworks import load_framework
 
-__all__ = ["as_stored", "evaluate"]
+__all__ = ["as_stored", "evaluate", "store"]
 
 
 def evaluate(
@@ -53,6 +54,20 @@ def evaluate(
         begin(trainer)
         statistics = [directory.statistics(scope) for scope in range(len(config.agents))]
         return evaluate_agents(trainer, statistics, episodes=wanted.episodes, max_timesteps=wanted.max_timesteps)
+
+
+def store(results: Sequence[Evaluation], directory: RunDirectory) -> None:
+    """Write ``evaluation.json``: the results of the stored agents.
+
+    Raises:
+        AgentError: An agent is not stored.
+        OSError: It cannot be written.
+    """
+    found = [
+        {"scope": scope, "weights": directory.digest(scope), **dataclasses.asdict(result)}
+        for scope, result in enumerate(results)
+    ]
+    directory.write("evaluation.json", json.dumps(found, indent=1))
 
 
 def as_stored(agents: list[AgentConfig]) -> list[AgentConfig]:

@@ -7,16 +7,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from orchestrator.base import Recovered
 from orchestrator.run_dir import RunDirectory
 from trainer.callbacks.loop import Callback, Loop
 from trainer.command.run_config import RunConfig, dump_config
 from trainer.command.signals import Stop
-from trainer.step import StepTrainer
+from trainer.evaluation import statistics_of
 from trainer.versions import versions
-from workers.envs.statistics import Statistics
 from workers.errors import CheckpointError, ConfigError, DivergedError
 
 __all__ = ["Status", "StoredAgents", "begin", "go_on", "stored"]
@@ -156,7 +154,7 @@ class StoredAgents(Callback):
         if files is None and (timestep == self._status.timestep or self.diverged):
             return
         try:
-            self._directory.write_agents(trainer.agent_files() if files is None else files, _statistics(trainer))
+            self._directory.write_agents(trainer.agent_files() if files is None else files, statistics_of(trainer))
         except DivergedError:
             self.diverged = True  # told once
             raise
@@ -204,12 +202,6 @@ class StoredAgents(Callback):
                 raise
             timestep = self._status.timestep
             _logger.error("the run directory is incomplete; its agents are from timestep %d: %s", timestep, error)
-
-
-def _statistics(trainer: StepTrainer[Any]) -> list[list[Statistics]]:
-    """Return the statistics of each scope's environments, by row."""
-    rows = trainer.env_statistics()
-    return [rows[start:stop] for start, stop in trainer.scopes]
 
 
 def stored(config: RunConfig) -> str:

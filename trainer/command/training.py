@@ -19,7 +19,7 @@ from trainer.callbacks.metrics import Metrics
 from trainer.command.best_agents import BestAgents
 from trainer.command.callbacks import build_callbacks
 from trainer.command.checkpointing import Checkpoints
-from trainer.command.evaluation import evaluate
+from trainer.command.evaluation import evaluate, store
 from trainer.command.run import OURS, prepare, resolve
 from trainer.command.run_config import AgentConfig, RunConfig, in_line, load_config, parse
 from trainer.command.run_log import Status, StoredAgents, begin, go_on
@@ -118,11 +118,7 @@ def train(config: RunConfig, directory: RunDirectory, *, resumes: bool = False, 
         except Exception:
             _logger.error("training is finished and stored in %s, but evaluation failed:", directory.url)
             raise
-        stored = [
-            {"scope": scope, "weights": directory.digest(scope), **dataclasses.asdict(result)}
-            for scope, result in enumerate(results)
-        ]
-        directory.write("evaluation.json", json.dumps(stored, indent=1))  # first: nobody may read the lines
+        store(results, directory)  # first: nobody may read the lines
         yield from report(results, config, directory)
 
 
