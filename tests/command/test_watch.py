@@ -118,7 +118,7 @@ def test_the_table_is_drawn_in_a_terminal(
     folder = make_run(tmp_path / "mine", scopes=64)
     (folder / "recoveries" / "000000000000.json").write_text(json.dumps([{"scopes": [3], "timestep": 9, "cause": "X"}]))
     console = rich.console.Console(force_terminal=True, width=80, height=24, color_system=None)
-    list(watching._drawn(RunReader(str(folder)), console))
+    watching._draw(RunReader(str(folder)), console)
     text = capsys.readouterr().out
     for told in ("CartPole-v1, 64 simultaneous agents", "checkpoint 30", "recoveries 1", "more", "mean", "finished"):
         assert told in text
@@ -140,7 +140,7 @@ def test_ctrl_c_gives_the_terminal_back(
     monkeypatch.setenv("TERM", "xterm")
     console = rich.console.Console(force_terminal=True, width=80, height=24)
     with pytest.raises(KeyboardInterrupt):
-        list(watching._drawn(RunReader(str(folder)), console))
+        watching._draw(RunReader(str(folder)), console)
     text = capsys.readouterr().out
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
 

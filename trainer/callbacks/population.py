@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.callbacks.loop import Callback, Loop
+from trainer.callbacks.view import RETURN
 from trainer.checks import checked_count, is_number
 from workers.errors import ConfigError
 
@@ -16,7 +17,6 @@ __all__ = ["Population"]
 
 _logger = logging.getLogger("lockstep")
 
-_RETURN = "Episode / Return (mean)"
 _COPIED = "Population / Copied from scope"
 
 
@@ -117,8 +117,8 @@ class Population(Callback):
     def on_step(self, loop: Loop) -> None:
         """Note the returns; if it is time, let the worst agents copy the best."""
         for scope, scalars in enumerate(loop.scalars):
-            if _RETURN in scalars:
-                self._sums[scope] += scalars[_RETURN]
+            if RETURN in scalars:
+                self._sums[scope] += scalars[RETURN]
                 self._counts[scope] += 1
         if loop.timestep % self.every:
             return

@@ -47,8 +47,10 @@ def watch(url: str) -> Iterator[str]:
     """
     yield from _awaited(RunDirectory(url))
     reader, console = RunReader(url), rich.console.Console()
-    lines = _drawn(reader, console) if Screen.is_possible(console) else _told(reader)
-    yield from lines
+    if Screen.is_possible(console):
+        _draw(reader, console)
+    else:
+        yield from _told(reader)
     yield _ending(reader)
     if reader.state not in ("finished", "interrupted"):
         raise SystemExit(1)
@@ -64,14 +66,12 @@ def _awaited(directory: RunDirectory) -> Iterator[str]:
         time.sleep(_PAUSE)
 
 
-def _drawn(reader: RunReader, console: rich.console.Console) -> Iterator[str]:
+def _draw(reader: RunReader, console: rich.console.Console) -> None:
     with closing(Screen(console)) as screen:
         screen.draw(view_of(reader))
         while not reader.has_ended:
-            time.sleep(_PAUSE if reader.is_local else _PAUSE_AT_URL)
-            reader.read()
+            _read_again(reader)
             screen.draw(view_of(reader))
-    yield from ()
 
 
 def _told(reader: RunReader) -> Iterator[str]:
@@ -84,8 +84,13 @@ def _told(reader: RunReader) -> Iterator[str]:
             yield line
         if reader.has_ended:
             return
-        time.sleep(_PAUSE if reader.is_local else _PAUSE_AT_URL)
-        reader.read()
+        _read_again(reader)
+
+
+def _read_again(reader: RunReader) -> None:
+    """Read what was added to the directory, after a pause."""
+    time.sleep(_PAUSE if reader.is_local else _PAUSE_AT_URL)
+    reader.read()
 
 
 def view_of(reader: RunReader) -> RunView:
